@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Airflow discovers about this provider.
+
+A leaf: every ``airflow`` command imports it, so it imports nothing itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_CONN_FIELDS: dict[str, dict[str, Any]] = {
+    "requests_per_second": {
+        "label": "Requests per second",
+        "description": "Upper bound for calls to the API, shared by all that one process sends. "
+        "Empty: no bound.",
+        "schema": {"type": ["number", "null"], "minimum": 0},
+    },
+    "timeout": {
+        "label": "Timeout (seconds)",
+        "description": "How long one call to the API may take.",
+        "schema": {"type": ["number", "null"], "default": 60, "minimum": 0},
+    },
+    "not_found_patience": {
+        "label": "Patience with an unknown request (seconds)",
+        "description": "How long the API has to keep saying that it does not know a request before "
+        "that is believed.",
+        "schema": {"type": ["number", "null"], "default": 60, "minimum": 0},
+    },
+    "download_hosts": {
+        "label": "Download hosts",
+        "description": "Hosts that videos may come from, comma separated: host patterns such as "
+        "*.example.com, or whole origins such as http://127.0.0.1:8787. Replaces the built-in list "
+        "(*.runcomfy.net, *.runcomfy.com).",
+        "schema": {"type": ["string", "null"]},
+    },
+    "allow_private_images": {
+        "label": "Allow images from private addresses",
+        "description": "Read source images from private, loopback and link-local addresses too. "
+        "For the sandbox and for image servers inside your network.",
+        "schema": {"type": ["boolean", "null"], "default": False},
+    },
+    "account_host": {
+        "label": "Account API",
+        "description": "Origin of the account API, which knows the balance. Empty: https://api.runcomfy.net",
+        "schema": {"type": ["string", "null"]},
+    },
+}
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Describe this provider to Airflow: its package, its connection type, and that type's form.
+
+    ``package-name`` must equal the name of the distribution, or Airflow's whole discovery fails, for
+    every provider that is installed.
+
+    :return: what Airflow's ``provider_info.schema.json`` asks for; ``conn-fields`` and
+        ``ui-field-behaviour`` are read by Airflow 3.2 and later.
+    """
+    return {
+        "package-name": "airflow-provider-wan",
+        "name": "Wan (RunComfy)",
+        "description": "Turns images into videos with RunComfy's Model API (Wan 2.2 image-to-video by "
+        "default) and lands them in Google Cloud Storage.",
+        "integrations": [
+            {
+                "integration-name": "Wan (RunComfy)",
+                "external-doc-url": "https://docs.runcomfy.com/",
+                "tags": ["service"],
+            },
+        ],
+        "connection-types": [
+            {
+                "connection-type": "wan",
+                "hook-class-name": "airflow_provider_wan.hooks.wan.WanHook",
+                "hook-name": "Wan (RunComfy)",
+                "conn-fields": _CONN_FIELDS,
+                "ui-field-behaviour": {
+                    "hidden-fields": ["schema", "login", "port"],
+                    "relabeling": {"password": "API token", "host": "API origin"},
+                    "placeholders": {
+                        "password": "a token from your RunComfy profile page",
+                        "host": "https://model-api.runcomfy.net",
+                    },
+                },
+            },
+        ],
+    }
