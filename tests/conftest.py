@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every test run gets an Airflow of its own in a temporary directory, and no network but loopback.
+
+This runs before anything imports Airflow, which reads its environment once, on import.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# With pytest-xdist the controller makes the directory and its workers, which inherit this, share it.
+_BASE_VARIABLE = "WAN_TESTS_BASE"
+_IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+
+
+def _forget_the_machine() -> None:
+    """Drop what a developer's shell could change in a test: Airflow settings, credentials, proxies."""
+    prefixes = ("AIRFLOW", "_AIRFLOW", "GOOGLE_", "GCLOUD_", "STORAGE_EMULATOR_HOST", "WAN_", "NETRC")
+    for name in list(os.environ):
+        keep = name == _BASE_VARIABLE and _IS_WORKER
+        if not keep and (name.startswith(prefixes) or name.lower().endswith("_proxy")):
+            del os.environ[name]
+
+
+_forget_the_machine()
+if not _IS_WORKER:
+    os.environ[_BASE_VARIABLE] = tempfile.mkdtemp(prefix="wan-tests-")
+BASE = Path(os.environ[_BASE_VARIABLE])
+AIRFLOW_HOME = BASE / os.environ.get("PYTEST_XDIST_WORKER", "main")
+AIRFLOW_HOME.mkdir(exist_ok=True)
+
+
+def _airflow_environment(home: Path) -> dict[str, str]:
+    return {
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+    }
+
+
+os.environ.update(_airflow_environment(AIRFLOW_HOME))
+
+
+def _only_loopback(event: str, arguments: tuple[Any, ...]) -> None:
+    if event != "socket.connect":
+        return
+    opened, address = arguments
+    if opened.family not in (socket.AF_INET, socket.AF_INET6) or opened.type != socket.SOCK_STREAM:
+        return
+    host = str(address[0])
+    if not host.startswith("127.") and host not in ("::1", "localhost", "::ffff:127.0.0.1"):
+        raise OSError(errno.ENETUNREACH, f"tests talk to loopback only, not to {host}")
+
+
+sys.addaudithook(_only_loopback)
+
+
+def pytest_unconfigure() -> None:
+    """Remove the directory; the controller outlives its workers, so it does that."""
+    if not _IS_WORKER:
+        shutil.rmtree(BASE, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def airflow_db() -> Path:
+    """A migrated SQLite database for this process: migrated once a run, then copied.
+
+    :return: the database's file.
+    """
+    template = BASE / "template"
+    template.mkdir(exist_ok=True)
+    with open(BASE / "template.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (template / "done").exists():
+            done = subprocess.run(
+                [sys.executable, "-m", "airflow", "db", "migrate"],
+                env={**os.environ, **_airflow_environment(template)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout[-4000:]
+            (template / "done").touch()
+    database = AIRFLOW_HOME / "airflow.db"
+    shutil.copyfile(template / "airflow.db", database)
+    return database
