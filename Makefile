@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+# Needs Python 3.11 or newer, make, and a package index. `make help` lists what there is.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo test lint test-unit test-live test-compat docs benchmark-imports clean
+
+# The first Python that is new enough; PYTHON=... chooses another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STEP := sh .ci/step
+INSTALLED := $(VENV)/installed.stamp
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED)  ## Make .venv with everything in it, pinned by constraints.txt
+
+$(INSTALLED): pyproject.toml constraints.txt requirements-dev.txt .ci/setup
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found" >&2; exit 1; }
+	@$(STEP) "Setting up $(VENV) (one to two minutes, log in .work/setup.log)" sh .ci/setup "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+demo: setup  ## Images to videos in a bucket, on a real local Airflow (KEEP=1 leaves it running)
+	@$(BIN)/python demo/run.py $(if $(KEEP),--keep)
+
+test: setup lint test-unit test-live  ## Everything that must hold: what CI runs
+
+lint: setup  ## Style, types and layers
+	@$(STEP) "Style (ruff check)" $(BIN)/ruff check .
+	@$(STEP) "Format (ruff format)" $(BIN)/ruff format --check .
+	@$(STEP) "Types (mypy --strict)" $(BIN)/mypy
+	@$(STEP) "Layers (import-linter)" $(BIN)/lint-imports
+
+# With loadgroup, tests that share something expensive (the wheel's environment) stay on one worker.
+test-unit: setup  ## All tests but the live ones; docs and wheel are built in them. ARGS=... goes to pytest
+	@$(STEP) "Unit tests, docs and wheel" $(BIN)/pytest -n 2 --dist loadgroup -m "not live" $(ARGS)
+
+test-live: setup  ## Tests that boot Airflow's scheduler and triggerer. ARGS=... goes to pytest
+	@if [ -d tests/live ]; then $(STEP) "Live tests" $(BIN)/pytest -m live tests/live $(ARGS); fi
+
+test-compat: setup  ## The unit tests under another Airflow: AIRFLOW=3.1.8
+	@test -n "$(AIRFLOW)" || { echo "Which Airflow? make test-compat AIRFLOW=3.1.8" >&2; exit 1; }
+	@$(STEP) "Unit tests under Airflow $(AIRFLOW)" sh .ci/compat "$(PYTHON)" "$(AIRFLOW)"
+
+docs: setup  ## Build the documentation into docs/_build/html
+	@$(STEP) "Documentation" $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+benchmark-imports: setup  ## What DAG parsing pays for importing the operators
+	@$(BIN)/python benchmarks/import_time.py
+
+clean:  ## Remove all that the other targets made
+	rm -rf $(VENV) .venvs .work dist docs/_build demo-output
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
