@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The part of Airflow's REST API that a demo and a live test need, over one HTTP session."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import requests
+
+from demo.task_logs import plain_log
+
+OVER = frozenset({"success", "failed"})
+"""States in which a Dag run is over."""
+
+TASK_OVER = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+"""States in which a task instance is over."""
+
+
+class AirflowApiError(RuntimeError):
+    """The API server answered with an error; the message has the call, the status and the body."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskKey:
+    """Which task instance: of a Dag, a run, and a map index (-1 where it is not mapped)."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int = -1
+
+    def __str__(self) -> str:
+        mapped = f"[{self.map_index}]" if self.map_index >= 0 else ""
+        return f"{self.dag_id}.{self.task_id}{mapped} of run {self.run_id}"
+
+
+def wait_until(
+    check: Callable[[], T], what: str | Callable[[], str], *, timeout_s: float, every_s: float = 0.2
+) -> T:
+    """The first true value of ``check``; TimeoutError naming ``what`` when there is none in time."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := check()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not seen in {timeout_s:.0f} s: {what() if callable(what) else what}")
+        time.sleep(every_s)
+    return value
+
+
+class AirflowClient:
+    """Calls of Airflow's REST API, by the names that its users know.
+
+    :param base_url: of the API server.
+    :param log_folder: ``[logging] base_log_folder``: task logs are read from the files, so that they can
+        still be shown when the API server is gone.
+    """
+
+    def __init__(self, base_url: str, *, log_folder: Path) -> None:
+        self.base_url = base_url
+        self._log_folder = log_folder
+        self._session = requests.Session()
+        # A proxy of the environment has no business between us and the loopback interface.
+        self._session.trust_env = False
+
+    def api(self, method: str, path: str, json: Any = None, *, query: Mapping[str, Any] | None = None) -> Any:
+        """Call ``/api/v2{path}`` and return the answer's JSON.
+
+        :raises AirflowApiError: any status but 2xx.
+        """
+        for attempt in ("first", "with a new token"):
+            if "Authorization" not in self._session.headers:
+                self._authorize()
+            reply = self._session.request(
+                method, f"{self.base_url}/api/v2{path}", json=json, params=query, timeout=20
+            )
+            if reply.status_code != 401 or attempt != "first":
+                break
+            del self._session.headers["Authorization"]
+        if not reply.ok:
+            message = f"{method} {path} was answered {reply.status_code}: {reply.text[:500]}"
+            raise AirflowApiError(message, status=reply.status_code)
+        return reply.json() if reply.content else None
+
+    def _authorize(self) -> None:
+        """Fetch a token: with ``simple_auth_manager_all_admins`` it takes no password."""
+        reply = self._session.get(f"{self.base_url}/auth/token", timeout=20)
+        reply.raise_for_status()
+        self._session.headers["Authorization"] = f"Bearer {reply.json()['access_token']}"
+
+    def health(self) -> dict[str, str]:
+        """Status of each component that the API server knows of, e.g. ``{"scheduler": "healthy"}``."""
+        reply = self._session.get(f"{self.base_url}/api/v2/monitor/health", timeout=5)
+        reply.raise_for_status()
+        return {name: str(part.get("status")) for name, part in reply.json().items()}
+
+    def pages(self, path: str, key: str, **query: Any) -> list[dict[str, Any]]:
+        """All rows of a list, which Airflow gives 100 at a time."""
+        rows: list[dict[str, Any]] = []
+        while True:
+            page = self.api("GET", path, query={"limit": 100, "offset": len(rows), **query})
+            rows += page[key]
+            if not page[key] or len(rows) >= page.get("total_entries", 0):
+                return rows
+
+    def triggerer_job_ids(self) -> set[int]:
+        """Ids of the triggerers that are alive by their heartbeat."""
+        return {
+            job["id"]
+            for job in self.pages("/jobs", "jobs", job_type="TriggererJob", is_alive=True, order_by="id")
+        }
+
+    def dags_seen(self) -> set[str]:
+        """Ids of the Dags that the DAG processor has parsed."""
+        return {dag["dag_id"] for dag in self.pages("/dags", "dags")}
+
+    def import_errors(self) -> str:
+        """What the DAG processor could not import: file and the end of the traceback; empty if nothing."""
+        errors = self.pages("/importErrors", "import_errors")
+        return "\n".join(f"{error['filename']}:\n{error['stack_trace'][-1500:]}" for error in errors)
+
+    def unpause(self, dag_id: str) -> None:
+        """Let the scheduler run this Dag."""
+        self.api("PATCH", f"/dags/{_part(dag_id)}", {"is_paused": False})
+
+    def trigger(
+        self,
+        dag_id: str,
+        conf: Mapping[str, Any] | None = None,
+        *,
+        logical_date: str | None = None,
+        run_id: str | None = None,
+    ) -> str:
+        """Start a run and return its id.
+
+        :param logical_date: ISO 8601 with a zone; None for a run without one.
+        """
+        body: dict[str, Any] = {"conf": dict(conf or {}), "logical_date": logical_date}
+        if run_id is not None:
+            body["dag_run_id"] = run_id
+        run: dict[str, Any] = self.api("POST", f"/dags/{_part(dag_id)}/dagRuns", body)
+        return str(run["dag_run_id"])
+
+    def run_state(self, dag_id: str, run_id: str) -> str:
+        """State of a Dag run: queued, running, success or failed."""
+        return str(self.api("GET", _run_path(dag_id, run_id))["state"])
+
+    def wait_run(self, dag_id: str, run_id: str, *, timeout_s: float) -> str:
+        """The state in which the run ended; TimeoutError, with the state of each task, if it did not."""
+
+        def over() -> str | None:
+            state = self.run_state(dag_id, run_id)
+            return state if state in OVER else None
+
+        def what() -> str:
+            states = {
+                f"{ti['task_id']}[{ti['map_index']}]": ti["state"]
+                for ti in self.task_instances(dag_id, run_id)
+            }
+            return f"the end of {dag_id} run {run_id}; its tasks: {states}"
+
+        return str(wait_until(over, what, timeout_s=timeout_s))
+
+    def set_run_state(self, dag_id: str, run_id: str, state: str) -> None:
+        """Mark a run ``success``, ``failed`` or ``queued``, as the UI does."""
+        self.api("PATCH", _run_path(dag_id, run_id), {"state": state})
+
+    def delete_run(self, dag_id: str, run_id: str) -> None:
+        """Delete a run with its tasks."""
+        self.api("DELETE", _run_path(dag_id, run_id))
+
+    def task_instances(self, dag_id: str, run_id: str, task_id: str | None = None) -> list[dict[str, Any]]:
+        """Every task instance of a run, mapped ones included, in the order of task and map index."""
+        query = {} if task_id is None else {"task_id": task_id}
+        rows = self.pages(f"{_run_path(dag_id, run_id)}/taskInstances", "task_instances", **query)
+        return sorted(rows, key=lambda row: (row["task_id"], row["map_index"]))
+
+    def task_instance(self, task: TaskKey) -> dict[str, Any]:
+        """One task instance as Airflow shows it: ``state, try_number, pid, trigger, ...``."""
+        row: dict[str, Any] = self.api("GET", _task_path(task))
+        return row
+
+    def wait_task(
+        self, task: TaskKey, *states: str, timeout_s: float, try_number: int | None = None
+    ) -> dict[str, Any]:
+        """The task instance once it is in one of the states (any final one if none is named).
+
+        :param try_number: count only this try or a later one.
+        """
+        wanted = frozenset(states) or TASK_OVER
+
+        def reached() -> dict[str, Any] | None:
+            try:
+                row = self.task_instance(task)
+            except AirflowApiError as error:
+                # A mapped instance exists only after its upstream's end.
+                if error.status != 404:
+                    raise
+                return None
+            if try_number is not None and row["try_number"] < try_number:
+                return None
+            return row if row["state"] in wanted else None
+
+        def what() -> str:
+            return f"{task} in {sorted(wanted)}; run: {self.task_states(task.dag_id, task.run_id)}"
+
+        row = wait_until(reached, what, timeout_s=timeout_s)
+        assert row is not None
+        return row
+
+    def task_states(self, dag_id: str, run_id: str) -> dict[str, str]:
+        """State of each task instance, by ``task_id`` or ``task_id[map_index]``."""
+        return {
+            ti["task_id"] + (f"[{ti['map_index']}]" if ti["map_index"] >= 0 else ""): str(ti["state"])
+            for ti in self.task_instances(dag_id, run_id)
+        }
+
+    def set_state(self, task: TaskKey, state: str) -> None:
+        """Mark a task instance ``success``, ``failed`` or ``skipped``, as the UI does."""
+        self.api("PATCH", _task_path(task), {"new_state": state})
+
+    def clear(self, task: TaskKey, *, downstream: bool = False) -> None:
+        """Clear a task instance, in whatever state it is, so that it runs again."""
+        only = [task.task_id, task.map_index] if task.map_index >= 0 else task.task_id
+        body = {
+            "dry_run": False,
+            "dag_run_id": task.run_id,
+            "task_ids": [only],
+            "only_failed": False,
+            "include_downstream": downstream,
+        }
+        self.api("POST", f"/dags/{_part(task.dag_id)}/clearTaskInstances", body)
+
+    def xcom(self, task: TaskKey, key: str = "return_value") -> Any:
+        """An XCom's value; None if there is none."""
+        query = {"map_index": task.map_index, "stringify": False}
+        try:
+            entry = self.api("GET", f"{_task_path(task, mapped=False)}/xcomEntries/{_part(key)}", query=query)
+        except AirflowApiError as error:
+            if error.status == 404:
+                return None
+            raise
+        return entry["value"]
+
+    def triggerer_of(self, task: TaskKey) -> int | None:
+        """Job id of the triggerer that runs the trigger of a deferred task; None while nobody does."""
+        trigger = self.task_instance(task)["trigger"]
+        return trigger and trigger["triggerer_id"]
+
+    def task_log(self, task: TaskKey) -> str:
+        """Log of all tries, the trigger's part included, as plain text."""
+        folder = (
+            self._log_folder / f"dag_id={task.dag_id}" / f"run_id={task.run_id}" / f"task_id={task.task_id}"
+        )
+        if task.map_index >= 0:
+            folder /= f"map_index={task.map_index}"
+        parts = sorted(folder.glob("attempt=*.log*"))
+        return "\n".join(f"--- {part.name}\n{plain_log(part.read_text(errors='replace'))}" for part in parts)
+
+
+def _part(value: str) -> str:
+    return quote(value, safe="")
+
+
+def _run_path(dag_id: str, run_id: str) -> str:
+    return f"/dags/{_part(dag_id)}/dagRuns/{_part(run_id)}"
+
+
+def _task_path(task: TaskKey, *, mapped: bool = True) -> str:
+    path = f"{_run_path(task.dag_id, task.run_id)}/taskInstances/{_part(task.task_id)}"
+    return f"{path}/{task.map_index}" if mapped and task.map_index >= 0 else path

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every setting of the local Airflow, with its reason."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_LOCAL_BUNDLE = "airflow.dag_processing.bundles.local.LocalDagBundle"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AirflowSettings:
+    """What differs between one local Airflow and the next; see ``LocalAirflow`` for the meanings."""
+
+    home: Path
+    dags_folders: Sequence[Path]
+    database: str
+    port: int
+    health_threshold_s: int | None
+    parallelism: int
+
+    def environment(self, *, extra: Mapping[str, str]) -> dict[str, str]:
+        """The environment of every part: the caller's own, less any Airflow settings of theirs."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+        # Tasks reach the API server with httpx, which sends loopback calls to a proxy of the environment.
+        no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY", ""), "127.0.0.1", "localhost"]))
+        return {
+            **inherited,
+            "AIRFLOW_HOME": str(self.home),
+            "NO_PROXY": no_proxy,
+            "no_proxy": no_proxy,
+            "PYTHONUNBUFFERED": "1",
+            **_as_variables(self._base()),
+            **_as_variables(self._quick()),
+            **(_as_variables(self._watchful(self.health_threshold_s)) if self.health_threshold_s else {}),
+            **extra,
+        }
+
+    def _base(self) -> dict[str, dict[str, object]]:
+        bundles = [
+            {"name": f"{number}-{folder.name}", "classpath": _LOCAL_BUNDLE, "kwargs": {"path": str(folder)}}
+            for number, folder in enumerate(self.dags_folders)
+        ]
+        url = f"http://127.0.0.1:{self.port}"
+        return {
+            "core": {
+                "executor": "LocalExecutor",
+                "load_examples": False,
+                "dags_folder": self.dags_folders[0],
+                "fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+                "parallelism": self.parallelism,
+                "execution_api_server_url": f"{url}/execution/",
+                "simple_auth_manager_all_admins": True,
+                # The default asks the resolver for a full name, which takes seconds where there is none.
+                "hostname_callable": "socket.gethostname",
+                "dags_are_paused_at_creation": True,
+                "max_active_tasks_per_dag": 64,
+            },
+            "database": {"sql_alchemy_conn": self.database},
+            "api": {
+                "host": "127.0.0.1",
+                "port": self.port,
+                "base_url": url,
+                "workers": 1,
+                "secret_key": secrets.token_hex(32),
+            },
+            "api_auth": {"jwt_secret": secrets.token_hex(32)},
+            "logging": {"base_log_folder": self.home / "logs", "colored_console_log": False},
+            "dag_processor": {
+                "dag_bundle_config_list": json.dumps(bundles),
+                "dag_bundle_storage_path": self.home / "bundles",
+            },
+            # Only the demo or the test starts runs: a daily Dag that is unpaused must not add its own.
+            "scheduler": {"use_job_schedule": False},
+            "usage_data_collection": {"enabled": False},
+        }
+
+    def _quick(self) -> dict[str, dict[str, object]]:
+        """Short waits: Airflow's own are made for clusters that run for months."""
+        return {
+            "scheduler": {
+                "scheduler_idle_sleep_time": 0.2,
+                "scheduler_heartbeat_sec": 2,
+                "trigger_timeout_check_interval": 1,
+                "orphaned_tasks_check_interval": 5,
+            },
+            "dag_processor": {
+                "refresh_interval": 5,
+                "bundle_refresh_check_interval": 1,
+                # Parsing again takes a core from the tasks; the files do not change.
+                "min_file_process_interval": 600,
+                "stale_dag_threshold": 1200,
+                "print_stats_interval": 0,
+                "dag_version_inflation_check_level": "off",
+            },
+            "workers": {"min_heartbeat_interval": 1, "missing_dag_retry_delay": 1},
+            "triggerer": {"job_heartbeat_sec": 1},
+        }
+
+    def _watchful(self, threshold_s: int) -> dict[str, dict[str, object]]:
+        """A dead part is found within seconds. The task time-out leaves room for a busy machine."""
+        return {
+            "scheduler": {
+                "scheduler_health_check_threshold": max(threshold_s, 10),
+                "task_instance_heartbeat_timeout": max(2 * threshold_s, 10),
+                "task_instance_heartbeat_timeout_detection_interval": 1,
+            },
+            "triggerer": {
+                "triggerer_health_check_threshold": threshold_s,
+                "runner_health_check_threshold": threshold_s,
+            },
+        }
+
+
+def _as_variables(sections: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
+    return {
+        f"AIRFLOW__{section.upper()}__{option.upper()}": str(value)
+        for section, options in sections.items()
+        for option, value in options.items()
+    }

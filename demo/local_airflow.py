@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real Airflow on this machine: its own home, free ports, and nothing left behind when it stops.
+
+``make demo`` and the live tests use the same class::
+
+    with LocalAirflow(home, dags_folders=["dags"]) as airflow:
+        run_id = airflow.client.trigger("wan_single_video")
+        airflow.client.wait_run("wan_single_video", run_id, timeout_s=60)
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import requests
+
+from demo.airflow_client import AirflowApiError, AirflowClient, TaskKey, wait_until
+from demo.airflow_settings import AirflowSettings
+from demo.processes import OwnProcess, free_port, stop_all, useful_end
+
+
+class LocalAirflowError(RuntimeError):
+    """A part of the local Airflow did not start or did not live; the message has the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Triggerer:
+    """A triggerer process, with the job id under which Airflow knows it."""
+
+    process: OwnProcess
+    job_id: int
+
+
+class LocalAirflow:
+    """Scheduler (LocalExecutor), Dag processor, API server and triggerers, each in a session of its own.
+
+    :param home: folder for everything it writes; made if missing.
+    :param dags_folders: each becomes a Dag bundle.
+    :param env: environment of all parts, and so of every task and trigger: connections, variables, emulators.
+    :param database: ``"sqlite"``, a file in ``home`` (one triggerer only), or a PostgreSQL URL such as
+        ``postgresql+psycopg2://airflow@127.0.0.1:5433/airflow``.
+    :param triggerers: how many to start; more can follow with :meth:`start_triggerer`.
+    :param health_threshold_s: whole seconds without a heartbeat after which a scheduler or triggerer counts
+        as dead and its work is taken over; None leaves Airflow's 30.
+    :param parallelism: tasks that may run at once.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        dags_folders: Sequence[Path | str],
+        env: Mapping[str, str] | None = None,
+        database: str = "sqlite",
+        triggerers: int = 1,
+        health_threshold_s: int | None = None,
+        parallelism: int = 8,
+    ) -> None:
+        if database == "sqlite" and triggerers > 1:
+            raise ValueError("two triggerers need PostgreSQL: SQLite has no row locks for them to share")
+        self.home = home.resolve()
+        self._database = f"sqlite:///{self.home}/airflow.db?timeout=60" if database == "sqlite" else database
+        self._triggerers_wanted = triggerers
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        settings = AirflowSettings(
+            home=self.home,
+            dags_folders=[Path(folder).resolve() for folder in dags_folders],
+            database=self._database,
+            port=self._port,
+            health_threshold_s=health_threshold_s,
+            parallelism=parallelism,
+        )
+        self.env = settings.environment(extra=env or {})
+        self.client = AirflowClient(self.url, log_folder=self.home / "logs")
+        self.processes: list[OwnProcess] = []
+        self.triggerers: list[Triggerer] = []
+
+    def __enter__(self) -> LocalAirflow:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def start(self, *, timeout_s: float = 120) -> None:
+        """Make the database, start every part and wait until all of them are healthy.
+
+        :raises LocalAirflowError: a part ended, or was not healthy in time. Everything is stopped then.
+        """
+        self.home.mkdir(parents=True, exist_ok=True)
+        atexit.register(self.stop)
+        deadline = time.monotonic() + timeout_s
+        try:
+            self._make_database(timeout_s=timeout_s)
+            self._start("api-server")
+            self._start("scheduler", "--skip-serve-logs")
+            self._start("dag-processor")
+            first = self._start_triggerer_process() if self._triggerers_wanted else None
+            self._wait_healthy(deadline, triggerer=first is not None)
+            if first is not None:
+                self.triggerers.append(Triggerer(first, self._new_triggerer_job_id(first, set(), deadline)))
+            while len(self.triggerers) < self._triggerers_wanted:
+                self.start_triggerer()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self, *, grace_s: float = 8) -> None:
+        """End every process that was started here, and no other. Safe to call twice."""
+        atexit.unregister(self.stop)
+        stop_all(self.processes, grace_s=grace_s)
+        self.processes.clear()
+        self.triggerers.clear()
+
+    def start_triggerer(self, *, timeout_s: float = 60) -> Triggerer:
+        """Start one more triggerer and wait for its first heartbeat."""
+        deadline = time.monotonic() + timeout_s
+        before = self.client.triggerer_job_ids()
+        process = self._start_triggerer_process()
+        triggerer = Triggerer(process, self._new_triggerer_job_id(process, before, deadline))
+        self.triggerers.append(triggerer)
+        return triggerer
+
+    def triggerer_of(self, task: TaskKey, *, timeout_s: float = 30) -> Triggerer:
+        """Who runs the trigger of this deferred task, waiting until somebody does."""
+        by_job = {triggerer.job_id: triggerer for triggerer in self.triggerers}
+        return wait_until(
+            lambda: by_job.get(self.client.triggerer_of(task) or -1),
+            f"a triggerer that runs the trigger of {task}",
+            timeout_s=timeout_s,
+        )
+
+    def pid_of_task(self, task: TaskKey, *, timeout_s: float = 30) -> int:
+        """Process id of the running task: the process in which the operator's ``execute`` runs.
+
+        Airflow reports exactly that one as the ``pid`` of a task instance; its parent is the supervisor, a
+        worker process of the LocalExecutor.
+        """
+
+        def running() -> int | None:
+            try:
+                row = self.client.task_instance(task)
+            except AirflowApiError as error:
+                if error.status != 404:
+                    raise
+                return None
+            alive = row["state"] == "running" and row["pid"] and psutil.pid_exists(row["pid"])
+            return int(row["pid"]) if alive else None
+
+        return wait_until(running, f"a process that runs {task}", timeout_s=timeout_s, every_s=0.05)
+
+    def kill_task(self, task: TaskKey, *, with_supervisor: bool = False) -> int:
+        """SIGKILL the running task's process; its supervisor reports the death at once.
+
+        :param with_supervisor: kill the LocalExecutor's worker first, as when a machine dies: then nobody
+            reports anything, and Airflow finds out by the missing heartbeat.
+        """
+        process = psutil.Process(self.pid_of_task(task))
+        if os.getsid(process.pid) not in {own.pid for own in self.processes}:
+            raise LocalAirflowError(f"process {process.pid} of {task} is not of this Airflow: left alone")
+        if with_supervisor and (supervisor := process.parent()) is not None:
+            supervisor.send_signal(signal.SIGKILL)
+        process.send_signal(signal.SIGKILL)
+        return process.pid
+
+    def wait_for_dags(self, *dag_ids: str, timeout_s: float = 60) -> None:
+        """Wait until these Dags are parsed; an import error ends the wait with its traceback."""
+
+        def parsed() -> bool:
+            self.check()
+            if set(dag_ids) <= self.client.dags_seen():
+                return True
+            if errors := self.client.import_errors():
+                raise LocalAirflowError(f"the Dag processor could not import a Dag file:\n{errors}")
+            return False
+
+        wait_until(parsed, f"Dags {', '.join(dag_ids)} parsed", timeout_s=timeout_s)
+
+    def check(self) -> None:
+        """Raise if a part that should live has ended.
+
+        :raises LocalAirflowError: with the useful end of its log.
+        """
+        for process in self.processes:
+            if not process.alive:
+                raise LocalAirflowError(
+                    f"the {process.name} ended with code {process.exit_code}. "
+                    f"The end of {process.log_path}:\n{process.log_end()}"
+                )
+
+    def _make_database(self, *, timeout_s: float) -> None:
+        log_path = self.home / "db-migrate.log"
+        with log_path.open("w") as log:
+            command = [sys.executable, "-m", "airflow", "db", "migrate"]
+            made = subprocess.run(
+                command,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                timeout=timeout_s,
+                check=False,
+            )
+        if made.returncode:
+            end = useful_end(log_path.read_text(errors="replace"))
+            raise LocalAirflowError(f"`airflow db migrate` failed. The end of {log_path}:\n{end}")
+        if self._database.startswith("sqlite"):
+            # Readers beside one writer, or five processes lock each other out; the mode stays in the file.
+            with sqlite3.connect(self.home / "airflow.db") as database:
+                database.execute("PRAGMA journal_mode=WAL")
+            database.close()
+
+    def _start(self, *command: str, name: str | None = None) -> OwnProcess:
+        name = name or command[0]
+        process = OwnProcess(
+            name,
+            [sys.executable, "-m", "airflow", *command],
+            env=self.env,
+            log_path=self.home / f"{name}.log",
+            cwd=self.home,
+        )
+        self.processes.append(process)
+        return process
+
+    def _start_triggerer_process(self) -> OwnProcess:
+        number = 1 + sum(process.name.startswith("triggerer") for process in self.processes)
+        return self._start("triggerer", "--skip-serve-logs", name=f"triggerer-{number}")
+
+    def forget(self, process: OwnProcess) -> None:
+        """Stop watching a process that a test has ended on purpose."""
+        self.processes.remove(process)
+        self.triggerers = [triggerer for triggerer in self.triggerers if triggerer.process is not process]
+
+    def _wait_healthy(self, deadline: float, *, triggerer: bool) -> None:
+        wanted = {"metadatabase", "scheduler", "dag_processor"} | ({"triggerer"} if triggerer else set())
+        health: dict[str, str] = {}
+
+        def healthy() -> bool:
+            self.check()
+            with suppress(requests.RequestException):
+                health.update(self.client.health())
+            return all(health.get(part) == "healthy" for part in wanted)
+
+        try:
+            wait_until(healthy, "", timeout_s=deadline - time.monotonic())
+        except TimeoutError:
+            raise LocalAirflowError(self._not_healthy(wanted, health)) from None
+
+    def _not_healthy(self, wanted: set[str], health: Mapping[str, str]) -> str:
+        if not health:
+            blamed, state = "api-server", f"no answer at {self.url}"
+        else:
+            part = next(name for name in sorted(wanted) if health.get(name) != "healthy")
+            blamed, state = part.replace("_", "-"), f"{part} is {health.get(part)}"
+        process = next((p for p in self.processes if p.name.startswith(blamed)), self.processes[0])
+        return (
+            f"Airflow was not healthy in time: {state}. The end of {process.log_path}:\n{process.log_end()}"
+        )
+
+    def _new_triggerer_job_id(self, process: OwnProcess, before: set[int], deadline: float) -> int:
+        def registered() -> set[int]:
+            self.check()
+            return self.client.triggerer_job_ids() - before
+
+        new = wait_until(registered, f"{process.name} alive", timeout_s=deadline - time.monotonic())
+        return max(new)
