@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DAG parsing stays light: what a DAG file imports from here brings in nothing heavy.
+
+The DAG processor imports a DAG file again and again, so every module that a DAG imports is paid for
+on each parse. What Airflow itself has already imported by then costs nothing and is not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent.parent / "airflow_provider_wan"
+FACES = ("operators", "sensors", "triggers", "transfers", "links")
+HEAVY = ("requests", "aiohttp", "PIL", "jsonschema", "google.cloud", "google.auth", "google.api_core", "av")
+
+_PROBE = """
+import importlib, json, sys
+from airflow.sdk import DAG, Asset, BaseHook, BaseOperator, BaseOperatorLink, BaseSensorOperator, Param, task
+import airflow.triggers.base
+before = set(sys.modules)
+importlib.import_module(sys.argv[1])
+print("NEW" + json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+def _face_modules() -> list[str]:
+    files = [file for face in FACES for file in sorted((PACKAGE / face).glob("*.py"))]
+    found = [
+        f"airflow_provider_wan.{file.parent.name}.{file.stem}" for file in files if file.stem != "__init__"
+    ]
+    return [*found, "airflow_provider_wan.get_provider_info"]
+
+
+def _newly_imported(module: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", _PROBE, module], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    answer: list[str] = json.loads(done.stdout[done.stdout.index("NEW") + len("NEW") :])
+    return answer
+
+
+@pytest.mark.parametrize("module", _face_modules())
+def test_importing_a_face_brings_in_nothing_heavy(module: str) -> None:
+    new = _newly_imported(module)
+    heavy = [name for name in new if any(name == h or name.startswith(f"{h}.") for h in HEAVY)]
+    assert not heavy, f"{module} makes every DAG parse import {heavy[:5]}; import it where it is used"
+
+
+def test_what_airflow_discovers_is_a_leaf() -> None:
+    code = "import sys, airflow_provider_wan.get_provider_info; print(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = done.stdout.split()
+    ours = [name for name in modules if name.startswith("airflow_provider_wan")]
+    assert ours == ["airflow_provider_wan", "airflow_provider_wan.get_provider_info"]
+    assert not [name for name in modules if name == "airflow" or name.startswith("airflow.")]
