@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole wire format: what each call sends, and what each answer says.
+
+Addresses are built here from checked ids; no URL that the API sends back is ever followed, since the token
+would go with it. A reader gives a typed value or raises the error that :mod:`.faults` makes of the answer.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_provider_wan.exceptions import WanInputError, WanTransientError
+from airflow_provider_wan.model_api.bodies import clean_text, object_of, read_error_body, text_of
+from airflow_provider_wan.model_api.faults import NOT_READY_CODE, OWN_CODES, error_of_reply
+from airflow_provider_wan.model_api.outputs import output_urls, video_urls
+from airflow_provider_wan.model_api.states import (
+    State,
+    is_known_word,
+    state_of_result_word,
+    state_of_status_word,
+)
+from airflow_provider_wan.model_api.values import (
+    Balance,
+    Call,
+    CancelOutcome,
+    ModelInfo,
+    ModelPage,
+    Reply,
+    RequestResult,
+    RequestStatus,
+    SubmittedRequest,
+)
+
+__all__ = [
+    "ACCOUNT_HOST",
+    "API_HOST",
+    "NOT_READY_WORD",
+    "Balance",
+    "Call",
+    "CancelOutcome",
+    "ModelInfo",
+    "ModelPage",
+    "Reply",
+    "RequestResult",
+    "RequestStatus",
+    "SubmittedRequest",
+    "balance_call",
+    "cancel_call",
+    "check_model_id",
+    "check_request_id",
+    "model_call",
+    "models_call",
+    "read_balance",
+    "read_cancel",
+    "read_model",
+    "read_models",
+    "read_result",
+    "read_status",
+    "read_submit",
+    "result_call",
+    "status_call",
+    "submit_call",
+]
+
+API_HOST = "https://model-api.runcomfy.net"
+ACCOUNT_HOST = "https://api.runcomfy.net"
+#: The ``word`` of a result for which the API says only that it is not there yet (400005).
+NOT_READY_WORD = "not_ready"
+
+_REQUEST_ID = re.compile(r"[a-zA-Z0-9_-]{1,128}")
+_MODEL_ID = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
+_MODEL_ID_MAX_CHARS = 256
+
+
+def check_request_id(request_id: str) -> str:
+    """Give the request id back if it may enter a URL (RunComfy's own rule).
+
+    :raises WanInputError: it may not.
+    """
+    if not isinstance(request_id, str) or not _REQUEST_ID.fullmatch(request_id):
+        raise WanInputError(
+            f"request id {clean_text(repr(request_id), 80)} is not valid: 1 to 128 letters, "
+            "digits, '_' and '-' are allowed. Pass the id that the submit returned."
+        )
+    return request_id
+
+
+def check_model_id(model_id: str) -> str:
+    """Give the model id back if it may enter a URL: segments of ``A-Za-z0-9._-`` joined by ``/``.
+
+    :raises WanInputError: it may not.
+    """
+    valid = (
+        isinstance(model_id, str)
+        and len(model_id) <= _MODEL_ID_MAX_CHARS
+        and _MODEL_ID.fullmatch(model_id)
+        and all(segment.strip(".") for segment in model_id.split("/"))
+    )
+    if not valid:
+        raise WanInputError(
+            f"model id {clean_text(repr(model_id), 80)} is not valid: names of letters, digits, '.', '_' "
+            "and '-' joined by '/' are allowed. Copy it from the model's page, as in "
+            "'wan-ai/wan-2-2/image-to-video'."
+        )
+    return model_id
+
+
+def submit_call(model_id: str, inputs: Mapping[str, Any]) -> Call:
+    """Build the one call that costs money; the body is the flat model input."""
+    return Call("POST", f"/v1/models/{check_model_id(model_id)}", json=dict(inputs))
+
+
+def status_call(request_id: str) -> Call:
+    """Build the look at a request's state."""
+    return Call("GET", f"/v1/requests/{check_request_id(request_id)}/status")
+
+
+def result_call(request_id: str, include_cost: bool = True) -> Call:
+    """Build the look at a request's result.
+
+    :param include_cost: ask for the cost too, default true.
+    """
+    query = {"include_cost": "true"} if include_cost else {}
+    return Call("GET", f"/v1/requests/{check_request_id(request_id)}/result", query=query)
+
+
+def cancel_call(request_id: str) -> Call:
+    """Build the wish to cancel a queued request."""
+    return Call("POST", f"/v1/requests/{check_request_id(request_id)}/cancel")
+
+
+def model_call(model_id: str) -> Call:
+    """Build the look at one model of the catalogue."""
+    return Call("GET", f"/v1/models/{check_model_id(model_id)}")
+
+
+def models_call(
+    *,
+    search: str | None = None,
+    category: str | None = None,
+    limit: int | None = None,
+    offset: int | None = None,
+) -> Call:
+    """Build the look at the catalogue; what is ``None`` is left out."""
+    given = {"search": search, "category": category, "limit": limit, "offset": offset}
+    return Call("GET", "/v1/models", query={k: str(v) for k, v in given.items() if v is not None})
+
+
+def balance_call() -> Call:
+    """Build the look at the account's balance, which lives on another host."""
+    return Call("GET", "/prod/v2/balance", host="account")
+
+
+def read_submit(reply: Reply, model_id: str) -> SubmittedRequest:
+    """Read the answer to the one call that costs money.
+
+    :raises WanRefusedError: the API said no; nothing was bought.
+    :raises WanTransientError: 429; nothing was bought, and a later try may work.
+    :raises WanUnknownSubmissionError: it may have been bought; never send it again unasked.
+    """
+    if 200 <= reply.status < 300:
+        request_id = (object_of(reply.body) or {}).get("request_id")
+        if isinstance(request_id, int) and not isinstance(request_id, bool):
+            request_id = text_of(request_id)
+        if isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id):
+            return SubmittedRequest(request_id, model_id)
+    raise error_of_reply(reply, what=f"submit to model {model_id}", submit=True)
+
+
+def read_status(reply: Reply, request_id: str) -> RequestStatus:
+    """Read where a request stands.
+
+    :raises WanError: the answer says something else; see :func:`.faults.error_of_reply`.
+    """
+    found = _request_body(reply, request_id, what="status")
+    word = clean_text(found["status"], 80)
+    position = found.get("queue_position")
+    if not isinstance(position, int) or isinstance(position, bool) or not 0 <= position < 10**9:
+        position = None
+    return RequestStatus(request_id, state_of_status_word(word), word, position)
+
+
+def read_result(reply: Reply, request_id: str) -> RequestResult:
+    """Read how a request ended, or that it has not; 400005 is "not yet", never an error.
+
+    :raises WanError: the answer says something else; see :func:`.faults.error_of_reply`.
+    """
+    if reply.status < 500 and read_error_body(reply.status, reply.body).code == NOT_READY_CODE:
+        return RequestResult(request_id, State.UNKNOWN, NOT_READY_WORD)
+    found = _request_body(reply, request_id, what="result")
+    word, output = clean_text(found["status"], 80), found.get("output")
+    urls = output_urls(output)
+    state = state_of_result_word(word, bool(urls))
+    error = clean_text(text_of(found.get("error"))) or None
+    if state is State.FAILED and state_of_result_word(word, True) is State.SUCCEEDED:
+        error = clean_text(f"RunComfy says {word!r} but gave no output file. {error or ''}")
+    return RequestResult(
+        request_id=request_id,
+        state=state,
+        word=word,
+        urls=urls,
+        video_urls=video_urls(output),
+        output=output,
+        error=error,
+        cost_usd=_usd(found.get("cost")),
+        created_at=_text(found.get("created_at")),
+        finished_at=_text(found.get("finished_at")),
+    )
+
+
+def _request_body(reply: Reply, request_id: str, *, what: str) -> Mapping[str, Any]:
+    """Give the body of a good answer about this very request; HTTP 200 alone does not make it one."""
+    found = object_of(reply.body) if 200 <= reply.status < 300 else None
+    word = found.get("status") if found else None
+    if found is None or not isinstance(word, str) or _is_error_body(reply, word):
+        raise error_of_reply(reply, what=what, request_id=request_id)
+    named = found.get("request_id")
+    if isinstance(named, str) and named.strip().casefold() != request_id.casefold():
+        raise WanTransientError(
+            f"RunComfy answered about another request ({clean_text(named, 40)}) when asked for the {what} of "
+            f"request {request_id}. The answer was not used. Try again later.",
+            request_id=request_id,
+        )
+    return found
+
+
+def _is_error_body(reply: Reply, word: str) -> bool:
+    """Whether a 2xx with a status word is an error: the API's own code, or any code and no known word."""
+    code = read_error_body(reply.status, reply.body).code
+    return code in OWN_CODES or (code is not None and code >= 400 and not is_known_word(word))
+
+
+def read_cancel(reply: Reply, request_id: str) -> CancelOutcome:
+    """Read whether a request was cancelled: ``outcome`` decides, whatever the ``status`` beside it says.
+
+    :raises WanError: the answer says something else; see :func:`.faults.error_of_reply`.
+    """
+    found = object_of(reply.body) if 200 <= reply.status < 300 else None
+    outcome = found.get("outcome") if found else None
+    if not isinstance(outcome, str):
+        raise error_of_reply(reply, what="cancel", request_id=request_id)
+    word = clean_text(outcome, 80)
+    return CancelOutcome(request_id, word.casefold() in ("cancelled", "canceled"), word)
+
+
+def read_model(reply: Reply) -> ModelInfo:
+    """Read one model of the catalogue.
+
+    :raises WanError: the answer says something else; see :func:`.faults.error_of_reply`.
+    """
+    found = object_of(reply.body) if 200 <= reply.status < 300 else None
+    if not found or not isinstance(found.get("model_id"), str):
+        raise error_of_reply(reply, what="model")
+    return _model_info(found)
+
+
+def read_models(reply: Reply) -> ModelPage:
+    """Read a page of the catalogue.
+
+    :raises WanError: the answer says something else; see :func:`.faults.error_of_reply`.
+    """
+    found = object_of(reply.body) if 200 <= reply.status < 300 else None
+    models = found.get("models") if found else None
+    if found is None or not isinstance(models, list):
+        raise error_of_reply(reply, what="list of models")
+    total = found.get("total")
+    return ModelPage(
+        models=tuple(
+            _model_info(model)
+            for model in models
+            if isinstance(model, dict) and isinstance(model.get("model_id"), str)
+        ),
+        total=total if isinstance(total, int) and not isinstance(total, bool) else None,
+    )
+
+
+def read_balance(reply: Reply) -> Balance:
+    """Read what is left in the account.
+
+    :raises WanError: the answer says something else; see :func:`.faults.error_of_reply`.
+    """
+    found = object_of(reply.body) if 200 <= reply.status < 300 else None
+    amount = _number(found.get("balance_usd")) if found else None
+    if found and amount is None:
+        micro = _number(found.get("balance_microdollars"))
+        amount = micro / 1_000_000 if micro is not None else None
+    if found is None or amount is None:
+        raise error_of_reply(reply, what="balance")
+    return Balance(amount, _text(found.get("currency")) or "USD")
+
+
+def _model_info(found: Mapping[str, Any]) -> ModelInfo:
+    schema = found.get("input_schema")
+    return ModelInfo(
+        model_id=clean_text(found["model_id"], _MODEL_ID_MAX_CHARS),
+        display_name=_text(found.get("display_name")),
+        base_price_usd=_usd(found.get("base_price_usd")),
+        price_unit=_text(found.get("price_unit")),
+        pricing_note=_text(found.get("pricing_note")),
+        input_schema=schema if isinstance(schema, dict) else None,
+        raw=found,
+    )
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _usd(value: Any) -> float | None:
+    amount = _number(value)
+    return amount if amount is not None and amount >= 0 else None
+
+
+def _text(value: Any) -> str | None:
+    return clean_text(text_of(value)) or None if isinstance(value, str | int | float) else None

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a bad answer, or none, means: refused, unknown or transient; and how long to wait before trying again.
+
+A submit costs money and cannot be repeated by key, so it has three outcomes, not two. It is *refused* only
+where that is certain: a 4xx with an error body that can be read, a connection that could not be opened, a
+429, or the API's own error code in a 2xx without a request id. Everything else that is not an id is
+*unknown*: it may have been bought. For all other calls an answer that says nothing certain is *transient*.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Literal
+
+from airflow_provider_wan.exceptions import (
+    WanAuthError,
+    WanBalanceError,
+    WanError,
+    WanInputError,
+    WanNotFoundError,
+    WanRefusedError,
+    WanTransientError,
+    WanUnknownSubmissionError,
+)
+from airflow_provider_wan.model_api.bodies import ErrorBody, read_error_body
+from airflow_provider_wan.model_api.values import Reply
+
+#: The API's own code for "the result is not ready yet".
+NOT_READY_CODE = 400005
+#: The codes that only the API itself gives; with one of them a body is an error whatever else it says.
+OWN_CODES = frozenset({400001, 400002, 400004, NOT_READY_CODE, 403001, 404001})
+
+NoReplyKind = Literal["connect", "timeout", "reset", "other"]
+Verdict = Literal[
+    "auth", "balance", "input", "malformed_id", "foreign", "gone", "refused", "transient", "unknown"
+]
+
+_GAVE_UP_WAITING = frozenset({408, 499})  # somebody on the way stopped waiting; the API may have gone on
+_NOT_FOUND_STATUSES = frozenset({200, 400, 404})
+_VERDICT_OF_CODE: Mapping[int, Verdict] = {
+    400001: "malformed_id",
+    400002: "balance",
+    400004: "auth",
+    403001: "foreign",
+}
+_VERDICT_OF_STATUS: Mapping[int, Verdict] = {401: "auth", 402: "balance", 422: "input"}
+_NO_REPLY_TEXT: Mapping[NoReplyKind, str] = {
+    "connect": "the connection could not be opened (name look-up, refused or TLS)",
+    "timeout": "no answer came in time",
+    "reset": "the connection broke before the whole answer was there",
+    "other": "the exchange failed before the whole answer was there",
+}
+_SETTLE = (
+    "It may have been bought, so it is not sent again by itself. Look at RunComfy's Generations page: if the "
+    'generation is there, pass its id as `request="<request id>"`, or settle it with '
+    '`resolve={<image or fingerprint>: "<request id>"}`; if it is not, `resolve={<image or fingerprint>: '
+    '"resubmit"}` sends it once more.'
+)
+
+
+def error_of_reply(
+    reply: Reply, *, what: str, request_id: str | None = None, submit: bool = False
+) -> WanError:
+    """Turn an answer that is not the one hoped for into the error to raise.
+
+    :param reply: the HTTP answer, of any status.
+    :param what: what was asked for, as a noun: "status", "submit to wan-ai/...".
+    :param request_id: the request that it was about, if any.
+    :param submit: whether this was the one call that costs money.
+    """
+    body = read_error_body(reply.status, reply.body)
+    verdict = verdict_of(reply.status, body, submit=submit)
+    code = f", code {body.code}" if body.code is not None else ""
+    said = f"HTTP {reply.status}{code}: {body.text}"
+    subject = _subject(what, request_id)
+    if verdict == "unknown":
+        return WanUnknownSubmissionError(
+            f"RunComfy's answer to the {subject} cannot be read ({said}). {_SETTLE}{_hint(reply.body)}",
+            request_id=request_id,
+        )
+    if verdict == "transient":
+        wait_s = retry_after_s(reply.headers, reply.received_at)
+        asked = f" It asks to wait {wait_s:.0f} s." if wait_s else ""
+        bought = " Nothing was bought." if submit else ""
+        return WanTransientError(
+            f"RunComfy has no proper answer to the {subject} now ({said}).{asked}{bought} Try again later.",
+            request_id=request_id,
+            retry_after_s=wait_s,
+        )
+    return _refusal(verdict, said, subject, request_id=request_id, code=body.code, submit=submit)
+
+
+def error_of_no_reply(
+    kind: NoReplyKind, *, what: str, request_id: str | None = None, submit: bool = False
+) -> WanError:
+    """Turn an exchange that gave no answer into the error to raise.
+
+    :param kind: how it failed: ``connect`` only if not one byte of the request can have been sent.
+    :param what: what was asked for, as a noun.
+    :param request_id: the request that it was about, if any.
+    :param submit: whether this was the one call that costs money.
+    """
+    subject = _subject(what, request_id)
+    if not submit:
+        return WanTransientError(
+            f"No answer from RunComfy to the {subject}: {_NO_REPLY_TEXT[kind]}. Try again later.",
+            request_id=request_id,
+        )
+    if kind == "connect":
+        return WanTransientError(
+            f"The {subject} did not reach RunComfy: {_NO_REPLY_TEXT[kind]}. Nothing was bought. "
+            "Try again later.",
+            request_id=request_id,
+        )
+    return WanUnknownSubmissionError(
+        f"The answer to the {subject} was lost: {_NO_REPLY_TEXT[kind]}. {_SETTLE}", request_id=request_id
+    )
+
+
+def verdict_of(status: int, body: ErrorBody, *, submit: bool) -> Verdict:
+    """Decide what an answer without the hoped-for content means; the table of this module.
+
+    :param status: the HTTP status.
+    :param body: what the body says.
+    :param submit: whether it answers the call that costs money.
+    """
+    if status == 429:
+        return "transient"
+    if not _is_certain(status, body, submit=submit):
+        return "unknown" if submit else "transient"
+    code = body.code
+    family = _family(code) if 200 <= status < 300 else status
+    if code == NOT_READY_CODE and not submit:
+        return "transient"
+    if family == 429:
+        return "transient"
+    if code == 404001 and status in _NOT_FOUND_STATUSES and not submit:
+        return "gone"
+    if code is not None and code in _VERDICT_OF_CODE:
+        return _VERDICT_OF_CODE[code]
+    if body.has_detail_list and family in (400, 422):
+        return "input"
+    return _VERDICT_OF_STATUS.get(family or 0, "refused")
+
+
+def _is_certain(status: int, body: ErrorBody, *, submit: bool) -> bool:
+    """Whether an answer is a definite no; for a submit only where nothing in it speaks against that."""
+    family = _family(body.code)
+    if 200 <= status < 300:
+        return family is not None and 400 <= family < 500 and family not in _GAVE_UP_WAITING
+    if not 400 <= status < 500 or status in _GAVE_UP_WAITING or (status == 425 and not submit):
+        return False
+    if not submit:
+        return True
+    contradicts = family is not None and (family >= 500 or family in _GAVE_UP_WAITING)
+    return body.readable and not contradicts
+
+
+def _family(code: int | None) -> int | None:
+    """The HTTP status that an error code stands for: 404001 and 404 give 404."""
+    if code is None:
+        return None
+    family = code if code < 1000 else code // 1000
+    return family if 100 <= family < 600 else None
+
+
+def _refusal(
+    verdict: Verdict, said: str, subject: str, *, request_id: str | None, code: int | None, submit: bool
+) -> WanRefusedError:
+    """Build the error of a definite no."""
+    bought = " Nothing was bought." if submit else ""
+    error: type[WanRefusedError] = WanRefusedError
+    start = f"RunComfy refused the {subject} ({said}).{bought}"
+    match verdict:
+        case "auth":
+            error, advice = (
+                WanAuthError,
+                "Check the API token in the connection, and that the account is active.",
+            )
+        case "balance":
+            error, advice = WanBalanceError, "The account has no balance left: top it up at RunComfy."
+        case "input":
+            error, advice = WanInputError, "Correct the fields that it names."
+        case "malformed_id":
+            which = "the model id" if submit or request_id is None else "the request id"
+            advice = f"An id is malformed: check {which}."
+        case "foreign":
+            advice = "It belongs to another user: use the connection whose token made the request."
+        case "gone":
+            error = WanNotFoundError
+            advice = "RunComfy does not know this request: the id is wrong, or it was deleted or has expired."
+        case _:
+            advice = (
+                "Asking again gives the same answer: correct the request, the model id or the connection."
+            )
+    return error(f"{start} {advice}", request_id=request_id, code=code)
+
+
+def _subject(what: str, request_id: str | None) -> str:
+    return f"{what} of request {request_id}" if request_id and request_id not in what else what
+
+
+_ID_IN_CUT_JSON = re.compile(rb'"request_id"\s*:\s*"([a-zA-Z0-9_-]{1,128})"')
+
+
+def _hint(body: bytes) -> str:
+    """A request id that can still be made out in a damaged answer, for the person who settles it."""
+    found = _ID_IN_CUT_JSON.search(body[:65536])
+    return f' The damaged answer names the request id "{found[1].decode()}".' if found else ""
+
+
+def is_auth_error(error: BaseException) -> bool:
+    """Whether reading the connection again can help, as after a rotated token.
+
+    :param error: what was raised.
+    """
+    return isinstance(error, WanAuthError)
+
+
+def is_definite_refusal(error: BaseException) -> bool:
+    """Whether this error of a **submit** proves that nothing was bought.
+
+    :param error: what the submit raised.
+    """
+    return isinstance(error, WanRefusedError | WanTransientError)
+
+
+_SECONDS = re.compile(r"\d{1,400}(\.\d{0,400})?", re.ASCII)
+#: A longer wait than this (100 years) is given back as this: it stays a number to reckon with.
+RETRY_AFTER_CEILING_S = 100 * 365 * 86_400.0
+
+
+def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
+    """Read ``Retry-After`` in seconds; ``None`` if there is none or it is nonsense.
+
+    A date is measured against the server's own ``Date`` if there is one, so that a clock that is off on
+    our side does not shorten the wait; it is never less than zero.
+
+    :param headers: the answer's headers with lowercased names.
+    :param now: when the answer came, for a date without a ``Date`` beside it; aware.
+    """
+    value = headers.get("retry-after", "").strip()
+    if _SECONDS.fullmatch(value):
+        return min(float(value), RETRY_AFTER_CEILING_S)
+    until, since = _date(value), _date(headers.get("date", "")) or now
+    if until is None or since is None:
+        return None
+    if since.tzinfo is None:
+        since = since.replace(tzinfo=UTC)
+    return min(max((until - since).total_seconds(), 0.0), RETRY_AFTER_CEILING_S)
+
+
+def _date(value: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(value)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and how fast one call is tried again: full jitter, within a budget of time.
+
+    :param tries: tries in all, the first included, default 4.
+    :param first_s: the longest first pause, in seconds, default 0.5.
+    :param factor: how much longer each next pause may be, default 2.
+    :param max_s: the longest pause of our own choosing, in seconds, default 30.
+    :param budget_s: the time that all tries may take together, in seconds, default 120.
+    """
+
+    tries: int = 4
+    first_s: float = 0.5
+    factor: float = 2.0
+    max_s: float = 30.0
+    budget_s: float = 120.0
+
+    def delay_s(self, attempt: int, error: WanError, *, rnd: float, spent_s: float) -> float | None:
+        """Say how long to pause before the next try, or ``None`` to give up and raise the error.
+
+        Only a :class:`WanTransientError` is tried again. What the server asks for in ``Retry-After`` is
+        never undercut: if it does not fit into the budget, the answer is to give up.
+
+        :param attempt: the number of the try that has just failed, from 1.
+        :param error: what it failed with.
+        :param rnd: a fresh random number from 0 to 1.
+        :param spent_s: seconds since the first try began.
+        """
+        if attempt >= self.tries or not isinstance(error, WanTransientError):
+            return None
+        longest_s = min(self.max_s, self.first_s * self.factor ** min(attempt - 1, 60))
+        delay_s = rnd * longest_s + (error.retry_after_s or 0.0)
+        return delay_s if spent_s + delay_s <= self.budget_s else None

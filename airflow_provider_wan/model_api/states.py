@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two status vocabularies of the API, turned into one.
+
+The trap lives here and nowhere else: ``/status`` says ``completed`` for a success *and* for a failure. So
+
+* a terminal word from ``/status`` means only "go and ask ``/result``" (:func:`is_over_word`), never a state;
+* only a word from ``/result`` decides, and there a success needs a usable URL beside the word;
+* a word that nobody knows is neither success nor failure, in either place.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """The one vocabulary of this provider for the state of a request."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    #: Not known: a word that nobody knows, or an end of which only ``/result`` can tell what it was.
+    UNKNOWN = "unknown"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether this is the end of a request, whatever end it is."""
+        return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+
+
+_UNFINISHED = {"in_queue": State.QUEUED, "in_progress": State.RUNNING}
+_DONE = frozenset({"completed", "succeeded"})
+_CANCELLED = frozenset({"cancelled", "canceled"})
+_FAILED = frozenset({"failed"})
+_OVER = _DONE | _CANCELLED | _FAILED
+
+
+def _plain(word: str) -> str:
+    return word.strip().casefold()
+
+
+def is_known_word(word: str) -> bool:
+    """Whether either vocabulary has this word, in any letter case.
+
+    :param word: a status word as the API wrote it.
+    """
+    plain = _plain(word)
+    return plain in _OVER or plain in _UNFINISHED
+
+
+def is_over_word(word: str) -> bool:
+    """Whether this word says that a request has ended, without saying how.
+
+    :param word: a status word as the API wrote it, from either place.
+    """
+    return _plain(word) in _OVER
+
+
+def state_of_status_word(word: str) -> State:
+    """Turn a word from ``/status`` into a state; it is never a terminal one.
+
+    A word that says that the request has ended gives ``UNKNOWN``: how it ended stands in ``/result`` alone.
+
+    :param word: the status word as the API wrote it.
+    """
+    return _UNFINISHED.get(_plain(word), State.UNKNOWN)
+
+
+def state_of_result_word(word: str, has_url: bool) -> State:
+    """Turn a word from ``/result`` into a state.
+
+    :param word: the status word as the API wrote it.
+    :param has_url: whether the output holds a usable URL; a success without one is a failure.
+    """
+    plain = _plain(word)
+    if plain in _DONE:
+        return State.SUCCEEDED if has_url else State.FAILED
+    if plain in _FAILED:
+        return State.FAILED
+    if plain in _CANCELLED:
+        return State.CANCELLED
+    return _UNFINISHED.get(plain, State.UNKNOWN)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The values that pass between the layers: calls to make, answers, and what the answers say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from airflow_provider_wan.model_api.states import State, is_over_word
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An HTTP call to make, whoever makes it.
+
+    :param method: ``GET`` or ``POST``.
+    :param path: the absolute path, safe to append to the host as it is.
+    :param query: query parameters, not yet encoded.
+    :param json: the JSON body, ``None`` for no body.
+    :param host: which of the connection's two hosts it goes to.
+    """
+
+    method: Literal["GET", "POST"]
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    json: Mapping[str, Any] | None = None
+    host: Literal["api", "account"] = "api"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An HTTP answer, whoever fetched it.
+
+    :param status: the HTTP status.
+    :param headers: the headers; names are lowercased here.
+    :param body: the whole body, as bounded by whoever read it.
+    :param received_at: when it came, aware; only for a ``Retry-After`` date without a ``Date`` beside it.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    received_at: datetime | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "headers", {name.lower(): value for name, value in self.headers.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedRequest:
+    """A request that the API accepted: from now on it is paid for."""
+
+    request_id: str
+    model_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStatus:
+    """What ``/status`` says. It never decides how a request ended: see :mod:`.states`.
+
+    :param state: never terminal; ``UNKNOWN`` for an end too.
+    :param word: the word as the API wrote it.
+    :param queue_position: the place in the queue while queued.
+    """
+
+    request_id: str
+    state: State
+    word: str
+    queue_position: int | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the request has ended, so that ``/result`` is to be asked how."""
+        return is_over_word(self.word)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestResult:
+    """What ``/result`` says, the one place that decides.
+
+    :param state: terminal only if the API is done with the request; ``SUCCEEDED`` only with a usable URL.
+    :param word: the word as the API wrote it, ``not_ready`` for a 400005.
+    :param urls: every URL of the output.
+    :param video_urls: those of them to land as videos.
+    :param output: the output as it came.
+    :param error: what went wrong, at most 300 characters.
+    :param cost_usd: what it cost in USD; can come late.
+    :param created_at: when it was made, as the API wrote it.
+    :param finished_at: when it ended, as the API wrote it.
+    """
+
+    request_id: str
+    state: State
+    word: str
+    urls: tuple[str, ...] = ()
+    video_urls: tuple[str, ...] = ()
+    output: Any = None
+    error: str | None = None
+    cost_usd: float | None = None
+    created_at: str | None = None
+    finished_at: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CancelOutcome:
+    """What became of a wish to cancel; a running request cannot be cancelled and is charged.
+
+    :param cancelled: whether it is cancelled and not charged.
+    :param word: the API's own ``outcome``.
+    """
+
+    request_id: str
+    cancelled: bool
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model of the catalogue.
+
+    :param base_price_usd: the price of one ``price_unit`` in USD.
+    :param price_unit: ``second`` or ``output``.
+    :param input_schema: the JSON schema of its inputs as RunComfy gives it.
+    :param raw: the whole answer.
+    """
+
+    model_id: str
+    display_name: str | None
+    base_price_usd: float | None
+    price_unit: str | None
+    pricing_note: str | None
+    input_schema: Mapping[str, Any] | None
+    raw: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPage:
+    """A page of the catalogue.
+
+    :param total: how many models there are in all, if the API says so.
+    """
+
+    models: tuple[ModelInfo, ...]
+    total: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What is left in the account."""
+
+    balance_usd: float
+    currency: str
