@@ -17,6 +17,7 @@ from airflow_provider_wan.model_api.bodies import clean_text, object_of, read_er
 from airflow_provider_wan.model_api.faults import NOT_READY_CODE, OWN_CODES, error_of_reply
 from airflow_provider_wan.model_api.outputs import output_urls, video_urls
 from airflow_provider_wan.model_api.states import (
+    NOT_READY_WORD,
     State,
     is_known_word,
     state_of_result_word,
@@ -67,8 +68,6 @@ __all__ = [
 
 API_HOST = "https://model-api.runcomfy.net"
 ACCOUNT_HOST = "https://api.runcomfy.net"
-#: The ``word`` of a result for which the API says only that it is not there yet (400005).
-NOT_READY_WORD = "not_ready"
 
 _REQUEST_ID = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 _MODEL_ID = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")

@@ -79,7 +79,8 @@ def error_of_reply(
     subject = _subject(what, request_id)
     if verdict == "unknown":
         return WanUnknownSubmissionError(
-            f"RunComfy's answer to the {subject} cannot be read ({said}). {_SETTLE}{_hint(reply.body)}",
+            f"RunComfy's answer to the {subject} does not say whether it was taken ({said}). "
+            f"{_SETTLE}{_hint(reply.body)}",
             request_id=request_id,
         )
     if verdict == "transient":
@@ -279,7 +280,7 @@ class RetryPolicy:
     max_s: float = 30.0
     budget_s: float = 120.0
 
-    def delay_s(self, attempt: int, error: WanError, *, rnd: float, spent_s: float) -> float | None:
+    def delay_s(self, attempt: int, error: WanError, rnd: float, spent_s: float) -> float | None:
         """Say how long to pause before the next try, or ``None`` to give up and raise the error.
 
         Only a :class:`WanTransientError` is tried again. What the server asks for in ``Retry-After`` is

@@ -30,6 +30,9 @@ class State(StrEnum):
         return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
+#: The ``word`` of a result for which the API says only that it is not there yet (400005).
+NOT_READY_WORD = "not_ready"
+
 _UNFINISHED = {"in_queue": State.QUEUED, "in_progress": State.RUNNING}
 _DONE = frozenset({"completed", "succeeded"})
 _CANCELLED = frozenset({"cancelled", "canceled"})
