@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Cloud Storage client, and what its errors mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_wan.exceptions import WanInputError, WanStorageError
+
+if TYPE_CHECKING:
+    from google.cloud import storage
+
+#: (connect, read) of each call to Cloud Storage, in seconds.
+TIMEOUT_S = (10.0, 60.0)
+#: For how long one call is retried, in seconds; each retry backs off.
+RETRY_FOR_S = 120.0
+_SCOPES = ("https://www.googleapis.com/auth/devstorage.read_write",)
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+
+
+def storage_client(
+    gcp_conn_id: str | None = None,
+    impersonation_chain: str | Sequence[str] | None = None,
+    *,
+    pool_size: int = 10,
+) -> storage.Client:
+    """Make a Cloud Storage client.
+
+    :param gcp_conn_id: a Google Cloud connection, which needs the extra ``[google]`` of this package;
+        None (default): Application Default Credentials. ``STORAGE_EMULATOR_HOST`` is honoured by both.
+    :param impersonation_chain: a service account to act as, or a chain of delegates that ends in it.
+    :param pool_size: connections kept open.
+    :raises WanInputError: ``gcp_conn_id`` is given, and the Google provider is not installed.
+    """
+    if gcp_conn_id is not None:
+        client = _client_of_connection(gcp_conn_id, impersonation_chain)
+    else:
+        from google.cloud import storage
+
+        client = storage.Client(project=None, credentials=_impersonated(impersonation_chain))
+    _bound(client, pool_size)
+    return client
+
+
+def _client_of_connection(gcp_conn_id: str, chain: str | Sequence[str] | None) -> storage.Client:
+    try:
+        from airflow.providers.google.cloud.hooks.gcs import GCSHook
+    except ImportError as error:
+        raise WanInputError(
+            f"gcp_conn_id={gcp_conn_id!r} needs Airflow's Google provider: install "
+            "airflow-provider-wan[google], or leave gcp_conn_id out to use Application Default Credentials."
+        ) from error
+    return GCSHook(gcp_conn_id=gcp_conn_id, impersonation_chain=chain).get_conn()
+
+
+def _impersonated(chain: str | Sequence[str] | None) -> Any:
+    if not chain:
+        return None
+    import google.auth
+    from google.auth import impersonated_credentials
+
+    accounts = [chain] if isinstance(chain, str) else list(chain)
+    source, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
+    return impersonated_credentials.Credentials(
+        source_credentials=source,
+        target_principal=accounts[-1],
+        delegates=accounts[:-1],
+        target_scopes=list(_SCOPES),
+    )
+
+
+def _bound(client: storage.Client, pool_size: int) -> None:
+    """Put our transport under the client, unless something (mutual TLS) has put one there already."""
+    from requests.adapters import HTTPAdapter
+
+    from airflow_provider_wan.web import BoundedAdapter
+
+    session = client._http
+    for scheme in ("http://", "https://"):
+        if type(session.adapters.get(scheme)) is HTTPAdapter:
+            session.mount(scheme, BoundedAdapter(pool_size=pool_size))
+
+
+def retry_policy(for_s: float = RETRY_FOR_S) -> Any:
+    """Give Cloud Storage's own retry policy (429, 5xx, cut connections), bounded in time."""
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    return DEFAULT_RETRY.with_timeout(for_s)
+
+
+@contextmanager
+def storage_errors(what: str, *, request_id: str | None = None) -> Iterator[None]:
+    """Turn what the client raises into :class:`WanStorageError`, saying what could not be done.
+
+    :param what: what was being done, such as ``"Writing gs://bucket/name"``.
+    """
+    import requests
+    from google.api_core.exceptions import Forbidden, GoogleAPICallError, NotFound, RetryError, Unauthorized
+    from google.auth.exceptions import GoogleAuthError
+    from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+
+    try:
+        yield
+    except (Forbidden, Unauthorized) as error:
+        raise WanStorageError(
+            f"{what} is not allowed: {_first_line(error)}. The credentials need "
+            "roles/storage.objectUser on the bucket.",
+            request_id=request_id,
+        ) from error
+    except NotFound as error:
+        raise WanStorageError(
+            f"{what} failed: no such bucket or object. {_first_line(error)}", request_id=request_id
+        ) from error
+    except (
+        GoogleAPICallError,
+        RetryError,
+        GoogleAuthError,
+        InvalidResponse,
+        DataCorruption,
+        requests.RequestException,
+        OSError,
+    ) as error:
+        raise WanStorageError(f"{what} failed: {_first_line(error)}", request_id=request_id) from error
+
+
+def _first_line(error: Exception) -> str:
+    # Messages of the client carry the address that was called; those of signed requests carry a signature.
+    text = re.sub(r"https?://\S+", "", str(error)).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:300]
+
+
+def split_gs_uri(uri: str, *, name: str, needs_object: bool = False) -> tuple[str, str]:
+    """Split ``gs://bucket/path`` into bucket and path.
+
+    :param name: of the parameter, for the message.
+    :param needs_object: whether a bare bucket is refused.
+    :raises WanInputError: it is not such an address.
+    """
+    bucket, _, path = uri.removeprefix("gs://").partition("/")
+    if not uri.startswith("gs://") or not _BUCKET.fullmatch(bucket) or (needs_object and not path):
+        shape = "gs://bucket/path" if needs_object else "gs://bucket or gs://bucket/prefix"
+        raise WanInputError(f"{name}={uri!r} is not an address of the form {shape}.")
+    check_object_name(path, name=name) if path else None
+    return bucket, path
+
+
+def check_object_name(object_name: str, *, name: str = "object_name") -> str:
+    """Check a name before anything goes into a bucket under it.
+
+    Source of the rules: Cloud Storage's object naming requirements; ``..`` as a part of the path is refused
+    besides, because whoever downloads a folder of such objects would write outside of it.
+
+    :raises WanInputError: it is empty, too long (1024 bytes of UTF-8), holds control characters, or has
+        ``.`` or ``..`` as a part, or starts with ``/`` or ``.well-known/acme-challenge/``.
+    """
+    problem = None
+    try:
+        size = len(object_name.encode())
+    except UnicodeEncodeError:
+        size, problem = 0, "is not valid Unicode"
+    if not object_name.strip():
+        problem = "is empty"
+    elif size > 1024:
+        problem = f"is {size} bytes long; the limit is 1024"
+    elif any(ord(c) < 32 or 127 <= ord(c) < 160 for c in object_name):
+        problem = "holds control characters"
+    elif any(part in (".", "..") for part in object_name.split("/")):
+        problem = "has '.' or '..' as a part of its path"
+    elif object_name.startswith(("/", ".well-known/acme-challenge/")):
+        problem = f"starts with {object_name.split('/')[0] + '/'!r}"
+    if problem:
+        raise WanInputError(f"{name}={object_name[:200]!r} {problem}.")
+    return object_name

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a connection of type ``wan`` says, read and checked once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from airflow_provider_wan.exceptions import WanAuthError, WanInputError
+from airflow_provider_wan.model_api.calls import ACCOUNT_HOST, API_HOST
+
+#: RunComfy's own storage (api-contract, Result files).
+DEFAULT_DOWNLOAD_HOSTS = ("*.runcomfy.net", "*.runcomfy.com")
+DEFAULT_TIMEOUT_S = 60.0
+DEFAULT_NOT_FOUND_PATIENCE_S = 60.0
+
+
+class _Connection(Protocol):
+    conn_id: str
+    host: str | None
+    schema: str | None
+    port: int | None
+    password: str | None
+    extra: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WanSettings:
+    """A connection of type ``wan``.
+
+    :param conn_id: its id, for messages.
+    :param token: the API token; never shown, not even in ``repr``.
+    :param api_origin: scheme, host and port of the Model API.
+    :param account_origin: the same of the account API (balance).
+    :param requests_per_second: the most API calls a second this connection may make; None: no limit.
+    :param timeout_s: the most that one API call may take, in seconds.
+    :param download_hosts: host patterns (``*.example.com``) or whole origins (``http://127.0.0.1:8787``)
+        that videos may be fetched from.
+    :param allow_private_images: whether images may be fetched from private addresses, or over plain http.
+    :param not_found_patience_s: for how long a request must be answered 404001 before it counts as gone.
+    """
+
+    conn_id: str
+    token: str = field(repr=False)
+    api_origin: str = API_HOST
+    account_origin: str = ACCOUNT_HOST
+    requests_per_second: float | None = None
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    download_hosts: tuple[str, ...] = DEFAULT_DOWNLOAD_HOSTS
+    allow_private_images: bool = False
+    not_found_patience_s: float = DEFAULT_NOT_FOUND_PATIENCE_S
+
+
+def read_settings(connection: _Connection) -> WanSettings:
+    """Read a connection.
+
+    :param connection: an Airflow connection; password = token, host = API origin, the rest in its extra.
+    :raises WanAuthError: there is no token.
+    :raises WanInputError: a field can't be understood; the message names it.
+    """
+    conn_id = connection.conn_id
+    token = (connection.password or "").strip()
+    if not token:
+        raise WanAuthError(
+            f"Connection {conn_id!r} has no API token. Put the token of your RunComfy account into its "
+            "password field."
+        )
+    if not token.isascii() or any(not 32 < ord(c) < 127 for c in token):
+        raise WanAuthError(f"The API token of connection {conn_id!r} has characters that no token has.")
+    extra = _extra(connection)
+    rps = _number(extra, "requests_per_second", conn_id)
+    return WanSettings(
+        conn_id=conn_id,
+        token=token,
+        api_origin=_api_origin(connection),
+        account_origin=_origin(str(extra.get("account_host") or ACCOUNT_HOST), "account_host", conn_id),
+        requests_per_second=rps,
+        timeout_s=_number(extra, "timeout", conn_id) or DEFAULT_TIMEOUT_S,
+        download_hosts=_hosts(extra.get("download_hosts")) or DEFAULT_DOWNLOAD_HOSTS,
+        allow_private_images=_flag(extra.get("allow_private_images")),
+        not_found_patience_s=_number(extra, "not_found_patience", conn_id) or DEFAULT_NOT_FOUND_PATIENCE_S,
+    )
+
+
+def _extra(connection: _Connection) -> Mapping[str, Any]:
+    try:
+        extra = json.loads(connection.extra or "{}")
+    except ValueError:
+        extra = None
+    if not isinstance(extra, dict):
+        raise WanInputError(f"The extra of connection {connection.conn_id!r} is not a JSON object.")
+    return extra
+
+
+def _api_origin(connection: _Connection) -> str:
+    host = (connection.host or "").strip()
+    if not host:
+        return API_HOST
+    if "://" not in host:
+        scheme = connection.schema if connection.schema in ("http", "https") else "https"
+        port = f":{connection.port}" if connection.port and ":" not in host else ""
+        host = f"{scheme}://{host}{port}"
+    return _origin(host, "host", connection.conn_id)
+
+
+def _origin(text: str, name: str, conn_id: str) -> str:
+    """Take an origin such as ``https://model-api.runcomfy.net``; anything more in it would be lost."""
+    parts = urlsplit(text if "://" in text else f"https://{text}")
+    plain = parts.path in ("", "/") and not parts.query and not parts.fragment and parts.username is None
+    if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
+        raise WanInputError(
+            f"Field {name!r} of connection {conn_id!r} must be an origin, such as {API_HOST}, without "
+            "path, query or credentials."
+        )
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _number(extra: Mapping[str, Any], name: str, conn_id: str) -> float | None:
+    value = extra.get(name)
+    if value in (None, ""):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 < number < 1e6:
+        raise WanInputError(f"Field {name!r} of connection {conn_id!r} must be a number above 0.")
+    return number
+
+
+def _hosts(value: Any) -> tuple[str, ...]:
+    names = value.split(",") if isinstance(value, str) else (value or ())
+    return tuple(str(name).strip().rstrip("/").lower() for name in names if str(name).strip())
+
+
+def _flag(value: Any) -> bool:
+    return value is True or str(value).strip().lower() in ("true", "1", "yes", "on")

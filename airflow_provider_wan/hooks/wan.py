@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The connection to RunComfy's Model API, over ``requests``, and over ``aiohttp`` for triggers.
+
+Both hooks have the same methods with the same typed results; what to send and what an answer means is decided
+in ``model_api``, and these two only send.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar
+
+import requests
+from airflow.sdk import BaseHook
+
+from airflow_provider_wan import web
+from airflow_provider_wan.exceptions import WanAuthError, WanError, WanTransientError
+from airflow_provider_wan.hooks.common import (
+    HEADERS,
+    MAX_REPLY_BYTES,
+    ONCE,
+    TEST_REQUEST_ID,
+    Attempts,
+    is_submit,
+    json_body,
+    pacer_of,
+    url_of,
+    verdict_on_test,
+)
+from airflow_provider_wan.hooks.settings import WanSettings, read_settings
+from airflow_provider_wan.hooks.wan_async import WanAsyncHook
+from airflow_provider_wan.model_api import calls
+from airflow_provider_wan.model_api.calls import (
+    Balance,
+    Call,
+    CancelOutcome,
+    ModelInfo,
+    Reply,
+    RequestResult,
+    RequestStatus,
+    SubmittedRequest,
+)
+from airflow_provider_wan.model_api.faults import NoReplyKind, RetryPolicy, error_of_no_reply
+
+__all__ = ["WanAsyncHook", "WanHook"]
+
+_T = TypeVar("_T")
+
+
+class _Bearer(requests.auth.AuthBase):
+    """Puts the token on API calls; being an explicit auth object, a ``.netrc`` can't replace it."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
+class WanHook(BaseHook):
+    """Talks to RunComfy's Model API from a worker.
+
+    The token goes to the connection's host and account host and nowhere else: no redirect is followed, and
+    no address out of an answer is called.
+
+    :param wan_conn_id: the connection, default ``wan_default``: password = API token, host = API origin
+        (default ``https://model-api.runcomfy.net``), extra: ``account_host``, ``requests_per_second``,
+        ``timeout`` (seconds a call, default 60), ``download_hosts``, ``allow_private_images``,
+        ``not_found_patience`` (seconds, default 60).
+    :param retry: how GETs, cancels and certainly unaccepted submits are repeated.
+    """
+
+    conn_name_attr: ClassVar[str] = "wan_conn_id"
+    default_conn_name: ClassVar[str] = "wan_default"
+    conn_type: ClassVar[str] = "wan"
+    hook_name: ClassVar[str] = "Wan (RunComfy)"
+
+    def __init__(
+        self, wan_conn_id: str = "wan_default", *, retry: RetryPolicy | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.wan_conn_id = wan_conn_id
+        self.retry = retry or RetryPolicy()
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Describe the connection form to Airflow 3.1, which does not read it from the provider info."""
+        from airflow_provider_wan.get_provider_info import get_provider_info
+
+        behaviour = get_provider_info()["connection-types"][0]["ui-field-behaviour"]
+        return {
+            "hidden_fields": behaviour["hidden-fields"],
+            "relabeling": behaviour["relabeling"],
+            "placeholders": behaviour.get("placeholders", {}),
+        }
+
+    @cached_property
+    def settings(self) -> WanSettings:
+        """The connection, read once."""
+        return read_settings(self.get_connection(self.wan_conn_id))
+
+    def refresh(self) -> bool:
+        """Read the connection again, as after a rotated token; tells whether the token is another one."""
+        before = self.settings.token
+        del self.settings
+        return self.settings.token != before
+
+    def get_conn(self) -> requests.Session:
+        """Give the pooled session; it carries no credentials of its own."""
+        return self._session
+
+    @cached_property
+    def _session(self) -> requests.Session:
+        return web.bounded_session()
+
+    @property
+    def submit_takes_at_most_s(self) -> float:
+        """The most that one attempt at a submit takes, in seconds."""
+        return self.settings.timeout_s + web.CONNECT_TIMEOUT_S
+
+    @property
+    def not_found_patience_s(self) -> float:
+        """For how long a request must be answered 404001 before it counts as gone, in seconds."""
+        return self.settings.not_found_patience_s
+
+    def submit(
+        self,
+        model_id: str,
+        inputs: Mapping[str, Any],
+        *,
+        retry: bool = True,
+        send_within_s: float | None = None,
+    ) -> SubmittedRequest:
+        """Buy one generation: the one call that costs money.
+
+        :param model_id: such as ``wan-ai/wan-2-2/image-to-video``.
+        :param inputs: the model's input, already validated; sent as it is.
+        :param retry: whether to try again after a 429 or a connection that could not be opened, when it
+            is certain that nothing was bought. Anything else is never sent twice.
+        :param send_within_s: do not send at all if it can't leave within this many seconds.
+        :raises WanRefusedError: the API said no; nothing was bought.
+        :raises WanTransientError: it certainly did not get through; nothing was bought.
+        :raises WanUnknownSubmissionError: it may have been bought; never send it again unasked.
+        """
+        call = calls.submit_call(model_id, inputs)
+
+        def once() -> SubmittedRequest:
+            reply = self._send(call, what=f"submit to model {model_id}", send_within_s=send_within_s)
+            return calls.read_submit(reply, model_id)
+
+        return self._repeat(once, self.retry if retry else ONCE)
+
+    def get_status(self, request_id: str, *, retry: bool = True) -> RequestStatus:
+        """Ask where a request stands. A terminal word means only that :meth:`get_result` knows more.
+
+        :param retry: whether to try again on an outage.
+        :raises WanTransientError: no usable answer.
+        :raises WanRefusedError: the API said no; :class:`WanNotFoundError` if it does not know the request.
+        """
+        call = calls.status_call(request_id)
+        return self._get(call, "status", request_id, lambda r: calls.read_status(r, request_id), retry)
+
+    def get_result(self, request_id: str, *, retry: bool = True) -> RequestResult:
+        """Ask how a request ended, with output links and cost; one that has not ended says so.
+
+        :param retry: whether to try again on an outage.
+        :raises WanTransientError: no usable answer.
+        :raises WanRefusedError: the API said no; :class:`WanNotFoundError` if it does not know the request.
+        """
+        call = calls.result_call(request_id)
+        return self._get(call, "result", request_id, lambda r: calls.read_result(r, request_id), retry)
+
+    def cancel(self, request_id: str, *, retry: bool = True) -> CancelOutcome:
+        """Cancel a request that is still queued; one that runs goes on and is charged.
+
+        :param retry: whether to try again on an outage; cancelling twice does no harm.
+        :raises WanTransientError: no usable answer.
+        :raises WanRefusedError: the API said no.
+        """
+        call = calls.cancel_call(request_id)
+        return self._get(call, "cancel", request_id, lambda r: calls.read_cancel(r, request_id), retry)
+
+    def get_model(self, model_id: str) -> ModelInfo:
+        """Ask for a model's name, price and input schema.
+
+        :raises WanError: no usable answer, or there is no such model.
+        """
+        return self._get(calls.model_call(model_id), "model", None, calls.read_model, True)
+
+    def get_balance(self) -> Balance:
+        """Ask for the account's balance; it lives on the connection's ``account_host``.
+
+        :raises WanError: no usable answer.
+        """
+        return self._get(calls.balance_call(), "balance", None, calls.read_balance, True)
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Ask for the status of a request that can't exist: 404001 means that the token works. Free."""
+        try:
+            settings = self.settings
+        except WanError as error:
+            return False, str(error)
+        try:
+            self.get_status(TEST_REQUEST_ID)
+        except WanError as error:
+            return verdict_on_test(error, settings)
+        return verdict_on_test(None, settings)
+
+    def _get(
+        self, call: Call, what: str, request_id: str | None, read: Callable[[Reply], _T], retry: bool
+    ) -> _T:
+        def once() -> _T:
+            return read(self._send(call, what=what, request_id=request_id))
+
+        try:
+            return self._repeat(once, self.retry if retry else ONCE)
+        except WanAuthError:
+            if not self.refresh():
+                raise
+            return self._repeat(once, self.retry if retry else ONCE)
+
+    @staticmethod
+    def _repeat(once: Callable[[], _T], policy: RetryPolicy) -> _T:
+        attempts = Attempts(policy)
+        while True:
+            try:
+                return once()
+            except WanTransientError as error:
+                time.sleep(attempts.delay_after(error))
+
+    def _send(
+        self, call: Call, *, what: str, request_id: str | None = None, send_within_s: float | None = None
+    ) -> Reply:
+        """Send one call once."""
+        settings = self.settings
+        time.sleep(pacer_of(settings).reserve())
+        deadline = time.monotonic() + self.submit_takes_at_most_s
+        with contextlib.ExitStack() as stack:
+            seen = stack.enter_context(web.watch_exchange(send_within_s=send_within_s))
+            # A kept connection that the server closed while it was idle looks just like a lost answer.
+            fresh = is_submit(call)
+            session = stack.enter_context(web.bounded_session()) if fresh else self._session
+            try:
+                with session.request(
+                    call.method,
+                    url_of(call, settings),
+                    params=dict(call.query),
+                    json=json_body(call),
+                    headers=dict(HEADERS),
+                    auth=_Bearer(settings.token),
+                    timeout=(min(web.CONNECT_TIMEOUT_S, settings.timeout_s), settings.timeout_s),
+                    allow_redirects=False,
+                    stream=True,
+                ) as response:
+                    body = web.read_body(response, limit_bytes=MAX_REPLY_BYTES, deadline=deadline)
+                    headers = {name.lower(): value for name, value in response.headers.items()}
+                    return Reply(response.status_code, headers, body)
+            except (requests.RequestException, OSError, ValueError) as error:
+                raise error_of_no_reply(
+                    _kind_of(error, sent=seen.sent), what=what, request_id=request_id, submit=is_submit(call)
+                ) from error
+
+
+def _kind_of(error: Exception, *, sent: bool) -> NoReplyKind:
+    if not sent:
+        return "connect"
+    if isinstance(error, requests.Timeout):
+        return "timeout"
+    return "reset" if isinstance(error, requests.ConnectionError | OSError) else "other"

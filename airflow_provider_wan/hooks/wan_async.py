@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Model API over ``aiohttp``, for triggers: one session a connection and event loop, shared by all.
+
+A session each would cost a thousand triggers a thousand TLS contexts and connection look-ups, which Airflow
+answers one after another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import aiohttp
+from airflow.providers.common.compat.connection import get_async_connection
+
+from airflow_provider_wan import web
+from airflow_provider_wan.exceptions import WanAuthError, WanError, WanTransientError
+from airflow_provider_wan.hooks.common import (
+    HEADERS,
+    MAX_REPLY_BYTES,
+    ONCE,
+    TEST_REQUEST_ID,
+    Attempts,
+    is_submit,
+    json_body,
+    pacer_of,
+    proxy_of,
+    url_of,
+    verdict_on_test,
+)
+from airflow_provider_wan.hooks.settings import WanSettings, read_settings
+from airflow_provider_wan.model_api import calls
+from airflow_provider_wan.model_api.calls import (
+    Balance,
+    Call,
+    CancelOutcome,
+    ModelInfo,
+    Reply,
+    RequestResult,
+    RequestStatus,
+    SubmittedRequest,
+)
+from airflow_provider_wan.model_api.faults import NoReplyKind, RetryPolicy, error_of_no_reply
+
+_T = TypeVar("_T")
+#: A trigger that starts later than this after the last look-up looks the connection up again, in seconds.
+_SETTINGS_FRESH_FOR_S = 30.0
+
+
+class _SharedClient:
+    """One connection's settings and HTTP session on one event loop."""
+
+    def __init__(self, wan_conn_id: str) -> None:
+        self._conn_id = wan_conn_id
+        self._lock = asyncio.Lock()
+        self._settings: WanSettings | None = None
+        self._read_at = 0.0
+        self._session: aiohttp.ClientSession | None = None
+        self.users = 0
+
+    async def settings(
+        self, *, instead_of: str | None = None, newer_than_s: float | None = None
+    ) -> WanSettings:
+        """Give the settings, looked up once for all who ask at the same time.
+
+        :param instead_of: a token that the API did not take: look up again, unless somebody just has.
+        :param newer_than_s: look up again if what is known is older, in seconds.
+        """
+        async with self._lock:
+            known = self._settings
+            too_old = newer_than_s is not None and time.monotonic() - self._read_at > newer_than_s
+            if known is None or too_old or (instead_of is not None and known.token == instead_of):
+                known = read_settings(await get_async_connection(self._conn_id))
+                self._settings, self._read_at = known, time.monotonic()
+            return known
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The session: no cookies, no credentials of its own, nothing taken from a ``.netrc``."""
+        if self._session is None:
+            self._session = _new_session()
+        return self._session
+
+    async def close(self) -> None:
+        """Close the session; a later user opens another."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+
+def _new_session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        cookie_jar=aiohttp.DummyCookieJar(),
+        connector=aiohttp.TCPConnector(limit=100),
+        headers=dict(HEADERS),
+    )
+
+
+_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _SharedClient]] = WeakKeyDictionary()
+
+
+class WanAsyncHook:
+    """Talks to RunComfy's Model API from an event loop; use it as ``async with WanAsyncHook(...) as hook``.
+
+    All hooks of one connection on one event loop share a session, a connection look-up and a rate limiter.
+    Methods, results and errors are those of :class:`WanHook`.
+
+    :param wan_conn_id: the connection, default ``wan_default``.
+    :param retry: how GETs, cancels and certainly unaccepted submits are repeated.
+    """
+
+    def __init__(self, wan_conn_id: str = "wan_default", *, retry: RetryPolicy | None = None) -> None:
+        self.wan_conn_id = wan_conn_id
+        self.retry = retry or RetryPolicy()
+        self._shared: _SharedClient | None = None
+
+    async def __aenter__(self) -> WanAsyncHook:
+        """Join the shared session; nothing is looked up or connected yet."""
+        clients = _clients.setdefault(asyncio.get_running_loop(), {})
+        self._shared = clients.setdefault(self.wan_conn_id, _SharedClient(self.wan_conn_id))
+        self._shared.users += 1
+        self._looked_up = False
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Leave the shared session; the last one closes it."""
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            shared.users -= 1
+            if not shared.users:
+                await shared.close()
+
+    async def get_settings(self) -> WanSettings:
+        """Give the connection's settings."""
+        shared = self._client()
+        if self._looked_up:
+            return await shared.settings()
+        settings = await shared.settings(newer_than_s=_SETTINGS_FRESH_FOR_S)
+        self._looked_up = True
+        return settings
+
+    async def refresh(self, refused: WanSettings) -> bool:
+        """Look the connection up again after its token was not taken; tells whether it is another one."""
+        return (await self._client().settings(instead_of=refused.token)).token != refused.token
+
+    async def submit(
+        self, model_id: str, inputs: Mapping[str, Any], *, retry: bool = True
+    ) -> SubmittedRequest:
+        """Buy one generation; see :meth:`WanHook.submit`."""
+        call = calls.submit_call(model_id, inputs)
+
+        async def once() -> SubmittedRequest:
+            return calls.read_submit(await self._send(call, what=f"submit to model {model_id}"), model_id)
+
+        return await self._repeat(once, self.retry if retry else ONCE)
+
+    async def get_status(self, request_id: str, *, retry: bool = True) -> RequestStatus:
+        """Ask where a request stands; see :meth:`WanHook.get_status`."""
+        call = calls.status_call(request_id)
+        return await self._get(call, "status", request_id, lambda r: calls.read_status(r, request_id), retry)
+
+    async def get_result(self, request_id: str, *, retry: bool = True) -> RequestResult:
+        """Ask how a request ended; see :meth:`WanHook.get_result`."""
+        call = calls.result_call(request_id)
+        return await self._get(call, "result", request_id, lambda r: calls.read_result(r, request_id), retry)
+
+    async def cancel(self, request_id: str, *, retry: bool = True) -> CancelOutcome:
+        """Cancel a request that is still queued; see :meth:`WanHook.cancel`."""
+        call = calls.cancel_call(request_id)
+        return await self._get(call, "cancel", request_id, lambda r: calls.read_cancel(r, request_id), retry)
+
+    async def get_model(self, model_id: str) -> ModelInfo:
+        """Ask for a model's name, price and input schema; see :meth:`WanHook.get_model`."""
+        return await self._get(calls.model_call(model_id), "model", None, calls.read_model, True)
+
+    async def get_balance(self) -> Balance:
+        """Ask for the account's balance; see :meth:`WanHook.get_balance`."""
+        return await self._get(calls.balance_call(), "balance", None, calls.read_balance, True)
+
+    async def test_connection(self) -> tuple[bool, str]:
+        """Try the token for free; see :meth:`WanHook.test_connection`."""
+        try:
+            settings = await self.get_settings()
+        except WanError as error:
+            return False, str(error)
+        try:
+            await self.get_status(TEST_REQUEST_ID)
+        except WanError as error:
+            return verdict_on_test(error, settings)
+        return verdict_on_test(None, settings)
+
+    async def _get(
+        self, call: Call, what: str, request_id: str | None, read: Callable[[Reply], _T], retry: bool
+    ) -> _T:
+        async def once() -> _T:
+            return read(await self._send(call, what=what, request_id=request_id))
+
+        settings = await self.get_settings()
+        try:
+            return await self._repeat(once, self.retry if retry else ONCE)
+        except WanAuthError:
+            if not await self.refresh(settings):
+                raise
+            return await self._repeat(once, self.retry if retry else ONCE)
+
+    @staticmethod
+    async def _repeat(once: Callable[[], Awaitable[_T]], policy: RetryPolicy) -> _T:
+        attempts = Attempts(policy)
+        while True:
+            try:
+                return await once()
+            except WanTransientError as error:
+                await asyncio.sleep(attempts.delay_after(error))
+
+    def _client(self) -> _SharedClient:
+        if self._shared is None:
+            raise RuntimeError("WanAsyncHook is used outside of `async with`")
+        return self._shared
+
+    async def _send(self, call: Call, *, what: str, request_id: str | None = None) -> Reply:
+        """Send one call once."""
+        settings = await self.get_settings()
+        await asyncio.sleep(pacer_of(settings).reserve())
+        submit = is_submit(call)
+        # A kept connection that the server closed while it was idle looks just like a lost answer.
+        session = _new_session() if submit else self._client().session
+        url = url_of(call, settings)
+        try:
+            async with session.request(
+                call.method,
+                url,
+                params=dict(call.query),
+                json=json_body(call),
+                headers={"Authorization": f"Bearer {settings.token}"},
+                proxy=proxy_of(url),
+                timeout=aiohttp.ClientTimeout(
+                    total=settings.timeout_s + web.CONNECT_TIMEOUT_S, sock_connect=web.CONNECT_TIMEOUT_S
+                ),
+                allow_redirects=False,
+            ) as response:
+                return Reply(response.status, dict(response.headers), await _body_of(response))
+        except (aiohttp.ClientError, OSError, ValueError, asyncio.IncompleteReadError) as error:
+            kind = _kind_of(error)
+            raise error_of_no_reply(kind, what=what, request_id=request_id, submit=submit) from error
+        finally:
+            if submit:
+                await session.close()
+
+
+async def _body_of(response: aiohttp.ClientResponse) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in response.content.iter_any():
+        size += len(piece)
+        if size > MAX_REPLY_BYTES:
+            raise aiohttp.ClientPayloadError(f"the answer is longer than {MAX_REPLY_BYTES} bytes")
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _kind_of(error: Exception) -> NoReplyKind:
+    # A proxy that refuses the tunnel, a name, a port or a certificate that is wrong: all before anything is sent.
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError | aiohttp.InvalidURL):
+        return "connect"
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return "connect"
+    if isinstance(error, TimeoutError):
+        return "timeout"
+    return "reset" if isinstance(error, aiohttp.ClientConnectionError | OSError) else "other"
