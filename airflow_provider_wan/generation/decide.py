@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to do about a wanted video, given what is remembered and what RunComfy says. Pure, and one table.
+
+Everything about paying once lives here and in ``submission.py``, which carries these decisions out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from airflow_provider_wan.generation.records import Record, Stage
+
+OnUnknownSubmission = Literal["fail", "resubmit"]
+RESUBMIT = "resubmit"
+
+
+class There(StrEnum):
+    """What RunComfy says about a remembered request."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    UNKNOWN = "unknown"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    #: 404001 in the API's own JSON, three times over a minute.
+    GONE = "gone"
+    #: A 403, or a 404 that is not the API's own.
+    UNCLEAR = "unclear"
+
+
+class Do(StrEnum):
+    """What to do next."""
+
+    SUBMIT = "submit"
+    LOOK = "look"
+    ADOPT = "adopt"
+    REUSE = "reuse"
+    CANCEL_THEN_SUBMIT = "cancel_then_submit"
+    SUBMIT_BESIDE = "submit_beside"
+    WAIT_FOR_CLAIM = "wait_for_claim"
+    FAIL_UNKNOWN = "fail_unknown"
+    FAIL_PAID_AND_GONE = "fail_paid_and_gone"
+    FAIL_UNCLEAR = "fail_unclear"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the user wants where there is a choice.
+
+    :param on_unknown_submission: what to do about a submit whose answer nobody got.
+    :param resolution: how a person settled exactly that: a request id, or ``"resubmit"``.
+    :param claim_may_be_alive: whether the writer of the intent may still be at its POST.
+    """
+
+    on_unknown_submission: OnUnknownSubmission = "fail"
+    resolution: str | None = None
+    claim_may_be_alive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One row of the table.
+
+    :param why: a sentence for the log; empty where there is nothing to say.
+    """
+
+    do: Do
+    request_id: str | None = None
+    why: str = ""
+
+
+def decide(record: Record | None, fingerprint: str, there: There | None, policy: Policy) -> Decision:
+    """Decide what to do about a wanted video.
+
+    :param record: what is remembered, or None.
+    :param fingerprint: of what is wanted now. Only the task state store can hold another one.
+    :param there: what RunComfy says of the remembered request; None: not asked yet.
+    :param policy: the user's choices.
+    """
+    if record is None:
+        return Decision(Do.SUBMIT)
+    if record.request_id is None:
+        return _about_an_intent(record, policy)
+    if record.fingerprint != fingerprint:
+        return _about_a_changed_task(record, there)
+    return _about_a_request(record, there)
+
+
+def _about_an_intent(record: Record, policy: Policy) -> Decision:
+    # First of all: two who settle the same lost submission at once must not both send it.
+    if policy.claim_may_be_alive:
+        return Decision(Do.WAIT_FOR_CLAIM, why="Another task is submitting the same video just now.")
+    if policy.resolution == RESUBMIT:
+        return Decision(Do.SUBMIT, why="The lost submission was settled as resubmit: it is sent again.")
+    if policy.resolution is not None:
+        return Decision(
+            Do.ADOPT, policy.resolution, f"The lost submission was settled as request {policy.resolution}."
+        )
+    if policy.on_unknown_submission == "resubmit":
+        return Decision(
+            Do.SUBMIT,
+            why="An earlier submit may have been accepted, and nobody got the answer. It is sent again, as "
+            'on_unknown_submission="resubmit" asks: this may buy it a second time.',
+        )
+    return Decision(Do.FAIL_UNKNOWN)
+
+
+def _about_a_request(record: Record, there: There | None) -> Decision:
+    request_id = record.request_id
+    if record.stage is Stage.LANDED:
+        return Decision(
+            Do.REUSE,
+            request_id,
+            f"This video was bought before (request {request_id}) and has landed: nothing is bought. "
+            "A new value of variation buys another take.",
+        )
+    match there:
+        case None:
+            return Decision(Do.LOOK, request_id)
+        case There.QUEUED | There.RUNNING | There.UNKNOWN:
+            return Decision(Do.ADOPT, request_id, f"Request {request_id} is {there}: taking it over.")
+        case There.SUCCEEDED:
+            return Decision(
+                Do.REUSE,
+                request_id,
+                f"This video was bought before (request {request_id}) and is ready: nothing is bought. "
+                "A new value of variation buys another take.",
+            )
+        case There.FAILED | There.CANCELLED:
+            return Decision(Do.SUBMIT, request_id, f"Earlier request {request_id} {_ended(there)}.")
+        case There.GONE if record.succeeded_once:
+            return Decision(Do.FAIL_PAID_AND_GONE, request_id)
+        case There.GONE:
+            return Decision(
+                Do.SUBMIT,
+                request_id,
+                f"RunComfy no longer knows request {request_id}, which never succeeded.",
+            )
+        case There.UNCLEAR:
+            return Decision(Do.FAIL_UNCLEAR, request_id)
+    raise AssertionError(there)
+
+
+def _about_a_changed_task(record: Record, there: There | None) -> Decision:
+    """The task asks for something else than it did before: in a task state store only."""
+    request_id = record.request_id
+    if record.stage is Stage.LANDED:
+        return Decision(Do.SUBMIT, request_id)
+    match there:
+        case None:
+            return Decision(Do.LOOK, request_id)
+        case There.QUEUED:
+            return Decision(
+                Do.CANCEL_THEN_SUBMIT,
+                request_id,
+                f"The inputs have changed since request {request_id} was submitted: cancelling it.",
+            )
+        case There.FAILED | There.CANCELLED | There.GONE if not record.succeeded_once:
+            return Decision(Do.SUBMIT, request_id, f"Earlier request {request_id} {_ended(there)}.")
+        case There.UNCLEAR:
+            return Decision(Do.FAIL_UNCLEAR, request_id)
+        case _:
+            return Decision(
+                Do.SUBMIT_BESIDE,
+                request_id,
+                f"The inputs have changed since request {request_id} was submitted. It is {there} and paid "
+                "for, and is left behind: WanRequestSensor and WanToGCSOperator take it as request=.",
+            )
+
+
+def _ended(there: There) -> str:
+    return {
+        There.FAILED: "failed",
+        There.CANCELLED: "was cancelled",
+        There.GONE: "is no longer known to RunComfy",
+    }[there]

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where records live: one JSON object a fingerprint in a bucket, or Airflow's task state store.
+
+Both keep the same promise to ``submission.py``: a write says which version it replaces, and is lost
+(:class:`Lost`) when somebody else has written in between. In a bucket that is an ``ifGenerationMatch``; the
+task state store has one writer at a time and needs none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
+
+from airflow_provider_wan.exceptions import WanStorageError
+from airflow_provider_wan.generation.records import Record, Stage
+from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
+
+if TYPE_CHECKING:
+    from google.cloud import storage
+
+
+class Lost(Exception):
+    """Somebody else wrote this record in between: look again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A record as it was read or written, and which version of it that is."""
+
+    record: Record
+    version: int = 0
+
+
+class Journal(Protocol):
+    """Where records live."""
+
+    where: str
+
+    def read(self, fingerprint: str) -> Held | None:
+        """Read the record of a fingerprint."""
+
+    def write(self, record: Record, *, replaces: Held | None) -> Held:
+        """Write a record.
+
+        :param replaces: the version that it replaces; None: there must be none.
+        :raises Lost: there is another version.
+        """
+
+    def forget(self, held: Held) -> None:
+        """Delete a record, if it is still the one that is held."""
+
+    def age_s(self, held: Held) -> float:
+        """Tell how long ago, at least, this version was written, in seconds."""
+
+
+class BucketJournal:
+    """Records in a bucket, ``{prefix}/{fingerprint}.json``: for every run, of every Dag, at once.
+
+    Body and metadata are always written together: a metadata patch would leave the generation as it was, and
+    a writer who holds that generation would overwrite it unseen.
+
+    :param client: a Cloud Storage client.
+    :param uri: ``gs://bucket/prefix``.
+    """
+
+    def __init__(self, client: storage.Client, uri: str) -> None:
+        bucket, prefix = split_gs_uri(uri, name="journal")
+        self.where = uri.rstrip("/")
+        self._client = client
+        self._bucket = client.bucket(bucket)
+        self._prefix = prefix.rstrip("/") + "/" if prefix else ""
+
+    def read(self, fingerprint: str) -> Held | None:
+        """Read the record of a fingerprint."""
+        from google.api_core.exceptions import NotFound
+
+        blob = self._bucket.blob(self._name(fingerprint))
+        with storage_errors(f"Reading the journal record {self._uri(fingerprint)}"):
+            try:
+                body = blob.download_as_bytes(timeout=TIMEOUT_S, retry=retry_policy())
+            except NotFound:
+                return None
+        try:
+            record = Record.from_json(body)
+        except ValueError as error:
+            raise WanStorageError(
+                f"The journal record {self._uri(fingerprint)} can't be read: {error}. Nothing is bought "
+                "while it stands there; put it right, or delete it if you are sure that nothing was bought."
+            ) from error
+        return Held(record, int(blob.generation))
+
+    def write(self, record: Record, *, replaces: Held | None) -> Held:
+        """Write a record in place of the version that is held.
+
+        An object takes about one update a second; the 429 that says so is retried like an outage is.
+        """
+        from google.api_core.exceptions import NotFound, PreconditionFailed
+
+        blob = self._bucket.blob(self._name(record.fingerprint))
+        blob.metadata = {
+            "stage": str(record.stage),
+            "request_id": record.request_id or "",
+            "cost_usd": "" if record.cost_usd is None else str(record.cost_usd),
+        }
+        body = record.to_json().encode()
+        with storage_errors(
+            f"Writing the journal record {self._uri(record.fingerprint)}", request_id=record.request_id
+        ):
+            try:
+                blob.upload_from_string(
+                    body,
+                    content_type="application/json",
+                    if_generation_match=replaces.version if replaces else 0,
+                    timeout=TIMEOUT_S,
+                    retry=retry_policy(),
+                )
+            except PreconditionFailed:
+                return self._mine_after_all(record)
+            except NotFound as error:
+                if replaces is None:
+                    raise
+                raise Lost from error  # the version that it replaces was deleted
+        return Held(record, int(blob.generation))
+
+    def _mine_after_all(self, record: Record) -> Held:
+        """A write whose acknowledgement got lost is repeated by the client, and meets itself."""
+        held = self.read(record.fingerprint)
+        if held is not None and held.record == record:
+            return held
+        raise Lost
+
+    def forget(self, held: Held) -> None:
+        """Delete a record, if it is still the one that is held."""
+        from google.api_core.exceptions import NotFound, PreconditionFailed
+
+        fingerprint = held.record.fingerprint
+        blob = self._bucket.blob(self._name(fingerprint))
+        with storage_errors(f"Deleting the journal record {self._uri(fingerprint)}"):
+            try:
+                blob.delete(if_generation_match=held.version, timeout=TIMEOUT_S, retry=retry_policy())
+            except (NotFound, PreconditionFailed):
+                return
+
+    def age_s(self, held: Held) -> float:
+        """Tell the age by the bucket's own clock alone: the workers' clocks may differ."""
+        name = quote(self._name(held.record.fingerprint), safe="")
+        endpoint = self._client.api_endpoint or "https://storage.googleapis.com"
+        url = f"{endpoint}/storage/v1/b/{self._bucket.name}/o/{name}?fields=generation,updated"
+        with storage_errors(f"Reading the journal record {self._uri(held.record.fingerprint)}"):
+            response = self._client._http.request("GET", url, timeout=TIMEOUT_S[1])
+            about: dict[str, Any] = response.json() if response.ok else {}
+        if int(about.get("generation", 0)) != held.version or "Date" not in response.headers:
+            return 0.0
+        updated = datetime.fromisoformat(about["updated"])
+        return (parsedate_to_datetime(response.headers["Date"]) - updated).total_seconds()
+
+    def stages(self) -> Iterator[tuple[str, Stage]]:
+        """List what is there, by pages: fingerprint and stage, without reading a single record."""
+        with storage_errors(f"Listing the journal {self.where}"):
+            for blob in self._client.list_blobs(
+                self._bucket, prefix=self._prefix, timeout=TIMEOUT_S, retry=retry_policy()
+            ):
+                fingerprint = blob.name.removeprefix(self._prefix).removesuffix(".json")
+                stage = (blob.metadata or {}).get("stage")
+                if stage in set(Stage) and "/" not in fingerprint:
+                    yield fingerprint, Stage(stage)
+
+    def _name(self, fingerprint: str) -> str:
+        return f"{self._prefix}{fingerprint}.json"
+
+    def _uri(self, fingerprint: str) -> str:
+        return f"gs://{self._bucket.name}/{self._name(fingerprint)}"
+
+
+class TaskStateJournal:
+    """The record of one run's task in Airflow's task state store (3.3 and later).
+
+    It survives a retry and a clear, and knows nothing of other runs. It holds one record, of whatever the
+    task asked for last: a changed task meets the record of its former self.
+
+    :param task_state_store: ``context["task_state_store"]``.
+    """
+
+    KEY = "airflow_provider_wan.request"
+    #: Two workers' clocks may differ by this; a claim younger than that is never believed to be old.
+    CLOCK_SKEW_S = 600.0
+
+    where = "Airflow's task state store"
+
+    def __init__(self, task_state_store: Any) -> None:
+        self._store = task_state_store
+
+    def read(self, fingerprint: str) -> Held | None:
+        """Read this task's record, whatever fingerprint it has."""
+        plain = self._store.get(self.KEY)
+        return Held(Record.from_dict(plain)) if isinstance(plain, dict) else None
+
+    def write(self, record: Record, *, replaces: Held | None) -> Held:
+        """Write this task's record."""
+        plain = record.as_dict()
+        try:
+            from airflow.sdk.execution_time.context import NEVER_EXPIRE
+        except ImportError:  # before 3.3.1 there was only the global retention
+            self._store.set(self.KEY, plain)
+        else:
+            self._store.set(self.KEY, plain, retention=NEVER_EXPIRE)
+        return Held(record)
+
+    def forget(self, held: Held) -> None:
+        """Delete this task's record."""
+        self._store.delete(self.KEY)
+
+    def age_s(self, held: Held) -> float:
+        """Tell the age by the worker's clock, which is believed only where it can't matter."""
+        if held.record.claimed_at is None:
+            return 0.0
+        age_s = time.time() - datetime.fromisoformat(held.record.claimed_at).astimezone(UTC).timestamp()
+        return age_s if age_s > self.CLOCK_SKEW_S else 0.0

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record of one request: what a later try needs to pick it up, and where its video came from.
+
+One schema and one writer, for the journal in a bucket, for Airflow's task state store, and for the JSON
+file beside each video (one flat object, so that a table can be loaded from many of them as they are).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+from uuid import uuid4
+
+SCHEMA = 1
+
+
+class Stage(StrEnum):
+    """How far a request has come, as far as the record knows."""
+
+    INTENT = "intent"
+    SUBMITTED = "submitted"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    LANDED = "landed"
+
+
+@dataclass(frozen=True, slots=True)
+class LandedVideo:
+    """One video in a bucket.
+
+    :param crc32c: base64, as Cloud Storage gives it.
+    :param generation: the object's generation at landing.
+    """
+
+    uri: str
+    bucket: str
+    object_name: str
+    size_bytes: int
+    crc32c: str
+    generation: int
+    content_type: str
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is remembered of one request.
+
+    :param fingerprint: sha256 of what was asked for; see ``model_api.inputs.fingerprint``.
+    :param inputs: the inputs as sent, except that signed addresses stand without their signature.
+    :param image: address of the source image, without signature.
+    :param stage: how far it has come.
+    :param claim: who wrote the intent: a new random word for each attempt at a POST, so that a writer
+        whose acknowledgement was lost recognises its own writing.
+    :param succeeded_once: whether anybody ever saw that it had succeeded: then it was paid for.
+    :param watchers: task instances that count on this request; one that is killed cancels it only when
+        it is the only one.
+    :param earlier_request_ids: requests of the same fingerprint that came to nothing, oldest first.
+    :param videos: what has landed.
+    """
+
+    fingerprint: str
+    model_id: str
+    stage: Stage
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    image: str | None = None
+    variation: str | None = None
+    request_id: str | None = None
+    claim: str = ""
+    claimed_at: str | None = None
+    submitted_at: str | None = None
+    created_at: str | None = None
+    finished_at: str | None = None
+    landed_at: str | None = None
+    cost_usd: float | None = None
+    error: str | None = None
+    succeeded_once: bool = False
+    watchers: tuple[str, ...] = ()
+    earlier_request_ids: tuple[str, ...] = ()
+    videos: tuple[LandedVideo, ...] = ()
+
+    def to_json(self) -> str:
+        """Write it as one line of JSON."""
+        return json.dumps(self.as_dict(), ensure_ascii=False, separators=(",", ":"))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give it as plain JSON values."""
+        plain = asdict(self)
+        plain["watchers"] = list(self.watchers)
+        plain["earlier_request_ids"] = list(self.earlier_request_ids)
+        plain["videos"] = [asdict(video) for video in self.videos]
+        return {"schema": SCHEMA, **plain, "stage": str(self.stage)}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Record:
+        """Read what :meth:`as_dict` wrote; fields of a later version are passed over.
+
+        :raises ValueError: it is not a record.
+        """
+        known = {f.name for f in fields(cls)}
+        try:
+            values = {key: value for key, value in plain.items() if key in known}
+            values["stage"] = Stage(values["stage"])
+            for name in ("watchers", "earlier_request_ids"):
+                values[name] = tuple(values.get(name) or ())
+            values["videos"] = tuple(_video(one) for one in values.get("videos") or ())
+            return cls(**values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a record: {error!r}") from error
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Record:
+        """Read what :meth:`to_json` wrote.
+
+        :raises ValueError: it is not a record.
+        """
+        plain = json.loads(text)
+        if not isinstance(plain, dict):
+            raise ValueError("not a record: not a JSON object")
+        return cls.from_dict(plain)
+
+    def watched_by(self, watcher: str | None) -> Record:
+        """Give this record with one more watcher."""
+        if watcher is None or watcher in self.watchers:
+            return self
+        return replace(self, watchers=(*self.watchers, watcher))
+
+    def is_watched_by_others(self, watcher: str | None) -> bool:
+        """Tell whether any other task instance counts on this request."""
+        return any(one != watcher for one in self.watchers)
+
+    def as_new_intent(self, intent: Record) -> Record:
+        """Give the intent for another request, keeping what came before."""
+        earlier = self.earlier_request_ids + ((self.request_id,) if self.request_id else ())
+        return replace(intent, earlier_request_ids=earlier)
+
+
+def _video(plain: Mapping[str, Any]) -> LandedVideo:
+    return LandedVideo(**{f.name: plain[f.name] for f in fields(LandedVideo)})
+
+
+def new_claim() -> str:
+    """Make a word that no other attempt has."""
+    return uuid4().hex
+
+
+def utc_text(at: datetime | None = None) -> str:
+    """Write a moment as ISO 8601 in UTC with whole milliseconds; now by default."""
+    return (at or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="milliseconds")
