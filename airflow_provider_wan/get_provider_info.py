@@ -13,18 +13,18 @@ _CONN_FIELDS: dict[str, dict[str, Any]] = {
         "label": "Requests per second",
         "description": "Upper bound for calls to the API, shared by all that one process sends. "
         "Empty: no bound.",
-        "schema": {"type": ["number", "null"], "minimum": 0},
+        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
     },
     "timeout": {
         "label": "Timeout (seconds)",
         "description": "How long one call to the API may take.",
-        "schema": {"type": ["number", "null"], "default": 60, "minimum": 0},
+        "schema": {"type": ["number", "null"], "default": 60, "exclusiveMinimum": 0},
     },
     "not_found_patience": {
         "label": "Patience with an unknown request (seconds)",
         "description": "How long the API has to keep saying that it does not know a request before "
         "that is believed.",
-        "schema": {"type": ["number", "null"], "default": 60, "minimum": 0},
+        "schema": {"type": ["number", "null"], "default": 60, "exclusiveMinimum": 0},
     },
     "download_hosts": {
         "label": "Download hosts",
