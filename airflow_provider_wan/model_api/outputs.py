@@ -45,7 +45,7 @@ def is_http_url(value: Any) -> bool:
 
     :param value: anything.
     """
-    if not isinstance(value, str) or any(ord(char) <= 32 or ord(char) == 127 for char in value):
+    if not isinstance(value, str) or any(char.isspace() or not char.isprintable() for char in value):
         return False
     try:
         parts = urlsplit(value)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turning what Jinja and CSV make of a value back into the type that a field asks for, without loss.
+
+``"123"`` becomes 123 and ``"False"`` false; ``"1e3"`` does not become an integer, nor ``True`` a number. A
+value that cannot be turned without loss stays as it is, so that validation can name it as it was given.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from airflow_provider_wan.model_api.bodies import text_of
+from airflow_provider_wan.model_api.model_schema import ModelSchema
+
+_INTEGER = re.compile(r"([+-]?\d{1,40})(\.0{1,40})?", re.ASCII)
+_DECIMAL = re.compile(r"[+-]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
+_TRUE = frozenset({"true", "yes", "on", "1"})
+_FALSE = frozenset({"false", "no", "off", "0"})
+
+
+def coerce_fields(schema: ModelSchema, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Coerce each known field and drop what means "left out"; idempotent.
+
+    ``None`` means left out. So do, for an optional field, an empty string and NaN (an empty CSV cell), and
+    for one that takes no string also blanks and ``"None"``, which is how Jinja renders ``None``.
+
+    :param schema: the model's schema.
+    :param inputs: the inputs as given.
+    """
+    coerced = {}
+    for name, value in inputs.items():
+        rules = schema.fields.get(name, {})
+        if value is None or (name not in schema.required and _means_left_out(value, _types(rules))):
+            continue
+        coerced[name] = coerce_value(value, _types(rules))
+    return coerced
+
+
+def coerce_value(value: Any, types: tuple[str, ...]) -> Any:
+    """Coerce one value to the first of the types that takes it without loss, else give it back as it is.
+
+    :param value: the value as given.
+    :param types: JSON schema type names; empty for any.
+    """
+    value = _plain_number(value)
+    if any(_IS[name](value) for name in types if name in _IS):
+        is_whole = isinstance(value, float) and "integer" in types and "number" not in types
+        return int(value) if is_whole else value
+    for name in types:
+        if name in _COERCE:
+            coerced = _COERCE[name](value)
+            if coerced is not None:
+                return coerced
+    return value
+
+
+def _types(rules: Mapping[str, Any]) -> tuple[str, ...]:
+    declared = rules.get("type", ())
+    return (declared,) if isinstance(declared, str) else tuple(declared)
+
+
+def _means_left_out(value: Any, types: tuple[str, ...]) -> bool:
+    if isinstance(value, str):
+        return value == "" or (bool(types) and "string" not in types and value.strip() in ("", "None"))
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _plain_number(value: Any) -> Any:
+    """Make Python's own number of one of numpy's and the like, which JSON could not take."""
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value)
+
+
+def _is_integer(value: Any) -> bool:
+    return _is_number(value) and (isinstance(value, int) or value.is_integer())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_IS: Mapping[str, Callable[[Any], bool]] = {
+    "string": lambda value: isinstance(value, str),
+    "integer": _is_integer,
+    "number": _is_number,
+    "boolean": lambda value: isinstance(value, bool),
+    "array": lambda value: isinstance(value, list),
+    "object": lambda value: isinstance(value, dict),
+}
+
+
+def _to_integer(value: Any) -> int | None:
+    found = _INTEGER.fullmatch(value.strip()) if isinstance(value, str) else None
+    return int(found[1]) if found else None
+
+
+def _to_number(value: Any) -> int | float | None:
+    if not isinstance(value, str) or not _DECIMAL.fullmatch(value.strip()):
+        return None
+    if (whole := _INTEGER.fullmatch(value.strip())) is not None and whole[2] is None:
+        return int(value)
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _to_boolean(value: Any) -> bool | None:
+    if isinstance(value, int | float) and value in (0, 1):
+        return bool(value)
+    word = value.strip().lower() if isinstance(value, str) else ""
+    return True if word in _TRUE else False if word in _FALSE else None
+
+
+def _to_string(value: Any) -> str | None:
+    if not _is_number(value) or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return text_of(value) or None
+
+
+def _to_json(value: Any, wanted: type) -> Any:
+    if isinstance(value, tuple) and wanted is list:
+        return list(value)
+    if not isinstance(value, str):
+        return None
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, wanted) else None
+
+
+_COERCE: Mapping[str, Callable[[Any], Any]] = {
+    "string": _to_string,
+    "integer": _to_integer,
+    "number": _to_number,
+    "boolean": _to_boolean,
+    "array": lambda value: _to_json(value, list),
+    "object": lambda value: _to_json(value, dict),
+}

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refuse before paying: what the API would reject is rejected here, naming the field, the value and the rule.
+
+A model with a file in ``schemas/`` is checked against it. Any other model takes free-form inputs, of which
+nothing is known but that they must be a JSON object with something in it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_wan.exceptions import WanInputError
+from airflow_provider_wan.model_api.bodies import clean_text
+from airflow_provider_wan.model_api.coercion import coerce_fields
+from airflow_provider_wan.model_api.fingerprints import canonical_url, fingerprint
+from airflow_provider_wan.model_api.model_schema import ImageRules, ModelSchema, image_rules, load_schema
+from airflow_provider_wan.model_api.outputs import is_http_url
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
+
+__all__ = [
+    "ImageRules",
+    "ModelSchema",
+    "canonical_url",
+    "coerce_inputs",
+    "fingerprint",
+    "image_rules",
+    "load_schema",
+    "validate_inputs",
+]
+
+_SHOWN_CHARS = 80
+#: The most a request with a ``data:`` URI in it may weigh (RunComfy's own nodes: 64 MiB).
+_REQUEST_MAX_BYTES = 64 * 1024 * 1024
+
+
+def coerce_inputs(model_id: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Coerce inputs to the types of the model's schema without loss, and drop what means "left out".
+
+    What cannot be coerced stays as it is; :func:`validate_inputs` then names it.
+
+    :param model_id: the model; without a schema only ``None`` is dropped.
+    :param inputs: the inputs as given.
+    """
+    schema = load_schema(model_id)
+    if schema is None:
+        return {name: value for name, value in inputs.items() if value is not None}
+    return coerce_fields(schema, inputs)
+
+
+def validate_inputs(
+    model_id: str, inputs: Mapping[str, Any], *, allow_data_uri: bool = False
+) -> dict[str, Any]:
+    """Give the inputs to send: coerced, without what was left out, and within every rule of the model.
+
+    :param model_id: the model.
+    :param inputs: the inputs as given; ``None`` means left out.
+    :param allow_data_uri: take an image as a ``data:`` URI too; RunComfy does not document that for every
+        model, so it is off by default.
+    :raises WanInputError: rules are broken; the message names all of them, with field and value.
+    """
+    if not isinstance(inputs, Mapping):
+        raise WanInputError(
+            f"The inputs of model {model_id} must be a dict, not {type(inputs).__name__}. Nothing was bought."
+        )
+    schema = load_schema(model_id)
+    coerced = coerce_inputs(model_id, inputs)
+    broken = _broken_form(coerced)
+    if not broken and schema is not None:
+        broken = [*_unknown_fields(schema, inputs), *_broken_rules(schema, coerced)]
+        broken += _broken_image_urls(schema, coerced, allow_data_uri=allow_data_uri)
+    elif not broken and not coerced:
+        broken = ["there are no inputs; give at least one"]
+    if broken:
+        lines = broken[0] if len(broken) == 1 else "".join(f"\n- {line}" for line in broken)
+        raise WanInputError(f"Inputs of model {model_id} refused, nothing was bought: {lines}")
+    return coerced
+
+
+def _broken_form(inputs: Mapping[str, Any]) -> list[str]:
+    """What keeps the inputs from being sent as JSON at all."""
+    if any(not isinstance(name, str) or not name for name in inputs):
+        return ["field names must be non-empty strings"]
+    try:
+        size_bytes = len(json.dumps(inputs, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        return [
+            f"{name!r}: {_shown(value)} is not JSON" for name, value in inputs.items() if not _is_json(value)
+        ]
+    if size_bytes > _REQUEST_MAX_BYTES:
+        return [f"the request would weigh {size_bytes} bytes; at most {_REQUEST_MAX_BYTES} are accepted"]
+    return []
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _unknown_fields(schema: ModelSchema, inputs: Mapping[str, Any]) -> Iterator[str]:
+    """Also for a value of ``None``: a mistyped name is a mistake whatever it carries."""
+    names = {name.lower(): name for name in schema.fields}
+    for name in inputs:
+        if name not in schema.fields:
+            near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+            hint = f"did you mean {names[near[0]]!r}?" if near else f"known: {', '.join(schema.fields)}"
+            yield f"{_shown(name)} is not a field of this model; {hint}"
+
+
+def _broken_rules(schema: ModelSchema, inputs: Mapping[str, Any]) -> Iterator[str]:
+    from jsonschema import Draft202012Validator
+
+    for error in sorted(Draft202012Validator(schema.document).iter_errors(inputs), key=_position):
+        if error.validator == "required":
+            # jsonschema gives one error a missing field, and only its message names it: "'prompt' is a ..."
+            yield f"{error.message.rpartition(' is a required')[0]} is required"
+        elif error.validator != "additionalProperties" or error.absolute_path:
+            path = ".".join(str(part) for part in error.absolute_path) or "inputs"
+            yield f"{path!r}: {_shown(error.instance)} {_rule(error)}"
+
+
+def _position(error: ValidationError) -> list[str]:
+    return [str(part) for part in error.absolute_path]
+
+
+def _rule(error: ValidationError) -> str:
+    """Say a rule as what the value must be."""
+    limit: Any = error.validator_value
+    given: Any = error.instance
+    name = str(error.validator)
+    own = error.schema.get("x-messages", {}) if isinstance(error.schema, Mapping) else {}
+    if name in own:
+        return str(own[name])
+    match name:
+        case "type":
+            return f"must be of type {limit if isinstance(limit, str) else ' or '.join(limit)}"
+        case "enum":
+            return f"must be {' or '.join(json.dumps(value) for value in limit)}"
+        case "maxLength":
+            return f"is {len(given)} characters long; at most {limit} are allowed"
+        case "minLength":
+            return f"is {len(given)} characters long; at least {limit} are needed"
+        case "minimum":
+            return f"must be at least {limit}"
+        case "maximum":
+            return f"must be at most {limit}"
+        case _:
+            return f"breaks the rule {name}: {_shown(limit)}"
+
+
+def _broken_image_urls(
+    schema: ModelSchema, inputs: Mapping[str, Any], *, allow_data_uri: bool
+) -> Iterator[str]:
+    for name in schema.image_fields:
+        value = inputs.get(name)
+        if not isinstance(value, str) or not value or is_http_url(value):
+            continue
+        if value[:5].lower() != "data:":
+            yield f"{name!r}: {_shown(value)} must be a public http:// or https:// URL"
+        elif not allow_data_uri:
+            yield f"{name!r}: a data: URI is not documented for this model; allow it on purpose or give a URL"
+        elif value[:11].lower() != "data:image/" or ";base64," not in value[:100].lower():
+            yield f"{name!r}: {_shown(value)} must be a data:image/...;base64,... URI"
+
+
+def _shown(value: Any) -> str:
+    """Show a value in a message: on one line, cut, without the signature of a signed URL."""
+    text = clean_text(value if isinstance(value, str) else repr(value), _SHOWN_CHARS)
+    return f'"{text}"' if isinstance(value, str) else text
