@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fetching a result file: from hosts on the list only, bounded, resumed where it breaks, or not at all."""
+
+from __future__ import annotations
+
+import base64
+import fnmatch
+import random
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from logging import Logger
+from typing import IO, Any
+from urllib.parse import urljoin, urlsplit
+
+import requests
+
+from airflow_provider_wan import web
+from airflow_provider_wan.exceptions import WanDownloadError
+from airflow_provider_wan.model_api.faults import retry_after_s
+
+_IN_MEMORY_BYTES = 4 * 1024 * 1024
+_VIDEO_TYPES = ("video/", "application/octet-stream", "binary/octet-stream", "application/mp4")
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+
+class LinkExpiredError(WanDownloadError):
+    """The link is no longer good: a fresh one is in ``/result``."""
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadPolicy:
+    """Bounds of one download.
+
+    :param hosts: host patterns or whole origins that files may come from.
+    :param max_size_bytes: a longer file is refused, default 2 GiB.
+    :param stall_s: a download that brings less than ``stall_bytes`` in this many seconds has stalled.
+    :param stall_bytes: see ``stall_s``.
+    :param total_s: the most that one file may take, resumes included, in seconds.
+    :param tries: connections opened for one file, the first included.
+    """
+
+    hosts: Sequence[str]
+    max_size_bytes: int = 2 * 1024**3
+    stall_s: float = 30.0
+    stall_bytes: int = 16 * 1024
+    total_s: float = 1800.0
+    tries: int = 6
+
+
+@dataclass(slots=True)
+class Download:
+    """A file that was fetched whole, as far as its length tells; close it.
+
+    :param file: at its beginning; in memory while small, on disk else.
+    :param crc32c: base64, as Cloud Storage writes it.
+    :param length_was_promised: whether a Content-Length agreed with what came.
+    """
+
+    file: IO[bytes]
+    size_bytes: int
+    crc32c: str
+    content_type: str
+    length_was_promised: bool
+
+    def __enter__(self) -> Download:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.file.close()
+
+
+def check_link(url: str, hosts: Sequence[str], *, request_id: str) -> str:
+    """Check that a link may be followed at all.
+
+    :param hosts: host patterns (https on the usual port only) or whole origins, taken as they are.
+    :raises WanDownloadError: it may not; a retry can't help. The message shows the host, never the link.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").rstrip(".").lower(), parts.port
+    except ValueError:
+        raise _refused("its link is not a valid address", request_id) from None
+    origin = f"{parts.scheme}://{host}" + (f":{port}" if port else "")
+    if parts.username is not None or parts.password is not None:
+        raise _refused(f"its link to {host} carries credentials", request_id)
+    if any(ord(char) <= 32 or ord(char) == 127 for char in url) or "\\" in url or not host.isascii():
+        raise _refused("its link holds characters that no address has", request_id)
+    if origin in [entry for entry in hosts if "://" in entry]:
+        return url
+    patterns = [entry for entry in hosts if "://" not in entry]
+    if not any(fnmatch.fnmatchcase(host, pattern) for pattern in patterns):
+        raise _refused(
+            f"its link leads to {host or 'no host'}, which is not among the hosts that videos may come from "
+            f"({', '.join(hosts)}). If that host is right, add it to download_hosts in the connection",
+            request_id,
+        )
+    if parts.scheme != "https" or port not in (None, 443):
+        raise _refused(
+            f"its link leads to {origin}; only https is fetched. Plain http and other ports need the whole "
+            "origin in download_hosts of the connection",
+            request_id,
+        )
+    return url
+
+
+def _refused(why: str, request_id: str) -> WanDownloadError:
+    return WanDownloadError(
+        f"The video of request {request_id} was not fetched: {why}.", request_id=request_id, retry_helps=False
+    )
+
+
+@dataclass(slots=True)
+class _State:
+    """How far a download has come."""
+
+    file: IO[bytes]
+    crc: Any
+    size: int = 0
+    promised: int | None = None
+    validator: str | None = None
+    content_type: str = ""
+    started: float = field(default_factory=time.monotonic)
+
+    def start_over(self) -> None:
+        import google_crc32c
+
+        self.file.seek(0)
+        self.file.truncate()
+        self.crc, self.size = google_crc32c.Checksum(), 0  # type: ignore[no-untyped-call]
+
+
+class Downloader:
+    """Fetches result files over one pooled session without credentials.
+
+    :param policy: the bounds.
+    :param log: resumes are worth a line.
+    """
+
+    def __init__(
+        self, policy: DownloadPolicy, log: Logger, *, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._policy = policy
+        self._log = log
+        self._sleep = sleep
+        self._session = web.bounded_session(pool_size=16)
+
+    def fetch(self, url: str, *, request_id: str) -> Download:
+        """Fetch one file whole.
+
+        :param url: its link.
+        :param request_id: whose it is, for the messages.
+        :raises LinkExpiredError: the link is no longer good.
+        :raises WanDownloadError: anything else; nothing of it is kept.
+        """
+        import google_crc32c
+
+        check_link(url, self._policy.hosts, request_id=request_id)
+        file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115  # given away
+        state = _State(file, google_crc32c.Checksum())  # type: ignore[no-untyped-call]
+        try:
+            self._fetch_with_resumes(url, state, request_id)
+            self._check_whole(state, request_id)
+            file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+        crc32c = base64.b64encode(state.crc.digest()).decode()
+        return Download(file, state.size, crc32c, state.content_type, state.promised is not None)
+
+    def _fetch_with_resumes(self, url: str, state: _State, request_id: str) -> None:
+        for attempt in range(1, self._policy.tries + 1):
+            wait_s = min(30.0, 0.5 * 2 ** (attempt - 1)) * random.random()
+            try:
+                pause = self._fetch_once(url, state, request_id)
+                if pause is None:
+                    return
+                wait_s, why = max(wait_s, pause), "the server is overloaded"
+            except (requests.RequestException, OSError, _BrokenOffError) as error:
+                why = str(error) if isinstance(error, _BrokenOffError) else type(error).__name__
+            spent_s = time.monotonic() - state.started
+            if attempt == self._policy.tries or spent_s + wait_s > self._policy.total_s:
+                raise WanDownloadError(
+                    f"The video of request {request_id} broke off after {state.size} bytes of "
+                    f"{state.promised if state.promised is not None else 'an unknown length'} ({why}), "
+                    f"{attempt} times. Nothing was put into the bucket. It is paid for and not lost: try again "
+                    "soon, before RunComfy deletes it.",
+                    request_id=request_id,
+                )
+            self._log.info("The download broke off at byte %d (%s); resuming.", state.size, why)
+            self._sleep(wait_s)
+
+    def _fetch_once(self, url: str, state: _State, request_id: str) -> float | None:
+        """Open one connection and read what comes; None: it came to its end; else the seconds to wait."""
+        headers = {"Accept": "video/*, application/octet-stream", "Accept-Encoding": "identity"}
+        if state.size and state.validator:
+            headers |= {"Range": f"bytes={state.size}-", "If-Range": state.validator}
+        response = self._get(url, headers, request_id)
+        with response:
+            if response.status_code in (429, 500, 502, 503, 504):
+                asked = retry_after_s({k.lower(): v for k, v in response.headers.items()}, datetime.now(UTC))
+                return asked or 0.0
+            self._begin(response, state, request_id)
+            for piece in self._pieces(response, state):
+                state.file.write(piece)
+                state.crc.update(piece)
+                state.size += len(piece)
+                self._check_size(state.size, request_id)
+        if state.promised is not None and state.size < state.promised:
+            raise _BrokenOffError("the connection ended early")
+        return None
+
+    def _get(self, url: str, headers: dict[str, str], request_id: str) -> requests.Response:
+        """GET, following redirects only where the list allows each of them."""
+        for _ in range(6):
+            response = self._session.get(
+                url,
+                headers=headers,
+                timeout=(web.CONNECT_TIMEOUT_S, self._policy.stall_s),
+                allow_redirects=False,
+                stream=True,
+            )
+            if response.status_code not in _REDIRECTS:
+                return response
+            location = response.headers.get("Location", "")
+            response.close()
+            url = check_link(urljoin(url, location), self._policy.hosts, request_id=request_id)
+        raise _refused("its link leads round and round", request_id)
+
+    def _begin(self, response: requests.Response, state: _State, request_id: str) -> None:
+        """Check the head of an answer and put the file to where its body continues."""
+        status = response.status_code
+        if status in (401, 403, 404, 410):
+            raise LinkExpiredError(
+                f"The link to the video of request {request_id} is no longer good (HTTP {status}).",
+                request_id=request_id,
+            )
+        if status == 206 and state.size and self._continues(response, state):
+            return
+        if status == 416:
+            state.validator = None
+            raise _BrokenOffError("the server has no such range")
+        if status != 200:
+            raise WanDownloadError(
+                f"The video of request {request_id} was not fetched: HTTP {status} from the file server.",
+                request_id=request_id,
+            )
+        state.start_over()
+        state.content_type = response.headers.get("Content-Type", "").split(";")[0].strip().lower()
+        etag = response.headers.get("ETag", "")
+        state.validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")
+        length = response.headers.get("Content-Length", "")
+        state.promised = int(length) if length.isascii() and length.isdigit() else None
+        self._check_kind(response, state, request_id)
+        if state.promised is not None:
+            self._check_size(state.promised, request_id)
+
+    def _continues(self, response: requests.Response, state: _State) -> bool:
+        """Whether a partial answer goes on exactly where we stand, in a file of the same length."""
+        match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+        if not match or int(match[1]) != state.size or state.promised not in (None, int(match[3])):
+            state.validator = None
+            raise _BrokenOffError("the server resumed at another place")
+        state.promised = int(match[3])
+        return True
+
+    def _check_kind(self, response: requests.Response, state: _State, request_id: str) -> None:
+        if response.headers.get("Content-Encoding", "identity") not in ("identity", ""):
+            raise _refused("the server sent it encoded, though that was not asked for", request_id)
+        if state.content_type and not state.content_type.startswith(_VIDEO_TYPES):
+            page = " (a login or error page?)" if "html" in state.content_type else ""
+            raise WanDownloadError(
+                f"The link of request {request_id} gave {state.content_type}{page} and not a video. Nothing was "
+                "put into the bucket.",
+                request_id=request_id,
+            )
+
+    def _check_size(self, size: int, request_id: str) -> None:
+        if size > self._policy.max_size_bytes:
+            raise WanDownloadError(
+                f"The video of request {request_id} is larger than max_size_bytes="
+                f"{self._policy.max_size_bytes} ({size} bytes so far or promised). Nothing was put into the "
+                "bucket. Raise max_size_bytes if it is right.",
+                request_id=request_id,
+                retry_helps=False,
+            )
+
+    def _pieces(self, response: requests.Response, state: _State) -> Iterator[bytes]:
+        """Yield what comes, until it comes too slowly."""
+        window_ends = time.monotonic() + self._policy.stall_s
+        in_window = 0
+        for piece in web.iter_body(response):
+            yield piece
+            in_window += len(piece)
+            now = time.monotonic()
+            if now - state.started > self._policy.total_s:
+                raise _BrokenOffError(f"it took longer than {self._policy.total_s:.0f} s")
+            if now > window_ends:
+                if in_window < self._policy.stall_bytes:
+                    raise _BrokenOffError(f"only {in_window} bytes in {self._policy.stall_s:.0f} s")
+                window_ends, in_window = now + self._policy.stall_s, 0
+
+    def _check_whole(self, state: _State, request_id: str) -> None:
+        problem = None
+        if state.size == 0:
+            problem = "is empty"
+        elif state.promised is not None and state.size != state.promised:
+            problem = f"is {state.size} bytes long where {state.promised} were promised"
+        if problem:
+            raise WanDownloadError(
+                f"The video of request {request_id} {problem}. Nothing was put into the bucket.",
+                request_id=request_id,
+            )
+
+
+class _BrokenOffError(Exception):
+    """The download broke off, and may be resumed."""
