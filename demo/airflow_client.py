@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from urllib.parse import quote
 
 import requests
 
+from demo.processes import useful_end
 from demo.task_logs import plain_log
 
 OVER = frozenset({"success", "failed"})
@@ -47,7 +49,7 @@ class TaskKey:
 
 
 def wait_until(
-    check: Callable[[], T], what: str | Callable[[], str], *, timeout_s: float, every_s: float = 0.2
+    check: Callable[[], T | None], what: str | Callable[[], str], *, timeout_s: float, every_s: float = 0.2
 ) -> T:
     """The first true value of ``check``; TimeoutError naming ``what`` when there is none in time."""
     deadline = time.monotonic() + timeout_s
@@ -69,9 +71,17 @@ class AirflowClient:
     def __init__(self, base_url: str, *, log_folder: Path) -> None:
         self.base_url = base_url
         self._log_folder = log_folder
-        self._session = requests.Session()
-        # A proxy of the environment has no business between us and the loopback interface.
-        self._session.trust_env = False
+        self._by_thread = threading.local()
+
+    @property
+    def _session(self) -> requests.Session:
+        """One a thread: live scenarios run side by side, and a session is not made for that."""
+        if not hasattr(self._by_thread, "session"):
+            self._by_thread.session = requests.Session()
+            # A proxy of the environment has no business between us and the loopback interface.
+            self._by_thread.session.trust_env = False
+        session: requests.Session = self._by_thread.session
+        return session
 
     def api(self, method: str, path: str, json: Any = None, *, query: Mapping[str, Any] | None = None) -> Any:
         """Call ``/api/v2{path}`` and return the answer's JSON.
@@ -163,13 +173,21 @@ class AirflowClient:
             return state if state in OVER else None
 
         def what() -> str:
-            states = {
-                f"{ti['task_id']}[{ti['map_index']}]": ti["state"]
-                for ti in self.task_instances(dag_id, run_id)
-            }
-            return f"the end of {dag_id} run {run_id}; its tasks: {states}"
+            return f"the end of {dag_id} run {run_id}; its tasks: {self.task_states(dag_id, run_id)}"
 
         return str(wait_until(over, what, timeout_s=timeout_s))
+
+    def why_failed(self, dag_id: str, run_id: str, *, at_most: int = 3) -> str:
+        """States of a run's tasks, and the useful end of the log of those that failed first."""
+        rows = self.task_instances(dag_id, run_id)
+        failed = sorted(
+            (row for row in rows if row["state"] == "failed"), key=lambda row: row["end_date"] or ""
+        )
+        text = f"{dag_id} run {run_id}: {self.task_states(dag_id, run_id)}"
+        for row in failed[:at_most]:
+            task = TaskKey(dag_id, run_id, row["task_id"], row["map_index"])
+            text += f"\n\nThe end of the log of {task}:\n{useful_end(self.task_log(task))}"
+        return text
 
     def set_run_state(self, dag_id: str, run_id: str, state: str) -> None:
         """Mark a run ``success``, ``failed`` or ``queued``, as the UI does."""

@@ -107,7 +107,7 @@ class AirflowSettings:
         """A dead part is found within seconds. The task time-out leaves room for a busy machine."""
         return {
             "scheduler": {
-                "scheduler_health_check_threshold": max(threshold_s, 10),
+                "scheduler_health_check_threshold": max(threshold_s, 15),
                 "task_instance_heartbeat_timeout": max(2 * threshold_s, 10),
                 "task_instance_heartbeat_timeout_detection_interval": 1,
             },

@@ -16,6 +16,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -86,6 +87,8 @@ class LocalAirflow:
         self.client = AirflowClient(self.url, log_folder=self.home / "logs")
         self.processes: list[OwnProcess] = []
         self.triggerers: list[Triggerer] = []
+        self._triggerers_started = 0
+        self._starting_triggerer = threading.Lock()
 
     def __enter__(self) -> LocalAirflow:
         self.start()
@@ -127,10 +130,12 @@ class LocalAirflow:
     def start_triggerer(self, *, timeout_s: float = 60) -> Triggerer:
         """Start one more triggerer and wait for its first heartbeat."""
         deadline = time.monotonic() + timeout_s
-        before = self.client.triggerer_job_ids()
-        process = self._start_triggerer_process()
-        triggerer = Triggerer(process, self._new_triggerer_job_id(process, before, deadline))
-        self.triggerers.append(triggerer)
+        # One at a time: which job id is the new process's is told by which one is new.
+        with self._starting_triggerer:
+            before = self.client.triggerer_job_ids() | {triggerer.job_id for triggerer in self.triggerers}
+            process = self._start_triggerer_process()
+            triggerer = Triggerer(process, self._new_triggerer_job_id(process, before, deadline))
+            self.triggerers.append(triggerer)
         return triggerer
 
     def triggerer_of(self, task: TaskKey, *, timeout_s: float = 30) -> Triggerer:
@@ -141,6 +146,30 @@ class LocalAirflow:
             f"a triggerer that runs the trigger of {task}",
             timeout_s=timeout_s,
         )
+
+    def kill_triggerer(self, triggerer: Triggerer) -> None:
+        """SIGKILL a triggerer with all its processes, and no longer expect it to live."""
+        triggerer.process.kill()
+        self._forget(triggerer)
+
+    def terminate_triggerer(self, triggerer: Triggerer) -> None:
+        """SIGTERM a triggerer, let it end politely, and no longer expect it to live."""
+        triggerer.process.terminate()
+        self._forget(triggerer)
+
+    def _forget(self, triggerer: Triggerer) -> None:
+        self.triggerers.remove(triggerer)
+        self.processes.remove(triggerer.process)
+
+    def wait_taken_over(self, task: TaskKey, *, lost: Triggerer, timeout_s: float = 60) -> Triggerer:
+        """Wait until a triggerer other than the lost one runs the trigger of a deferred task."""
+
+        def other() -> Triggerer | None:
+            by_job = {triggerer.job_id: triggerer for triggerer in self.triggerers if triggerer is not lost}
+            return by_job.get(self.client.triggerer_of(task) or -1)
+
+        what = f"the trigger of {task} taken over from {lost.process.name}"
+        return wait_until(other, what, timeout_s=timeout_s)
 
     def pid_of_task(self, task: TaskKey, *, timeout_s: float = 30) -> int:
         """Process id of the running task: the process in which the operator's ``execute`` runs.
@@ -235,13 +264,8 @@ class LocalAirflow:
         return process
 
     def _start_triggerer_process(self) -> OwnProcess:
-        number = 1 + sum(process.name.startswith("triggerer") for process in self.processes)
-        return self._start("triggerer", "--skip-serve-logs", name=f"triggerer-{number}")
-
-    def forget(self, process: OwnProcess) -> None:
-        """Stop watching a process that a test has ended on purpose."""
-        self.processes.remove(process)
-        self.triggerers = [triggerer for triggerer in self.triggerers if triggerer.process is not process]
+        self._triggerers_started += 1
+        return self._start("triggerer", "--skip-serve-logs", name=f"triggerer-{self._triggerers_started}")
 
     def _wait_healthy(self, deadline: float, *, triggerer: bool) -> None:
         wanted = {"metadatabase", "scheduler", "dag_processor"} | ({"triggerer"} if triggerer else set())

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One real Airflow for the whole live suite: PostgreSQL, scheduler, triggerer, sandbox."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from harness_scenarios import Live, SideBySide  # noqa: E402
+from postgres import Postgres  # noqa: E402
+
+from demo.local_airflow import LocalAirflow  # noqa: E402
+
+HEALTH_THRESHOLD_S = 8
+"""Seconds without a heartbeat after which a triggerer's work is taken over."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _stop_on_sigterm() -> Iterator[None]:
+    """A time-out that ends pytest with SIGTERM must not leave an Airflow behind: fixtures are torn down."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(f"signal {number}")
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    yield
+    signal.signal(signal.SIGTERM, previous)
+
+
+@pytest.fixture(scope="session")
+def live_airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
+    """Airflow on PostgreSQL with one triggerer; more with ``start_triggerer()``."""
+    home = tmp_path_factory.mktemp("airflow")
+    folders = [Path(__file__).parent / "dags", ROOT / "dags"]
+    with (
+        Postgres() as postgres,
+        LocalAirflow(
+            home,
+            dags_folders=[folder for folder in folders if any(folder.glob("*.py"))],
+            database=postgres.url,
+            health_threshold_s=HEALTH_THRESHOLD_S,
+            parallelism=16,
+        ) as airflow,
+    ):
+        yield airflow
+
+
+@pytest.fixture(scope="session")
+def live(live_airflow: LocalAirflow) -> Live:
+    """What a scenario works with."""
+    return Live(airflow=live_airflow, sandbox=None)
+
+
+@pytest.fixture(scope="session")
+def side_by_side(live: Live, request: pytest.FixtureRequest) -> SideBySide:
+    """Starts every selected scenario when the first is asked for."""
+    return SideBySide(live, request.session.items)
