@@ -92,16 +92,20 @@ def fingerprint(
         image_fields = schema.image_fields if schema is not None else ()
     if image_identity is not None:
         given = {name: value for name, value in given.items() if name not in image_fields}
-    identity = [model_id, _without_signatures(given), image_identity, variation or None]
+    identity = [model_id, without_signatures(given), image_identity, variation or None]
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _without_signatures(value: Any) -> Any:
+def without_signatures(value: Any) -> Any:
+    """Give inputs as they may be remembered: every URL in them less what signs it.
+
+    :param value: any JSON value.
+    """
     if isinstance(value, str):
         return canonical_url(value)
     if isinstance(value, Mapping):
-        return {str(key): _without_signatures(item) for key, item in value.items()}
+        return {str(key): without_signatures(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_signatures(item) for item in value]
+        return [without_signatures(item) for item in value]
     return value

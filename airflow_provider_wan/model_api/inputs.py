@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.model_api.bodies import clean_text
 from airflow_provider_wan.model_api.coercion import coerce_fields
-from airflow_provider_wan.model_api.fingerprints import canonical_url, fingerprint
+from airflow_provider_wan.model_api.fingerprints import canonical_url, fingerprint, without_signatures
 from airflow_provider_wan.model_api.model_schema import ImageRules, ModelSchema, image_rules, load_schema
 from airflow_provider_wan.model_api.outputs import is_http_url
 
@@ -31,6 +31,7 @@ __all__ = [
     "image_rules",
     "load_schema",
     "validate_inputs",
+    "without_signatures",
 ]
 
 _SHOWN_CHARS = 80
