@@ -79,13 +79,14 @@ class Api(Protocol):
 class Wanted:
     """One video that somebody wants.
 
-    :param inputs: what is sent, links with their signatures included.
+    :param make_inputs: gives what is sent, links with their signatures included. Called only when a purchase
+        is about to be made: an image is looked at, and a link signed, no earlier.
     :param recorded_inputs: the same as it may be remembered: without signatures.
     :param watcher: the task instance that wants it.
     """
 
     model_id: str
-    inputs: Mapping[str, Any] = field(repr=False)
+    make_inputs: Callable[[], Mapping[str, Any]] = field(repr=False)
     recorded_inputs: Mapping[str, Any]
     fingerprint: str
     image: str | None = None
@@ -208,6 +209,7 @@ class Submission:
 
     def _buy(self, wanted: Wanted, held: Held | None) -> Obtained:
         """Claim, POST, log, write. See the head of this file before changing the order of anything here."""
+        inputs = wanted.make_inputs()
         started = time.monotonic()
         attempt = 0
         while True:
@@ -216,7 +218,7 @@ class Submission:
             try:
                 submitted = self._hook.submit(
                     wanted.model_id,
-                    wanted.inputs,
+                    inputs,
                     retry=False,
                     send_within_s=self._hook.submit_takes_at_most_s,
                 )
