@@ -15,6 +15,10 @@ from pathlib import Path
 
 import psutil
 
+from demo.guardian import Guardian, session_pids
+
+_GUARDIAN = Guardian()
+
 
 def free_port() -> int:
     """A TCP port of the loopback interface that nobody listens on right now."""
@@ -66,6 +70,8 @@ class OwnProcess:
                 group=group,
                 extra_groups=[] if user is not None else None,
             )
+        self._started = psutil.Process(self._popen.pid).create_time()
+        _GUARDIAN.watch(self._popen.pid, self._started)
 
     @property
     def pid(self) -> int:
@@ -91,16 +97,9 @@ class OwnProcess:
     def pids(self) -> list[int]:
         """Every living process of the session.
 
-        Airflow gives each task a process *group* of its own, but nothing in it leaves the session. While any
-        member lives the kernel does not give the number out again, so a leader that is not ours
-        means that ours are all gone.
+        Airflow gives each task a process *group* of its own, but nothing in it leaves the session.
         """
-        found = []
-        for process in psutil.process_iter():
-            with suppress(OSError, psutil.Error):
-                if os.getsid(process.pid) == self.pid and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process.pid)
-        return [] if self.pid in found and not self.alive else found
+        return session_pids(self.pid, leader_started=self._started)
 
     def signal_all(self, number: signal.Signals) -> None:
         """Send a signal to every process of the session."""
