@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks inputs as the model's schema says, and words what is wrong as the API's ``detail`` list does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "array": (list,),
+    "object": (dict,),
+    "null": (type(None),),
+}
+
+
+def detail(field: str, message: str, kind: str) -> dict[str, Any]:
+    """Build one entry of a ``detail`` list."""
+    return {"loc": ["body", field], "msg": message, "type": kind}
+
+
+def check_inputs(inputs: Mapping[str, Any], schema: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Give what breaks the schema, an entry a problem; an empty list is a pass."""
+    properties: Mapping[str, Any] = schema.get("properties", {})
+    found = [
+        detail(name, "Field required", "missing")
+        for name in schema.get("required", ())
+        if inputs.get(name) is None
+    ]
+    for name, value in inputs.items():
+        if name in properties:
+            found += [
+                detail(name, message, kind)
+                for message, kind in _problems(value, properties[name])
+                if value is not None
+            ]
+        elif schema.get("additionalProperties", True) is False:
+            found.append(detail(name, "Extra inputs are not permitted", "extra_forbidden"))
+    return found
+
+
+def _problems(value: Any, rules: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    wanted = rules.get("type")
+    names = [wanted] if isinstance(wanted, str) else list(wanted or ())
+    if names and not any(_is_a(value, name) for name in names):
+        yield f"Input should be a valid {' or '.join(names)}", f"{names[0]}_type"
+        return
+    if "enum" in rules and value not in rules["enum"]:
+        yield f"Input should be one of {', '.join(map(repr, rules['enum']))}", "enum"
+    if "const" in rules and value != rules["const"]:
+        yield f"Input should be {rules['const']!r}", "literal_error"
+    if isinstance(value, str):
+        yield from _text_problems(value, rules)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield from _number_problems(value, rules)
+
+
+def _is_a(value: Any, name: str) -> bool:
+    if isinstance(value, bool) and name != "boolean":
+        return False
+    return isinstance(value, _TYPES.get(name, (object,)))
+
+
+def _text_problems(text: str, rules: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    said: Mapping[str, str] = rules.get("x-messages", {})
+    if len(text) > rules.get("maxLength", len(text)):
+        yield f"String should have at most {rules['maxLength']} characters", "string_too_long"
+    if len(text) < rules.get("minLength", 0):
+        least = f"String should have at least {rules['minLength']} characters"
+        yield said.get("minLength", least), "string_too_short"
+    if "pattern" in rules and not re.search(rules["pattern"], text):
+        yield said.get("pattern", f"String should match {rules['pattern']!r}"), "string_pattern_mismatch"
+
+
+def _number_problems(number: float, rules: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if number < rules.get("minimum", number):
+        yield f"Input should be greater than or equal to {rules['minimum']}", "greater_than_equal"
+    if number > rules.get("maximum", number):
+        yield f"Input should be less than or equal to {rules['maximum']}", "less_than_equal"
