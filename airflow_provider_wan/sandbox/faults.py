@@ -100,6 +100,11 @@ class FaultBook:
         #: What is known, by name.
         self.kinds: dict[str, list[FaultKind]] = {}
 
+    @property
+    def has_rules(self) -> bool:
+        """Whether :meth:`pick` can give anything."""
+        return bool(self._rules)
+
     def register(self, kinds: Iterable[FaultKind]) -> None:
         """Make faults known; again does nothing. A name may come for several calls with other parameters."""
         for kind in kinds:
