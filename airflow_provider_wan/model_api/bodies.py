@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -17,7 +16,6 @@ from typing import Any
 
 MESSAGE_MAX_CHARS = 300
 _LOOKED_AT_CHARS = 4_000
-_UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _URL = re.compile(r"""(https?://)(?:[^\s/"'<>]*@)?([^\s"'<>?#]*)([?#][^\s"'<>]*)?""", re.IGNORECASE)
 _BEARER = re.compile(r"\bbearer\s+\S+", re.IGNORECASE)
 _TOKEN = re.compile(
@@ -35,7 +33,7 @@ def clean_text(value: str, max_chars: int = MESSAGE_MAX_CHARS) -> str:
     :param max_chars: the most characters to give back, default 300 (the API contract's limit).
     """
     text = value[:_LOOKED_AT_CHARS]
-    text = "".join(" " if unicodedata.category(char) in _UNSAFE_CATEGORIES else char for char in text)
+    text = "".join(char if char.isprintable() else " " for char in text)
     text = _URL.sub(lambda m: m[1] + m[2] + ("?…" if m[3] else ""), text)
     text = _DATA_URI.sub("data:…", text)
     text = _BEARER.sub("Bearer …", text)

@@ -61,8 +61,10 @@ def _walk(output: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
     while stack and seen < _MAX_NODES:
         seen += 1
         value, keys = stack.pop()
-        if is_http_url(value):
-            yield value, keys
+        if isinstance(value, str):
+            url = value.strip().replace(" ", "%20")  # a blank does not make a file that was paid for unusable
+            if is_http_url(url):
+                yield url, keys
         elif isinstance(value, dict):
             stack.extend((item, (*keys[-8:], str(key).lower())) for key, item in reversed(value.items()))
         elif isinstance(value, list):

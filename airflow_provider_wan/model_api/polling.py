@@ -61,7 +61,8 @@ class WaitPolicy:
 
     :param deadline: the absolute end of the wait, in unix seconds; a restart does not move it.
     :param poll_interval_s: seconds between looks, give or take 10 %; ``None`` (default) adapts: about a
-        tenth of the time waited so far, from 2 s to ``max_interval_s``, and longer deep in the queue.
+        tenth of the time waited so far, from 2 s to ``max_interval_s``, and longer deep in the queue, all
+        give or take 10 % too.
     :param gone_after_times: how many 404001 in a row mean that the request is gone, default 3.
     :param gone_after_s: over how many seconds they must have come, default 60.
     :param max_interval_s: the longest adaptive interval in seconds, default 30.

@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refused, unknown or transient: what a bad answer means, above all to the call that costs money."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from model_api_replies import STEADY, reply
+
+from airflow_provider_wan.exceptions import (
+    WanAuthError,
+    WanBalanceError,
+    WanError,
+    WanInputError,
+    WanNotFoundError,
+    WanRefusedError,
+    WanTransientError,
+    WanUnknownSubmissionError,
+)
+from airflow_provider_wan.model_api.faults import (
+    RetryPolicy,
+    error_of_no_reply,
+    error_of_reply,
+    is_auth_error,
+    is_definite_refusal,
+    retry_after_s,
+)
+
+HTML = b"<html><body>Bad gateway</body></html>"
+
+
+def own(code: int, text: str = "no") -> dict[str, Any]:
+    return {"error_code": code, "error_message": text}
+
+
+def of_submit(status: int, body: Any, **headers: str) -> WanError:
+    return error_of_reply(reply(status, body, headers), what="submit", submit=True)
+
+
+def of_get(status: int, body: Any, **headers: str) -> WanError:
+    return error_of_reply(reply(status, body, headers), what="status", request_id="r-1")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        # a 4xx with a readable error body is a refusal
+        (400, own(400001), WanRefusedError),
+        (400, own(400002), WanBalanceError),
+        (400, own(400004), WanAuthError),
+        (400, {"code": 400004, "error": "expired"}, WanAuthError),
+        (400, {"code": "400002", "error": "empty"}, WanBalanceError),
+        (400, {"message": "bad"}, WanRefusedError),
+        (401, {"message": "who?"}, WanAuthError),
+        (402, {"message": "pay"}, WanBalanceError),
+        (403, own(403001), WanRefusedError),
+        (404, own(404001), WanRefusedError),
+        (404, {"detail": "no such model"}, WanRefusedError),
+        (409, {"message": "conflict"}, WanRefusedError),
+        (422, {"detail": [{"loc": ["body", "prompt"], "msg": "too long"}]}, WanInputError),
+        # 429 is one whatever it carries, and nothing was bought
+        (429, b"", WanTransientError),
+        (429, HTML, WanTransientError),
+        (429, own(400002), WanTransientError),
+        # the API's own code in a 200 without an id is a refusal too
+        (200, own(400002), WanBalanceError),
+        (200, own(400004), WanAuthError),
+        (200, {"code": 401, "message": "no"}, WanAuthError),
+        (200, {"code": 429, "message": "slow down"}, WanTransientError),
+        # everything else may have been bought
+        (200, {}, WanUnknownSubmissionError),
+        (200, b"", WanUnknownSubmissionError),
+        (200, HTML, WanUnknownSubmissionError),
+        (200, {"message": "odd"}, WanUnknownSubmissionError),
+        (200, {"code": 0, "message": "ok"}, WanUnknownSubmissionError),
+        (200, own(500001), WanUnknownSubmissionError),
+        (202, b'{"request_id": "ab', WanUnknownSubmissionError),
+        (301, b"", WanUnknownSubmissionError),
+        (302, own(400002), WanUnknownSubmissionError),
+        (400, HTML, WanUnknownSubmissionError),
+        (400, b"", WanUnknownSubmissionError),
+        (400, {}, WanUnknownSubmissionError),
+        (400, own(500001), WanUnknownSubmissionError),
+        (400, b'{"error_code": 4000', WanUnknownSubmissionError),
+        (401, HTML, WanUnknownSubmissionError),
+        (402, b"no", WanUnknownSubmissionError),
+        (403, HTML, WanUnknownSubmissionError),
+        (404, HTML, WanUnknownSubmissionError),
+        (408, own(400002), WanUnknownSubmissionError),
+        (499, own(400002), WanUnknownSubmissionError),
+        (500, own(400002), WanUnknownSubmissionError),
+        (502, HTML, WanUnknownSubmissionError),
+        (503, {"message": "busy"}, WanUnknownSubmissionError),
+        (504, b"", WanUnknownSubmissionError),
+        (599, b"", WanUnknownSubmissionError),
+    ],
+)
+def test_a_submit_is_refused_only_where_that_is_certain(
+    status: int, body: Any, error: type[WanError]
+) -> None:
+    found = of_submit(status, body)
+    assert type(found) is error
+    assert is_definite_refusal(found) is (error is not WanUnknownSubmissionError)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        (400, own(400001), WanRefusedError),
+        (400, own(400002), WanBalanceError),
+        (400, own(400004), WanAuthError),
+        (400, own(400005), WanTransientError),
+        (400, HTML, WanRefusedError),
+        (401, HTML, WanAuthError),
+        (402, b"", WanBalanceError),
+        (403, own(403001), WanRefusedError),
+        (403, HTML, WanRefusedError),
+        (404, own(404001), WanNotFoundError),
+        (404, {"code": 404001, "error": "gone"}, WanNotFoundError),
+        (400, own(404001), WanNotFoundError),
+        (200, own(404001), WanNotFoundError),
+        (403, own(404001), WanRefusedError),
+        (404, HTML, WanRefusedError),
+        (404, {"message": "no route"}, WanRefusedError),
+        (404, {"error": {"code": 404001}}, WanRefusedError),
+        (422, {"detail": []}, WanInputError),
+        (200, own(400004), WanAuthError),
+        (200, own(500001), WanTransientError),
+        (200, HTML, WanTransientError),
+        (200, b'{"status": "in_pr', WanTransientError),
+        (302, b"", WanTransientError),
+        (408, b"", WanTransientError),
+        (425, b"", WanTransientError),
+        (429, own(400004), WanTransientError),
+        (500, own(400004), WanTransientError),
+        (502, HTML, WanTransientError),
+        (503, b"", WanTransientError),
+        (504, b"", WanTransientError),
+    ],
+)
+def test_a_look_is_transient_unless_the_api_says_something_certain(
+    status: int, body: Any, error: type[WanError]
+) -> None:
+    assert type(of_get(status, body)) is error
+
+
+@pytest.mark.parametrize(
+    ("kind", "submit", "error"),
+    [
+        ("connect", True, WanTransientError),
+        ("timeout", True, WanUnknownSubmissionError),
+        ("reset", True, WanUnknownSubmissionError),
+        ("other", True, WanUnknownSubmissionError),
+        ("connect", False, WanTransientError),
+        ("timeout", False, WanTransientError),
+        ("reset", False, WanTransientError),
+        ("other", False, WanTransientError),
+    ],
+)
+def test_no_answer_to_a_submit_is_unknown_unless_nothing_was_sent(
+    kind: Any, submit: bool, error: type[WanError]
+) -> None:
+    assert type(error_of_no_reply(kind, what="submit", submit=submit)) is error
+
+
+def test_an_unknown_submission_says_how_to_settle_it() -> None:
+    for error in (of_submit(502, HTML), error_of_no_reply("timeout", what="submit", submit=True)):
+        for word in ("Generations page", "resolve=", "request=", "resubmit", "not sent again"):
+            assert word in str(error)
+
+
+def test_an_id_in_a_damaged_answer_is_shown_to_the_person_who_settles_it() -> None:
+    assert '"req_42"' in str(of_submit(200, b'{"request_id": "req_42", "status_url": "https://mo'))
+    assert "req_4" not in str(of_submit(200, b'{"request_id": "req_4'))
+
+
+def test_messages_name_code_text_request_and_what_to_do() -> None:
+    error = of_get(403, own(403001, "not yours"))
+    assert "403001" in str(error)
+    assert "not yours" in str(error)
+    assert "r-1" in str(error)
+    assert "another user" in str(error)
+    assert (error.request_id, getattr(error, "code", None)) == ("r-1", 403001)
+    assert "model id" in str(of_submit(400, own(400001)))
+    assert "prompt: too long" in str(
+        of_submit(422, {"detail": [{"loc": ["body", "prompt"], "msg": "too long"}]})
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({"error_code": 1, "code": 2, "error_message": "A", "message": "B"}, "code 1: A"),
+        ({"code": 2, "message": "B", "error": "C"}, "code 2: B"),
+        ({"error": "C", "detail": "D"}, ": C"),
+        ({"detail": "D"}, ": D"),
+        ({"error": {"message": "inside"}}, ": inside"),
+        ({"error": ["one", {"msg": "two"}]}, ": one; two"),
+        ({"unrelated": 1}, ": Bad Request"),
+        ([], ": Bad Request"),
+    ],
+)
+def test_error_bodies_are_read_in_the_order_of_the_contract(body: Any, text: str) -> None:
+    assert text in str(of_get(400, body))
+
+
+def test_a_text_of_the_server_cannot_forge_log_lines_nor_carry_secrets() -> None:
+    text = (
+        "bad\r\nERROR fake\x1b[31m\u202e line https://user:pw@h/a.png?X-Goog-Signature=abc "
+        "Bearer s3cret-token token=0123456789abcdef0 data:image/png;base64,AAAA"
+    )
+    shown = str(of_get(400, {"message": text}))
+    assert shown.isprintable()
+    for secret in ("Signature", "pw@", "s3cret", "0123456789abcdef", "AAAA"):
+        assert secret not in shown
+    assert len(str(of_get(400, {"message": "x" * 5000}))) < 300 + 250
+
+
+def test_only_an_auth_error_asks_for_the_connection_again() -> None:
+    assert is_auth_error(of_get(401, b""))
+    assert not is_auth_error(of_get(403, b""))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+KEYS = st.sampled_from(["error_code", "code", "error", "message", "error_message", "detail", "request_id"])
+CODES = st.sampled_from([400001, 400002, 400004, 400005, 403001, 404001, 401, 429, 408001, 500001, "400002"])
+BODIES = st.one_of(
+    st.binary(max_size=200),
+    st.dictionaries(KEYS, st.one_of(JSON, CODES, CODES), max_size=4).map(lambda d: json.dumps(d).encode()),
+    JSON.map(lambda value: json.dumps(value).encode()),
+)
+
+
+@STEADY
+@given(st.integers(0, 999), BODIES, st.dictionaries(st.text(), st.text(), max_size=3), st.booleans())
+def test_any_answer_gives_an_error_with_one_readable_line(
+    status: int, body: bytes, headers: dict[str, str], submit: bool
+) -> None:
+    error = error_of_reply(reply(status, body, headers), what="call", submit=submit)
+    assert isinstance(error, WanError)
+    assert str(error).isprintable()
+
+
+@STEADY
+@given(st.integers(0, 999), BODIES)
+def test_no_answer_makes_a_submit_refused_unless_it_is_definite(status: int, body: bytes) -> None:
+    error = error_of_reply(reply(status, body), what="submit", submit=True)
+    assert not isinstance(error, WanNotFoundError)
+    if status == 429:
+        assert isinstance(error, WanTransientError)
+    elif is_definite_refusal(error):
+        found = json.loads(body)
+        assert isinstance(found, dict)
+        assert 200 <= status < 300 or (400 <= status < 500 and status != 408)
+        assert found.keys() & {"error_code", "code", "error", "message", "error_message", "detail"}
+        if status < 300:
+            assert any(str(found.get(key)).startswith("4") for key in ("error_code", "code"))
+
+
+NOW = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("7", 7.0),
+        (" 7 ", 7.0),
+        ("1.5", 1.5),
+        ("0", 0.0),
+        ("31536000", 31_536_000.0),
+        ("9" * 300, 100 * 365 * 86_400.0),
+        ("-5", None),
+        ("soon", None),
+        ("", None),
+        ("nan", None),
+        ("inf", None),
+        ("1e3", None),
+        ("٣", None),
+        (format_datetime(NOW + timedelta(seconds=90), usegmt=True), 90.0),
+        (format_datetime(NOW - timedelta(seconds=90), usegmt=True), 0.0),
+        ("Sat, 99 Foo 2025 12:00:00 GMT", None),
+    ],
+)
+def test_retry_after_is_read_in_every_shape(value: str, seconds: float | None) -> None:
+    assert retry_after_s({"retry-after": value}, NOW) == seconds
+
+
+def test_a_retry_after_date_is_measured_by_the_clock_of_the_server() -> None:
+    headers = {
+        "retry-after": format_datetime(NOW + timedelta(seconds=60), usegmt=True),
+        "date": format_datetime(NOW, usegmt=True),
+    }
+    assert retry_after_s(headers, NOW + timedelta(hours=1)) == 60.0
+    assert retry_after_s(headers) == 60.0
+    assert retry_after_s({"retry-after": headers["retry-after"]}) is None
+    assert retry_after_s({}) is None
+
+
+@STEADY
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_any_retry_after_is_nothing_or_a_finite_wait(value: str, date: str) -> None:
+    wait_s = retry_after_s({"retry-after": value, "date": date}, NOW)
+    assert wait_s is None or 0 <= wait_s < 1e10
+
+
+def test_an_error_carries_what_retry_after_asks() -> None:
+    error = of_get(503, b"", **{"Retry-After": "12"})
+    assert isinstance(error, WanTransientError)
+    assert error.retry_after_s == 12.0
+    assert "12 s" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "retry_after", "spent_s", "delay_s"),
+    [
+        (1, None, 0.0, 0.5),
+        (2, None, 0.0, 1.0),
+        (3, None, 0.0, 2.0),
+        (4, None, 0.0, None),  # four tries were made
+        (1, 0.0, 0.0, 0.5),
+        (1, 60.0, 0.0, 60.5),
+        (1, 60.0, 100.0, None),  # it does not fit into the budget, and it is never undercut
+        (1, 31_536_000.0, 0.0, None),
+        (1, None, 120.0, None),
+    ],
+)
+def test_a_retry_backs_off_within_its_budget(
+    attempt: int, retry_after: float | None, spent_s: float, delay_s: float | None
+) -> None:
+    error = WanTransientError("x", retry_after_s=retry_after)
+    assert RetryPolicy().delay_s(attempt, error, rnd=1.0, spent_s=spent_s) == delay_s
+
+
+def test_only_what_is_transient_is_tried_again() -> None:
+    for error in (WanRefusedError("x"), WanUnknownSubmissionError("x"), WanAuthError("x"), WanError("x")):
+        assert RetryPolicy().delay_s(1, error, rnd=0.5, spent_s=0.0) is None
+
+
+@STEADY
+@given(
+    st.integers(1, 10_000),
+    st.none() | st.floats(0, 1e9),
+    st.floats(0, 1),
+    st.floats(0, 1e4),
+    st.builds(
+        RetryPolicy,
+        tries=st.integers(1, 10_000),
+        first_s=st.floats(0, 10),
+        factor=st.floats(1, 10),
+        max_s=st.floats(0, 100),
+        budget_s=st.floats(0, 1000),
+    ),
+)
+def test_retry_after_is_never_undercut_and_the_budget_never_passed(
+    attempt: int, asked_s: float | None, rnd: float, spent_s: float, policy: RetryPolicy
+) -> None:
+    delay_s = policy.delay_s(attempt, WanTransientError("x", retry_after_s=asked_s), rnd=rnd, spent_s=spent_s)
+    if delay_s is not None:
+        assert attempt < policy.tries
+        assert delay_s >= (asked_s or 0.0)
+        assert spent_s + delay_s <= policy.budget_s
