@@ -77,6 +77,7 @@ _MODEL_ID_MAX_CHARS = 256
 def check_request_id(request_id: str) -> str:
     """Give the request id back if it may enter a URL (RunComfy's own rule).
 
+    :param request_id: the id to check.
     :raises WanInputError: it may not.
     """
     if not isinstance(request_id, str) or not _REQUEST_ID.fullmatch(request_id):
@@ -90,6 +91,7 @@ def check_request_id(request_id: str) -> str:
 def check_model_id(model_id: str) -> str:
     """Give the model id back if it may enter a URL: segments of ``A-Za-z0-9._-`` joined by ``/``.
 
+    :param model_id: the id to check.
     :raises WanInputError: it may not.
     """
     valid = (
@@ -108,31 +110,50 @@ def check_model_id(model_id: str) -> str:
 
 
 def submit_call(model_id: str, inputs: Mapping[str, Any]) -> Call:
-    """Build the one call that costs money; the body is the flat model input."""
+    """Build the one call that costs money; the body is the flat model input.
+
+    :param model_id: the model, such as ``wan-ai/wan-2-2/image-to-video``.
+    :param inputs: the inputs, validated before.
+    :raises WanInputError: the model id is not one.
+    """
     return Call("POST", f"/v1/models/{check_model_id(model_id)}", json=dict(inputs))
 
 
 def status_call(request_id: str) -> Call:
-    """Build the look at a request's state."""
+    """Build the look at a request's state.
+
+    :param request_id: the request.
+    :raises WanInputError: the request id is not one.
+    """
     return Call("GET", f"/v1/requests/{check_request_id(request_id)}/status")
 
 
 def result_call(request_id: str, include_cost: bool = True) -> Call:
     """Build the look at a request's result.
 
+    :param request_id: the request.
     :param include_cost: ask for the cost too, default true.
+    :raises WanInputError: the request id is not one.
     """
     query = {"include_cost": "true"} if include_cost else {}
     return Call("GET", f"/v1/requests/{check_request_id(request_id)}/result", query=query)
 
 
 def cancel_call(request_id: str) -> Call:
-    """Build the wish to cancel a queued request."""
+    """Build the wish to cancel a queued request.
+
+    :param request_id: the request.
+    :raises WanInputError: the request id is not one.
+    """
     return Call("POST", f"/v1/requests/{check_request_id(request_id)}/cancel")
 
 
 def model_call(model_id: str) -> Call:
-    """Build the look at one model of the catalogue."""
+    """Build the look at one model of the catalogue.
+
+    :param model_id: the model.
+    :raises WanInputError: the model id is not one.
+    """
     return Call("GET", f"/v1/models/{check_model_id(model_id)}")
 
 
@@ -143,7 +164,13 @@ def models_call(
     limit: int | None = None,
     offset: int | None = None,
 ) -> Call:
-    """Build the look at the catalogue; what is ``None`` is left out."""
+    """Build the look at the catalogue; what is ``None`` is left out.
+
+    :param search: words to search for.
+    :param category: a category of the catalogue.
+    :param limit: how many models at most.
+    :param offset: how many models to skip.
+    """
     given = {"search": search, "category": category, "limit": limit, "offset": offset}
     return Call("GET", "/v1/models", query={k: str(v) for k, v in given.items() if v is not None})
 
@@ -156,6 +183,8 @@ def balance_call() -> Call:
 def read_submit(reply: Reply, model_id: str) -> SubmittedRequest:
     """Read the answer to the one call that costs money.
 
+    :param reply: the answer.
+    :param model_id: the model that was asked for.
     :raises WanRefusedError: the API said no; nothing was bought.
     :raises WanTransientError: 429; nothing was bought, and a later try may work.
     :raises WanUnknownSubmissionError: it may have been bought; never send it again unasked.
@@ -172,6 +201,8 @@ def read_submit(reply: Reply, model_id: str) -> SubmittedRequest:
 def read_status(reply: Reply, request_id: str) -> RequestStatus:
     """Read where a request stands.
 
+    :param reply: the answer.
+    :param request_id: the request that was asked about.
     :raises WanError: the answer says something else; see :func:`.faults.error_of_reply`.
     """
     found = _request_body(reply, request_id, what="status")
@@ -185,6 +216,8 @@ def read_status(reply: Reply, request_id: str) -> RequestStatus:
 def read_result(reply: Reply, request_id: str) -> RequestResult:
     """Read how a request ended, or that it has not; 400005 is "not yet", never an error.
 
+    :param reply: the answer.
+    :param request_id: the request that was asked about.
     :raises WanError: the answer says something else; see :func:`.faults.error_of_reply`.
     """
     if reply.status < 500 and read_error_body(reply.status, reply.body).code == NOT_READY_CODE:
@@ -235,6 +268,8 @@ def _is_error_body(reply: Reply, word: str) -> bool:
 def read_cancel(reply: Reply, request_id: str) -> CancelOutcome:
     """Read whether a request was cancelled: ``outcome`` decides, whatever the ``status`` beside it says.
 
+    :param reply: the answer.
+    :param request_id: the request that was asked about.
     :raises WanError: the answer says something else; see :func:`.faults.error_of_reply`.
     """
     found = object_of(reply.body) if 200 <= reply.status < 300 else None
@@ -248,6 +283,7 @@ def read_cancel(reply: Reply, request_id: str) -> CancelOutcome:
 def read_model(reply: Reply) -> ModelInfo:
     """Read one model of the catalogue.
 
+    :param reply: the answer.
     :raises WanError: the answer says something else; see :func:`.faults.error_of_reply`.
     """
     found = object_of(reply.body) if 200 <= reply.status < 300 else None
@@ -259,6 +295,7 @@ def read_model(reply: Reply) -> ModelInfo:
 def read_models(reply: Reply) -> ModelPage:
     """Read a page of the catalogue.
 
+    :param reply: the answer.
     :raises WanError: the answer says something else; see :func:`.faults.error_of_reply`.
     """
     found = object_of(reply.body) if 200 <= reply.status < 300 else None
@@ -279,6 +316,7 @@ def read_models(reply: Reply) -> ModelPage:
 def read_balance(reply: Reply) -> Balance:
     """Read what is left in the account.
 
+    :param reply: the answer.
     :raises WanError: the answer says something else; see :func:`.faults.error_of_reply`.
     """
     found = object_of(reply.body) if 200 <= reply.status < 300 else None
