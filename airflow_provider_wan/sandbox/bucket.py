@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 
-from aiohttp import web
+from aiohttp import ClientPayloadError, web
 
 from airflow_provider_wan.sandbox.bucket_batch import Part, answer_batch
 from airflow_provider_wan.sandbox.bucket_call import Call, Counts, Emulator, Shape
@@ -148,6 +148,8 @@ async def _answer(
         answer = await perform(call, route.handler, as_xml=route.as_xml)
     except StorageError as error:
         answer = error.as_json()
+    except (ConnectionError, ClientPayloadError):  # the client left in the middle of its body
+        answer = web.Response(status=499, reason="Client Closed Request")
     emulator.counts.statuses[f"{call.kind} {answer.status}"] += 1
     return answer
 
