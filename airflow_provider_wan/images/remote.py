@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a few parts of an image behind a URL, as RunComfy will: anonymously, and from public hosts only."""
+
+from __future__ import annotations
+
+import re
+import time
+from urllib.parse import urljoin, urlsplit
+
+import requests
+
+from airflow_provider_wan import web
+from airflow_provider_wan.exceptions import WanDownloadError, WanInputError
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_REDIRECTS = (301, 302, 303, 307, 308)
+#: What a server that ignores Range is read at most.
+_WITHOUT_RANGES_BYTES = 1024 * 1024
+
+
+class UrlReader:
+    """A file behind a URL, read in ranges.
+
+    :param url: http or https.
+    :param allow_private: whether private, loopback and link-local addresses are read too.
+    :param total_s: the most that all reads together may take, in seconds.
+    """
+
+    def __init__(self, url: str, *, allow_private: bool = False, total_s: float = 30.0) -> None:
+        self._url = url
+        self._allow_private = allow_private
+        self._deadline = time.monotonic() + total_s
+        self._session = web.bounded_session(refuse_private=not allow_private)
+        self._size: int | None = None
+        self._head: bytes | None = None
+
+    @property
+    def name(self) -> str:
+        """The address without anything secret in it."""
+        parts = urlsplit(self._url)
+        return f"{parts.scheme}://{parts.hostname}{parts.path}"
+
+    @property
+    def size_bytes(self) -> int | None:
+        """The size, once something was read and the server told it."""
+        return self._size
+
+    def read(self, start: int, length: int) -> bytes:
+        """Return ``length`` bytes from ``start`` on; fewer only where the file ends.
+
+        :raises WanInputError: the server refuses the file to an anonymous reader, or sends it encoded.
+        :raises WanDownloadError: the address is private, or the server is out or too slow.
+        """
+        if self._head is not None:
+            return self._head[start : start + length]
+        try:
+            return self._read(start, length)
+        except (requests.RequestException, OSError) as error:
+            if web.caused_by(error, web.PrivateAddressError):
+                raise WanDownloadError(
+                    f"{self.name}: its host resolves to an address that is not public, and reading it is "
+                    "refused. If it is meant so (a sandbox, an internal store), set "
+                    '"allow_private_images": true in the connection.',
+                    retry_helps=False,
+                ) from None
+            raise WanDownloadError(
+                f"{self.name} could not be read ({type(error).__name__}). Nothing was bought. RunComfy needs to "
+                "read it too: check that it is public."
+            ) from error
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def _read(self, start: int, length: int) -> bytes:
+        with self._get(start, length) as response:
+            status = response.status_code
+            if status == 416:
+                return b""
+            if 400 <= status < 500 and status not in (408, 429):
+                raise WanInputError(
+                    f"{self.name} answers an anonymous reader with HTTP {status}, and so RunComfy. Nothing was "
+                    "bought. Give a public or signed address, or image= with a gs:// address."
+                )
+            if status not in (200, 206):
+                raise WanDownloadError(
+                    f"{self.name} answers with HTTP {status} just now. Nothing was bought."
+                )
+            if response.headers.get("Content-Encoding", "identity") not in ("identity", ""):
+                raise WanInputError(f"{self.name} is sent encoded, though that was not asked for.")
+            return self._part(response) if status == 206 else self._whole(response, start, length)
+
+    def _part(self, response: requests.Response) -> bytes:
+        match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+        if match:
+            self._size = int(match[3])
+        return web.read_body(response, limit_bytes=_WITHOUT_RANGES_BYTES, deadline=self._deadline)
+
+    def _whole(self, response: requests.Response, start: int, length: int) -> bytes:
+        """A server without ranges: keep the head of what it sends."""
+        promised = response.headers.get("Content-Length", "")
+        pieces: list[bytes] = []
+        size = 0
+        ended = True
+        for piece in web.iter_body(response, deadline=self._deadline):
+            pieces.append(piece)
+            size += len(piece)
+            if size >= _WITHOUT_RANGES_BYTES:
+                ended = False
+                break
+        self._head = b"".join(pieces)
+        self._size = int(promised) if promised.isascii() and promised.isdigit() else (size if ended else None)
+        return self._head[start : start + length]
+
+    def _get(self, start: int, length: int) -> requests.Response:
+        url = self._url
+        headers = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
+        for _ in range(6):
+            if urlsplit(url).scheme not in ("http", "https"):
+                raise WanInputError(f"{self.name} leads to something that is not http or https.")
+            if not self._allow_private:
+                web.refuse_private_literal(url, what=self.name)
+            if time.monotonic() > self._deadline:
+                raise requests.ReadTimeout("out of time")
+            response = self._session.get(
+                url,
+                headers=headers,
+                timeout=(web.CONNECT_TIMEOUT_S, 15.0),
+                allow_redirects=False,
+                stream=True,
+            )
+            if response.status_code not in _REDIRECTS:
+                return response
+            url = urljoin(url, response.headers.get("Location", ""))
+            response.close()
+        raise WanInputError(f"{self.name} leads round and round.")
