@@ -15,7 +15,6 @@ from logging import Logger
 from typing import TYPE_CHECKING, Literal
 
 from airflow_provider_wan.exceptions import (
-    WanCancelledError,
     WanConflictError,
     WanDownloadError,
     WanError,
@@ -23,15 +22,13 @@ from airflow_provider_wan.exceptions import (
     WanNotFoundError,
     WanRefusedError,
     WanStorageError,
-    WanTransientError,
 )
 from airflow_provider_wan.generation.download import Download, Downloader, LinkExpiredError
 from airflow_provider_wan.generation.mp4 import check_mp4
 from airflow_provider_wan.generation.records import LandedVideo, Record, Stage, utc_text
-from airflow_provider_wan.generation.submission import Api, with_result
+from airflow_provider_wan.generation.submission import Api, raise_unless_succeeded, with_result
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, check_object_name, retry_policy, storage_errors
 from airflow_provider_wan.model_api.calls import RequestResult
-from airflow_provider_wan.model_api.states import State
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -65,7 +62,7 @@ class Destination:
         :param index: from 0.
         """
         name = self.object_name
-        if name.endswith("/"):
+        if name.endswith("/") or not name:
             name += f"{request_id}.mp4"
         if index:
             stem, suffix = posixpath.splitext(name)
@@ -136,27 +133,12 @@ class Landing:
                 "buys the video again.",
                 request_id=request_id,
             ) from error
-        match result.state:
-            case State.SUCCEEDED if result.video_urls:
-                return result
-            case State.SUCCEEDED:
-                raise WanGenerationFailedError(
-                    f"Request {request_id} succeeded, but its output holds no video.", request_id=request_id
-                )
-            case State.FAILED:
-                raise WanGenerationFailedError(
-                    f"Request {request_id} failed at RunComfy: {result.error or 'no reason given'}. There is no "
-                    "video to land.",
-                    request_id=request_id,
-                )
-            case State.CANCELLED:
-                raise WanCancelledError(
-                    f"Request {request_id} was cancelled. There is no video to land.", request_id=request_id
-                )
-        raise WanTransientError(
-            f"Request {request_id} is not finished ({result.state}). Put a WanRequestSensor before the landing.",
-            request_id=request_id,
-        )
+        raise_unless_succeeded(result)
+        if not result.video_urls:
+            raise WanGenerationFailedError(
+                f"Request {request_id} succeeded, but its output holds no video.", request_id=request_id
+            )
+        return result
 
     def _land_one(
         self, record: Record, result: RequestResult, index: int, count: int, destination: Destination

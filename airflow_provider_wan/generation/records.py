@@ -130,10 +130,6 @@ class Record:
             return self
         return replace(self, watchers=(*self.watchers, watcher))
 
-    def is_watched_by_others(self, watcher: str | None) -> bool:
-        """Tell whether any other task instance counts on this request."""
-        return any(one != watcher for one in self.watchers)
-
     def as_new_intent(self, intent: Record) -> Record:
         """Give the intent for another request, keeping what came before."""
         earlier = self.earlier_request_ids + ((self.request_id,) if self.request_id else ())

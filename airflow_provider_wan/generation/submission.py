@@ -17,7 +17,9 @@ from typing import Any, Literal, Protocol
 
 from airflow_provider_wan.exceptions import (
     WanAuthError,
+    WanCancelledError,
     WanError,
+    WanGenerationFailedError,
     WanNotFoundError,
     WanRefusedError,
     WanStorageError,
@@ -432,6 +434,31 @@ def with_result(record: Record, result: RequestResult) -> Record:
         finished_at=result.finished_at or record.finished_at,
         error=result.error,
     )
+
+
+def raise_unless_succeeded(result: RequestResult) -> None:
+    """Raise what a result says went wrong.
+
+    :raises WanGenerationFailedError: it failed.
+    :raises WanCancelledError: it was cancelled; the message says that this is not charged.
+    :raises WanTransientError: it is not finished.
+    """
+    request_id = result.request_id
+    match result.state:
+        case State.SUCCEEDED:
+            return
+        case State.FAILED:
+            raise WanGenerationFailedError(
+                f"Request {request_id} failed at RunComfy: {result.error or 'no reason given'}. Another try buys "
+                "a new one.",
+                request_id=request_id,
+            )
+        case State.CANCELLED:
+            raise WanCancelledError(
+                f"Request {request_id} was cancelled and is not charged. Another try buys a new one.",
+                request_id=request_id,
+            )
+    raise WanTransientError(f"Request {request_id} is not finished ({result.state}).", request_id=request_id)
 
 
 def amend(

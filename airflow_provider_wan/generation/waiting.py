@@ -7,6 +7,7 @@ import asyncio
 import random
 import threading
 import time
+from dataclasses import replace
 from logging import Logger
 from typing import Any
 
@@ -18,17 +19,13 @@ from airflow_provider_wan.model_api.polling import Ask, Over, RequestWait, WaitP
 _LONGEST_NAP_S = 5.0
 
 
-def start_wait(
-    request_id: str, *, deadline: float, poll_interval_s: float | None, gone_after_s: float
-) -> RequestWait:
+def start_wait(request_id: str, *, deadline: float, poll_interval_s: float | None) -> RequestWait:
     """Begin a wait.
 
     :param deadline: its absolute end, in unix seconds.
     :param poll_interval_s: seconds between looks; None: adaptive.
-    :param gone_after_s: for how long the API must say 404001 until that is believed.
     """
-    policy = WaitPolicy(deadline, poll_interval_s, gone_after_s=gone_after_s)
-    return RequestWait(request_id, policy, random.random)
+    return RequestWait(request_id, WaitPolicy(deadline, poll_interval_s), random.random)
 
 
 def wait_in_worker(hook: WanHook, wait: RequestWait, log: Logger, *, stop: threading.Event) -> Over | None:
@@ -36,6 +33,7 @@ def wait_in_worker(hook: WanHook, wait: RequestWait, log: Logger, *, stop: threa
 
     :param stop: set from a signal handler to end the wait; then None is returned.
     """
+    patient = False
     while not stop.is_set():
         step = wait.next_step(time.time())
         if isinstance(step, Over):
@@ -44,6 +42,8 @@ def wait_in_worker(hook: WanHook, wait: RequestWait, log: Logger, *, stop: threa
             stop.wait(min(ahead, _LONGEST_NAP_S))
             continue
         try:
+            if not patient:
+                patient = _be_patient(wait, hook.settings)
             _tell(wait, step, _ask(hook, step, wait.request_id))
         except Exception as error:
             wait.saw_error(_as_wan_error(error, wait.request_id), time.time())
@@ -55,6 +55,7 @@ def wait_in_worker(hook: WanHook, wait: RequestWait, log: Logger, *, stop: threa
 
 async def wait_in_triggerer(hook: WanAsyncHook, wait: RequestWait, log: Logger) -> Over:
     """Wait on an event loop, beside many others."""
+    patient = False
     while True:
         step = wait.next_step(time.time())
         if isinstance(step, Over):
@@ -65,6 +66,8 @@ async def wait_in_triggerer(hook: WanAsyncHook, wait: RequestWait, log: Logger) 
         settings: WanSettings | None = None
         try:
             settings = await hook.get_settings()
+            if not patient:
+                patient = _be_patient(wait, settings)
             look = hook.get_status if step.call == "status" else hook.get_result
             _tell(wait, step, await look(wait.request_id, retry=False))
         except Exception as error:
@@ -72,6 +75,12 @@ async def wait_in_triggerer(hook: WanAsyncHook, wait: RequestWait, log: Logger) 
         if wait.wants_fresh_connection and settings and await _refreshed_async(hook, settings):
             log.info("The connection's token has changed; going on with the new one.")
         _show(wait, log)
+
+
+def _be_patient(wait: RequestWait, settings: WanSettings) -> bool:
+    """Give the wait the connection's patience with 404001, known only when the connection has been read."""
+    wait.policy = replace(wait.policy, gone_after_s=settings.not_found_patience_s)
+    return True
 
 
 def _as_wan_error(error: Exception, request_id: str) -> WanError:

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wait for a request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowSensorTimeout, BaseSensorOperator, PokeReturnValue
+
+from airflow_provider_wan.exceptions import WanError, WanTimeoutError, WanTransientError
+from airflow_provider_wan.faces import (
+    DEFAULT_TIMEOUT,
+    RequestRef,
+    as_airflow_errors,
+    bucket_journal,
+    cancel_what_is_queued,
+    is_watched_by_others,
+    request_of,
+    result_as_xcom,
+    watcher_of,
+)
+from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in
+
+if TYPE_CHECKING:
+    from airflow_provider_wan.generation.journal import Journal
+    from airflow_provider_wan.hooks.wan import WanHook
+    from airflow_provider_wan.model_api.calls import RequestResult
+
+
+class WanRequestSensor(BaseSensorOperator):
+    """Wait until a request is finished; holds no worker while it waits.
+
+    Returns the result: ``request_id, model_id, fingerprint, state, videos`` (links, public and short-lived), ``urls,
+    cost_usd, created_at, finished_at``. A request that failed, was cancelled or is too late raises its own error.
+
+    An outage, a rate limit or a token that is rotated meanwhile never ends the wait before its deadline: the
+    request is paid for.
+
+    :param request: a request id, or what a ``WanSubmitOperator`` returned; ``expand(request=submit.output)``
+        works. (templated)
+    :param deferrable: whether to wait in the triggerer, default True. False: the usual ``mode``, of which
+        ``reschedule`` is the default here.
+    :param poke_interval: seconds between looks; None (default) adapts to the time waited and the queue where it
+        is deferred, and is 60 s where it is not.
+    :param timeout: the most that one try waits, default 6 hours. A request that is still queued then is cancelled;
+        one that runs is taken over by the next try.
+    :param cancel_on_timeout: whether to cancel it then, default True.
+    :param cancel_on_kill: whether a queued request is cancelled when the task is marked failed or successful while it
+        is deferred, default True (Airflow 3.3 and later). A running one can't be cancelled and is charged.
+    :param wan_conn_id: the connection, default ``wan_default``. (templated)
+    :param gcp_conn_id: for the journal that the request came with, if it did. (templated)
+    :param impersonation_chain: a service account to act as, for that journal. (templated)
+    """
+
+    template_fields: Sequence[str] = ("request", "wan_conn_id", "gcp_conn_id", "impersonation_chain")
+    ui_color = "#efe4fb"
+
+    def __init__(
+        self,
+        *,
+        request: str | Mapping[str, Any],
+        deferrable: bool = True,
+        poke_interval: float | timedelta | None = None,
+        timeout: float | timedelta = DEFAULT_TIMEOUT,
+        mode: str = "reschedule",
+        cancel_on_timeout: bool = True,
+        cancel_on_kill: bool = True,
+        wan_conn_id: str = "wan_default",
+        gcp_conn_id: str | None = None,
+        impersonation_chain: str | Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        interval = 60 if poke_interval is None else poke_interval
+        super().__init__(poke_interval=interval, timeout=timeout, mode=mode, **kwargs)
+        self.poll_interval: float | None = None if poke_interval is None else self.poke_interval
+        self.request = request
+        self.deferrable = deferrable
+        self.cancel_on_timeout = cancel_on_timeout
+        self.cancel_on_kill = cancel_on_kill
+        self.wan_conn_id = wan_conn_id
+        self.gcp_conn_id = gcp_conn_id
+        self.impersonation_chain = impersonation_chain
+
+    def execute(self, context: Any) -> Any:
+        """Look once, and wait in the triggerer if it is not over; or wait in the usual way."""
+        with as_airflow_errors():
+            ref = request_of(self.request)
+            if not self.deferrable:
+                return self._wait_as_sensors_do(context, ref)
+            self.defer(
+                trigger=WanRequestTrigger(
+                    wan_conn_id=self.wan_conn_id,
+                    request_id=ref.request_id,
+                    deadline=deadline_in(self.timeout),
+                    poll_interval=self.poll_interval,
+                    cancel_on_kill=self.cancel_on_kill,
+                    fingerprint=ref.fingerprint,
+                    journal=ref.journal,
+                    watcher=watcher_of(context),
+                    gcp_conn_id=self.gcp_conn_id,
+                    impersonation_chain=self.impersonation_chain,
+                ),
+                method_name="execute_complete",
+            )
+
+    def execute_complete(self, context: Any, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Go on after the wait in the triggerer."""
+        from airflow_provider_wan.exceptions import WanNotFoundError
+        from airflow_provider_wan.hooks.wan import WanHook
+
+        with as_airflow_errors():
+            hook = WanHook(self.wan_conn_id)
+            ref = request_of(self.request)
+            message = str(event.get("message", ""))
+            if event["outcome"] == "timeout":
+                raise self._timed_out(context, hook, ref, message)
+            if event["outcome"] == "gone":
+                raise WanNotFoundError(message, request_id=ref.request_id)
+            return self._finished(hook.get_result(ref.request_id), ref)
+
+    def poke(self, context: Any) -> PokeReturnValue | bool:
+        """Look once, in ``mode="poke"`` and ``mode="reschedule"``."""
+        from airflow_provider_wan.exceptions import WanNotFoundError
+        from airflow_provider_wan.generation.decide import There
+        from airflow_provider_wan.generation.submission import look
+        from airflow_provider_wan.hooks.wan import WanHook
+
+        with as_airflow_errors():
+            ref = request_of(self.request)
+            try:
+                there, result = look(WanHook(self.wan_conn_id), ref.request_id)
+            except WanTransientError as error:
+                self.log.warning("%s", error)
+                return False
+            if there is There.GONE:
+                raise WanNotFoundError(
+                    f"RunComfy does not know request {ref.request_id}: the id is wrong, or it was deleted or has "
+                    "expired.",
+                    request_id=ref.request_id,
+                )
+            if result is None or not result.state.is_terminal:
+                self.log.info("Request %s is %s.", ref.request_id, there)
+                return False
+            return PokeReturnValue(is_done=True, xcom_value=self._finished(result, ref))
+
+    def _wait_as_sensors_do(self, context: Any, ref: RequestRef) -> Any:
+        from airflow_provider_wan.hooks.wan import WanHook
+
+        try:
+            return super().execute(context)
+        except AirflowSensorTimeout as error:
+            raise self._timed_out(context, WanHook(self.wan_conn_id), ref, str(error)) from error
+
+    def _timed_out(self, context: Any, hook: WanHook, ref: RequestRef, message: str) -> WanError:
+        truth = f"Another try, or request={ref.request_id!r}, takes it over."
+        if self.cancel_on_timeout:
+            others = is_watched_by_others(
+                self._journal(ref), ref.fingerprint, watcher_of(context), within_run=False
+            )
+            truth = cancel_what_is_queued(hook, ref.request_id, watched_by_others=others, log=self.log)
+        about = "" if ref.request_id in message else f"Request {ref.request_id}: "
+        return WanTimeoutError(f"{about}{message} {truth}", request_id=ref.request_id)
+
+    def _finished(self, result: RequestResult, ref: RequestRef) -> dict[str, Any]:
+        from airflow_provider_wan.generation.submission import amend, raise_unless_succeeded, with_result
+
+        journal = self._journal(ref)
+        if journal is not None and ref.fingerprint:
+            amend(journal, ref.fingerprint, ref.request_id, lambda r: with_result(r, result), self.log)
+        raise_unless_succeeded(result)
+        return result_as_xcom(result, ref)
+
+    def _journal(self, ref: RequestRef) -> Journal | None:
+        if not ref.journal:
+            return None
+        return bucket_journal(
+            ref.journal, gcp_conn_id=self.gcp_conn_id, impersonation_chain=self.impersonation_chain
+        )

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Land the videos of a request in Google Cloud Storage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow.providers.common.compat.sdk import BaseOperator
+
+from airflow_provider_wan.faces import RequestRef, as_airflow_errors, request_of
+
+if TYPE_CHECKING:
+    from airflow_provider_wan.generation.records import Record
+
+
+class WanToGCSOperator(BaseOperator):
+    """Land every video of a request in a bucket: whole and verified, or not at all.
+
+    Any number of retries, clears and parallel runs gives one object. Beside the first video lies its record,
+    ``{object_name}.json``: what it was made from and with, when, at what cost; one JSON object on one line, ready to
+    be loaded into a table.
+
+    Returns a list of ``{"uri", "bucket", "object_name", "size_bytes", "crc32c", "generation", "content_type",
+    "request_id"}``, one a video.
+
+    :param request: a request id, or what a ``WanSubmitOperator`` or ``WanRequestSensor`` returned;
+        ``expand(request=sensor.output)`` works. (templated)
+    :param bucket_name: the bucket, without ``gs://``. (templated)
+    :param object_name: name of the first video; one that ends with ``/`` (the default is an empty prefix) gets
+        ``{request_id}.mp4``. More videos get ``-2``, ``-3`` before the suffix. (templated)
+    :param if_exists: where another object has that name: ``skip`` (default) passes only where it is this
+        request's video or has the same bytes, and raises else; ``overwrite`` replaces it; ``fail`` raises unless it
+        is this request's.
+    :param max_size_bytes: a larger file is refused, default 2 GiB.
+    :param wan_conn_id: the connection, default ``wan_default``; its ``download_hosts`` say where videos may
+        come from. (templated)
+    :param gcp_conn_id: a Google Cloud connection, which needs the extra ``[google]``; None (default): Application
+        Default Credentials. (templated)
+    :param impersonation_chain: a service account to act as. (templated)
+
+    Raises :class:`WanDownloadError` for a file that can't be had whole or may not be fetched,
+    :class:`WanConflictError` for another video under that name, :class:`WanStorageError` for the bucket's trouble,
+    and what the request itself ended with.
+    """
+
+    template_fields: Sequence[str] = (
+        "request",
+        "bucket_name",
+        "object_name",
+        "wan_conn_id",
+        "gcp_conn_id",
+        "impersonation_chain",
+    )
+    ui_color = "#d9ecff"
+
+    def __init__(
+        self,
+        *,
+        request: str | Mapping[str, Any],
+        bucket_name: str,
+        object_name: str = "",
+        if_exists: Literal["skip", "overwrite", "fail"] = "skip",
+        max_size_bytes: int = 2 * 1024**3,
+        wan_conn_id: str = "wan_default",
+        gcp_conn_id: str | None = None,
+        impersonation_chain: str | Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if if_exists not in ("skip", "overwrite", "fail"):
+            raise ValueError('if_exists must be "skip", "overwrite" or "fail"')
+        self.request = request
+        self.bucket_name = bucket_name
+        self.object_name = object_name
+        self.if_exists = if_exists
+        self.max_size_bytes = max_size_bytes
+        self.wan_conn_id = wan_conn_id
+        self.gcp_conn_id = gcp_conn_id
+        self.impersonation_chain = impersonation_chain
+
+    def execute(self, context: Any) -> list[dict[str, Any]]:
+        """Land them."""
+        with as_airflow_errors():
+            ref = request_of(self.request)
+            landed = self._land(ref)
+        return [asdict(video) for video in landed.videos]
+
+    def _land(self, ref: RequestRef) -> Record:
+        from airflow_provider_wan.generation.download import Downloader, DownloadPolicy
+        from airflow_provider_wan.generation.journal import BucketJournal
+        from airflow_provider_wan.generation.landing import Destination, Landing, as_landed
+        from airflow_provider_wan.generation.submission import amend
+        from airflow_provider_wan.hooks.gcs import split_gs_uri, storage_client
+        from airflow_provider_wan.hooks.wan import WanHook
+
+        hook = WanHook(self.wan_conn_id)
+        bucket_name, _ = split_gs_uri(f"gs://{self.bucket_name.removeprefix('gs://')}", name="bucket_name")
+        destination = Destination(bucket_name, self.object_name, self.if_exists)
+        policy = DownloadPolicy(
+            hook.settings.download_hosts,
+            max_size_bytes=self.max_size_bytes,
+            stall_s=min(30.0, hook.settings.timeout_s),
+        )
+        client = storage_client(self.gcp_conn_id, self.impersonation_chain)
+        journal = BucketJournal(client, ref.journal) if ref.journal else None
+        held = journal.read(ref.fingerprint) if journal is not None and ref.fingerprint else None
+        known = held.record if held is not None and held.record.request_id == ref.request_id else None
+        landing = Landing(hook, client, Downloader(policy, self.log), self.log)
+        landed = landing.land(known or _record_of(ref), destination)
+        if journal is not None and ref.fingerprint:
+            amend(journal, ref.fingerprint, ref.request_id, as_landed(landed), self.log)
+        return landed
+
+
+def _record_of(ref: RequestRef) -> Record:
+    """Give what is known of a request that comes without a record."""
+    from airflow_provider_wan.generation.records import Record, Stage
+
+    return Record(
+        fingerprint=ref.fingerprint or "",
+        model_id=ref.model_id or "",
+        stage=Stage.SUBMITTED,
+        request_id=ref.request_id,
+        submitted_at=ref.submitted_at,
+    )
