@@ -14,6 +14,7 @@ class HeaderFacts:
     :param bits: bits a channel.
     :param private: names of what must not leave the house with the pixels, such as ``"GPS position"``.
     :param lossless: whether the pixels were stored without loss.
+    :param scales_down: whether the decoder can give a smaller picture without holding the whole one.
     """
 
     width: int
@@ -26,6 +27,7 @@ class HeaderFacts:
     private: tuple[str, ...] = ()
     has_icc: bool = False
     lossless: bool = False
+    scales_down: bool = False
 
 
 @dataclass(frozen=True, slots=True)

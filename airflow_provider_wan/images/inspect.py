@@ -23,8 +23,8 @@ ImageSource = bytes | str | os.PathLike[str] | RangedReader
 MAX_SIDE_PX = 30_000
 #: Pixels that may be decoded; 100 million take 400 MB in memory.
 MAX_PIXELS = 100_000_000
-#: JPEG is decoded at a half, a quarter or an eighth, so that a 200-megapixel phone photograph is no danger.
-MAX_PIXELS_JPEG = 250_000_000
+#: Baseline JPEG is decoded at a half, a quarter or an eighth, so a 200-megapixel phone photograph is no danger.
+MAX_PIXELS_SCALED = 250_000_000
 
 _PARSERS: dict[str, Callable[[Window], HeaderFacts]] = {
     "JPEG": read_jpeg,
@@ -76,7 +76,7 @@ def inspect(source: ImageSource, *, name: str | None = None, size_bytes: int | N
         lossless=header.lossless,
         notes=_notes(shown, found),
     )
-    _refuse_bombs(facts)
+    _refuse_bombs(facts, most_pixels=MAX_PIXELS_SCALED if header.scales_down else MAX_PIXELS)
     return facts
 
 
@@ -107,14 +107,13 @@ def _notes(name: str, found: str) -> tuple[str, ...]:
     return (f"named as {claimed}, and is {found}",) if claimed and claimed != found else ()
 
 
-def _refuse_bombs(facts: ImageFacts) -> None:
+def _refuse_bombs(facts: ImageFacts, *, most_pixels: int) -> None:
     if facts.width < 1 or facts.height < 1:
         raise WanInputError(
             f"{facts.name}: its header says {facts.width}x{facts.height} px; the file is damaged."
         )
-    most = MAX_PIXELS_JPEG if facts.format == "JPEG" else MAX_PIXELS
-    if max(facts.width, facts.height) >= MAX_SIDE_PX or facts.width * facts.height > most:
+    if max(facts.width, facts.height) >= MAX_SIDE_PX or facts.width * facts.height > most_pixels:
         raise WanInputError(
-            f"{facts.name}: {facts.width:,}x{facts.height:,} px is more than is ever decoded here (a side under "
-            f"{MAX_SIDE_PX:,} px and at most {most // 1_000_000} megapixels for {facts.format}). Scale it down first."
+            f"{facts.name}: {facts.width:,}x{facts.height:,} px is more than is ever decoded here (each side under "
+            f"{MAX_SIDE_PX:,} px, at most {most_pixels // 1_000_000} megapixels). Scale it down first."
         )

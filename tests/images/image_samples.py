@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import io
+import random
 import struct
 import zlib
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageCms
 
 PHOTOS = Path(__file__).resolve().parents[2] / "demo" / "photos"
 
@@ -49,8 +50,8 @@ def photo(width: int = 600, height: int = 400) -> Image.Image:
 
 
 def noise(width: int, height: int) -> Image.Image:
-    """What no encoder can make small."""
-    return Image.merge("RGB", [Image.effect_noise((width, height), 120) for _ in range(3)])
+    """What no encoder can make small; the same in every run."""
+    return Image.frombytes("RGB", (width, height), random.Random(1).randbytes(width * height * 3))
 
 
 def quadrants(width: int = 600, height: int = 400) -> Image.Image:
@@ -151,3 +152,41 @@ def animation(fmt: str, *, width: int = 400, height: int = 400) -> bytes:
 HTML = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head><body>...</body></html>"
 SVG = b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg" width="500" height="500"/>'
 PDF = b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n"
+
+
+@cache
+def swapped_profile() -> bytes:
+    """An ICC profile in which red and blue change places."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    count = struct.unpack(">I", profile[128:132])[0]
+    table = profile[132 : 132 + 12 * count]
+    swapped = {b"rXYZ": b"bXYZ", b"bXYZ": b"rXYZ"}
+    entries = [table[at : at + 12] for at in range(0, len(table), 12)]
+    new_table = b"".join(swapped.get(entry[:4], entry[:4]) + entry[4:] for entry in entries)
+    return profile[:132] + new_table + profile[132 + len(table) :]
+
+
+@cache
+def srgb_profile() -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def linear_grey_profile() -> bytes:
+    """An ICC profile of grey without a gamma curve: 128 there is 188 in sRGB."""
+    curve = b"curv" + b"\0" * 4 + struct.pack(">I", 0)
+    white = b"XYZ " + b"\0" * 4 + struct.pack(">iii", 63190, 65536, 54061)
+    start = 128 + 4 + 2 * 12
+    table = struct.pack(">I4sII4sII", 2, b"kTRC", start, len(curve), b"wtpt", start + len(curve), len(white))
+    size = start + len(curve) + len(white)
+    header = struct.pack(">I4xI4s4s4s", size, 0x02100000, b"mntr", b"GRAY", b"XYZ ") + b"\0" * 12 + b"acsp"
+    illuminant = struct.pack(">iii", 63190, 65536, 54061)
+    return header.ljust(68, b"\0") + illuminant + b"\0" * 48 + table + curve + white
+
+
+def bmp_with_alpha(width: int = 400, height: int = 400) -> bytes:
+    """A BMP with an alpha mask, half transparent red all over."""
+    pixels = bytes((RED[2], RED[1], RED[0], 128)) * (width * height)
+    masks = struct.pack("<IIII", 0x00FF0000, 0x0000FF00, 0x000000FF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 108, width, height, 1, 32, 3, len(pixels), 2835, 2835, 0, 0)
+    body = header + masks + b"\0" * (108 - len(header) - len(masks)) + pixels
+    return b"BM" + struct.pack("<IHHI", 14 + len(body), 0, 0, 14 + 108) + body

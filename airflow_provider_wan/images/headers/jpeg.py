@@ -15,6 +15,8 @@ from airflow_provider_wan.images.reader import Window
 _EOI, _SOS, _COM, _APP0 = 0xD9, 0xDA, 0xFE, 0xE0
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _LOSSLESS_FRAMES = frozenset((0xC3, 0xC7, 0xCB, 0xCF))
+#: A progressive picture is held whole, as coefficients, until its last scan.
+_SEQUENTIAL_FRAMES = frozenset((0xC0, 0xC1))
 _STANDALONE = frozenset((0x01, *range(0xD0, 0xD8)))
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 
@@ -123,4 +125,5 @@ def read_jpeg(window: Window) -> HeaderFacts:
         private=tuple(dict.fromkeys(private)),
         has_icc=has_icc,
         lossless=frame[0].marker in _LOSSLESS_FRAMES,
+        scales_down=frame[0].marker in _SEQUENTIAL_FRAMES,
     )
