@@ -120,7 +120,7 @@ class LocalAirflow:
             self.stop()
             raise
 
-    def stop(self, *, grace_s: float = 8) -> None:
+    def stop(self, *, grace_s: float = 4) -> None:
         """End every process that was started here, and no other. Safe to call twice."""
         atexit.unregister(self.stop)
         stop_all(self.processes, grace_s=grace_s)
