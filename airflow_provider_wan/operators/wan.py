@@ -8,29 +8,25 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from airflow.providers.common.compat.sdk import AirflowException, BaseOperator
+from airflow.providers.common.compat.sdk import AirflowException, AirflowSkipException, BaseOperator
 
-from airflow_provider_wan.exceptions import WanInputError, WanTimeoutError
-from airflow_provider_wan.faces import (
+from airflow_provider_wan.exceptions import WanInputError, WanTransientError
+from airflow_provider_wan.faces.ending import cancel_what_is_queued, finished, timed_out
+from airflow_provider_wan.faces.errors import as_airflow_errors
+from airflow_provider_wan.faces.journals import is_watched_by_others, journal_of, watcher_of
+from airflow_provider_wan.faces.references import (
     DEFAULT_MODEL_ID,
     DEFAULT_TIMEOUT,
     RequestRef,
-    as_airflow_errors,
-    cancel_what_is_queued,
-    gone_in_wait,
-    is_watched_by_others,
-    journal_of,
     mapping_of,
     request_of,
-    result_as_xcom,
-    result_of_landed,
     seconds_of,
-    watcher_of,
 )
 from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in, is_over_for_good
 
 if TYPE_CHECKING:
     from airflow_provider_wan.generation.journal import Journal
+    from airflow_provider_wan.generation.records import Record
     from airflow_provider_wan.generation.submission import Obtained, Wanted
     from airflow_provider_wan.hooks.wan import WanHook
 
@@ -91,6 +87,8 @@ class WanSubmitOperator(BaseOperator):
         instance from ``dag_run.conf``. (templated)
     :param request: take over this request instead of submitting: an id, or what another task returned. (templated)
     :param check_image: whether to look at the image's header before buying, default True.
+    :param on_invalid: what to do about an input or image that the model would refuse: ``fail`` (default, without
+        retry) or ``skip`` the task, so that one bad image stops nobody else; the XCom ``refused`` then says why.
     :param wan_conn_id: the connection, default ``wan_default``. (templated)
     :param gcp_conn_id: for the journal; None (default): Application Default Credentials. (templated)
     :param impersonation_chain: a service account to act as, for the journal. (templated)
@@ -140,6 +138,7 @@ class WanSubmitOperator(BaseOperator):
         resolve: Mapping[str, str] | str | None = None,
         request: str | Mapping[str, Any] | None = None,
         check_image: bool = True,
+        on_invalid: Literal["fail", "skip"] = "fail",
         wan_conn_id: str = "wan_default",
         gcp_conn_id: str | None = None,
         impersonation_chain: str | Sequence[str] | None = None,
@@ -148,6 +147,8 @@ class WanSubmitOperator(BaseOperator):
         super().__init__(**kwargs)
         if on_unknown_submission not in ("fail", "resubmit"):
             raise ValueError('on_unknown_submission must be "fail" or "resubmit"')
+        if on_invalid not in ("fail", "skip"):
+            raise ValueError('on_invalid must be "fail" or "skip"')
         if journal is not None and not durable:
             raise ValueError("durable=False remembers nothing, and so needs no journal")
         self.prompt = prompt
@@ -172,6 +173,7 @@ class WanSubmitOperator(BaseOperator):
         self.resolve = resolve
         self.request = request
         self.check_image = check_image
+        self.on_invalid = on_invalid
         self.wan_conn_id = wan_conn_id
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
@@ -184,13 +186,17 @@ class WanSubmitOperator(BaseOperator):
         with as_airflow_errors():
             hook = WanHook(self.wan_conn_id)
             journal = self._journal(context)
-            wanted = self._wanted(context, hook)
-            obtained = self._obtain(hook, journal, wanted)
-            ref = self._ref(obtained)
+            try:
+                wanted = self._wanted(context, hook)
+                obtained = self._obtain(hook, journal, wanted)
+            except WanInputError as error:
+                self._skip_if_wished(context, error)
+                raise
+            ref = self._ref(obtained.record)
             if not self.wait_for_completion:
-                return self._xcom(ref)
+                return ref.as_xcom()
             if obtained.how == "reused":
-                return self._finished(hook, journal, ref)
+                return finished(hook, journal, ref, self.log)
             if self.deferrable:
                 self._defer(context, ref)
             return self._wait_here(context, hook, journal, ref)
@@ -202,7 +208,7 @@ class WanSubmitOperator(BaseOperator):
         with as_airflow_errors():
             hook = WanHook(self.wan_conn_id)
             journal = self._journal(context)
-            ref = self._ref_of_event(event, journal)
+            ref = self._ref_of_event(context, hook, journal, event)
             return self._after_wait(
                 context, hook, journal, ref, event["outcome"], str(event.get("message", ""))
             )
@@ -299,36 +305,37 @@ class WanSubmitOperator(BaseOperator):
             return None
         return RESUBMIT if answer == RESUBMIT else check_request_id(str(answer))
 
-    def _ref(self, obtained: Obtained) -> RequestRef:
-        record = obtained.record
+    def _ref(self, record: Record) -> RequestRef:
+        assert record.request_id is not None
         return RequestRef(
-            request_id=obtained.request_id,
+            request_id=record.request_id,
             model_id=record.model_id,
             fingerprint=record.fingerprint,
             submitted_at=record.submitted_at,
             journal=self.journal or None,
+            image=record.image,
+            variation=record.variation,
+            inputs=record.inputs,
         )
 
-    def _ref_of_event(self, event: Mapping[str, Any], journal: Journal | None) -> RequestRef:
+    def _ref_of_event(
+        self, context: Any, hook: WanHook, journal: Journal | None, event: Mapping[str, Any]
+    ) -> RequestRef:
         fingerprint = event.get("fingerprint")
         held = journal.read(fingerprint) if journal is not None and fingerprint else None
-        return RequestRef(
-            request_id=event["request_id"],
-            model_id=self.model_id,
-            fingerprint=fingerprint,
-            submitted_at=held.record.submitted_at if held else None,
-            journal=self.journal or None,
-        )
+        if held is not None and held.record.request_id == event["request_id"]:
+            return self._ref(held.record)
+        return RequestRef(event["request_id"], model_id=self.model_id, fingerprint=fingerprint)
 
-    @staticmethod
-    def _xcom(ref: RequestRef) -> dict[str, Any]:
-        xcom = {
-            "request_id": ref.request_id,
-            "model_id": ref.model_id,
-            "fingerprint": ref.fingerprint,
-            "submitted_at": ref.submitted_at,
-        }
-        return {**xcom, "journal": ref.journal} if ref.journal else xcom
+    def _skip_if_wished(self, context: Any, error: WanInputError) -> None:
+        """Skip this task instead of failing it; the XCom ``refused`` says what was wrong with what."""
+        if self.on_invalid != "skip":
+            return
+        given = self._given_inputs()
+        context["ti"].xcom_push(
+            key="refused", value=[{"img_url": _shown(given.get("img_url")), "rule": str(error)}]
+        )
+        raise AirflowSkipException(str(error)) from error
 
     # -- waiting for it ------------------------------------------------------------------------------------
 
@@ -373,35 +380,21 @@ class WanSubmitOperator(BaseOperator):
         outcome: str,
         message: str,
     ) -> dict[str, Any]:
-        from airflow_provider_wan.exceptions import WanNotFoundError
-
         match outcome:
             case "timeout":
-                others = is_watched_by_others(journal, ref.fingerprint, watcher_of(context))
-                truth = cancel_what_is_queued(hook, ref.request_id, watched_by_others=others, log=self.log)
-                raise WanTimeoutError(f"{message} {truth}", request_id=ref.request_id)
-            case "gone":
-                raise gone_in_wait(WanNotFoundError(message), ref.request_id)
-            case _:
-                return self._finished(hook, journal, ref)
-
-    def _finished(self, hook: WanHook, journal: Journal | None, ref: RequestRef) -> dict[str, Any]:
-        """Read the result of a request that is over, remember it, and give or raise it."""
-        from airflow_provider_wan.exceptions import WanNotFoundError
-        from airflow_provider_wan.generation.records import Stage
-        from airflow_provider_wan.generation.submission import amend, raise_unless_succeeded, with_result
-
-        try:
-            result = hook.get_result(ref.request_id)
-        except WanNotFoundError:
-            held = journal.read(ref.fingerprint) if journal is not None and ref.fingerprint else None
-            if held is not None and held.record.stage is Stage.LANDED:
-                return result_of_landed(held.record, ref)
-            raise
-        if journal is not None and ref.fingerprint:
-            amend(journal, ref.fingerprint, ref.request_id, lambda r: with_result(r, result), self.log)
-        raise_unless_succeeded(result)
-        return result_as_xcom(result, ref)
+                raise timed_out(
+                    hook,
+                    journal,
+                    ref,
+                    message,
+                    watcher=watcher_of(context),
+                    within_run=True,
+                    cancel=True,
+                    log=self.log,
+                )
+            case "gone":  # the next try decides what to do about it
+                raise WanTransientError(message, request_id=ref.request_id)
+        return finished(hook, journal, ref, self.log)
 
     def _was_killed(self, context: Any, hook: WanHook, journal: Journal | None, ref: RequestRef) -> Exception:
         """Decide, after a SIGTERM, whether anybody still owns the request; the next try or nobody does."""
@@ -412,6 +405,12 @@ class WanSubmitOperator(BaseOperator):
         self.log.warning("Killed while waiting for request %s. %s", ref.request_id, truth)
         killed: Exception = AirflowException(f"Killed while waiting for request {ref.request_id}. {truth}")
         return killed
+
+
+def _shown(url: Any) -> str | None:
+    from airflow_provider_wan.model_api.inputs import canonical_url
+
+    return canonical_url(str(url)) if url else None
 
 
 def _check_image(url: str, model_id: str, *, allow_private: bool) -> None:

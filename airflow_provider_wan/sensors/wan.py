@@ -9,24 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowSensorTimeout, BaseSensorOperator, PokeReturnValue
 
-from airflow_provider_wan.exceptions import WanError, WanTimeoutError, WanTransientError
-from airflow_provider_wan.faces import (
-    DEFAULT_TIMEOUT,
-    RequestRef,
-    as_airflow_errors,
-    bucket_journal,
-    cancel_what_is_queued,
-    is_watched_by_others,
-    request_of,
-    result_as_xcom,
-    watcher_of,
-)
+from airflow_provider_wan.exceptions import WanError, WanNotFoundError, WanTransientError
+from airflow_provider_wan.faces.ending import finished, timed_out
+from airflow_provider_wan.faces.errors import as_airflow_errors
+from airflow_provider_wan.faces.journals import bucket_journal, watcher_of
+from airflow_provider_wan.faces.references import DEFAULT_TIMEOUT, RequestRef, request_of
 from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in
 
 if TYPE_CHECKING:
     from airflow_provider_wan.generation.journal import Journal
     from airflow_provider_wan.hooks.wan import WanHook
-    from airflow_provider_wan.model_api.calls import RequestResult
 
 
 class WanRequestSensor(BaseSensorOperator):
@@ -107,7 +99,6 @@ class WanRequestSensor(BaseSensorOperator):
 
     def execute_complete(self, context: Any, event: Mapping[str, Any]) -> dict[str, Any]:
         """Go on after the wait in the triggerer."""
-        from airflow_provider_wan.exceptions import WanNotFoundError
         from airflow_provider_wan.hooks.wan import WanHook
 
         with as_airflow_errors():
@@ -118,19 +109,19 @@ class WanRequestSensor(BaseSensorOperator):
                 raise self._timed_out(context, hook, ref, message)
             if event["outcome"] == "gone":
                 raise WanNotFoundError(message, request_id=ref.request_id)
-            return self._finished(hook.get_result(ref.request_id), ref)
+            return finished(hook, self._journal(ref), ref, self.log)
 
     def poke(self, context: Any) -> PokeReturnValue | bool:
         """Look once, in ``mode="poke"`` and ``mode="reschedule"``."""
-        from airflow_provider_wan.exceptions import WanNotFoundError
         from airflow_provider_wan.generation.decide import There
         from airflow_provider_wan.generation.submission import look
         from airflow_provider_wan.hooks.wan import WanHook
 
         with as_airflow_errors():
             ref = request_of(self.request)
+            hook = WanHook(self.wan_conn_id)
             try:
-                there, result = look(WanHook(self.wan_conn_id), ref.request_id)
+                there, result = look(hook, ref.request_id)
             except WanTransientError as error:
                 self.log.warning("%s", error)
                 return False
@@ -143,7 +134,8 @@ class WanRequestSensor(BaseSensorOperator):
             if result is None or not result.state.is_terminal:
                 self.log.info("Request %s is %s.", ref.request_id, there)
                 return False
-            return PokeReturnValue(is_done=True, xcom_value=self._finished(result, ref))
+            xcom = finished(hook, self._journal(ref), ref, self.log, result=result)
+            return PokeReturnValue(is_done=True, xcom_value=xcom)
 
     def _wait_as_sensors_do(self, context: Any, ref: RequestRef) -> Any:
         from airflow_provider_wan.hooks.wan import WanHook
@@ -154,23 +146,16 @@ class WanRequestSensor(BaseSensorOperator):
             raise self._timed_out(context, WanHook(self.wan_conn_id), ref, str(error)) from error
 
     def _timed_out(self, context: Any, hook: WanHook, ref: RequestRef, message: str) -> WanError:
-        truth = f"Another try, or request={ref.request_id!r}, takes it over."
-        if self.cancel_on_timeout:
-            others = is_watched_by_others(
-                self._journal(ref), ref.fingerprint, watcher_of(context), within_run=False
-            )
-            truth = cancel_what_is_queued(hook, ref.request_id, watched_by_others=others, log=self.log)
-        about = "" if ref.request_id in message else f"Request {ref.request_id}: "
-        return WanTimeoutError(f"{about}{message} {truth}", request_id=ref.request_id)
-
-    def _finished(self, result: RequestResult, ref: RequestRef) -> dict[str, Any]:
-        from airflow_provider_wan.generation.submission import amend, raise_unless_succeeded, with_result
-
-        journal = self._journal(ref)
-        if journal is not None and ref.fingerprint:
-            amend(journal, ref.fingerprint, ref.request_id, lambda r: with_result(r, result), self.log)
-        raise_unless_succeeded(result)
-        return result_as_xcom(result, ref)
+        return timed_out(
+            hook,
+            self._journal(ref),
+            ref,
+            message,
+            watcher=watcher_of(context),
+            within_run=False,  # the task that submitted is of this run, and has ended
+            cancel=self.cancel_on_timeout,
+            log=self.log,
+        )
 
     def _journal(self, ref: RequestRef) -> Journal | None:
         if not ref.journal:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_wan.faces import RequestRef, as_airflow_errors, request_of
+from airflow_provider_wan.faces.errors import as_airflow_errors
+from airflow_provider_wan.faces.references import RequestRef, request_of
 
 if TYPE_CHECKING:
     from airflow_provider_wan.generation.records import Record
@@ -122,6 +123,9 @@ def _record_of(ref: RequestRef) -> Record:
         fingerprint=ref.fingerprint or "",
         model_id=ref.model_id or "",
         stage=Stage.SUBMITTED,
+        inputs=dict(ref.inputs or {}),
+        image=ref.image,
+        variation=ref.variation,
         request_id=ref.request_id,
         submitted_at=ref.submitted_at,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_wan.faces import is_watched_by_others
+from airflow_provider_wan.faces.journals import bucket_journal, is_watched_by_others
 
 #: Task states in which nobody owns the request any more. Deferred, queued, scheduled and running mean that
 #: another try or another triggerer does; anything else is not certain.
@@ -136,8 +136,6 @@ class WanRequestTrigger(BaseTrigger):
     def _is_watched_by_others(self) -> bool:
         if self.journal is None or self.watcher is None:
             return False
-        from airflow_provider_wan.faces import bucket_journal
-
         journal = bucket_journal(
             self.journal, gcp_conn_id=self.gcp_conn_id, impersonation_chain=self.impersonation_chain
         )
