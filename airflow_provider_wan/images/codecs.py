@@ -111,9 +111,10 @@ def check_decodes(data: bytes, facts: ImageFacts) -> None:
 
 
 def encode(image: Image.Image, fmt: str, **options: Any) -> bytes:
-    """Write the pixels of an image and nothing else: no profile, no EXIF, no text."""
-    bare = image.copy() if image.info else image
-    bare.info = {}
+    """Write an image; only pixels are written as long as its ``info`` is empty.
+
+    :param options: Pillow's, for the format.
+    """
     buffer = io.BytesIO()
-    bare.save(buffer, fmt, **options)
+    image.save(buffer, fmt, **options)
     return buffer.getvalue()

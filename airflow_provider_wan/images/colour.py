@@ -92,7 +92,7 @@ def to_srgb(
 
 def _by_profile(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, list[str]]:
     if icc is None and image.mode != "LAB":
-        return image.convert("RGB"), []
+        return (image if image.mode == "RGB" else image.convert("RGB")), []
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc) if icc else ImageCms.createProfile("LAB"))
         mode = _MODE_OF_SPACE.get(profile.profile.xcolor_space)

@@ -183,6 +183,7 @@ def _decode_scaled(
         image = workable(opened)
         if image.size != stored_target:
             image = image.resize(stored_target, Image.Resampling.LANCZOS, reducing_gap=3.0)
+        image.info = {}  # or profile, comment and text would be written again
         return image, icc
 
 

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prepare 12-megapixel photographs with ``prepare_many`` against a plain Pillow loop, both in JPEG draft mode.
+
+    python benchmarks/images_prepare.py [--photographs 200] [--ways loop threads processes] [--rounds 3]
+
+Makes the photographs in a temporary directory (about 4 MB each), then runs each way in a process of its own, in turn,
+and prints the best time of each, the ratio to the loop, and the peak memory of the process (of ``processes``: without
+its workers).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from airflow_provider_wan.images.many import prepare_many, usable_cores
+from airflow_provider_wan.images.prepare import PreparedImage, prepare
+from airflow_provider_wan.model_api.inputs import ImageRules, image_rules
+
+PHOTOS = Path(__file__).resolve().parent.parent / "demo" / "photos"
+SIZE = (4000, 3000)
+
+
+def make_photographs(folder: Path, count: int) -> None:
+    """Write photographs as a phone would: 12 megapixels, sensor noise, a camera's EXIF, every third one rotated."""
+    bases = [Image.open(PHOTOS / name).convert("RGB").resize(SIZE, Image.Resampling.BICUBIC) for name in
+             ("astronaut.jpg", "coffee.jpg", "hubble_deep_field.jpg", "rocket.jpg", "chelsea.jpg")]  # fmt: skip
+    # one sheet of noise, cut at another place for each photograph: drawing it anew costs a second each
+    noise = Image.frombytes("L", (4500, 3500), random.Random(7).randbytes(4500 * 3500)).convert("RGB")
+
+    def one(number: int) -> None:
+        place = random.Random(number)
+        left, top = place.randrange(500), place.randrange(500)
+        grain = noise.crop((left, top, left + SIZE[0], top + SIZE[1]))
+        exif = Image.Exif()
+        exif[0x010F] = "Example Camera Works"
+        exif[0x0112] = 6 if number % 3 == 0 else 1
+        image = Image.blend(bases[number % len(bases)], grain, 0.08)
+        image.save(folder / f"photo-{number:04}.jpg", quality=88, exif=exif)
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        list(pool.map(one, range(count)))
+
+
+def pillow_loop(paths: list[Path], rules: ImageRules) -> int:
+    """What one writes by hand: open, draft, scale, turn, encode, hash."""
+    total = 0
+    for path in paths:
+        with Image.open(path) as image:
+            scale = 1999 / max(image.size)
+            size = round(image.width * scale), round(image.height * scale)
+            image.draft("RGB", size)
+            scaled = ImageOps.exif_transpose(image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0))
+        buffer = io.BytesIO()
+        scaled.save(buffer, "JPEG", quality=95, subsampling="4:4:4")
+        hashlib.sha256(buffer.getvalue()).hexdigest()
+        total += len(buffer.getvalue())
+    return total
+
+
+def in_threads(paths: list[Path], rules: ImageRules) -> int:
+    """The package's way."""
+    total = 0
+    for name, result in prepare_many(((path.name, path) for path in paths), rules=rules):
+        if not isinstance(result, PreparedImage):
+            raise SystemExit(f"{name}: {result}")
+        total += result.size_bytes
+    return total
+
+
+def in_processes(paths: list[Path], rules: ImageRules) -> int:
+    """The same work in worker processes, for comparison."""
+    with ProcessPoolExecutor(usable_cores()) as pool:
+        return sum(result.size_bytes for result in pool.map(partial(prepare, rules=rules), paths))
+
+
+WAYS: dict[str, Callable[[list[Path], ImageRules], int]] = {
+    "loop": pillow_loop,
+    "threads": in_threads,
+    "processes": in_processes,
+}
+
+
+def run_one_way(way: str, folder: Path) -> None:
+    rules = image_rules("wan-ai/wan-2-2/image-to-video")
+    assert rules is not None
+    paths = sorted(folder.glob("*.jpg"))
+    start = time.perf_counter()
+    total = WAYS[way](paths, rules)
+    seconds = time.perf_counter() - start
+    # not ru_maxrss, which a process inherits from the one that started it
+    status = Path("/proc/self/status").read_text()
+    peak_mb = int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    print(json.dumps({"seconds": seconds, "peak_mb": peak_mb, "bytes": total}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--photographs", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=["loop", "threads"])
+    parser.add_argument("--run", choices=list(WAYS), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.run:
+        run_one_way(args.run, args.folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="wan-photographs-") as temporary:
+        folder = Path(temporary)
+        make_photographs(folder, args.photographs)
+        size_mb = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+        what = f"{args.photographs} photographs of {SIZE[0]}x{SIZE[1]} px, {size_mb:.0f} MB"
+        print(f"{what}; {usable_cores()} cores; load {os.getloadavg()[0]:.2f}")
+        found: dict[str, list[dict[str, float]]] = {way: [] for way in args.ways}
+        for _ in range(args.rounds):
+            for way in args.ways:
+                command = [sys.executable, __file__, "--run", way, "--folder", str(folder)]
+                found[way].append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
+    for way, runs in found.items():
+        best = min(run["seconds"] for run in runs)
+        peak = max(run["peak_mb"] for run in runs)
+        line = f"{way:10} {best:7.2f} s  {1000 * best / args.photographs:6.1f} ms each  peak {peak:5.0f} MB"
+        if "loop" in found:
+            line += f"  {min(run['seconds'] for run in found['loop']) / best:.2f} x"
+        print(line + "  rounds: " + ", ".join(f"{run['seconds']:.2f}" for run in runs))
+
+
+if __name__ == "__main__":
+    main()

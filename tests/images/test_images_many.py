@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many images at once: in order, few in memory, and no bad one harms the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import image_samples as samples
+import pytest
+
+from airflow_provider_wan.exceptions import WanDownloadError, WanInputError
+from airflow_provider_wan.images.many import map_in_order, prepare_many
+from airflow_provider_wan.images.prepare import PreparedImage, prepare
+from airflow_provider_wan.model_api.inputs import ImageRules, image_rules
+
+FOUND = image_rules("wan-ai/wan-2-2/image-to-video")
+assert FOUND is not None
+RULES: ImageRules = FOUND
+
+
+def _vanished() -> bytes:
+    raise WanDownloadError("gs://shoes/gone.jpg is not there any more.")
+
+
+def test_each_source_gives_its_image_or_its_own_error_in_order() -> None:
+    photo = samples.encoded(samples.photo(2400, 1600), "JPEG")
+    sources = [
+        ("big.jpg", photo),
+        ("page.jpg", samples.HTML),
+        ("coffee", samples.PHOTOS / "coffee.jpg"),
+        ("gone", _vanished),
+        ("cut.jpg", photo[:9000]),
+        ("late", lambda: photo),
+    ]
+
+    results = list(prepare_many(sources, rules=RULES, workers=2))
+
+    assert [name for name, _ in results] == [name for name, _ in sources]
+    kinds = [type(result) for _, result in results]
+    assert kinds == [
+        PreparedImage,
+        WanInputError,
+        PreparedImage,
+        WanDownloadError,
+        WanInputError,
+        PreparedImage,
+    ]
+
+
+def test_threads_give_the_same_bytes_as_one_call() -> None:
+    photos = [samples.encoded(samples.photo(2000 + 100 * n, 1500), "JPEG") for n in range(6)]
+    alone = [prepare(data, rules=RULES).sha256 for data in photos]
+    together = [
+        result.sha256
+        for _, result in prepare_many(
+            [(str(n), data) for n, data in enumerate(photos)], rules=RULES, workers=4
+        )
+        if isinstance(result, PreparedImage)
+    ]
+    assert together == alone
+
+
+def test_sources_are_taken_only_as_fast_as_results_are() -> None:
+    taken = 0
+
+    def endless() -> Iterator[int]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield taken
+
+    results = map_in_order(lambda number: number * 2, endless(), workers=3)
+    assert [next(results) for _ in range(5)] == [(number, number * 2) for number in range(1, 6)]
+    results.close()  # type: ignore[attr-defined]
+    assert taken <= 5 + 2 * 3
+
+
+def test_an_error_that_is_not_ours_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(map_in_order(lambda number: 1 // number, [1, 0, 1]))
