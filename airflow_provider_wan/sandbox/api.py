@@ -8,6 +8,7 @@ import json
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
@@ -21,8 +22,6 @@ from airflow_provider_wan.sandbox.pictures import BadPictureError, Picture
 from airflow_provider_wan.sandbox.results import cancel_json, result_json, status_json, urls
 from airflow_provider_wan.sandbox.transport import play
 from airflow_provider_wan.sandbox.world import World
-
-Handler = Callable[[web.Request, Account, FaultRule | None], Awaitable[web.StreamResponse]]
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+){1,4}\Z")
 
@@ -43,6 +42,37 @@ class Refusal(Exception):
         self.status, self.code = status, code
         self.body = error_json(status, {"error_code": code} if code else {}) if body is None else body
         self.headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+
+
+@dataclass(slots=True)
+class Call:
+    """One call that came in.
+
+    :param about: the request, or the digest of what is submitted: what a ``Retry-After`` was about.
+    :param subject: texts that a fault rule may be limited to.
+    :param entry: of a submit in the ledger.
+    :param rule: the fault that hits the call.
+    """
+
+    request: web.Request
+    name: str
+    about: str
+    subject: Mapping[str, str] = field(default_factory=dict)
+    entry: dict[str, Any] = field(default_factory=dict)
+    rule: FaultRule | None = None
+
+    @property
+    def fault(self) -> str:
+        """Name of the fault, or an empty text."""
+        return self.rule.fault if self.rule else ""
+
+    @property
+    def origin(self) -> str:
+        """The address as the client knows it, so that links work through proxies and port mappings."""
+        return f"{self.request.scheme}://{self.request.host}"
+
+
+Handler = Callable[[Call, Account], Awaitable[web.StreamResponse]]
 
 
 class Api:
@@ -69,53 +99,50 @@ class Api:
         async def serve(request: web.Request) -> web.StreamResponse:
             ledger = world.ledger
             ledger.calls[name] += 1
-            about, subject = await self._about(request, name)
-            ledger.check_waited(name, about)
-            rule = world.faults.pick(name, request.match_info.get("request_id"), subject)
+            call = await self._read(request, name)
+            ledger.check_waited(name, call.about)
+            rule = call.rule = world.faults.pick(name, request.match_info.get("request_id"), call.subject)
             if rule is None:
-                answer = await self._answer(name, request, handler, None)
+                answer = await self._answer(call, handler)
             else:
                 ledger.faults[f"{name}:{rule.fault}"] += 1
-
-                async def process() -> web.StreamResponse:
-                    return await self._answer(name, request, handler, rule)
-
-                answer = await play(request, as_status_fault(rule), process, error_json=error_json)
+                answer = await play(
+                    request,
+                    as_status_fault(rule),
+                    lambda: self._answer(call, handler),
+                    error_json=error_json,
+                )
             if "Retry-After" in answer.headers:
-                ledger.tell_to_wait(name, about, answer.headers["Retry-After"])
+                ledger.tell_to_wait(name, call.about, answer.headers["Retry-After"])
             return answer
 
         return serve
 
-    async def _about(self, request: web.Request, name: str) -> tuple[str, Mapping[str, str]]:
-        """Tell what a call is about: the request, or the digest of what is submitted; and texts for rules."""
+    async def _read(self, request: web.Request, name: str) -> Call:
+        """Tell what a call is about: the request, or the digest of what is submitted."""
         request_id = request.match_info.get("request_id")
         if request_id is not None:
             generation = self._world.generations.get(request_id)
-            return request_id, generation.subject() if generation and self._world.faults.has_rules else {}
+            subject = generation.subject() if generation and self._world.faults.has_rules else {}
+            return Call(request, name, request_id, subject)
         if name != "submit":
-            return request.path_qs, {}
+            return Call(request, name, request.path_qs)
         raw = await request.read()
-        inputs = _json_object(raw) or {}
-        entry = self._world.ledger.see_submit(inputs=inputs, model_id=request.match_info["model_id"])
-        request["ledger_entry"] = entry
-        return hashlib.sha256(raw).hexdigest(), {"prompt": entry["prompt"], "img_url": entry["img_url"]}
+        model_id = request.match_info["model_id"]
+        entry = self._world.ledger.see_submit(inputs=_json_object(raw) or {}, model_id=model_id)
+        subject = {"prompt": entry["prompt"], "img_url": entry["img_url"]}
+        return Call(request, name, hashlib.sha256(raw).hexdigest(), subject, entry=entry)
 
-    async def _answer(
-        self, name: str, request: web.Request, handler: Handler, rule: FaultRule | None
-    ) -> web.StreamResponse:
+    async def _answer(self, call: Call, handler: Handler) -> web.StreamResponse:
         account: Account | None = None
         try:
-            account = self._account_of(request)
-            self._limit(account, name)
-            return await handler(request, account, rule)
+            account = self._account_of(call.request)
+            self._limit(account, call.name)
+            return await handler(call, account)
         except Refusal as no:
-            ledger = self._world.ledger
-            ledger.see_refusal(
-                call=name, account=account.name if account else None, status=no.status, code=no.code
-            )
-            if name == "submit":
-                request["ledger_entry"]["outcome"] = f"refused {no.status}"
+            name = account.name if account else None
+            self._world.ledger.see_refusal(call=call.name, account=name, status=no.status, code=no.code)
+            call.entry["outcome"] = f"refused {no.status}"
             return web.json_response(no.body, status=no.status, headers=no.headers)
 
     def _account_of(self, request: web.Request) -> Account:
@@ -143,14 +170,12 @@ class Api:
             raise Refusal(404, 404001)
         return generation
 
-    async def _submit(
-        self, request: web.Request, account: Account, rule: FaultRule | None
-    ) -> web.StreamResponse:
-        world, model_id = self._world, request.match_info["model_id"]
+    async def _submit(self, call: Call, account: Account) -> web.StreamResponse:
+        world, model_id = self._world, call.request.match_info["model_id"]
         model = world.catalog.find(model_id) if _MODEL_ID.match(model_id) else None
         if model is None:
             raise Refusal(400, 400001)
-        inputs = _json_object(await request.read())
+        inputs = _json_object(await call.request.read())
         if inputs is None:
             raise Refusal(422, body={"detail": [detail("", "Input should be a valid JSON object", "json")]})
         problems = check_inputs(inputs, model.input_schema) if model.input_schema else []
@@ -162,8 +187,8 @@ class Api:
         if not account.can_pay(world.price_micro):
             raise Refusal(400, 400002)
         generation = world.buy(account, model, inputs, picture)
-        request["ledger_entry"].update(outcome="accepted", request_id=generation.request_id)
-        return self._submitted(request, generation, rule)
+        call.entry.update(outcome="accepted", request_id=generation.request_id)
+        return self._submitted(call, generation)
 
     async def _look_at(self, inputs: Mapping[str, Any], rules: Mapping[str, Any]) -> Picture | None:
         url = inputs.get("img_url")
@@ -174,72 +199,58 @@ class Api:
         except BadPictureError as bad:
             raise Refusal(422, body={"detail": [detail("img_url", str(bad), "image")]}) from bad
 
-    def _submitted(
-        self, request: web.Request, generation: Generation, rule: FaultRule | None
-    ) -> web.StreamResponse:
+    def _submitted(self, call: Call, generation: Generation) -> web.StreamResponse:
         body: dict[str, Any] = {"request_id": generation.request_id}
-        body |= urls(_origin(request), generation.request_id, rule)
-        fault = rule.fault if rule else ""
-        if fault == "no_id":
+        body |= urls(call.origin, generation.request_id, call.rule)
+        if call.fault == "no_id":
             body = {"message": "accepted"}
-        elif fault == "bad_id" and rule is not None:
-            body["request_id"] = rule.params.get("id", "../../../v1/models")
-        return web.json_response(body, status=202 if fault == "accepted_202" else 200)
+        elif call.rule is not None and call.fault == "bad_id":
+            body["request_id"] = call.rule.params.get("id", "../../../v1/models")
+        return web.json_response(body, status=202 if call.fault == "accepted_202" else 200)
 
-    async def _status(
-        self, request: web.Request, account: Account, rule: FaultRule | None
-    ) -> web.StreamResponse:
-        generation = self._generation(request, account)
+    async def _status(self, call: Call, account: Account) -> web.StreamResponse:
+        generation = self._generation(call.request, account)
         generation.status_calls += 1
         self._notice(generation)
-        return web.json_response(status_json(self._world, _origin(request), generation, rule))
+        return web.json_response(status_json(self._world, call.origin, generation, call.rule))
 
-    async def _result(
-        self, request: web.Request, account: Account, rule: FaultRule | None
-    ) -> web.StreamResponse:
-        generation = self._generation(request, account)
+    async def _result(self, call: Call, account: Account) -> web.StreamResponse:
+        generation = self._generation(call.request, account)
         generation.result_calls += 1
         self._notice(generation)
-        fault = rule.fault if rule else ""
-        early = fault == "early_400005" or self._world.settings.early_result == "400005"
-        if fault == "not_ready" or (early and not generation.phase.is_over):
+        early = call.fault == "early_400005" or self._world.settings.early_result == "400005"
+        if call.fault == "not_ready" or (early and not generation.phase.is_over):
             raise Refusal(400, 400005)
         if generation.phase.is_over and generation.fate == "vanish":
             if generation.results_told >= int(generation.fate_params.get("after_results", 0)):
                 generation.vanished = True
                 raise Refusal(404, 404001)
             generation.results_told += 1
-        with_cost = request.query.get("include_cost", "").lower() == "true"
-        origin = _origin(request)
-        return web.json_response(result_json(self._world, origin, generation, with_cost=with_cost, rule=rule))
+        with_cost = call.request.query.get("include_cost", "").lower() == "true"
+        body = result_json(self._world, call.origin, generation, with_cost=with_cost, rule=call.rule)
+        return web.json_response(body)
 
     def _notice(self, generation: Generation) -> None:
         if generation.noticed_at is None and generation.phase.is_over:
             generation.noticed_at = time.time()
 
-    async def _cancel(
-        self, request: web.Request, account: Account, rule: FaultRule | None
-    ) -> web.StreamResponse:
-        generation = self._generation(request, account)
-        refuses = rule is not None and rule.fault == "not_cancellable"
+    async def _cancel(self, call: Call, account: Account) -> web.StreamResponse:
+        generation = self._generation(call.request, account)
+        refuses = call.fault == "not_cancellable"
         before = generation.phase is Phase.CANCELLED
         cancelled = before or (not refuses and self._world.cancel(generation))
         outcome = "already_cancelled" if before else "cancelled" if cancelled else "not_cancellable"
         self._world.ledger.see_cancel(generation, outcome)
-        return web.json_response(cancel_json(generation, cancelled=cancelled, rule=rule), status=202)
+        return web.json_response(cancel_json(generation, cancelled=cancelled, rule=call.rule), status=202)
 
-    async def _model(
-        self, request: web.Request, account: Account, rule: FaultRule | None
-    ) -> web.StreamResponse:
-        model = self._world.catalog.find(request.match_info["model_id"])
+    async def _model(self, call: Call, account: Account) -> web.StreamResponse:
+        model = self._world.catalog.find(call.request.match_info["model_id"])
         if model is None:
             raise Refusal(400, 400001)
         return web.json_response(model.to_json(**self._price()))
 
-    async def _models(
-        self, request: web.Request, account: Account, rule: FaultRule | None
-    ) -> web.StreamResponse:
-        query = request.query
+    async def _models(self, call: Call, account: Account) -> web.StreamResponse:
+        query = call.request.query
         found = self._world.catalog.search(text=query.get("search", ""), category=query.get("category", ""))
         try:
             first, count = int(query.get("offset", "0")), int(query.get("limit", "20"))
@@ -253,19 +264,12 @@ class Api:
     def _price(self) -> dict[str, Any]:
         return {"price_usd": self._world.price_micro / 1e6, "price_unit": self._world.settings.price_unit}
 
-    async def _balance(
-        self, request: web.Request, account: Account, rule: FaultRule | None
-    ) -> web.StreamResponse:
+    async def _balance(self, call: Call, account: Account) -> web.StreamResponse:
         account.lane.advance()
         micro = account.balance_micro
         return web.json_response(
             {"balance_usd": micro / 1e6, "balance_microdollars": micro, "currency": "USD"}
         )
-
-
-def _origin(request: web.Request) -> str:
-    """Give the address as the client knows it, so that links work through proxies and port mappings."""
-    return f"{request.scheme}://{request.host}"
 
 
 def _json_object(raw: bytes) -> dict[str, Any] | None:

@@ -113,7 +113,7 @@ async def _run(settings: Settings, state_file: Path | None) -> None:
     from airflow_provider_wan.sandbox.server import Addresses, serve
 
     def announce(addresses: Addresses) -> None:
-        sys.stdout.write(_welcome(settings, addresses.url, addresses.bucket_url, addresses.env()))
+        sys.stdout.write(welcome(settings, addresses.url, addresses.bucket_url, addresses.env()))
         sys.stdout.flush()
         if state_file is not None:
             _write_state(state_file, addresses.url, addresses.bucket_url, addresses.env(), settings.token)
@@ -127,7 +127,8 @@ async def _run(settings: Settings, state_file: Path | None) -> None:
     sys.stdout.write("Sandbox stopped.\n")
 
 
-def _welcome(settings: Settings, url: str, bucket_url: str, env: dict[str, str]) -> str:
+def welcome(settings: Settings, url: str, bucket_url: str, env: dict[str, str]) -> str:
+    """Word what is printed at the start: addresses, and variables to paste into a shell."""
     variables = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in env.items())
     return (
         f"RunComfy sandbox: nothing here costs money.\n"

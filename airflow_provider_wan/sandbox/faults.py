@@ -28,7 +28,8 @@ class FaultKind:
     :param name: the word that a rule uses.
     :param about: one sentence for people.
     :param params: names of the parameters that it understands.
-    :param calls: globs of the calls that it makes sense for; a rule for any other call is refused.
+    :param calls: globs of the calls that it makes sense for. A rule for any other call is refused, and a rule
+        for ``*`` leaves the others alone.
     """
 
     name: str
@@ -52,6 +53,8 @@ class FaultRule:
     #: Calls that the rule was made for, and calls that it hit.
     seen: int = 0
     hits: int = 0
+    #: Globs of the calls that the fault makes sense for.
+    fault_calls: tuple[str, ...] = ("*",)
 
     def to_json(self) -> dict[str, Any]:
         """Give the rule as HTTP shows it."""
@@ -73,6 +76,8 @@ class FaultRule:
         if self.count is not None and self.hits >= self.count:
             return False
         if self.call != call and not fnmatchcase(call, self.call):
+            return False
+        if not any(fnmatchcase(call, known) for known in self.fault_calls):
             return False
         if self.request_id is not None and self.request_id != request_id:
             return False
@@ -138,13 +143,15 @@ class FaultBook:
         :raises FaultError: unknown fault, unknown parameter, or a number out of range.
         """
         params = dict(params or {})
-        self._check(call, fault, params)
+        fault_calls = self._check(call, fault, params)
         if not 0 <= rate <= 1:
             raise FaultError(f"rate must be between 0 and 1, not {rate}")
         if skip < 0 or (count is not None and count < 1):
             raise FaultError("skip must be 0 or more and count 1 or more")
         rule_id = id or f"fault-{next(self._numbers)}"
-        rule = FaultRule(rule_id, call, fault, float(rate), count, skip, request_id, params)
+        rule = FaultRule(
+            rule_id, call, fault, float(rate), count, skip, request_id, params, fault_calls=fault_calls
+        )
         self._rules[rule_id] = rule
         return rule
 
@@ -202,7 +209,8 @@ class FaultBook:
             return rule
         return None
 
-    def _check(self, call: str, fault: str, params: Mapping[str, Any]) -> None:
+    def _check(self, call: str, fault: str, params: Mapping[str, Any]) -> tuple[str, ...]:
+        """Refuse what cannot work; give the calls that the fault makes sense for."""
         kinds = self.kinds.get(fault)
         if not kinds:
             raise FaultError(f"unknown fault {fault!r}; there is: {', '.join(sorted(self.kinds))}")
@@ -215,6 +223,7 @@ class FaultBook:
         if unknown:
             known = ", ".join([*sorted(understood), "<name>_contains"])
             raise FaultError(f"{fault!r} has no parameter {unknown[0]!r}; there is: {known}")
+        return tuple(name for kind in fitting for name in kind.calls)
 
 
 def _calls_meet(rule_call: str, kind_calls: tuple[str, ...]) -> bool:

@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,6 +29,10 @@ from airflow_provider_wan.sandbox.world import World
 #: A submit may carry an image as a ``data:`` URI; RunComfy takes requests of at most this size.
 _MAX_BODY_BYTES = 64 << 20
 _PROXY_NAMES = ("http_proxy", "https_proxy", "all_proxy")
+
+
+class ControlError(Exception):
+    """The control of a sandbox refused a change; the message has its reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,8 @@ async def serve(settings: Settings) -> AsyncIterator[Addresses]:
 
 
 async def _listen(runners: list[web.AppRunner], app: web.Application, host: str, port: int) -> str:
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+    # Uploads to the bucket are stored as they come, gzip or not.
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5, auto_decompress=False)
     await runner.setup()
     runners.append(runner)
     site = web.TCPSite(runner, host, port, backlog=1024)
@@ -108,12 +114,20 @@ async def _listen(runners: list[web.AppRunner], app: web.Application, host: str,
 
 
 def call(url: str, body: Any = None, *, method: str | None = None, timeout_s: float = 30) -> Any:
-    """Ask a sandbox something over HTTP and read its JSON; never through a proxy."""
+    """Ask a sandbox something over HTTP and read its JSON; never through a proxy.
+
+    :raises ControlError: it says no, and why.
+    """
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=timeout_s) as answer:
-        return json.loads(answer.read() or b"null")
+    try:
+        with opener.open(request, timeout=timeout_s) as answer:
+            return json.loads(answer.read() or b"null")
+    except urllib.error.HTTPError as error:
+        with error:
+            said = error.read().decode(errors="replace")
+        raise ControlError(f"{url} answered HTTP {error.code}: {said}") from None
 
 
 class Sandbox:

@@ -7,9 +7,11 @@ import asyncio
 import hashlib
 import json
 import struct
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,6 +89,16 @@ class PaddedVideo:
         return self.video + box + self.label.encode()[:_LABEL_BYTES].ljust(_LABEL_BYTES, b"\0")
 
 
+@cache
+def small_video() -> bytes:
+    """Encode the small MP4 that padded files start with; once a process."""
+    with tempfile.TemporaryDirectory(prefix="wan-sandbox-") as folder:
+        path = Path(folder) / "small.mp4"
+        picture = videos.placeholder_image("small", size=(96, 64))
+        videos.encode_video(picture, path, resolution="tiny", key="small")
+        return path.read_bytes()
+
+
 def smallest_padded_bytes(video: bytes) -> int:
     """Give the least size that a padded file can have."""
     return len(video) + 16 + _LABEL_BYTES
@@ -156,10 +168,7 @@ class Studio:
         return FileVideo(path, path.stat().st_size, digest[:32])
 
     def _small_video(self) -> bytes:
-        path = self._folder / "small.mp4"
-        card = videos.placeholder_image("small", size=(96, 64))
-        videos.encode_video(card, path, resolution="tiny", key="small")
-        small = path.read_bytes()
+        small = small_video()
         least = smallest_padded_bytes(small)
         if self._padded_bytes is not None and self._padded_bytes < least:
             raise ValueError(f"video-bytes must be {least} or more: a real MP4 of that size is inside")

@@ -25,25 +25,29 @@ ErrorJson = Callable[[int, Mapping[str, Any]], Any]
 _STATUS = frozenset({"status", "body", "retry_after", "error_code", "error_message", "shape", "text"})
 _REDIRECT = frozenset({"location", "status"})
 
+#: The calls that travel over HTTP; ``generation`` is none, but what becomes of a purchase.
+HTTP_CALLS = ("submit", "status", "result", "cancel", "model", "models", "balance", "media", "bucket.*")
+
 #: The faults of this module, for :meth:`FaultBook.register`.
-TRANSPORT_FAULTS = (
-    FaultKind("status", "an error answer (or any other status) and nothing is processed", _STATUS),
-    FaultKind("status_after", "processed, and then an error answer", _STATUS),
-    FaultKind("reset", "the connection is cut, nothing is processed", frozenset({"clean"})),
-    FaultKind("reset_after", "processed, then the connection is cut: the lost answer", frozenset({"clean"})),
-    FaultKind("hang", "no answer until the client leaves, nothing is processed", frozenset({"seconds"})),
-    FaultKind("hang_after", "processed, and no answer until the client leaves", frozenset({"seconds"})),
-    FaultKind("html", "HTTP 200 with a login page, nothing is processed", frozenset({"status"})),
-    FaultKind("html_after", "processed, then HTTP 200 with a login page", frozenset({"status"})),
-    FaultKind("empty", "HTTP 200 with no body, nothing is processed", frozenset({"status"})),
-    FaultKind("empty_after", "processed, then HTTP 200 with no body", frozenset({"status"})),
-    FaultKind("redirect", "a redirect, nothing is processed", _REDIRECT),
-    FaultKind("redirect_after", "processed, then a redirect", _REDIRECT),
-    FaultKind(
-        "drip", "the true answer, so many bytes at a time", frozenset({"every_s", "bytes", "first_bytes"})
-    ),
-    FaultKind("cut_json", "the true answer, cut in the middle", frozenset({"keep", "honest"})),
-    FaultKind("delay", "the true answer, but late", frozenset({"seconds"})),
+TRANSPORT_FAULTS = tuple(
+    FaultKind(name, about, params, HTTP_CALLS)
+    for name, about, params in (
+        ("status", "an error answer (or any other status) and nothing is processed", _STATUS),
+        ("status_after", "processed, and then an error answer", _STATUS),
+        ("reset", "the connection is cut, nothing is processed", frozenset({"clean"})),
+        ("reset_after", "processed, then the connection is cut: the lost answer", frozenset({"clean"})),
+        ("hang", "no answer until the client leaves, nothing is processed", frozenset({"seconds"})),
+        ("hang_after", "processed, and no answer until the client leaves", frozenset({"seconds"})),
+        ("html", "HTTP 200 with a login page, nothing is processed", frozenset({"status"})),
+        ("html_after", "processed, then HTTP 200 with a login page", frozenset({"status"})),
+        ("empty", "HTTP 200 with no body, nothing is processed", frozenset({"status"})),
+        ("empty_after", "processed, then HTTP 200 with no body", frozenset({"status"})),
+        ("redirect", "a redirect, nothing is processed", _REDIRECT),
+        ("redirect_after", "processed, then a redirect", _REDIRECT),
+        ("drip", "the true answer, so many bytes at a time", frozenset({"every_s", "bytes", "first_bytes"})),
+        ("cut_json", "the true answer, cut in the middle", frozenset({"keep", "honest"})),
+        ("delay", "the true answer, but late", frozenset({"seconds"})),
+    )
 )
 
 #: A private address that no test machine serves: where ``redirect`` leads unless told otherwise.
@@ -70,7 +74,9 @@ async def play(
         answer = await _processed(process)
         return await (_drip if rule.fault == "drip" else _cut)(request, rule.params, answer)
     if rule.fault.endswith("_after"):
-        await _processed(process)
+        answer = await _processed(process)
+        if answer.prepared and rule.fault not in {"reset_after", "hang_after"}:
+            return answer  # a stream that was sent already: nothing can take its place
     return await _replace(request, rule, error_json, process)
 
 
