@@ -14,10 +14,16 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from sandboxes import Bucket
+
+    from airflow_provider_wan.sandbox.server import Sandbox
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -102,3 +108,43 @@ def airflow_db() -> Path:
     database = AIRFLOW_HOME / "airflow.db"
     shutil.copyfile(template / "airflow.db", database)
     return database
+
+
+@pytest.fixture(scope="session")
+def sandbox_server() -> Iterator[Sandbox]:
+    """One sandbox for this process: it looks at no image, encodes nothing, and generations end at once."""
+    from sandboxes import VIDEO_BYTES
+
+    from airflow_provider_wan.sandbox.server import Sandbox
+
+    with Sandbox(
+        video_bytes=VIDEO_BYTES,
+        check_images=False,
+        generation_seconds=0,
+        buckets=("videos", "images"),
+    ) as started:
+        yield started
+
+
+@pytest.fixture
+def sandbox(sandbox_server: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
+    """Give the sandbox as new (no requests, faults or objects), with the environment that points at it.
+
+    How long generations run is changed with ``sandbox.control("speed", {"generation_seconds": 3600})``.
+    """
+    sandbox_server.reset()
+    sandbox_server.bucket_control("calls", method="DELETE")
+    sandbox_server.bucket_control("shape", {"latency_s": 0, "bytes_per_s": 0, "write_interval_s": 0})
+    for name, value in sandbox_server.env().items():
+        monkeypatch.setenv(name, value)
+    return sandbox_server
+
+
+@pytest.fixture
+def bucket(sandbox: Sandbox) -> Bucket:
+    """Give the bucket ``videos`` of the sandbox with a real client of it."""
+    from sandboxes import Bucket
+
+    from airflow_provider_wan.hooks.gcs import storage_client
+
+    return Bucket(storage_client(), "videos", sandbox)
