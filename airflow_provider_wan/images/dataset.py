@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a dataset's manifest: which images, and what each row wants different from the rest.
+
+Rows are given one at a time, as they are read; a row that cannot be used is given as an error with its line, and the
+rest goes on. Nothing here opens a file: lines come from the caller, be it a disk or a bucket.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import posixpath
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+from urllib.parse import quote, urljoin
+
+from airflow_provider_wan.exceptions import WanInputError
+from airflow_provider_wan.images.reader import shown_name
+
+_IMAGE, _VARIATION = "image", "variation"
+#: What people call the image column elsewhere.
+_IMAGE_ALIASES = frozenset(
+    ("img_url", "image_url", "img", "url", "uri", "file", "filename", "file_name", "path", "source")
+)
+#: No row is longer; one that is comes from a quote that was never closed, or from another kind of file.
+MAX_LINE_CHARS = 1024 * 1024
+_SHOWN_CHARS = 80
+_UNDECODED = re.compile("[\udc80-\udcff]")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRow:
+    """One wanted video of a dataset.
+
+    :param image: address of the image: ``gs://``, ``https://`` or a path.
+    :param inputs: the model's inputs for it: the task's defaults, overridden by what the row says.
+    :param variation: see :class:`~airflow_provider_wan.operators.wan.WanSubmitOperator`; None where nobody gave one.
+    :param passthrough: the columns that are carried along and not looked at.
+    :param origin: the manifest, without the query of its address.
+    :param line: the row's first line in it, counted from 1.
+    """
+
+    image: str
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    variation: str | None = None
+    passthrough: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
+    line: int = 0
+
+    @property
+    def where(self) -> str:
+        """The row's place, for messages: ``gs://shoes/set.csv, line 12``."""
+        return f"{self.origin}, line {self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """A row that cannot be used, and why."""
+
+    origin: str
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}, line {self.line}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What the columns of a manifest may be, and what they override.
+
+    :param inputs: names of the model's inputs; None where they are not known, and any column is one.
+    :param defaults: the task's inputs, for what a row does not say.
+    :param variation: the task's variation, for rows that give none.
+    :param passthrough: further columns, carried along and not looked at.
+    """
+
+    inputs: Collection[str] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    variation: str | None = None
+    passthrough: Collection[str] = ()
+
+    def unknown(self, names: Iterable[str]) -> list[str]:
+        """Return a message for each column that is none, with the nearest one that is."""
+        return [self._unknown(name) for name in names if not self._is_known(name)]
+
+    def _is_known(self, name: str) -> bool:
+        if name in (_IMAGE, _VARIATION) or name in self.passthrough:
+            return True
+        return bool(name) and (self.inputs is None or name in self.inputs)
+
+    def _unknown(self, name: str) -> str:
+        known = [_IMAGE, *(self.inputs or ()), _VARIATION, *self.passthrough]
+        near = difflib.get_close_matches(name.strip().lower(), known, n=1, cutoff=0.6)
+        if name.strip().lower() in _IMAGE_ALIASES:
+            near = [_IMAGE]
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        return f"unknown column {name[:_SHOWN_CHARS]!r}; {hint}"
+
+
+def read_manifest(
+    lines: Iterable[str | bytes], *, origin: str, columns: Columns
+) -> Iterator[DatasetRow | RowError]:
+    """Give the rows of a manifest one by one, in order.
+
+    :param lines: its lines, as a text file gives them, or as bytes in UTF-8.
+    :param origin: its address or path: the suffix ``.csv``, ``.jsonl`` or ``.ndjson`` says what it is, and images
+        with a relative address are looked for beside it.
+    :param columns: what its columns may be. A cell that is empty, or null, means what the task says.
+    :raises WanInputError: the file as a whole is wrong: of another kind, without an ``image`` column, or with an
+        unknown column in a CSV file's first line. (In JSONL an unknown column is an error of its row.)
+    """
+    shown = shown_name(origin)
+    readers = {"csv": _read_csv, "jsonl": _read_jsonl, "ndjson": _read_jsonl}
+    reader = readers.get(shown.rpartition(".")[2].lower())
+    if reader is None:
+        raise WanInputError(f"{shown} is not a manifest that can be read: use .csv, .jsonl or .ndjson.")
+    return _rows(reader(_texts(lines, shown), shown, columns), shown, columns)
+
+
+#: A row's first line, with its cells or with what is wrong with it.
+_RawRow = tuple[int, Mapping[str, Any] | str]
+
+
+def _texts(lines: Iterable[str | bytes], origin: str) -> Iterator[str]:
+    for number, line in enumerate(lines):
+        if number == 0 and isinstance(line, bytes) and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise WanInputError(f"{origin} is in UTF-16. Save it as UTF-8.")
+        text = line if isinstance(line, str) else line.decode("utf-8", "surrogateescape")
+        yield text.removeprefix("\ufeff") if number == 0 else text
+
+
+def _rows(raw: Iterable[_RawRow], origin: str, columns: Columns) -> Iterator[DatasetRow | RowError]:
+    for line, cells in raw:
+        if isinstance(cells, str):
+            yield RowError(origin, line, cells)
+            continue
+        try:
+            yield _row(cells, origin, line, columns)
+        except ValueError as error:
+            yield RowError(origin, line, str(error))
+
+
+def _row(cells: Mapping[str, Any], origin: str, line: int, columns: Columns) -> DatasetRow:
+    given = {name: value for name, value in cells.items() if value is not None and value != ""}
+    image = given.pop(_IMAGE, None)
+    variation = given.pop(_VARIATION, columns.variation)
+    if not isinstance(image, str):
+        raise ValueError(
+            "there is no image" if image is None else "the image must be a text: an address or a path"
+        )
+    passthrough = {name: given.pop(name) for name in columns.passthrough if name in given}
+    return DatasetRow(
+        image=resolve_image(image, origin=origin),
+        inputs={**columns.defaults, **given},
+        variation=None if variation is None else str(variation),
+        passthrough=passthrough,
+        origin=origin,
+        line=line,
+    )
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON value")
+
+
+#: Made once: each new decoder leaves a reference cycle behind, which adds up over a hundred thousand rows.
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+
+
+def _read_jsonl(texts: Iterator[str], origin: str, columns: Columns) -> Iterator[_RawRow]:
+    for line, text in enumerate(texts, 1):
+        if text.strip():
+            yield line, _json_cells(text, columns)
+
+
+def _json_cells(text: str, columns: Columns) -> Mapping[str, Any] | str:
+    if len(text) > MAX_LINE_CHARS:
+        return f"the line is longer than {MAX_LINE_CHARS:,} characters"
+    if _UNDECODED.search(text):
+        return "the line is not UTF-8"
+    try:
+        cells = _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        return f"the line is not JSON ({error})"
+    if not isinstance(cells, dict):
+        return 'the line is not an object such as {"image": "gs://...", "prompt": "..."}'
+    return "; ".join(columns.unknown(cells)) or cells
+
+
+def _read_csv(texts: Iterator[str], origin: str, columns: Columns) -> Iterator[_RawRow]:
+    reader = csv.reader(texts, strict=True)
+    header = [name.strip() for name in next(_csv_rows(reader), (1, []))[1]]
+    _check_header(header, origin, columns)
+    for line, cells in _csv_rows(reader):
+        if isinstance(cells, str):
+            yield line, cells
+        elif len(cells) != len(header):
+            yield (
+                line,
+                f"it has {len(cells)} cells and the first line {len(header)}; put a text with a comma in quotes",
+            )
+        elif any(not cell.isascii() and _UNDECODED.search(cell) for cell in cells):
+            yield line, "the line is not UTF-8"
+        else:
+            yield line, dict(zip(header, map(str.strip, cells), strict=True))
+
+
+def _csv_rows(reader: Any) -> Iterator[tuple[int, list[str] | str]]:
+    """Give each row that is not blank with its first line; a row that breaks the rules of CSV as words."""
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield line, f"it is not CSV ({error}); is a quote not closed?"
+            continue
+        if any(cells):
+            yield line, cells
+
+
+def _check_header(header: list[str], origin: str, columns: Columns) -> None:
+    if len(header) == 1 and re.search(r"[;\t]", header[0]):
+        raise WanInputError(f"{origin}: its columns are not separated by commas. Save it as CSV with commas.")
+    broken = columns.unknown(header)
+    broken += [
+        f"column {name!r} is there twice" for name in sorted({x for x in header if header.count(x) > 1})
+    ]
+    if _IMAGE not in header:
+        broken.append("there is no column 'image' in the first line")
+    if broken:
+        raise WanInputError(f"{origin}, line 1: {'; '.join(broken)}.")
+
+
+def resolve_image(image: str, *, origin: str) -> str:
+    """Return an image's full address: a relative one is looked for beside the manifest.
+
+    :param image: ``gs://bucket/object``, ``https://...``, a path, or any of them relative to the manifest.
+    :param origin: the manifest's address or path.
+    :raises ValueError: another scheme, or no object in a ``gs://`` address.
+    """
+    image = image.strip()
+    scheme = _SCHEME.match(image)
+    if scheme:
+        kind = scheme.group().lower()
+        if kind not in ("gs:", "http:", "https:"):
+            raise ValueError(f"the image {image[:_SHOWN_CHARS]!r} is at {kind}//; use gs:// or https://")
+        bucket, _, name = image.partition("://")[2].partition("/")
+        if not bucket or not name:
+            raise ValueError(f"the image {image[:_SHOWN_CHARS]!r} names no file")
+        return image
+    if not image:
+        raise ValueError("there is no image")
+    if origin.startswith(("http://", "https://")):
+        return urljoin(origin, quote(image))
+    if origin.startswith("gs://"):
+        bucket, _, name = origin.removeprefix("gs://").partition("/")
+        return f"gs://{bucket}/{posixpath.normpath(posixpath.join('/', posixpath.dirname(name), image)).lstrip('/')}"
+    return posixpath.normpath(posixpath.join(posixpath.dirname(origin), image))
