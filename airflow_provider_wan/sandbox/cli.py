@@ -25,13 +25,20 @@ _NEEDS_AV = (
 )
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default only where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default not in (None, []) else action.help
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sandbox until Ctrl-C or SIGTERM.
 
     :returns: the exit code: 0 after a stop, 1 if it could not start, 2 for wrong arguments.
     """
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options_parser = parser()
+    options = options_parser.parse_args(arguments)
     if importlib.util.find_spec("av") is None:
         return _fail(_NEEDS_AV)
     try:
@@ -39,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parse_rule(rule)
         settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
     except (FaultError, ValueError) as error:
-        parser.error(str(error))
+        options_parser.error(str(error))
     try:
         asyncio.run(_run(settings, options.state_file))
     except KeyboardInterrupt:  # before the signal handlers were in place
@@ -60,13 +67,14 @@ def _fail(message: str) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Give the options; their names are those of :class:`Settings`."""
+    options = argparse.ArgumentParser(
         prog="python -m airflow_provider_wan.sandbox",
         description="A local RunComfy Model API and a local bucket: build and test DAGs for free.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
-    where = parser.add_argument_group("addresses")
+    where = options.add_argument_group("addresses")
     where.add_argument("--host", default="127.0.0.1", help="address to listen on")
     where.add_argument("--port", type=int, default=8787, help="of the API and its media; 0: a free one")
     where.add_argument("--bucket-port", type=int, default=8788, help="of the bucket; 0: a free one")
@@ -74,9 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--bucket", dest="buckets", action="append", default=[], help="create this bucket; repeatable"
     )
-    _add_behaviour(parser.add_argument_group("behaviour"))
-    _add_account(parser.add_argument_group("account"))
-    return parser
+    _add_behaviour(options.add_argument_group("behaviour"))
+    _add_account(options.add_argument_group("account"))
+    return options
 
 
 def _add_behaviour(group: argparse._ArgumentGroup) -> None:
