@@ -23,8 +23,6 @@ version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
-# Pages that a glob in index.md names may come later.
-suppress_warnings = ["toc.empty_glob"]
 
 html_theme = "furo"
 html_title = f"airflow-provider-wan {release}"
