@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from demo.airflow_client import AirflowClient, TaskKey
 from demo.gallery import VIDEOS_BUCKET
 
 DAG_ID = "wan_daily_content"
+SUBMIT = "make_video.submit"
 LOGICAL_DATE = "2026-01-15T00:00:00+00:00"
 
 PROMPTS = {
@@ -22,32 +22,33 @@ PROMPTS = {
 }
 
 
-def environment(photo_urls: dict[str, str]) -> dict[str, str]:
-    """Environment variables of Airflow that feed the Dag."""
-    return {}
+def start(client: AirflowClient, photo_urls: dict[str, str]) -> str:
+    """Start the run of one day over these photographs, by file name, and give its id."""
+    images = [{"img_url": url, "prompt": PROMPTS[name]} for name, url in photo_urls.items()]
+    client.unpause(DAG_ID)
+    return client.trigger(DAG_ID, {"bucket": VIDEOS_BUCKET, "images": images}, logical_date=LOGICAL_DATE)
 
 
-def conf(photo_urls: dict[str, str]) -> dict[str, Any]:
-    """The run's configuration."""
+def refused_so_far(client: AirflowClient, run_id: str) -> list[str]:
+    """File names of the photographs whose submit was skipped; Airflow shows them as the map index."""
+    rows = client.task_instances(DAG_ID, run_id, SUBMIT)
+    return [
+        row["rendered_map_index"] for row in rows if row["state"] == "skipped" and row["rendered_map_index"]
+    ]
+
+
+def refusals(client: AirflowClient, run_id: str) -> dict[str, str]:
+    """The rule that each refused photograph broke, by file name."""
+    rows = client.task_instances(DAG_ID, run_id, SUBMIT)
     return {
-        "bucket": VIDEOS_BUCKET,
-        "images": [{"img_url": url, "prompt": PROMPTS[name]} for name, url in photo_urls.items()],
+        row["rendered_map_index"]: _rule(
+            client.xcom(TaskKey(DAG_ID, run_id, SUBMIT, row["map_index"]), "refused")
+        )
+        for row in rows
+        if row["state"] == "skipped"
     }
 
 
-def start(client: AirflowClient, photo_urls: dict[str, str]) -> str:
-    """Start the run of one day and give its id."""
-    client.unpause(DAG_ID)
-    return client.trigger(DAG_ID, conf(photo_urls), logical_date=LOGICAL_DATE)
-
-
-def refusals(client: AirflowClient, run_id: str, photo_urls: dict[str, str]) -> dict[str, str]:
-    """The rule that each refused photograph broke, by file name."""
-    found: dict[str, str] = {}
-    for row in client.task_instances(DAG_ID, run_id):
-        refused = client.xcom(TaskKey(DAG_ID, run_id, row["task_id"], row["map_index"]), "refused")
-        for entry in refused if isinstance(refused, list) else []:
-            name = next((name for name, url in photo_urls.items() if url == entry.get("img_url")), None)
-            if name is not None:
-                found[name] = str(entry.get("rule") or json.dumps(entry))
-    return found
+def _rule(refused: Any) -> str:
+    """The rules in the XCom ``refused``: a list of ``{"img_url", "rule"}``."""
+    return " ".join(str(one["rule"]) for one in refused or [])

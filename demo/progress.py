@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 _WORDS = {
@@ -20,9 +21,12 @@ class Progress:
     """Prints lines that begin with the seconds since the start.
 
     On a terminal the time of the wait ticks on the last line, which the next change overwrites.
+
+    :param names: of the things that will be shown, for their width.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, names: Iterable[str]) -> None:
+        self._width = max(map(len, names), default=0)
         self._began = time.monotonic()
         self._live = sys.stdout.isatty()
         self._shown: dict[str, str] = {}
@@ -44,11 +48,10 @@ class Progress:
 
     def show(self, states: dict[str, str]) -> None:
         """Print a line for each thing whose state is another than when it was last shown."""
-        width = max((len(name) for name in states), default=0)
         for name, state in states.items():
             if self._shown.get(name) != state:
                 self._shown[name] = state
-                self.say(f"{name:<{width}}  {state}")
+                self.say(f"{name:<{self._width}}  {state}")
 
 
 def request_states(purchases: list[dict[str, Any]], names_by_url: dict[str, str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from demo import daily_content  # noqa: E402
 from demo.airflow_client import OVER  # noqa: E402
-from demo.gallery import PHOTOS_BUCKET, VIDEOS_BUCKET, Gallery, Landed  # noqa: E402
+from demo.gallery import PHOTOS, PHOTOS_BUCKET, VIDEOS_BUCKET, Gallery, Landed  # noqa: E402
 from demo.local_airflow import LocalAirflow  # noqa: E402
 from demo.progress import Progress, request_states  # noqa: E402
 from demo.sandbox_process import SandboxProcess  # noqa: E402
@@ -46,7 +46,7 @@ class Demo:
     """One run of the demo, its parts started into a stack that stops them."""
 
     def __init__(self, stack: ExitStack) -> None:
-        self._progress = Progress()
+        self._progress = Progress(names=[path.name for path in PHOTOS.glob("*.*g")])
         self._progress.say("starting the sandbox: RunComfy's API and a bucket, on this machine")
         arguments = ["--speed", str(SPEED), "--bucket", PHOTOS_BUCKET, "--bucket", VIDEOS_BUCKET]
         self.sandbox = stack.enter_context(SandboxProcess(HOME / "sandbox", arguments))
@@ -57,7 +57,7 @@ class Demo:
         self.airflow = LocalAirflow(
             HOME / "airflow",
             dags_folders=[ROOT / "dags"],
-            env={**self.sandbox.env, **daily_content.environment(self._urls)},
+            env=self.sandbox.env,
         )
         stack.enter_context(self.airflow)
         self.airflow.wait_for_dags(daily_content.DAG_ID)
@@ -91,6 +91,8 @@ class Demo:
             states = request_states(self.sandbox.ledger()["purchases"], self._names)
             for landed in self._gallery.landed():
                 states[self._names.get(landed.image_url, landed.image_url)] = f"landed: {landed.uri}"
+            for name in daily_content.refused_so_far(client, self._run_id):
+                states[name] = "refused before anything was paid"
             self._progress.show(states)
             if over:
                 self._progress.say("the run is over")
@@ -104,7 +106,7 @@ class Demo:
         landed = next((one for one in self._gallery.landed() if one.image_url == self._urls[name]), None)
         if landed is not None:
             return self._checked(name, landed)
-        refused = daily_content.refusals(self.airflow.client, self._run_id, self._urls).get(name, "")
+        refused = daily_content.refusals(self.airflow.client, self._run_id).get(name, "")
         if name in REFUSED and refused:
             return Row(name, refused=refused)
         missing = "refused, although the API would take it" if refused else "no video landed"

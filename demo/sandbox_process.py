@@ -73,6 +73,11 @@ class SandboxProcess:
         self.url, self.bucket_url, self.token = state["url"], state["bucket_url"], state["token"]
         self.env = state["env"]
 
+    @property
+    def connection_extra(self) -> str:
+        """The extra of a connection that reaches this sandbox, as JSON."""
+        return json.dumps(json.loads(self.env["AIRFLOW_CONN_WAN_DEFAULT"])["extra"])
+
     def stop(self) -> None:
         """End it. Safe to call twice."""
         if self._process is not None:

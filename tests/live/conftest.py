@@ -13,10 +13,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from harness_scenarios import Live, SideBySide  # noqa: E402
+from harness_live import IMAGES_BUCKET, VIDEOS_BUCKET, Live  # noqa: E402
+from harness_scenarios import SideBySide  # noqa: E402
 from postgres import Postgres  # noqa: E402
 
 from demo.local_airflow import LocalAirflow  # noqa: E402
+from demo.sandbox_process import SandboxProcess  # noqa: E402
 
 HEALTH_THRESHOLD_S = 8
 """Seconds without a heartbeat after which a triggerer's work is taken over."""
@@ -35,7 +37,20 @@ def _stop_on_sigterm() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def live_airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
+def live_sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SandboxProcess]:
+    """The sandbox as a process, with room for all scenarios and real but small padded videos."""
+    home = tmp_path_factory.mktemp("sandbox")
+    arguments = ["--generation-seconds", "3", "--concurrency", "50", "--video-bytes", "300000"]
+    for bucket in (IMAGES_BUCKET, VIDEOS_BUCKET):
+        arguments += ["--bucket", bucket]
+    with SandboxProcess(home, arguments) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="session")
+def live_airflow(
+    tmp_path_factory: pytest.TempPathFactory, live_sandbox: SandboxProcess
+) -> Iterator[LocalAirflow]:
     """Airflow on PostgreSQL with one triggerer; more with ``start_triggerer()``."""
     home = tmp_path_factory.mktemp("airflow")
     folders = [Path(__file__).parent / "dags", ROOT / "dags"]
@@ -44,6 +59,7 @@ def live_airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirf
         LocalAirflow(
             home,
             dags_folders=[folder for folder in folders if any(folder.glob("*.py"))],
+            env=live_sandbox.env,
             database=postgres.url,
             health_threshold_s=HEALTH_THRESHOLD_S,
             parallelism=16,
@@ -53,9 +69,9 @@ def live_airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirf
 
 
 @pytest.fixture(scope="session")
-def live(live_airflow: LocalAirflow) -> Live:
+def live(live_airflow: LocalAirflow, live_sandbox: SandboxProcess) -> Live:
     """What a scenario works with."""
-    return Live(airflow=live_airflow, sandbox=None)
+    return Live(airflow=live_airflow, sandbox=live_sandbox)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ A scenario is written as a test that takes the one argument ``live``::
 
     @scenario
     def test_a_killed_worker_buys_once(live: Live) -> None:
-        run_id = live.airflow.client.trigger("live_submit")
+        run_id = live.start("live_submit", {"img_url": live.image()})
         ...
 
 All the scenarios that pytest selected start when the first of them is asked for, each in its own thread; each
@@ -18,23 +18,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
-
-from demo.local_airflow import LocalAirflow
+from harness_live import Live
 
 SCENARIO_TIMEOUT_S = 300
 """No scenario may take longer; its own waits are shorter and say more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Live:
-    """What a scenario works with."""
-
-    airflow: LocalAirflow
-    sandbox: Any
 
 
 Body = Callable[[Live], None]

@@ -7,8 +7,8 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import BaseOperator, Context, dag, task
-from airflow.triggers.temporal import TimeDeltaTrigger
+from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
+from airflow.sdk import BaseHook, BaseOperator, Context, dag, task
 
 
 class WaitInTriggerer(BaseOperator):
@@ -44,5 +44,16 @@ def harness_kill() -> None:
     sleep_on_the_first_try()
 
 
+@dag(schedule=None)
+def harness_connection() -> None:
+    @task
+    def read(*, dag_run: Any = None) -> str:
+        connection = BaseHook.get_connection(dag_run.conf["conn_id"])
+        return f"{connection.host} {len(connection.password)} {connection.extra_dejson['download_hosts'][0]}"
+
+    read()
+
+
 harness_defer()
 harness_kill()
+harness_connection()
