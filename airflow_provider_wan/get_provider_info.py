@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+_INTEGRATION = "Wan (RunComfy)"
+
 _CONN_FIELDS: dict[str, dict[str, Any]] = {
     "requests_per_second": {
         "label": "Requests per second",
@@ -58,14 +60,30 @@ def get_provider_info() -> dict[str, Any]:
     """
     return {
         "package-name": "airflow-provider-wan",
-        "name": "Wan (RunComfy)",
+        "name": _INTEGRATION,
         "description": "Turns images into videos with RunComfy's Model API (Wan 2.2 image-to-video by "
         "default) and lands them in Google Cloud Storage.",
         "integrations": [
             {
-                "integration-name": "Wan (RunComfy)",
+                "integration-name": _INTEGRATION,
                 "external-doc-url": "https://docs.runcomfy.com/",
                 "tags": ["service"],
+            },
+            {
+                "integration-name": "Google Cloud Storage (GCS)",
+                "external-doc-url": "https://cloud.google.com/storage/",
+                "tags": ["gcp"],
+            },
+        ],
+        "hooks": _modules("airflow_provider_wan.hooks.wan"),
+        "operators": _modules("airflow_provider_wan.operators.wan"),
+        "sensors": _modules("airflow_provider_wan.sensors.wan"),
+        "triggers": _modules("airflow_provider_wan.triggers.wan"),
+        "transfers": [
+            {
+                "source-integration-name": _INTEGRATION,
+                "target-integration-name": "Google Cloud Storage (GCS)",
+                "python-module": "airflow_provider_wan.transfers.wan_to_gcs",
             },
         ],
         "connection-types": [
@@ -85,3 +103,7 @@ def get_provider_info() -> dict[str, Any]:
             },
         ],
     }
+
+
+def _modules(*names: str) -> list[dict[str, Any]]:
+    return [{"integration-name": _INTEGRATION, "python-modules": list(names)}]

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Airflow and its registry are told about this provider is true, and is all there is."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import airflow_provider_wan
+from airflow_provider_wan.get_provider_info import get_provider_info
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PACKAGE = ROOT / "airflow_provider_wan"
+FACES = ("operators", "sensors", "triggers", "transfers")
+
+
+def told_modules() -> Iterator[str]:
+    info = get_provider_info()
+    for kind in ("hooks", "operators", "sensors", "triggers"):
+        for entry in info[kind]:
+            yield from entry["python-modules"]
+    for entry in info["transfers"]:
+        yield entry["python-module"]
+
+
+def registered() -> list[dict[str, str]]:
+    registry = yaml.safe_load((ROOT / ".airflow-registry.yaml").read_text(encoding="utf-8"))
+    return [entry for value in registry.values() if isinstance(value, list) for entry in value]
+
+
+def face_modules() -> list[str]:
+    files = [file for face in FACES for file in sorted((PACKAGE / face).glob("*.py"))]
+    return [f"airflow_provider_wan.{f.parent.name}.{f.stem}" for f in files if not f.stem.startswith("_")]
+
+
+def public_faces(module_name: str) -> list[str]:
+    """Operators, sensors, triggers and transfers that a module defines."""
+    module = importlib.import_module(module_name)
+    endings = ("Operator", "Sensor", "Trigger")
+    return [
+        f"{module_name}.{name}"
+        for name, value in vars(module).items()
+        if isinstance(value, type) and value.__module__ == module_name
+        if name.startswith("Wan") and name.endswith(endings)
+    ]
+
+
+def test_the_package_name_is_the_name_of_the_distribution() -> None:
+    name = get_provider_info()["package-name"]
+    assert metadata.metadata(name)["Name"] == name == "airflow-provider-wan"
+    (entry,) = [e for e in metadata.entry_points(group="apache_airflow_provider") if e.dist.name == name]
+    assert entry.load() is get_provider_info
+
+
+def test_the_version_is_the_one_of_the_distribution() -> None:
+    assert metadata.version("airflow-provider-wan") == airflow_provider_wan.__version__
+
+
+@pytest.mark.parametrize("schema_name", ["provider_info.schema.json", "provider.yaml.schema.json"])
+def test_airflow_accepts_what_it_is_told(schema_name: str) -> None:
+    import airflow
+    import jsonschema
+
+    schema: dict[str, Any] = json.loads((Path(airflow.__path__[0]) / schema_name).read_text(encoding="utf-8"))
+    info = get_provider_info()
+    if schema_name.startswith("provider.yaml"):
+        # That schema asks for what only Airflow's own providers have; its rules for a connection are the
+        # stricter ones, and the only ones for a form.
+        schema = schema["properties"]["connection-types"]
+        info = info["connection-types"]
+    jsonschema.validate(info, schema)
+
+
+def test_every_module_of_a_face_is_told_to_airflow() -> None:
+    assert sorted(name for name in told_modules() if ".hooks." not in name) == sorted(face_modules())
+
+
+@pytest.mark.parametrize("module", [*told_modules()])
+def test_what_is_told_can_be_imported(module: str) -> None:
+    importlib.import_module(module)
+
+
+def test_the_registry_names_every_face_and_nothing_else() -> None:
+    named = {entry["module"] for entry in registered() if ".hooks." not in entry["module"]}
+    assert named == {face for module in face_modules() for face in public_faces(module)}
+
+
+@pytest.mark.parametrize("path", [entry["module"] for entry in registered()])
+def test_what_the_registry_names_exists(path: str) -> None:
+    module, _, name = path.rpartition(".")
+    assert isinstance(getattr(importlib.import_module(module), name), type)
