@@ -137,6 +137,7 @@ class Api:
         account: Account | None = None
         try:
             account = self._account_of(call.request)
+            call.entry["account"] = account.name
             self._limit(account, call.name)
             return await handler(call, account)
         except Refusal as no:

@@ -36,6 +36,7 @@ class Ledger:
         """Note that a POST came in; its outcome is filled in later."""
         entry = {
             "at": time.time(),
+            "account": None,
             "model_id": model_id,
             "img_url": str(inputs.get("img_url", ""))[:2000],
             "prompt": str(inputs.get("prompt", ""))[:2000],

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +101,19 @@ async def serve(settings: Settings) -> AsyncIterator[Addresses]:
             await world.close()
 
 
+@web.middleware
+async def _let_clients_leave(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Make nothing of a client that went away in the middle: tests kill them on purpose."""
+    try:
+        return await handler(request)
+    except ConnectionError:
+        return web.Response()  # never arrives
+
+
 async def _listen(runners: list[web.AppRunner], app: web.Application, host: str, port: int) -> str:
+    app.middlewares.append(_let_clients_leave)
     # Uploads to the bucket are stored as they come, gzip or not.
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5, auto_decompress=False)
     await runner.setup()

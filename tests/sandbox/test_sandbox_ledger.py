@@ -24,6 +24,7 @@ def test_it_tells_what_was_seen_bought_cancelled_charged_and_refused(client: Cli
     book = client.sandbox.ledger()
     assert book["submits_seen"] == 4
     assert [entry["outcome"] for entry in book["submits"]] == ["accepted"] * 3 + ["refused 422"]
+    assert {entry["account"] for entry in book["submits"]} == {"default"}
     assert [one["prompt"] for one in book["purchases"]] == ["a", "b", "c"]
     assert [one["state"] for one in book["purchases"]] == ["succeeded", "running", "cancelled"]
     assert [one["charged_usd"] for one in book["purchases"]] == [0.2, 0.0, 0.0]
