@@ -3,26 +3,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from airflow_provider_wan.exceptions import WanError
+from airflow_provider_wan.faces.seen import saw_error
 
 
 @contextmanager
-def as_airflow_errors() -> Iterator[None]:
+def as_airflow_errors(context: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Turn this provider's errors into Airflow's: the one place that decides about retries.
 
     What a retry can't help is raised as an ``AirflowFailException``, the rest as an ``AirflowException``; both
     stay the error that they were, so that ``except WanTimeoutError`` works and the log shows its name.
+
+    :param context: of the task; given, the error is counted, and the XCom ``failed`` tells it to the gallery.
     """
     try:
         yield
     except WanError as error:
         if isinstance(error, AirflowException):
             raise
+        if context is not None:
+            with suppress(Exception):  # telling about an error must not take its place
+                saw_error(context, error)
         raise _as_airflow(error) from error
 
 

@@ -114,6 +114,8 @@ class RequestWait:
         self.policy = policy
         #: Whether the last thing seen was an auth error, so that a rotated token is worth a look.
         self.wants_fresh_connection = False
+        #: When it was first seen running, in unix seconds; None where that was never seen.
+        self.running_since: float | None = None
         self._rnd = rnd
         self._over: Over | None = None
         self._next_call: AskedFor = "status"
@@ -146,6 +148,8 @@ class RequestWait:
         if self._take("status", now):
             self._saw_answer()
             self._notebook.saw_status(status)
+            if status.state is State.RUNNING and self.running_since is None:
+                self.running_since = now
             if status.is_over:
                 self._next_call, self._next_at = "result", now
             else:

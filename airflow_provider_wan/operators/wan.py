@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowSkipException, BaseOperator
 
+from airflow_provider_wan import metrics
 from airflow_provider_wan.exceptions import WanInputError, WanTransientError
 from airflow_provider_wan.faces.ending import cancel_what_is_queued, finished, timed_out
 from airflow_provider_wan.faces.errors import as_airflow_errors
@@ -22,6 +23,8 @@ from airflow_provider_wan.faces.references import (
     request_of,
     seconds_of,
 )
+from airflow_provider_wan.faces.seen import Seen, is_waiting, saw_obtained, saw_result
+from airflow_provider_wan.links.wan import WanGenerationsLink, WanVideoLink
 from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in, is_over_for_good
 
 if TYPE_CHECKING:
@@ -111,6 +114,7 @@ class WanSubmitOperator(BaseOperator):
         "impersonation_chain",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"inputs": "json", "resolve": "json"}
+    operator_extra_links = (WanVideoLink(), WanGenerationsLink())
     ui_color = "#efe4fb"
 
     def __init__(
@@ -177,13 +181,14 @@ class WanSubmitOperator(BaseOperator):
         self.wan_conn_id = wan_conn_id
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
+        self.seen = Seen()
         self._killed = threading.Event()
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Obtain the request, and wait for it where that was asked for."""
         from airflow_provider_wan.hooks.wan import WanHook
 
-        with as_airflow_errors():
+        with as_airflow_errors(context):
             hook = WanHook(self.wan_conn_id)
             journal = self._journal(context)
             try:
@@ -193,10 +198,12 @@ class WanSubmitOperator(BaseOperator):
                 self._skip_if_wished(context, error)
                 raise
             ref = self._ref(obtained.record)
+            saw_obtained(self, context, obtained)
             if not self.wait_for_completion:
                 return ref.as_xcom()
             if obtained.how == "reused":
-                return finished(hook, journal, ref, self.log)
+                return saw_result(self, context, finished(hook, journal, ref, self.log), is_new=False)
+            is_waiting(context, ref)
             if self.deferrable:
                 self._defer(context, ref)
             return self._wait_here(context, hook, journal, ref)
@@ -205,12 +212,19 @@ class WanSubmitOperator(BaseOperator):
         """Go on after the wait in the triggerer."""
         from airflow_provider_wan.hooks.wan import WanHook
 
-        with as_airflow_errors():
+        self.seen = Seen(event["request_id"])
+        with as_airflow_errors(context):
             hook = WanHook(self.wan_conn_id)
             journal = self._journal(context)
             ref = self._ref_of_event(context, hook, journal, event)
             return self._after_wait(
-                context, hook, journal, ref, event["outcome"], str(event.get("message", ""))
+                context,
+                hook,
+                journal,
+                ref,
+                event["outcome"],
+                str(event.get("message", "")),
+                running_since=event.get("running_since"),
             )
 
     def on_kill(self) -> None:
@@ -332,6 +346,7 @@ class WanSubmitOperator(BaseOperator):
         if self.on_invalid != "skip":
             return
         given = self._given_inputs()
+        metrics.count(metrics.REFUSED, tags=metrics.tags_of(context, self.model_id))
         context["ti"].xcom_push(
             key="refused", value=[{"img_url": _shown(given.get("img_url")), "rule": str(error)}]
         )
@@ -369,7 +384,15 @@ class WanSubmitOperator(BaseOperator):
         over = wait_in_worker(hook, wait, self.log, stop=self._killed)
         if over is None:
             raise self._was_killed(context, hook, journal, ref)
-        return self._after_wait(context, hook, journal, ref, over.outcome, str(over.error or ""))
+        return self._after_wait(
+            context,
+            hook,
+            journal,
+            ref,
+            over.outcome,
+            str(over.error or ""),
+            running_since=wait.running_since,
+        )
 
     def _after_wait(
         self,
@@ -379,6 +402,8 @@ class WanSubmitOperator(BaseOperator):
         ref: RequestRef,
         outcome: str,
         message: str,
+        *,
+        running_since: float | None,
     ) -> dict[str, Any]:
         match outcome:
             case "timeout":
@@ -394,7 +419,8 @@ class WanSubmitOperator(BaseOperator):
                 )
             case "gone":  # the next try decides what to do about it
                 raise WanTransientError(message, request_id=ref.request_id)
-        return finished(hook, journal, ref, self.log)
+        result = finished(hook, journal, ref, self.log)
+        return saw_result(self, context, result, running_since=running_since)
 
     def _was_killed(self, context: Any, hook: WanHook, journal: Journal | None, ref: RequestRef) -> Exception:
         """Decide, after a SIGTERM, whether anybody still owns the request; the next try or nobody does."""
@@ -463,7 +489,7 @@ class WanCancelOperator(BaseOperator):
         if self.request in (None, "", "None"):
             self.log.info("There is no request to cancel: nothing was submitted.")
             return None
-        with as_airflow_errors():
+        with as_airflow_errors(context):
             request_id = request_of(self.request).request_id
             outcome = WanHook(self.wan_conn_id).cancel(request_id)
             if outcome.cancelled:

@@ -14,6 +14,8 @@ from airflow_provider_wan.faces.ending import finished, timed_out
 from airflow_provider_wan.faces.errors import as_airflow_errors
 from airflow_provider_wan.faces.journals import bucket_journal, watcher_of
 from airflow_provider_wan.faces.references import DEFAULT_TIMEOUT, RequestRef, request_of
+from airflow_provider_wan.faces.seen import Seen, saw_result
+from airflow_provider_wan.links.wan import WanGenerationsLink, WanVideoLink
 from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class WanRequestSensor(BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = ("request", "wan_conn_id", "gcp_conn_id", "impersonation_chain")
+    operator_extra_links = (WanVideoLink(), WanGenerationsLink())
     ui_color = "#efe4fb"
 
     def __init__(
@@ -74,11 +77,13 @@ class WanRequestSensor(BaseSensorOperator):
         self.wan_conn_id = wan_conn_id
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
+        self.seen = Seen()
 
     def execute(self, context: Any) -> Any:
         """Look once, and wait in the triggerer if it is not over; or wait in the usual way."""
-        with as_airflow_errors():
+        with as_airflow_errors(context):
             ref = request_of(self.request)
+            self.seen = Seen(ref.request_id)
             if not self.deferrable:
                 return self._wait_as_sensors_do(context, ref)
             self.defer(
@@ -101,7 +106,8 @@ class WanRequestSensor(BaseSensorOperator):
         """Go on after the wait in the triggerer."""
         from airflow_provider_wan.hooks.wan import WanHook
 
-        with as_airflow_errors():
+        self.seen = Seen(event["request_id"])
+        with as_airflow_errors(context):
             hook = WanHook(self.wan_conn_id)
             ref = request_of(self.request)
             message = str(event.get("message", ""))
@@ -109,7 +115,8 @@ class WanRequestSensor(BaseSensorOperator):
                 raise self._timed_out(context, hook, ref, message)
             if event["outcome"] == "gone":
                 raise WanNotFoundError(message, request_id=ref.request_id)
-            return finished(hook, self._journal(ref), ref, self.log)
+            result = finished(hook, self._journal(ref), ref, self.log)
+            return saw_result(self, context, result, running_since=event.get("running_since"))
 
     def poke(self, context: Any) -> PokeReturnValue | bool:
         """Look once, in ``mode="poke"`` and ``mode="reschedule"``."""
@@ -117,7 +124,7 @@ class WanRequestSensor(BaseSensorOperator):
         from airflow_provider_wan.generation.submission import look
         from airflow_provider_wan.hooks.wan import WanHook
 
-        with as_airflow_errors():
+        with as_airflow_errors(context):
             ref = request_of(self.request)
             hook = WanHook(self.wan_conn_id)
             try:
@@ -135,7 +142,7 @@ class WanRequestSensor(BaseSensorOperator):
                 self.log.info("Request %s is %s.", ref.request_id, there)
                 return False
             xcom = finished(hook, self._journal(ref), ref, self.log, result=result)
-            return PokeReturnValue(is_done=True, xcom_value=xcom)
+            return PokeReturnValue(is_done=True, xcom_value=saw_result(self, context, xcom))
 
     def _wait_as_sensors_do(self, context: Any, ref: RequestRef) -> Any:
         from airflow_provider_wan.hooks.wan import WanHook

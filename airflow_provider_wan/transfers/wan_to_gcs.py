@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
+from airflow_provider_wan import metrics
 from airflow_provider_wan.faces.errors import as_airflow_errors
 from airflow_provider_wan.faces.references import RequestRef, request_of
+from airflow_provider_wan.faces.seen import Seen
+from airflow_provider_wan.links.wan import WanBucketLink, WanGenerationsLink, WanVideoLink
 
 if TYPE_CHECKING:
     from airflow_provider_wan.generation.records import Record
@@ -54,6 +58,7 @@ class WanToGCSOperator(BaseOperator):
         "gcp_conn_id",
         "impersonation_chain",
     )
+    operator_extra_links = (WanVideoLink(), WanBucketLink(), WanGenerationsLink())
     ui_color = "#d9ecff"
 
     def __init__(
@@ -80,13 +85,39 @@ class WanToGCSOperator(BaseOperator):
         self.wan_conn_id = wan_conn_id
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
+        self.seen = Seen()
+        self._landed: Record | None = None
 
     def execute(self, context: Any) -> list[dict[str, Any]]:
         """Land them."""
-        with as_airflow_errors():
+        started = time.monotonic()
+        with as_airflow_errors(context):
             ref = request_of(self.request)
+            self.seen = Seen(ref.request_id)
             landed = self._land(ref)
+        self._tell(context, landed, time.monotonic() - started)
         return [asdict(video) for video in landed.videos]
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """Give image, videos, cost and processing time to OpenLineage, which calls this where it is installed."""
+        if self._landed is None:
+            return None
+        from airflow_provider_wan.lineage.openlineage import lineage_of
+
+        return lineage_of(self._landed)
+
+    def _tell(self, context: Any, landed: Record, took_s: float) -> None:
+        """Tell links, assets, lineage and metrics what is in the bucket now."""
+        from airflow_provider_wan.lineage.assets import tell_outlets
+
+        self._landed = landed
+        first = landed.videos[0]
+        self.seen = Seen(first.request_id, landed=(first.bucket, first.object_name))
+        tell_outlets(context, self.outlets, landed)
+        tags = metrics.tags_of(context, landed.model_id or None)
+        metrics.time_s(metrics.LANDING, took_s, tags=tags)
+        metrics.count(metrics.LANDED_VIDEOS, len(landed.videos), tags=tags)
+        metrics.count(metrics.LANDED_BYTES, sum(video.size_bytes for video in landed.videos), tags=tags)
 
     def _land(self, ref: RequestRef) -> Record:
         from airflow_provider_wan.generation.download import Downloader, DownloadPolicy
@@ -95,6 +126,7 @@ class WanToGCSOperator(BaseOperator):
         from airflow_provider_wan.generation.submission import amend
         from airflow_provider_wan.hooks.gcs import split_gs_uri, storage_client
         from airflow_provider_wan.hooks.wan import WanHook
+        from airflow_provider_wan.lineage.assets import tell_hook_lineage
 
         hook = WanHook(self.wan_conn_id)
         bucket_name, _ = split_gs_uri(f"gs://{self.bucket_name.removeprefix('gs://')}", name="bucket_name")
@@ -110,6 +142,7 @@ class WanToGCSOperator(BaseOperator):
         known = held.record if held is not None and held.record.request_id == ref.request_id else None
         landing = Landing(hook, client, Downloader(policy, self.log), self.log)
         landed = landing.land(known or _record_of(ref), destination)
+        tell_hook_lineage(hook, landed, self.log)
         if journal is not None and ref.fingerprint:
             amend(journal, ref.fingerprint, ref.request_id, as_landed(landed), self.log)
         return landed

@@ -26,7 +26,7 @@ class WanRequestTrigger(BaseTrigger):
 
     Fires one event, ``{"request_id", "outcome", "fingerprint"}``, without links and without secrets: outcome is
     ``succeeded``, ``failed``, ``cancelled``, ``gone`` or ``timeout``, and a ``message`` says more where
-    there is more to say.
+    there is more to say, ``running_since`` (unix seconds) when it was first seen running.
 
     :param wan_conn_id: the connection.
     :param request_id: the request.
@@ -93,9 +93,15 @@ class WanRequestTrigger(BaseTrigger):
         async with WanAsyncHook(self.wan_conn_id) as hook:
             wait = start_wait(self.request_id, deadline=self.deadline, poll_interval_s=self.poll_interval)
             over = await wait_in_triggerer(hook, wait, self.log)
-        event = {"request_id": self.request_id, "outcome": over.outcome, "fingerprint": self.fingerprint}
+        event: dict[str, Any] = {
+            "request_id": self.request_id,
+            "outcome": over.outcome,
+            "fingerprint": self.fingerprint,
+        }
         if over.error is not None:
             event["message"] = str(over.error)
+        if wait.running_since is not None:
+            event["running_since"] = wait.running_since
         yield TriggerEvent(event)
 
     async def on_kill(self) -> None:

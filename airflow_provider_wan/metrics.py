@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is counted and timed, through Airflow's own stats: every name stands here and nowhere else.
+
+Airflow puts its prefix (``[metrics] statsd_prefix``) before the names and sends them wherever it is told to. Tags
+(``model_id``, ``dag_id``, ``task_id``) go along where its backend knows tags.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+SUBMITTED: Final = "wan.requests.submitted"
+ADOPTED: Final = "wan.requests.adopted"
+REUSED: Final = "wan.requests.reused"
+SUCCEEDED: Final = "wan.requests.succeeded"
+REFUSED: Final = "wan.requests.refused"
+UNKNOWN: Final = "wan.requests.unknown"
+FAILED: Final = "wan.requests.failed"
+CANCELLED: Final = "wan.requests.cancelled"
+TIMED_OUT: Final = "wan.requests.timed_out"
+COST_USD: Final = "wan.cost_usd"
+QUEUED: Final = "wan.request.queued"
+GENERATING: Final = "wan.request.generating"
+TURNAROUND: Final = "wan.request.turnaround"
+LANDING: Final = "wan.landing.duration"
+LANDED_VIDEOS: Final = "wan.landing.videos"
+LANDED_BYTES: Final = "wan.landing.bytes"
+
+Tags = Mapping[str, str]
+
+#: Of an error, by the name of its class: which counter it is. The others are no outcome of a request.
+COUNTER_OF_ERROR: Final[Mapping[str, str]] = {
+    "WanRefusedError": REFUSED,
+    "WanUnknownSubmissionError": UNKNOWN,
+    "WanGenerationFailedError": FAILED,
+    "WanCancelledError": CANCELLED,
+    "WanTimeoutError": TIMED_OUT,
+}
+
+
+def tags_of(context: Mapping[str, Any], model_id: str | None = None) -> dict[str, str]:
+    """Give the tags of a task instance's metrics."""
+    ti = context["ti"]
+    tags = {"dag_id": str(ti.dag_id), "task_id": str(ti.task_id)}
+    return tags | ({"model_id": model_id} if model_id else {})
+
+
+def count(name: str, value: float = 1, *, tags: Tags | None = None) -> None:
+    """Add to a counter; a metric that can't be sent never disturbs what it counts."""
+    with contextlib.suppress(Exception):
+        _stats().incr(name, value, tags=dict(tags or {}))
+
+
+def time_s(name: str, seconds: float, *, tags: Tags | None = None) -> None:
+    """Record a duration.
+
+    :param seconds: of which a negative one (two clocks) counts as zero.
+    """
+    with contextlib.suppress(Exception):
+        _stats().timing(name, timedelta(seconds=max(seconds, 0.0)), tags=dict(tags or {}))
+
+
+def count_error(error: BaseException, *, tags: Tags | None = None) -> None:
+    """Count an error of this provider as what it says about its request, if it says anything."""
+    for kind in type(error).__mro__:
+        if kind.__name__ in COUNTER_OF_ERROR:
+            count(COUNTER_OF_ERROR[kind.__name__], tags=tags)
+            return
+
+
+def tell_result(
+    *,
+    cost_usd: float | None,
+    created_at: str | None,
+    finished_at: str | None,
+    running_since: float | None,
+    tags: Tags,
+) -> None:
+    """Count a request that has succeeded, with its cost and its times.
+
+    :param created_at: by the API's clock, ISO 8601; with ``finished_at`` it makes the turnaround.
+    :param running_since: when it was first seen running, in unix seconds, which parts queue and generation.
+    """
+    count(SUCCEEDED, tags=tags)
+    if cost_usd:
+        count(COST_USD, cost_usd, tags=tags)
+    created, finished = _unix(created_at), _unix(finished_at)
+    if created is None or finished is None:
+        return
+    time_s(TURNAROUND, finished - created, tags=tags)
+    if running_since is not None:
+        time_s(QUEUED, min(running_since, finished) - created, tags=tags)
+        time_s(GENERATING, finished - running_since, tags=tags)
+
+
+def _unix(moment: str | None) -> float | None:
+    try:
+        return datetime.fromisoformat(moment).timestamp() if moment else None
+    except ValueError:
+        return None
+
+
+def _stats() -> Any:
+    """Find Airflow's stats, which moved in 3.2 and in 3.3."""
+    for module in ("airflow.sdk.observability.stats", "airflow.observability.stats", "airflow.stats"):
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(module).Stats
+    raise ImportError("this Airflow has no stats where the provider looks for them")
