@@ -47,7 +47,9 @@ def test_no_other_provider_is_disturbed(installed: Installed) -> None:
 
 
 def test_airflow_gives_the_details_of_the_provider(installed: Installed) -> None:
-    details = installed.airflow.airflow("providers", "get", "--full", "airflow-provider-wan")
+    details = installed.airflow.airflow(
+        *("providers", "get", "--full", "--output", "json", "airflow-provider-wan")
+    )
     assert "airflow_provider_wan.hooks.wan.WanHook" in details
     assert "conn-fields" in details
 
