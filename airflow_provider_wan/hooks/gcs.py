@@ -42,6 +42,7 @@ def storage_client(
 
         client = storage.Client(project=None, credentials=_impersonated(impersonation_chain))
     _bound(client, pool_size)
+    _stop_asking_about_buckets(client)
     return client
 
 
@@ -82,6 +83,17 @@ def _bound(client: storage.Client, pool_size: int) -> None:
     for scheme in ("http://", "https://"):
         if type(session.adapters.get(scheme)) is HTTPAdapter:
             session.mount(scheme, BoundedAdapter(pool_size=pool_size))
+
+
+def _stop_asking_about_buckets(client: storage.Client) -> None:
+    """Keep the client from asking for each bucket's metadata on the side.
+
+    From 3.17 on it does so in a thread, for attributes of trace spans, whether anybody traces or not. Nothing
+    fails for those who may not read a bucket (``roles/storage.objectUser``), but each client leaves a refusal
+    in their audit log, and while the bucket is out each call starts another thread that retries for two minutes.
+    """
+    if hasattr(client, "_bucket_metadata_cache"):
+        client._bucket_metadata_cache = None
 
 
 def retry_policy(for_s: float = RETRY_FOR_S) -> Any:
