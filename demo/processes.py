@@ -18,6 +18,7 @@ import psutil
 from demo.guardian import Guardian, session_pids
 
 _GUARDIAN = Guardian()
+_KILLED_WITHIN_S = 10
 
 
 def free_port() -> int:
@@ -118,17 +119,20 @@ class OwnProcess:
     def kill(self) -> None:
         """End the whole session without a chance to clean up (SIGKILL)."""
         self.signal_all(signal.SIGKILL)
-        self.wait(timeout_s=10)
+        self.wait(timeout_s=_KILLED_WITHIN_S)
 
     def terminate(self, *, grace_s: float = 20) -> None:
         """Ask the first process to end politely (SIGTERM), then kill what is left after the grace."""
         stop_all([self], grace_s=grace_s)
 
     def wait(self, *, timeout_s: float) -> bool:
-        """Whether the first process ended within the time."""
-        with suppress(subprocess.TimeoutExpired):
-            self._popen.wait(timeout=timeout_s)
-        return not self.alive
+        """Whether the whole session ended within the time."""
+        deadline = time.monotonic() + timeout_s
+        while self.alive or self.pids():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
 
 
 def stop_all(processes: Iterable[OwnProcess], *, grace_s: float) -> None:
@@ -151,4 +155,4 @@ def stop_all(processes: Iterable[OwnProcess], *, grace_s: float) -> None:
     for process in remaining:
         process.signal_all(signal.SIGKILL)
     for process in remaining:
-        process.wait(timeout_s=10)
+        process.wait(timeout_s=_KILLED_WITHIN_S)

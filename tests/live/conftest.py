@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,9 @@ def _stop_on_sigterm() -> Iterator[None]:
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt(f"signal {number}")
 
+    if threading.current_thread() is not threading.main_thread():
+        yield  # a pytest-xdist worker that may not handle signals; the guardian cleans up after it
+        return
     previous = signal.signal(signal.SIGTERM, interrupt)
     yield
     signal.signal(signal.SIGTERM, previous)
