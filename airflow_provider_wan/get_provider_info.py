@@ -86,6 +86,11 @@ def get_provider_info() -> dict[str, Any]:
                 "python-module": "airflow_provider_wan.transfers.wan_to_gcs",
             },
         ],
+        "extra-links": [
+            "airflow_provider_wan.links.wan.WanVideoLink",
+            "airflow_provider_wan.links.wan.WanBucketLink",
+            "airflow_provider_wan.links.wan.WanGenerationsLink",
+        ],
         "connection-types": [
             {
                 "connection-type": "wan",

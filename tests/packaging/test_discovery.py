@@ -87,6 +87,15 @@ def test_what_is_told_can_be_imported(module: str) -> None:
     importlib.import_module(module)
 
 
+def test_every_link_is_told_to_airflow() -> None:
+    from airflow_provider_wan.links import wan
+
+    links = {
+        f"{wan.__name__}.{name}" for name in vars(wan) if name.startswith("Wan") and name.endswith("Link")
+    }
+    assert set(get_provider_info()["extra-links"]) == links
+
+
 def test_the_registry_names_every_face_and_nothing_else() -> None:
     named = {entry["module"] for entry in registered() if ".hooks." not in entry["module"]}
     assert named == {face for module in face_modules() for face in public_faces(module)}
