@@ -91,6 +91,31 @@ def get_provider_info() -> dict[str, Any]:
             "airflow_provider_wan.links.wan.WanBucketLink",
             "airflow_provider_wan.links.wan.WanGenerationsLink",
         ],
+        "plugins": [
+            {
+                "name": "wan_gallery",
+                "plugin-class": "airflow_provider_wan.plugins.gallery.WanGalleryPlugin",
+            },
+        ],
+        "extra-links": [
+            "airflow_provider_wan.links.wan.WanVideoLink",
+            "airflow_provider_wan.links.wan.WanBucketLink",
+            "airflow_provider_wan.links.wan.WanGenerationsLink",
+        ],
+        "config": {
+            "wan": {
+                "description": "The Wan (RunComfy) provider.",
+                "options": {
+                    "gallery": {
+                        "description": "Whether the page of a Dag run has the tab Videos.",
+                        "version_added": None,
+                        "type": "boolean",
+                        "example": None,
+                        "default": "True",
+                    },
+                },
+            },
+        },
         "connection-types": [
             {
                 "connection-type": "wan",

@@ -37,7 +37,7 @@ IfExists = Literal["skip", "overwrite", "fail"]
 CONTENT_TYPE = "video/mp4"
 #: Pieces of a resumable upload; the client holds one of them in memory.
 _CHUNK_BYTES = 16 * 1024 * 1024
-_META_REQUEST, _META_INDEX, _META_COUNT = "wan-request-id", "wan-video-index", "wan-video-count"
+META_REQUEST, _META_INDEX, _META_COUNT = "wan-request-id", "wan-video-index", "wan-video-count"
 _META_MODEL, _META_FINGERPRINT = "wan-model-id", "wan-fingerprint"
 
 
@@ -181,7 +181,7 @@ class Landing:
     ) -> LandedVideo:
         from google.api_core.exceptions import PreconditionFailed
 
-        request_id = metadata[_META_REQUEST]
+        request_id = metadata[META_REQUEST]
         blob = self._client.bucket(destination.bucket_name).blob(name, chunk_size=_CHUNK_BYTES)
         blob.metadata = metadata
         with storage_errors(f"Writing gs://{destination.bucket_name}/{name}", request_id=request_id):
@@ -221,10 +221,10 @@ class Landing:
         body = replace(record, claim="", watchers=()).to_json() + "\n"
         try:
             there = self._get_blob(destination.bucket_name, name)
-            if there is not None and (there.metadata or {}).get(_META_REQUEST) == record.request_id:
+            if there is not None and (there.metadata or {}).get(META_REQUEST) == record.request_id:
                 return
             blob = self._client.bucket(destination.bucket_name).blob(name)
-            blob.metadata = {_META_REQUEST: _id_of(record)}
+            blob.metadata = {META_REQUEST: _id_of(record)}
             with (
                 storage_errors(f"Writing gs://{destination.bucket_name}/{name}"),
                 contextlib.suppress(PreconditionFailed),  # another try has just written it
@@ -248,12 +248,12 @@ def _id_of(record: Record) -> str:
 
 def _is_of(blob: storage.Blob, request_id: str, index: int) -> bool:
     metadata = blob.metadata or {}
-    return metadata.get(_META_REQUEST) == request_id and metadata.get(_META_INDEX) == str(index)
+    return metadata.get(META_REQUEST) == request_id and metadata.get(_META_INDEX) == str(index)
 
 
 def _metadata(record: Record, index: int, count: int) -> dict[str, str]:
     return {
-        _META_REQUEST: _id_of(record),
+        META_REQUEST: _id_of(record),
         _META_MODEL: record.model_id,
         _META_FINGERPRINT: record.fingerprint,
         _META_INDEX: str(index),
@@ -294,7 +294,7 @@ def _check_video(download: Download, request_id: str) -> None:
 
 def _conflict(blob: storage.Blob | None, request_id: str, destination: Destination) -> WanConflictError:
     name = blob.name if blob is not None else destination.object_name
-    owner = ((blob.metadata or {}) if blob is not None else {}).get(_META_REQUEST)
+    owner = ((blob.metadata or {}) if blob is not None else {}).get(META_REQUEST)
     what = f"the video of request {owner}" if owner else "another object"
     return WanConflictError(
         f"gs://{destination.bucket_name}/{name} holds {what}, and not that of request {request_id}; nothing was "

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tab "Videos" on the page of a Dag run.
+
+Airflow imports this in every process that reads plugins, so it holds no more than what the tab is called. The
+pages themselves (``airflow_provider_wan.gallery``) are imported by the API server when somebody opens one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from airflow.configuration import conf
+from airflow.providers.common.compat.sdk import AirflowPlugin
+
+URL_PREFIX = "/wan"
+
+
+async def gallery_app(scope: Any, receive: Any, send: Any) -> None:
+    """Pass a request on to the pages, which are imported with the first one."""
+    from airflow_provider_wan.gallery.app import app
+
+    await app(scope, receive, send)
+
+
+def _is_wanted() -> bool:
+    return bool(conf.getboolean("wan", "gallery", fallback=True))
+
+
+class WanGalleryPlugin(AirflowPlugin):
+    """Adds the tab; ``[wan] gallery = False`` takes it away."""
+
+    name = "wan_gallery"
+    fastapi_apps: ClassVar[list[dict[str, Any]]] = (
+        [{"app": gallery_app, "url_prefix": URL_PREFIX, "name": "Wan videos"}] if _is_wanted() else []
+    )
+    external_views: ClassVar[list[dict[str, Any]]] = (
+        [
+            {
+                "name": "Videos",
+                # Without a leading slash: relative to wherever Airflow is served from.
+                "href": f"{URL_PREFIX.lstrip('/')}/dags/{{DAG_ID}}/videos?run_id={{RUN_ID}}",
+                "destination": "dag_run",
+                "url_route": "wan-videos",
+            }
+        ]
+        if _is_wanted()
+        else []
+    )
