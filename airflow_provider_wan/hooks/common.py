@@ -14,6 +14,7 @@ from airflow_provider_wan.exceptions import WanAuthError, WanError, WanNotFoundE
 from airflow_provider_wan.hooks.settings import WanSettings
 from airflow_provider_wan.model_api.calls import Call
 from airflow_provider_wan.model_api.faults import RetryPolicy
+from airflow_provider_wan.web import check_proxy
 
 #: A longer answer than this is not one of the API's.
 MAX_REPLY_BYTES = 8 * 1024 * 1024
@@ -100,10 +101,14 @@ def is_submit(call: Call) -> bool:
 
 
 def proxy_of(url: str) -> str | None:
-    """Give the proxy that the environment names for an address, by the rules of ``requests``."""
-    from requests.utils import get_environ_proxies, select_proxy
+    """Give the proxy that the environment names for an address, by the rules of ``requests``.
 
-    return select_proxy(url, get_environ_proxies(url, no_proxy=None))
+    :raises WanInputError: it is not an HTTP proxy.
+    """
+    from requests.utils import get_environ_proxies, prepend_scheme_if_needed, select_proxy
+
+    proxy = select_proxy(url, get_environ_proxies(url, no_proxy=None))
+    return check_proxy(str(prepend_scheme_if_needed(proxy, "http"))) if proxy else None  # type: ignore[no-untyped-call]
 
 
 def verdict_on_test(error: WanError | None, settings: WanSettings) -> tuple[bool, str]:

@@ -34,13 +34,15 @@ def storage_client(
     :param impersonation_chain: a service account to act as, or a chain of delegates that ends in it.
     :param pool_size: connections kept open.
     :raises WanInputError: ``gcp_conn_id`` is given, and the Google provider is not installed.
+    :raises WanStorageError: there are no credentials.
     """
     if gcp_conn_id is not None:
         client = _client_of_connection(gcp_conn_id, impersonation_chain)
     else:
         from google.cloud import storage
 
-        client = storage.Client(project=None, credentials=_impersonated(impersonation_chain))
+        with storage_errors("Finding Google credentials"):
+            client = storage.Client(project=None, credentials=_impersonated(impersonation_chain))
     _bound(client, pool_size)
     _stop_asking_about_buckets(client)
     return client
@@ -96,11 +98,14 @@ def _stop_asking_about_buckets(client: storage.Client) -> None:
         client._bucket_metadata_cache = None
 
 
-def retry_policy(for_s: float = RETRY_FOR_S) -> Any:
-    """Give Cloud Storage's own retry policy (429, 5xx, cut connections), bounded in time."""
+def retry_policy(for_s: float | None = None) -> Any:
+    """Give Cloud Storage's own retry policy (429, 5xx, cut connections), bounded in time.
+
+    :param for_s: for how long, in seconds; default: ``RETRY_FOR_S``.
+    """
     from google.cloud.storage.retry import DEFAULT_RETRY
 
-    return DEFAULT_RETRY.with_timeout(for_s)
+    return DEFAULT_RETRY.with_timeout(RETRY_FOR_S if for_s is None else for_s)
 
 
 @contextmanager

@@ -79,7 +79,7 @@ def read_settings(connection: _Connection) -> WanSettings:
         account_origin=_origin(str(extra.get("account_host") or ACCOUNT_HOST), "account_host", conn_id),
         requests_per_second=rps,
         timeout_s=_number(extra, "timeout", conn_id) or DEFAULT_TIMEOUT_S,
-        download_hosts=_hosts(extra.get("download_hosts")) or DEFAULT_DOWNLOAD_HOSTS,
+        download_hosts=_hosts(extra, "download_hosts", conn_id) or DEFAULT_DOWNLOAD_HOSTS,
         allow_private_images=_flag(extra.get("allow_private_images")),
         not_found_patience_s=_number(extra, "not_found_patience", conn_id) or DEFAULT_NOT_FOUND_PATIENCE_S,
     )
@@ -108,9 +108,13 @@ def _api_origin(connection: _Connection) -> str:
 
 def _origin(text: str, name: str, conn_id: str) -> str:
     """Take an origin such as ``https://model-api.runcomfy.net``; anything more in it would be lost."""
-    parts = urlsplit(text if "://" in text else f"https://{text}")
-    plain = parts.path in ("", "/") and not parts.query and not parts.fragment and parts.username is None
-    if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
+    try:
+        parts = urlsplit(text if "://" in text else f"https://{text}")
+        plain = parts.path in ("", "/") and not parts.query and not parts.fragment and parts.username is None
+        is_origin = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and plain
+    except ValueError:  # an unfinished bracket, a port out of range
+        is_origin = False
+    if not is_origin or any(c.isspace() for c in text):
         raise WanInputError(
             f"Field {name!r} of connection {conn_id!r} must be an origin, such as {API_HOST}, without "
             "path, query or credentials."
@@ -131,9 +135,23 @@ def _number(extra: Mapping[str, Any], name: str, conn_id: str) -> float | None:
     return number
 
 
-def _hosts(value: Any) -> tuple[str, ...]:
-    names = value.split(",") if isinstance(value, str) else (value or ())
-    return tuple(str(name).strip().rstrip("/").lower() for name in names if str(name).strip())
+def _hosts(extra: Mapping[str, Any], name: str, conn_id: str) -> tuple[str, ...]:
+    value = extra.get(name) or ()
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(one, str) for one in names):
+        raise WanInputError(
+            f"Field {name!r} of connection {conn_id!r} must be a list of hosts, or one text with commas."
+        )
+    hosts = tuple(one.strip().rstrip("/").lower() for one in names if one.strip())
+    for host in hosts:
+        if "://" in host:
+            _origin(host, name, conn_id)
+        elif any(c in host for c in "/@:?# "):
+            raise WanInputError(
+                f"Field {name!r} of connection {conn_id!r}: {host!r} is neither a host pattern, such as "
+                "*.runcomfy.net, nor a whole origin, such as http://127.0.0.1:8787."
+            )
+    return hosts
 
 
 def _flag(value: Any) -> bool:

@@ -8,8 +8,12 @@ answers one after another.
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -92,11 +96,20 @@ class _SharedClient:
 
 
 def _new_session() -> aiohttp.ClientSession:
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
     return aiohttp.ClientSession(
         cookie_jar=aiohttp.DummyCookieJar(),
-        connector=aiohttp.TCPConnector(limit=100),
+        connector=aiohttp.TCPConnector(limit=100, ssl=_trusting(bundle) if bundle else True),
         headers=dict(HEADERS),
     )
+
+
+@functools.lru_cache(maxsize=4)
+def _trusting(bundle: str) -> ssl.SSLContext:
+    """Trust what ``requests``, and so :class:`WanHook`, is told to trust; a file or a folder."""
+    if os.path.isdir(bundle):
+        return ssl.create_default_context(capath=bundle)
+    return ssl.create_default_context(cafile=bundle)
 
 
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _SharedClient]] = WeakKeyDictionary()
@@ -228,6 +241,7 @@ class WanAsyncHook:
         # A kept connection that the server closed while it was idle looks just like a lost answer.
         session = _new_session() if submit else self._client().session
         url = url_of(call, settings)
+        failure: Exception
         try:
             async with session.request(
                 call.method,
@@ -241,13 +255,24 @@ class WanAsyncHook:
                 ),
                 allow_redirects=False,
             ) as response:
-                return Reply(response.status, dict(response.headers), await _body_of(response))
+                body = await _body_of(response)
+                return Reply(response.status, response.headers, body, received_at=datetime.now(UTC))
         except (aiohttp.ClientError, OSError, ValueError, asyncio.IncompleteReadError) as error:
-            kind = _kind_of(error)
-            raise error_of_no_reply(kind, what=what, request_id=request_id, submit=submit) from error
+            failure = error
         finally:
             if submit:
                 await session.close()
+        # Outside of the except block: the original would hang on to the new error, token and all.
+        raise error_of_no_reply(
+            _kind_of(failure), what=what, request_id=request_id, submit=submit
+        ) from _without_token(failure)
+
+
+def _without_token(error: Exception) -> Exception:
+    """Give an error whose ``repr`` does not show the headers of the request, as ``aiohttp``'s does."""
+    if isinstance(error, aiohttp.ClientResponseError):
+        return aiohttp.ClientError(f"{type(error).__name__}: {error.status}, {error.message}")
+    return error
 
 
 async def _body_of(response: aiohttp.ClientResponse) -> bytes:
