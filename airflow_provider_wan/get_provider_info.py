@@ -97,11 +97,6 @@ def get_provider_info() -> dict[str, Any]:
                 "plugin-class": "airflow_provider_wan.plugins.gallery.WanGalleryPlugin",
             },
         ],
-        "extra-links": [
-            "airflow_provider_wan.links.wan.WanVideoLink",
-            "airflow_provider_wan.links.wan.WanBucketLink",
-            "airflow_provider_wan.links.wan.WanGenerationsLink",
-        ],
         "config": {
             "wan": {
                 "description": "The Wan (RunComfy) provider.",
