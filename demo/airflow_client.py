@@ -66,10 +66,12 @@ class AirflowClient:
     :param base_url: of the API server.
     :param log_folder: ``[logging] base_log_folder``: task logs are read from the files, so that they can
         still be shown when the API server is gone.
+    :param user: who logs in, with their name as the password; None: nobody needs to.
     """
 
-    def __init__(self, base_url: str, *, log_folder: Path) -> None:
+    def __init__(self, base_url: str, *, log_folder: Path, user: str | None = None) -> None:
         self.base_url = base_url
+        self._user = user
         self._log_folder = log_folder
         self._by_thread = threading.local()
 
@@ -104,7 +106,12 @@ class AirflowClient:
 
     def _authorize(self) -> None:
         """Fetch a token: with ``simple_auth_manager_all_admins`` it takes no password."""
-        reply = self._session.get(f"{self.base_url}/auth/token", timeout=20)
+        url = f"{self.base_url}/auth/token"
+        if self._user is None:
+            reply = self._session.get(url, timeout=20)
+        else:
+            login = {"username": self._user, "password": self._user}
+            reply = self._session.post(url, json=login, timeout=20)
         reply.raise_for_status()
         self._session.headers["Authorization"] = f"Bearer {reply.json()['access_token']}"
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+PASSWORDS_FILE = "passwords.json"
 _LOCAL_BUNDLE = "airflow.dag_processing.bundles.local.LocalDagBundle"
 
 
@@ -24,6 +25,7 @@ class AirflowSettings:
     port: int
     health_threshold_s: int | None
     parallelism: int
+    users: Mapping[str, str] | None = None
 
     def environment(self, *, extra: Mapping[str, str]) -> dict[str, str]:
         """The environment of every part: the caller's own, less any Airflow settings of theirs."""
@@ -56,7 +58,7 @@ class AirflowSettings:
                 "fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
                 "parallelism": self.parallelism,
                 "execution_api_server_url": f"{url}/execution/",
-                "simple_auth_manager_all_admins": True,
+                **self._who(),
                 # The default asks the resolver for a full name, which takes seconds where there is none.
                 "hostname_callable": "socket.gethostname",
                 "dags_are_paused_at_creation": True,
@@ -79,6 +81,16 @@ class AirflowSettings:
             # Only the demo or the test starts runs: a daily Dag that is unpaused must not add its own.
             "scheduler": {"use_job_schedule": False},
             "usage_data_collection": {"enabled": False},
+        }
+
+    def _who(self) -> dict[str, object]:
+        """Everybody, without a password; or the given users."""
+        if not self.users:
+            return {"simple_auth_manager_all_admins": True}
+        return {
+            "simple_auth_manager_all_admins": False,
+            "simple_auth_manager_users": ",".join(f"{name}:{role}" for name, role in self.users.items()),
+            "simple_auth_manager_passwords_file": self.home / PASSWORDS_FILE,
         }
 
     def _quick(self) -> dict[str, dict[str, object]]:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import signal
 import sqlite3
@@ -27,7 +28,7 @@ import psutil
 import requests
 
 from demo.airflow_client import AirflowApiError, AirflowClient, TaskKey, wait_until
-from demo.airflow_settings import AirflowSettings
+from demo.airflow_settings import PASSWORDS_FILE, AirflowSettings
 from demo.processes import OwnProcess, free_port, stop_all, useful_end
 
 
@@ -55,6 +56,8 @@ class LocalAirflow:
     :param health_threshold_s: whole seconds without a heartbeat after which a scheduler or triggerer counts
         as dead and its work is taken over; None leaves Airflow's 30.
     :param parallelism: tasks that may run at once.
+    :param users: role of each user, whose password is their name; the first must be an admin and is who the client
+        logs in as. None (default): everybody is an admin, without a password.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class LocalAirflow:
         triggerers: int = 1,
         health_threshold_s: int | None = None,
         parallelism: int = 8,
+        users: Mapping[str, str] | None = None,
     ) -> None:
         if database == "sqlite" and triggerers > 1:
             raise ValueError("two triggerers need PostgreSQL: SQLite has no row locks for them to share")
@@ -82,9 +86,12 @@ class LocalAirflow:
             port=self._port,
             health_threshold_s=health_threshold_s,
             parallelism=parallelism,
+            users=users,
         )
         self.env = settings.environment(extra=env or {})
-        self.client = AirflowClient(self.url, log_folder=self.home / "logs")
+        user = next(iter(users)) if users else None
+        self.client = AirflowClient(self.url, log_folder=self.home / "logs", user=user)
+        self._passwords = {name: name for name in users or {}}
         self.processes: list[OwnProcess] = []
         self.triggerers: list[Triggerer] = []
         self._triggerers_started = 0
@@ -103,6 +110,8 @@ class LocalAirflow:
         :raises LocalAirflowError: a part ended, or was not healthy in time. Everything is stopped then.
         """
         self.home.mkdir(parents=True, exist_ok=True)
+        if self._passwords:
+            (self.home / PASSWORDS_FILE).write_text(json.dumps(self._passwords))
         atexit.register(self.stop)
         deadline = time.monotonic() + timeout_s
         try:
