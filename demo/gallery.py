@@ -57,7 +57,8 @@ class Gallery:
         """Every video that has a record beside it: a video without one is not there yet."""
         found: dict[str, Landed] = {}
         for blob in self._client.list_blobs(VIDEOS_BUCKET, timeout=30):
-            if not blob.name.endswith(".mp4.json"):  # the journal lies in the same bucket, and changes as we look
+            # Not the journal, which lies in the same bucket and changes as we look.
+            if not blob.name.endswith(".mp4.json"):
                 continue
             record = json.loads(blob.download_as_bytes(timeout=30))
             for video in record.get("videos", []):
