@@ -19,6 +19,7 @@ from urllib.parse import quote, urljoin
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images.reader import shown_name
+from airflow_provider_wan.images.rows import PreparedRow, is_prepared_row
 
 _IMAGE, _VARIATION = "image", "variation"
 #: What people call the image column elsewhere.
@@ -33,6 +34,25 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectFacts:
+    """What a bucket tells of an object without reading it.
+
+    :param md5: of its content, in hex; None for a composite object, of which no bucket knows it.
+    """
+
+    bucket: str
+    name: str
+    generation: int
+    size_bytes: int
+    md5: str | None
+
+    @property
+    def uri(self) -> str:
+        """Its ``gs://`` address."""
+        return f"gs://{self.bucket}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class DatasetRow:
     """One wanted video of a dataset.
 
@@ -42,6 +62,8 @@ class DatasetRow:
     :param passthrough: the columns that are carried along and not looked at.
     :param origin: the manifest, without the query of its address.
     :param line: the row's first line in it, counted from 1.
+    :param known: what a listing has told of the image.
+    :param prepared: what was prepared of the image, for a row of a chunk manifest.
     """
 
     image: str
@@ -50,6 +72,8 @@ class DatasetRow:
     passthrough: Mapping[str, Any] = field(default_factory=dict)
     origin: str = ""
     line: int = 0
+    known: ObjectFacts | None = None
+    prepared: PreparedRow | None = None
 
     @property
     def where(self) -> str:
@@ -146,6 +170,8 @@ def _rows(raw: Iterable[_RawRow], origin: str, columns: Columns) -> Iterator[Dat
 
 
 def _row(cells: Mapping[str, Any], origin: str, line: int, columns: Columns) -> DatasetRow:
+    if is_prepared_row(cells):
+        return _prepared_row(cells, origin, line, columns)
     given = {name: value for name, value in cells.items() if value is not None and value != ""}
     image = given.pop(_IMAGE, None)
     variation = given.pop(_VARIATION, columns.variation)
@@ -161,6 +187,22 @@ def _row(cells: Mapping[str, Any], origin: str, line: int, columns: Columns) -> 
         passthrough=passthrough,
         origin=origin,
         line=line,
+    )
+
+
+def _prepared_row(cells: Mapping[str, Any], origin: str, line: int, columns: Columns) -> DatasetRow:
+    try:
+        row = PreparedRow.from_dict(cells)
+    except WanInputError as error:
+        raise ValueError(str(error)) from error
+    return DatasetRow(
+        image=row.source,
+        inputs={**columns.defaults, **row.inputs},
+        variation=columns.variation if row.variation is None else row.variation,
+        passthrough=row.passthrough,
+        origin=origin,
+        line=line,
+        prepared=row,
     )
 
 
@@ -189,6 +231,8 @@ def _json_cells(text: str, columns: Columns) -> Mapping[str, Any] | str:
         return f"the line is not JSON ({error})"
     if not isinstance(cells, dict):
         return 'the line is not an object such as {"image": "gs://...", "prompt": "..."}'
+    if is_prepared_row(cells):
+        return cells
     return "; ".join(columns.unknown(cells)) or cells
 
 

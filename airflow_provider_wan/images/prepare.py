@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 PathOrBytes = bytes | str | os.PathLike[str]
 
+#: Goes into the names of staged copies: raised when the same source comes out differently.
+RECIPE_VERSION = 1
+
 _JPEG_QUALITIES = (95, 90, 85, 80, 70, 60, 50)
 _FULL_CHROMA_FROM = 90
 _MOST_BITS = 16
@@ -106,6 +109,22 @@ def prepare(
         if kept is not None:
             return kept
     return _render(source, facts, rules, target=target, background=colour)
+
+
+def fits_as_it_is(facts: ImageFacts, rules: ImageRules) -> bool:
+    """Tell from the header whether :func:`prepare` would pass an image through byte for byte.
+
+    An image can be acceptable and still not fit: turned by its EXIF orientation, or with private metadata.
+    """
+    fit = fit_size(facts.displayed_width, facts.displayed_height, rules=rules)
+    limit = rules.max_size_bytes_exclusive
+    return (
+        _pixels_fit(facts, rules)
+        and not facts.has_private_metadata
+        and fit.reason is None
+        and (fit.width, fit.height) == (facts.width, facts.height)
+        and (limit is None or facts.size_bytes is None or facts.size_bytes < limit)
+    )
 
 
 def _pixels_fit(facts: ImageFacts, rules: ImageRules) -> bool:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
+from collections.abc import Iterator
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -53,8 +55,13 @@ class UrlReader:
         """
         if self._head is not None:
             return self._head[start : start + length]
-        try:
+        with self._errors_told():
             return self._read(start, length)
+
+    @contextlib.contextmanager
+    def _errors_told(self) -> Iterator[None]:
+        try:
+            yield
         except (requests.RequestException, OSError) as error:
             if web.caused_by(error, web.PrivateAddressError):
                 raise WanDownloadError(
@@ -68,27 +75,61 @@ class UrlReader:
                 "read it too: check that it is public."
             ) from error
 
+    def read_all(self, limit_bytes: int) -> bytes:
+        """Return the whole file.
+
+        :raises WanInputError: it has more than ``limit_bytes``, besides what :meth:`read` raises.
+        :raises WanDownloadError: fewer bytes came than were promised, besides.
+        """
+        with self._errors_told():
+            response = self._get(None)
+            with response:
+                self._check_status(response)
+                return self._checked_body(response, limit_bytes)
+
+    def _checked_body(self, response: requests.Response, limit_bytes: int) -> bytes:
+        too_large = WanInputError(f"{self.name} has more than {limit_bytes:,} bytes, which are not loaded.")
+        promised = response.headers.get("Content-Length", "")
+        expected = int(promised) if promised.isascii() and promised.isdigit() else None
+        if expected is not None and expected > limit_bytes:
+            raise too_large
+        pieces: list[bytes] = []
+        size = 0
+        for piece in web.iter_body(response, deadline=self._deadline):
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit_bytes:
+                raise too_large
+        if expected is not None and size != expected:
+            raise WanDownloadError(
+                f"{self.name} was cut off after {size:,} of {expected:,} bytes. Nothing was bought."
+            )
+        self._size = size
+        return b"".join(pieces)
+
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
 
     def _read(self, start: int, length: int) -> bytes:
-        with self._get(start, length) as response:
-            status = response.status_code
-            if status == 416:
+        with self._get(f"bytes={start}-{start + length - 1}") as response:
+            if response.status_code == 416:
                 return b""
-            if 400 <= status < 500 and status not in (408, 429):
-                raise WanInputError(
-                    f"{self.name} answers an anonymous reader with HTTP {status}, and so RunComfy. Nothing was "
-                    "bought. Give a public or signed address, or image= with a gs:// address."
-                )
-            if status not in (200, 206):
-                raise WanDownloadError(
-                    f"{self.name} answers with HTTP {status} just now. Nothing was bought."
-                )
-            if response.headers.get("Content-Encoding", "identity") not in ("identity", ""):
-                raise WanInputError(f"{self.name} is sent encoded, though that was not asked for.")
-            return self._part(response) if status == 206 else self._whole(response, start, length)
+            self._check_status(response)
+            is_part = response.status_code == 206
+            return self._part(response) if is_part else self._whole(response, start, length)
+
+    def _check_status(self, response: requests.Response) -> None:
+        status = response.status_code
+        if 400 <= status < 500 and status not in (408, 429):
+            raise WanInputError(
+                f"{self.name} answers an anonymous reader with HTTP {status}, and so RunComfy. Nothing was "
+                "bought. Give a public or signed address, or image= with a gs:// address."
+            )
+        if status not in (200, 206):
+            raise WanDownloadError(f"{self.name} answers with HTTP {status} just now. Nothing was bought.")
+        if response.headers.get("Content-Encoding", "identity") not in ("identity", ""):
+            raise WanInputError(f"{self.name} is sent encoded, though that was not asked for.")
 
     def _part(self, response: requests.Response) -> bytes:
         match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
@@ -112,9 +153,9 @@ class UrlReader:
         self._size = int(promised) if promised.isascii() and promised.isdigit() else (size if ended else None)
         return self._head[start : start + length]
 
-    def _get(self, start: int, length: int) -> requests.Response:
+    def _get(self, wanted: str | None) -> requests.Response:
         url = self._url
-        headers = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
+        headers = {"Accept-Encoding": "identity"} | ({"Range": wanted} if wanted else {})
         for _ in range(6):
             if urlsplit(url).scheme not in ("http", "https"):
                 raise WanInputError(f"{self.name} leads to something that is not http or https.")

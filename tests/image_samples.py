@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image, ImageCms
 
-PHOTOS = Path(__file__).resolve().parents[2] / "demo" / "photos"
+PHOTOS = Path(__file__).resolve().parents[1] / "demo" / "photos"
 
 RED, GREEN, BLUE, WHITE = (220, 30, 30), (30, 200, 30), (30, 30, 220), (255, 255, 255)
 

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Links under which RunComfy, which reads anonymously, sees an object of a private bucket.
+
+A link is made at the moment of a purchase and goes into that one call: whoever holds it can read the object, so it
+enters no fingerprint, record, log or XCom.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from airflow_provider_wan.exceptions import WanInputError
+from airflow_provider_wan.hooks.gcs import storage_errors
+
+if TYPE_CHECKING:
+    from google.cloud import storage
+
+#: The longest life of a V4 signed URL, in seconds (Cloud Storage, "Signed URLs").
+LONGEST_WITH_KEY_S = 7 * 24 * 3600
+#: IAM signs with a key of Google's that is only sure to be valid for so long (IAM Credentials, signBlob).
+LONGEST_THROUGH_IAM_S = 12 * 3600
+#: Fits both kinds of signing, and a long queue.
+DEFAULT_LIFETIME_S = float(LONGEST_THROUGH_IAM_S)
+_IAM_SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
+
+
+class ObjectLinks:
+    """Signs links with the credentials of a Cloud Storage client: with their key, or through IAM.
+
+    :param client: the client. Against an emulator with anonymous credentials nothing can be signed, and links
+        are the emulator's plain addresses.
+    :param lifetime_s: how long a link works, in seconds.
+    """
+
+    def __init__(self, client: storage.Client, *, lifetime_s: float = DEFAULT_LIFETIME_S) -> None:
+        self._client = client
+        self._lifetime_s = lifetime_s
+        self._signer: Any = None
+
+    def link_to(self, bucket: str, object_name: str) -> str:
+        """Give a link under which anybody can read one object for a while.
+
+        :raises WanInputError: the credentials can't sign, or not for that long. Nothing was bought.
+        :raises WanStorageError: IAM did not sign.
+        """
+        what = f"Signing a link to gs://{bucket}/{object_name}"
+        if _is_anonymous(self._client):
+            return f"{self._endpoint}/{bucket}/{quote(object_name)}"
+        check_lifetime(self._lifetime_s, through_iam=False)
+        with storage_errors(what):
+            signer, through_iam = self._signing()
+            check_lifetime(self._lifetime_s, through_iam=through_iam)
+            link: str = (
+                self._client.bucket(bucket)
+                .blob(object_name)
+                .generate_signed_url(
+                    version="v4",
+                    method="GET",
+                    expiration=timedelta(seconds=self._lifetime_s),
+                    credentials=signer,
+                    api_access_endpoint=self._endpoint,
+                )
+            )
+            return link
+
+    @property
+    def _endpoint(self) -> str:
+        return (self._client.api_endpoint or "https://storage.googleapis.com").rstrip("/")
+
+    def _signing(self) -> tuple[Any, bool]:
+        """Find what signs, and whether it is IAM that does."""
+        from google.auth import impersonated_credentials
+        from google.auth.credentials import Signing
+
+        credentials = self._client._credentials
+        if isinstance(credentials, impersonated_credentials.Credentials):
+            return credentials, True
+        if isinstance(credentials, Signing):
+            return credentials, False
+        if self._signer is None:
+            self._signer = _signer_through_iam(credentials)
+        return self._signer, True
+
+
+def check_lifetime(lifetime_s: float, *, through_iam: bool) -> None:
+    """Refuse a link that is to live longer than it can.
+
+    :raises WanInputError: it is.
+    """
+    longest_s = LONGEST_THROUGH_IAM_S if through_iam else LONGEST_WITH_KEY_S
+    if 0 < lifetime_s <= longest_s:
+        return
+    how = "signed through IAM" if through_iam else "signed"
+    hint = " With a service account's key, or a shorter wait, it works." if through_iam else ""
+    raise WanInputError(
+        f"The image's link would have to work for {lifetime_s / 3600:.4g} hours, and a link {how} works for at most "
+        f"{longest_s // 3600}. Nothing was bought. Shorten link_lifetime or timeout.{hint}"
+    )
+
+
+def _is_anonymous(client: storage.Client) -> bool:
+    from google.auth.credentials import AnonymousCredentials
+
+    if not isinstance(client._credentials, AnonymousCredentials):
+        return False
+    if os.environ.get("STORAGE_EMULATOR_HOST"):
+        return True
+    raise WanInputError(
+        "There are no Google credentials here, so no link to the image can be signed. Nothing was bought. Set "
+        "GOOGLE_APPLICATION_CREDENTIALS or gcp_conn_id, or give an https:// address that is public."
+    )
+
+
+def _signer_through_iam(credentials: Any) -> Any:
+    """Make credentials that sign through IAM as the service account that these belong to."""
+    from google.auth import iam
+    from google.auth.transport.requests import Request
+    from google.oauth2 import service_account
+
+    request = Request()
+    if not hasattr(credentials, "service_account_email"):
+        raise _cannot_sign()
+    if hasattr(credentials, "with_scopes"):  # those of a storage client are for storage alone
+        credentials = credentials.with_scopes(_IAM_SCOPES)
+    credentials.refresh(request)  # only then a machine's credentials know whose they are
+    email = credentials.service_account_email
+    if not email or email == "default":
+        raise _cannot_sign()
+    return service_account.Credentials(
+        signer=iam.Signer(request, credentials, email),
+        service_account_email=email,
+        token_uri="https://oauth2.googleapis.com/token",
+    )
+
+
+def _cannot_sign() -> WanInputError:
+    return WanInputError(
+        "These Google credentials are no service account's, and only a service account can sign a link to the image. "
+        "Nothing was bought. Give impersonation_chain= a service account that may read the image (it needs "
+        "roles/iam.serviceAccountTokenCreator for whoever runs this), or an https:// address that is public."
+    )
