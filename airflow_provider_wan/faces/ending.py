@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from airflow_provider_wan.faces.references import RequestRef, result_as_xcom, re
 
 if TYPE_CHECKING:
     from airflow_provider_wan.generation.journal import Journal
+    from airflow_provider_wan.generation.records import Record
     from airflow_provider_wan.hooks.wan import WanHook
     from airflow_provider_wan.model_api.calls import RequestResult
 
@@ -23,25 +25,51 @@ def finished(
     log: Logger,
     *,
     result: RequestResult | None = None,
+    has_succeeded: bool = False,
 ) -> dict[str, Any]:
     """Read the result of a request that is over, remember it, and give or raise it.
 
     :param result: what it is, where somebody has just read it.
+    :param has_succeeded: whether somebody has seen that it succeeded. It was paid for, then, and that is
+        remembered even if its result can't be read any more.
     """
-    from airflow_provider_wan.generation.records import Stage
-    from airflow_provider_wan.generation.submission import amend, raise_unless_succeeded, with_result
+    from airflow_provider_wan.generation.outcome import amend, raise_unless_succeeded, with_result
 
     try:
         known = result or hook.get_result(ref.request_id)
-    except WanNotFoundError:
-        held = journal.read(ref.fingerprint) if journal is not None and ref.fingerprint else None
-        if held is not None and held.record.stage is Stage.LANDED:
-            return result_of_landed(held.record, ref)
+    except WanError as error:
+        if (landed := _landed(journal, ref)) is not None:
+            return result_of_landed(landed, ref)
+        if has_succeeded and isinstance(error, WanNotFoundError):
+            raise paid_and_gone(journal, ref, str(error), log) from error
         raise
     if journal is not None and ref.fingerprint:
         amend(journal, ref.fingerprint, ref.request_id, lambda record: with_result(record, known), log)
     raise_unless_succeeded(known)
     return result_as_xcom(known, ref)
+
+
+def _landed(journal: Journal | None, ref: RequestRef) -> Record | None:
+    from airflow_provider_wan.generation.records import Stage
+
+    held = journal.read(ref.fingerprint) if journal is not None and ref.fingerprint else None
+    if held is None or held.record.request_id != ref.request_id or held.record.stage is not Stage.LANDED:
+        return None
+    return held.record
+
+
+def paid_and_gone(journal: Journal | None, ref: RequestRef, message: str, log: Logger) -> WanNotFoundError:
+    """Remember that a request was paid for though its result is gone, and give the error that says so."""
+    from airflow_provider_wan.generation.outcome import amend, as_paid
+
+    if journal is not None and ref.fingerprint:
+        amend(journal, ref.fingerprint, ref.request_id, as_paid, log)
+    return WanNotFoundError(
+        f"Request {ref.request_id} had ended, and RunComfy no longer has its result: it was bought, as far as can be "
+        f"told, and is not bought again. A new value of variation buys the video once more. {message}",
+        request_id=ref.request_id,
+        code=404001,
+    )
 
 
 def timed_out(
@@ -50,19 +78,18 @@ def timed_out(
     ref: RequestRef,
     message: str,
     *,
-    watcher: str,
-    within_run: bool,
+    watchers: Sequence[str],
     cancel: bool,
     log: Logger,
 ) -> WanTimeoutError:
     """Cancel what is still queued when its time is up, and give the error that says what became of it.
 
-    :param within_run: whether other tasks of the same run count as somebody who waits for it.
+    :param watchers: who waited: the task instance, and the one that submitted on its behalf.
     :param cancel: whether to cancel at all.
     """
     truth = f"Another try, or request={ref.request_id!r}, takes it over."
     if cancel:
-        others = is_watched_by_others(journal, ref.fingerprint, watcher, within_run=within_run)
+        others = is_watched_by_others(journal, ref.fingerprint, watchers)
         truth = cancel_what_is_queued(hook, ref.request_id, watched_by_others=others, log=log)
     about = "" if ref.request_id in message else f"Request {ref.request_id}: "
     return WanTimeoutError(f"{about}{message} {truth}", request_id=ref.request_id)

@@ -25,26 +25,27 @@ def journal_of(
     *,
     gcp_conn_id: str | None,
     impersonation_chain: str | Sequence[str] | None,
-    log: Logger,
 ) -> Journal | None:
     """Find where the record of a task's request lives.
 
     :param uri: ``gs://bucket/prefix``, or None for Airflow's task state store.
-    :return: None where neither is there; the log then says what protection is missing.
+    :return: None where neither is there.
     """
     from airflow_provider_wan.generation.journal import TaskStateJournal
 
     if uri:
         return bucket_journal(uri, gcp_conn_id=gcp_conn_id, impersonation_chain=impersonation_chain)
     store = context.get("task_state_store")
-    if store is not None:
-        return TaskStateJournal(store)
+    return TaskStateJournal(store) if store is not None else None
+
+
+def warn_that_nothing_remembers(log: Logger) -> None:
+    """Say what protection is missing where there is no journal; once, and before anything is bought."""
     log.warning(
         "Nothing remembers this request across tries: this Airflow has no task state store (3.3 and newer have "
         'one) and no journal is given. A retry or a clear buys the video again. journal="gs://bucket/prefix" '
         "protects on every Airflow."
     )
-    return None
 
 
 def bucket_journal(
@@ -57,12 +58,10 @@ def bucket_journal(
     return BucketJournal(storage_client(gcp_conn_id, impersonation_chain), uri)
 
 
-def is_watched_by_others(
-    journal: Journal | None, fingerprint: str | None, watcher: str, *, within_run: bool = True
-) -> bool:
+def is_watched_by_others(journal: Journal | None, fingerprint: str | None, watchers: Sequence[str]) -> bool:
     """Tell whether the record of a request names anybody else; when in doubt, yes.
 
-    :param within_run: whether other tasks of the same run count; for a sensor, the task that submitted is one.
+    :param watchers: who asks: the task instance, and the one that submitted on its behalf.
     """
     if journal is None or fingerprint is None:
         return False
@@ -72,6 +71,4 @@ def is_watched_by_others(
         return True
     if held is None:
         return False
-    own_run = "/".join(watcher.split("/")[:-2]) + "/"
-    others = [one for one in held.record.watchers if one != watcher]
-    return any(within_run or not one.startswith(own_run) for one in others)
+    return any(one not in watchers for one in held.record.watchers)

@@ -21,7 +21,7 @@ DEFAULT_TIMEOUT = timedelta(hours=6)
 
 
 _ALWAYS = ("request_id", "model_id", "fingerprint", "submitted_at")
-_WHERE_KNOWN = ("journal", "image", "variation", "inputs")
+_WHERE_KNOWN = ("journal", "watcher", "image", "variation", "inputs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class RequestRef:
     :param inputs: what was asked for, without signatures.
     :param image: address of the source image, without signature.
     :param journal: where its record lives, if it has one.
+    :param watcher: how that record names the task that submitted it.
     """
 
     request_id: str
@@ -38,6 +39,7 @@ class RequestRef:
     fingerprint: str | None = None
     submitted_at: str | None = None
     journal: str | None = None
+    watcher: str | None = None
     image: str | None = None
     variation: str | None = None
     inputs: Mapping[str, Any] | None = None
@@ -84,12 +86,19 @@ def _from_json(text: str, *, name: str) -> Any:
 def mapping_of(given: Any, *, name: str) -> dict[str, Any]:
     """Read a parameter that is a mapping, or JSON text of one, or nothing."""
     if isinstance(given, str):
-        given = _from_json(given, name=name) if given.strip() not in ("", "None") else None
+        given = given_or_none(given)
+    if isinstance(given, str):
+        given = _from_json(given, name=name)
     if given is None:
         return {}
     if not isinstance(given, Mapping):
         raise WanInputError(f"{name} must be a mapping, not {type(given).__name__}.")
     return dict(given)
+
+
+def given_or_none(value: Any) -> Any:
+    """Give a parameter, or None where a template made nothing of it (Jinja writes ``None`` as a text)."""
+    return None if isinstance(value, str) and value.strip() in ("", "None") else value
 
 
 def seconds_of(given: timedelta | float) -> float:

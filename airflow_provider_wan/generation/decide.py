@@ -6,6 +6,7 @@ Everything about paying once lives here and in ``submission.py``, which carries 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -14,6 +15,7 @@ from airflow_provider_wan.generation.records import Record, Stage
 
 OnUnknownSubmission = Literal["fail", "resubmit"]
 RESUBMIT = "resubmit"
+_RESUBMIT = re.compile(rf"{RESUBMIT}(-\d+)?")
 
 
 class There(StrEnum):
@@ -27,6 +29,8 @@ class There(StrEnum):
     CANCELLED = "cancelled"
     #: 404001 in the API's own JSON, three times over a minute.
     GONE = "gone"
+    #: The same of its result alone: that it has ended is still known there, so it may well have been paid for.
+    RESULT_GONE = "result_gone"
     #: A 403, or a 404 that is not the API's own.
     UNCLEAR = "unclear"
 
@@ -38,6 +42,7 @@ class Do(StrEnum):
     LOOK = "look"
     ADOPT = "adopt"
     REUSE = "reuse"
+    SETTLE = "settle"
     CANCEL_THEN_SUBMIT = "cancel_then_submit"
     SUBMIT_BESIDE = "submit_beside"
     WAIT_FOR_CLAIM = "wait_for_claim"
@@ -51,7 +56,7 @@ class Policy:
     """What the user wants where there is a choice.
 
     :param on_unknown_submission: what to do about a submit whose answer nobody got.
-    :param resolution: how a person settled exactly that: a request id, or ``"resubmit"``.
+    :param resolution: how a person settled exactly that: a request id, or the word of :func:`resubmit_word`.
     :param claim_may_be_alive: whether the writer of the intent may still be at its POST.
     """
 
@@ -81,7 +86,7 @@ def decide(record: Record | None, fingerprint: str, there: There | None, policy:
     :param policy: the user's choices.
     """
     if record is None:
-        return Decision(Do.SUBMIT)
+        return _about_nothing(policy)
     if record.request_id is None:
         return _about_an_intent(record, policy)
     if record.fingerprint != fingerprint:
@@ -89,16 +94,37 @@ def decide(record: Record | None, fingerprint: str, there: There | None, policy:
     return _about_a_request(record, there)
 
 
+def resubmit_word(record: Record | None) -> str:
+    """Give the word that settles a lost submission as "send it again": ``resubmit``, ``resubmit-2``, ...
+
+    Each lost submission has its own, for the word outlives what it settled: it stands in the configuration of
+    a run, where a retry, or a second task that wants the same video, finds it again.
+    """
+    lost = record.lost_submissions if record is not None else 0
+    return f"{RESUBMIT}-{lost + 1}" if lost else RESUBMIT
+
+
+def is_resubmit_word(resolution: str) -> bool:
+    """Tell whether a resolution is such a word, of whichever submission."""
+    return _RESUBMIT.fullmatch(resolution) is not None
+
+
+def _about_nothing(policy: Policy) -> Decision:
+    # The record of a lost submission can be out of reach: the task state store of another run, say.
+    if policy.resolution is not None and not is_resubmit_word(policy.resolution):
+        return _settled_as(policy.resolution)
+    return Decision(Do.SUBMIT)
+
+
 def _about_an_intent(record: Record, policy: Policy) -> Decision:
     # First of all: two who settle the same lost submission at once must not both send it.
     if policy.claim_may_be_alive:
         return Decision(Do.WAIT_FOR_CLAIM, why="Another task is submitting the same video just now.")
-    if policy.resolution == RESUBMIT:
+    if policy.resolution == resubmit_word(record):
         return Decision(Do.SUBMIT, why="The lost submission was settled as resubmit: it is sent again.")
-    if policy.resolution is not None:
-        return Decision(
-            Do.ADOPT, policy.resolution, f"The lost submission was settled as request {policy.resolution}."
-        )
+    if _is_an_id_for(record, policy.resolution):
+        assert policy.resolution is not None
+        return _settled_as(policy.resolution)
     if policy.on_unknown_submission == "resubmit":
         return Decision(
             Do.SUBMIT,
@@ -106,6 +132,17 @@ def _about_an_intent(record: Record, policy: Policy) -> Decision:
             'on_unknown_submission="resubmit" asks: this may buy it a second time.',
         )
     return Decision(Do.FAIL_UNKNOWN)
+
+
+def _is_an_id_for(record: Record, resolution: str | None) -> bool:
+    """An id of before this submission can't be its own: it settled an earlier one."""
+    if resolution is None or is_resubmit_word(resolution):
+        return False
+    return resolution not in record.earlier_request_ids
+
+
+def _settled_as(request_id: str) -> Decision:
+    return Decision(Do.SETTLE, request_id, f"The lost submission was settled as request {request_id}.")
 
 
 def _about_a_request(record: Record, there: There | None) -> Decision:
@@ -129,10 +166,12 @@ def _about_a_request(record: Record, there: There | None) -> Decision:
                 f"This video was bought before (request {request_id}) and is ready: nothing is bought. "
                 "A new value of variation buys another take.",
             )
+        case There.RESULT_GONE:
+            return Decision(Do.FAIL_PAID_AND_GONE, request_id)
+        case There.FAILED | There.CANCELLED | There.GONE if record.succeeded_once:
+            return Decision(Do.FAIL_PAID_AND_GONE, request_id)
         case There.FAILED | There.CANCELLED:
             return Decision(Do.SUBMIT, request_id, f"Earlier request {request_id} {_ended(there)}.")
-        case There.GONE if record.succeeded_once:
-            return Decision(Do.FAIL_PAID_AND_GONE, request_id)
         case There.GONE:
             return Decision(
                 Do.SUBMIT,

@@ -2,15 +2,18 @@
 """Where records live: one JSON object a fingerprint in a bucket, or Airflow's task state store.
 
 Both keep the same promise to ``submission.py``: a write says which version it replaces, and is lost
-(:class:`Lost`) when somebody else has written in between. In a bucket that is an ``ifGenerationMatch``; the
-task state store has one writer at a time and needs none.
+(:class:`Lost`) when somebody else has written in between. In a bucket that is an ``ifGenerationMatch``. The
+task state store has nothing like it, and hardly needs it: two processes of one task meet there only where a running
+task is cleared, so looking before writing is enough.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -34,6 +37,28 @@ class Held:
 
     record: Record
     version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What a listing tells of a record.
+
+    :param uri: of the first video that has landed.
+    :param buyer: the task instance that made the latest purchase.
+    :param watchers: how many task instances count on the request.
+    :param purchases: how many requests were bought for this fingerprint, as far as can be told, failed ones and
+        those whose answer was lost included.
+    """
+
+    fingerprint: str
+    stage: Stage
+    request_id: str | None = None
+    cost_usd: float | None = None
+    uri: str | None = None
+    submitted_at: str | None = None
+    buyer: str | None = None
+    watchers: int = 0
+    purchases: int = 1
 
 
 class Journal(Protocol):
@@ -87,6 +112,8 @@ class BucketJournal:
                 return None
         try:
             record = Record.from_json(body)
+            if record.fingerprint != fingerprint:
+                raise ValueError(f"it is about fingerprint {record.fingerprint}")
         except ValueError as error:
             raise WanStorageError(
                 f"The journal record {self._uri(fingerprint)} can't be read: {error}. Nothing is bought "
@@ -102,11 +129,8 @@ class BucketJournal:
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
         blob = self._bucket.blob(self._name(record.fingerprint))
-        blob.metadata = {
-            "stage": str(record.stage),
-            "request_id": record.request_id or "",
-            "cost_usd": "" if record.cost_usd is None else str(record.cost_usd),
-        }
+        blob.cache_control = "no-store"  # in a bucket that is public, an hour-old copy would be served
+        blob.metadata = _shown_in_listings(record)
         body = record.to_json().encode()
         with storage_errors(
             f"Writing the journal record {self._uri(record.fingerprint)}", request_id=record.request_id
@@ -130,7 +154,8 @@ class BucketJournal:
     def _mine_after_all(self, record: Record) -> Held:
         """A write whose acknowledgement got lost is repeated by the client, and meets itself."""
         held = self.read(record.fingerprint)
-        if held is not None and held.record == record:
+        if _is_same(held, Held(record)):
+            assert held is not None
             return held
         raise Lost
 
@@ -161,20 +186,61 @@ class BucketJournal:
 
     def stages(self) -> Iterator[tuple[str, Stage]]:
         """List what is there, by pages: fingerprint and stage, without reading a single record."""
+        for listed in self.listing():
+            yield listed.fingerprint, listed.stage
+
+    def listing(self) -> Iterator[Listed]:
+        """List what is there, a thousand records a call, without reading a single one."""
         with storage_errors(f"Listing the journal {self.where}"):
             for blob in self._client.list_blobs(
-                self._bucket, prefix=self._prefix, timeout=TIMEOUT_S, retry=retry_policy()
+                self._bucket,
+                prefix=self._prefix,
+                delimiter="/",
+                fields="items(name,metadata),nextPageToken",
+                timeout=TIMEOUT_S,
+                retry=retry_policy(),
             ):
-                fingerprint = blob.name.removeprefix(self._prefix).removesuffix(".json")
-                stage = (blob.metadata or {}).get("stage")
-                if stage in set(Stage) and "/" not in fingerprint:
-                    yield fingerprint, Stage(stage)
+                listed = _listed(blob.name.removeprefix(self._prefix), blob.metadata or {})
+                if listed is not None:
+                    yield listed
 
     def _name(self, fingerprint: str) -> str:
         return f"{self._prefix}{fingerprint}.json"
 
     def _uri(self, fingerprint: str) -> str:
         return f"gs://{self._bucket.name}/{self._name(fingerprint)}"
+
+
+def _shown_in_listings(record: Record) -> dict[str, str]:
+    """Give what a listing should tell, so that nobody needs to read each record for it."""
+    bought = bool(record.request_id) or record.stage is Stage.INTENT
+    return {
+        "stage": str(record.stage),
+        "request_id": record.request_id or "",
+        "cost_usd": "" if record.cost_usd is None else str(record.cost_usd),
+        "uri": record.videos[0].uri if record.videos else "",
+        "submitted_at": record.submitted_at or "",
+        "buyer": record.watchers[0] if record.watchers else "",
+        "watchers": str(len(record.watchers)),
+        "purchases": str(int(bought) + len(record.earlier_request_ids) + record.lost_submissions),
+    }
+
+
+def _listed(name: str, metadata: dict[str, str]) -> Listed | None:
+    if metadata.get("stage") not in set(Stage) or not name.endswith(".json"):
+        return None
+    cost, purchases = metadata.get("cost_usd"), metadata.get("purchases", "")
+    return Listed(
+        fingerprint=name.removesuffix(".json"),
+        stage=Stage(metadata["stage"]),
+        request_id=metadata.get("request_id") or None,
+        cost_usd=float(cost) if cost else None,
+        uri=metadata.get("uri") or None,
+        submitted_at=metadata.get("submitted_at") or None,
+        buyer=metadata.get("buyer") or None,
+        watchers=int(metadata.get("watchers") or 0),
+        purchases=int(purchases) if purchases.isdigit() else 1,
+    )
 
 
 class TaskStateJournal:
@@ -189,6 +255,8 @@ class TaskStateJournal:
     KEY = "airflow_provider_wan.request"
     #: Two workers' clocks may differ by this; a claim younger than that is never believed to be old.
     CLOCK_SKEW_S = 600.0
+    #: A value may have 64 KiB. What is larger is remembered without its inputs, which nothing rests on.
+    MAX_CHARS = 60_000
 
     where = "Airflow's task state store"
 
@@ -197,23 +265,46 @@ class TaskStateJournal:
 
     def read(self, fingerprint: str) -> Held | None:
         """Read this task's record, whatever fingerprint it has."""
-        plain = self._store.get(self.KEY)
-        return Held(Record.from_dict(plain)) if isinstance(plain, dict) else None
+        with _store_errors("Reading"):
+            plain = self._store.get(self.KEY)
+        if plain is None:
+            return None
+        try:
+            if not isinstance(plain, dict):
+                raise ValueError("not a record: not a JSON object")
+            return Held(Record.from_dict(plain))
+        except ValueError as error:
+            raise WanStorageError(
+                f"The record {self.KEY!r} in {self.where} can't be read: {error}. Nothing is bought while it stands "
+                "there; delete it if you are sure that nothing was bought."
+            ) from error
 
     def write(self, record: Record, *, replaces: Held | None) -> Held:
         """Write this task's record."""
-        plain = record.as_dict()
+        if len(json.dumps(record.as_dict())) > self.MAX_CHARS:
+            record = replace(record, inputs={})
+        there = self.read(record.fingerprint)
+        if there is not None and _is_same(there, Held(record)):
+            return there
+        if not _is_same(there, replaces):
+            raise Lost
+        with _store_errors("Writing", request_id=record.request_id):
+            self._set(record.as_dict())
+        return Held(record)
+
+    def _set(self, plain: dict[str, Any]) -> None:
         try:
             from airflow.sdk.execution_time.context import NEVER_EXPIRE
         except ImportError:  # before 3.3.1 there was only the global retention
             self._store.set(self.KEY, plain)
         else:
             self._store.set(self.KEY, plain, retention=NEVER_EXPIRE)
-        return Held(record)
 
     def forget(self, held: Held) -> None:
-        """Delete this task's record."""
-        self._store.delete(self.KEY)
+        """Delete this task's record, if it is still the one that is held."""
+        if _is_same(self.read(held.record.fingerprint), held):
+            with _store_errors("Deleting"):
+                self._store.delete(self.KEY)
 
     def age_s(self, held: Held) -> float:
         """Tell the age by the worker's clock, which is believed only where it can't matter."""
@@ -221,3 +312,22 @@ class TaskStateJournal:
             return 0.0
         age_s = time.time() - datetime.fromisoformat(held.record.claimed_at).astimezone(UTC).timestamp()
         return age_s if age_s > self.CLOCK_SKEW_S else 0.0
+
+
+def _is_same(one: Held | None, other: Held | None) -> bool:
+    return _canonical(one) == _canonical(other)
+
+
+def _canonical(held: Held | None) -> str | None:
+    return None if held is None else json.dumps(held.record.as_dict(), sort_keys=True)
+
+
+@contextmanager
+def _store_errors(doing: str, *, request_id: str | None = None) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Airflow's own errors, and those of the connection to its API server
+        raise WanStorageError(
+            f"{doing} the record in {TaskStateJournal.where} failed: {type(error).__name__}: {str(error)[:300]}",
+            request_id=request_id,
+        ) from error

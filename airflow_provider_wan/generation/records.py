@@ -15,6 +15,9 @@ from enum import StrEnum
 from typing import Any
 from uuid import uuid4
 
+from airflow_provider_wan.exceptions import WanInputError
+from airflow_provider_wan.model_api.calls import check_request_id
+
 SCHEMA = 1
 
 
@@ -57,7 +60,10 @@ class Record:
     :param stage: how far it has come.
     :param claim: who wrote the intent: a new random word for each attempt at a POST, so that a writer
         whose acknowledgement was lost recognises its own writing.
-    :param succeeded_once: whether anybody ever saw that it had succeeded: then it was paid for.
+    :param lost_submissions: how many submits before this one went out and were sent again though nobody ever
+        got an answer to them.
+    :param succeeded_once: whether anybody ever saw that it had succeeded, or had ended and its result was gone:
+        then it was paid for, as far as can be told.
     :param watchers: task instances that count on this request; one that is killed cancels it only when
         it is the only one.
     :param earlier_request_ids: requests of the same fingerprint that came to nothing, oldest first.
@@ -79,6 +85,7 @@ class Record:
     landed_at: str | None = None
     cost_usd: float | None = None
     error: str | None = None
+    lost_submissions: int = 0
     succeeded_once: bool = False
     watchers: tuple[str, ...] = ()
     earlier_request_ids: tuple[str, ...] = ()
@@ -86,7 +93,12 @@ class Record:
 
     def to_json(self) -> str:
         """Write it as one line of JSON."""
-        return json.dumps(self.as_dict(), ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(self.as_dict(), ensure_ascii=False, separators=(",", ":"))
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # half a character in a prompt: readable JSON can't hold it, escaped can
+            text = json.dumps(self.as_dict(), separators=(",", ":"))
+        return text
 
     def as_dict(self) -> dict[str, Any]:
         """Give it as plain JSON values."""
@@ -109,9 +121,11 @@ class Record:
             for name in ("watchers", "earlier_request_ids"):
                 values[name] = tuple(values.get(name) or ())
             values["videos"] = tuple(_video(one) for one in values.get("videos") or ())
-            return cls(**values)
+            record = cls(**values)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a record: {error!r}") from error
+        record._check()
+        return record
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Record:
@@ -124,6 +138,20 @@ class Record:
             raise ValueError("not a record: not a JSON object")
         return cls.from_dict(plain)
 
+    def _check(self) -> None:
+        """Refuse what could make somebody buy, or adopt, by mistake."""
+        if not isinstance(self.fingerprint, str):
+            raise ValueError("not a record: its fingerprint is no text")
+        if self.request_id is not None:
+            try:
+                check_request_id(self.request_id)
+            except WanInputError as error:
+                raise ValueError(f"not a record: {error}") from error
+        if (self.request_id is None) != (self.stage is Stage.INTENT):
+            raise ValueError(f"not a record: {self.stage} with request id {self.request_id}")
+        if not isinstance(self.lost_submissions, int):
+            raise ValueError("not a record: lost_submissions is no number")
+
     def watched_by(self, watcher: str | None) -> Record:
         """Give this record with one more watcher."""
         if watcher is None or watcher in self.watchers:
@@ -133,7 +161,8 @@ class Record:
     def as_new_intent(self, intent: Record) -> Record:
         """Give the intent for another request, keeping what came before."""
         earlier = self.earlier_request_ids + ((self.request_id,) if self.request_id else ())
-        return replace(intent, earlier_request_ids=earlier)
+        lost = self.lost_submissions + (self.request_id is None)
+        return replace(intent, earlier_request_ids=earlier, lost_submissions=lost)
 
 
 def _video(plain: Mapping[str, Any]) -> LandedVideo:

@@ -13,68 +13,57 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from logging import Logger
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from airflow_provider_wan.exceptions import (
-    WanAuthError,
-    WanCancelledError,
-    WanError,
-    WanGenerationFailedError,
-    WanNotFoundError,
     WanRefusedError,
     WanStorageError,
     WanTransientError,
     WanUnknownSubmissionError,
 )
-from airflow_provider_wan.generation.decide import Decision, Do, OnUnknownSubmission, Policy, There, decide
-from airflow_provider_wan.generation.journal import Held, Journal, Lost
-from airflow_provider_wan.generation.records import Record, Stage, new_claim, utc_text
-from airflow_provider_wan.model_api.calls import (
-    CancelOutcome,
-    RequestResult,
-    RequestStatus,
-    SubmittedRequest,
-    check_request_id,
+from airflow_provider_wan.generation.api import Api
+from airflow_provider_wan.generation.decide import (
+    Decision,
+    Do,
+    OnUnknownSubmission,
+    Policy,
+    There,
+    decide,
+    is_resubmit_word,
 )
+from airflow_provider_wan.generation.journal import Held, Journal, Lost
+from airflow_provider_wan.generation.outcome import (
+    amend,
+    as_paid,
+    check_it_exists,
+    look,
+    raise_unless_succeeded,
+    with_result,
+)
+from airflow_provider_wan.generation.records import Record, Stage, new_claim, utc_text
+from airflow_provider_wan.generation.refusals import how_to_settle, lost_answer, refusal_of
+from airflow_provider_wan.model_api.calls import SubmittedRequest, check_request_id
 from airflow_provider_wan.model_api.faults import RetryPolicy
-from airflow_provider_wan.model_api.states import State
+from airflow_provider_wan.model_api.inputs import canonical_url
 
-#: A claim is believed to be alive for the time that a POST may take, and this much longer, in seconds.
+__all__ = [
+    "Api",
+    "Obtained",
+    "Submission",
+    "Wanted",
+    "amend",
+    "look",
+    "raise_unless_succeeded",
+    "with_result",
+]
+
+#: A claim is believed to be alive for as long as its POST may take, from the claim on, and this much longer, in
+#: seconds: that is for writing the id.
 CLAIM_MARGIN_S = 5.0
 #: How long the id of a bought request is tried to be written, in seconds, before the task gives up.
 WRITE_ID_FOR_S = 900.0
-_LOOK_AGAIN_AT_CLAIM_S = 1.0
-
-
-class Api(Protocol):
-    """What is needed of a hook."""
-
-    @property
-    def submit_takes_at_most_s(self) -> float:
-        """The most that one attempt at a submit can take, in seconds."""
-
-    @property
-    def not_found_patience_s(self) -> float:
-        """For how long a request must be answered 404001 before it counts as gone, in seconds."""
-
-    def submit(
-        self,
-        model_id: str,
-        inputs: Mapping[str, Any],
-        *,
-        retry: bool = True,
-        send_within_s: float | None = None,
-    ) -> SubmittedRequest:
-        """Buy one generation."""
-
-    def get_status(self, request_id: str, *, retry: bool = True) -> RequestStatus:
-        """Ask for the status."""
-
-    def get_result(self, request_id: str, *, retry: bool = True) -> RequestResult:
-        """Ask for the result."""
-
-    def cancel(self, request_id: str, *, retry: bool = True) -> CancelOutcome:
-        """Cancel, if it is still queued."""
+_FIRST_NAP_S = 0.1
+_LONGEST_NAP_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +106,7 @@ class Submission:
     :param journal: where the record lives; None: nothing is remembered.
     :param log: a logger; the request id goes there the moment it is known.
     :param on_unknown_submission: what to do about an earlier submit whose answer nobody got.
-    :param resolution: how a person settled that: a request id, or ``"resubmit"``.
+    :param resolve: how a person settled that: ``{image or fingerprint: request id or "resubmit"}``.
     :param retry: how a submit that was certainly not accepted (429, no connection) is tried again.
     """
 
@@ -128,60 +117,75 @@ class Submission:
         log: Logger,
         *,
         on_unknown_submission: OnUnknownSubmission = "fail",
-        resolution: str | None = None,
+        resolve: Mapping[str, str] | None = None,
         retry: RetryPolicy | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        """Take in how to go about it.
+
+        :raises WanInputError: ``resolve`` names an id that is none.
+        """
         self._hook = hook
         self._journal = journal
         self._log = log
         self._on_unknown = on_unknown_submission
-        self._resolution = resolution
+        self._resolve = {canonical_url(key): _resolution(value) for key, value in (resolve or {}).items()}
         self._retry = retry or RetryPolicy()
         self._sleep = sleep
-        self._claim_window_s = hook.submit_takes_at_most_s + CLAIM_MARGIN_S
+        # A POST may leave this long after its claim at the latest, and is answered, or lost, this much later.
+        self._send_within_s = hook.submit_takes_at_most_s
+        self._claim_window_s = self._send_within_s + hook.submit_takes_at_most_s + CLAIM_MARGIN_S
         self._claims_seen: dict[str, float] = {}
 
-    def obtain(self, wanted: Wanted) -> Obtained:
+    def obtain(self, wanted: Wanted, *, is_new: bool = False) -> Obtained:
         """Take over, reuse or buy, as the decision table says.
 
+        :param is_new: whether a listing has just told that there is no record, so that the first look for one can
+            be left out. Nothing rests on it: a claim is written only where there is none.
         :raises WanUnknownSubmissionError: it may have been bought, now or by an earlier try.
         :raises WanRefusedError: the API said no; nothing was bought.
         :raises WanTransientError: no connection, or overload; nothing was bought, or what was is remembered.
         """
         while True:
-            held = self._journal.read(wanted.fingerprint) if self._journal else None
-            there: There | None = None
-            record = held.record if held else None
-            decision = decide(record, wanted.fingerprint, None, self._policy(held))
+            held = self._journal.read(wanted.fingerprint) if self._journal and not is_new else None
+            is_new = False
+            policy = self._policy(wanted, held)
+            decision = decide(held.record if held else None, wanted.fingerprint, None, policy)
             try:
                 if decision.do is Do.LOOK:
                     assert held is not None
                     there, held = self._look(held)
-                    decision = decide(held.record, wanted.fingerprint, there, self._policy(held))
+                    decision = decide(held.record, wanted.fingerprint, there, policy)
                 obtained = self._carry_out(decision, wanted, held)
             except Lost:
                 continue  # somebody else wrote the record in between
             if obtained is not None:
                 return obtained
 
-    def take_over(self, wanted: Wanted, request_id: str) -> Obtained:
-        """Remember a request that somebody else submitted, and go on with it: nothing is bought."""
+    def take_over(self, wanted: Wanted, request_id: str, *, named_in: str = "request=") -> Obtained:
+        """Remember a request that somebody else submitted, and go on with it: nothing is bought.
+
+        :param named_in: the parameter that names it, for a message.
+        :raises WanRefusedError: RunComfy does not know it; then nothing is changed.
+        """
         check_request_id(request_id)
         while True:
             held = self._journal.read(wanted.fingerprint) if self._journal else None
+            if held is not None and held.record.request_id == request_id:
+                record = held.record
+            else:
+                check_it_exists(self._hook, request_id, named_in=named_in)
+                record = replace(self._intent(wanted, held), stage=Stage.SUBMITTED, request_id=request_id)
             try:
-                if held is not None and held.record.request_id == request_id:
-                    return self._adopt(wanted, held)
-                record = self._intent(wanted, held)
-                return self._adopt(
-                    wanted, held, replace(record, stage=Stage.SUBMITTED, request_id=request_id)
-                )
+                return self._adopt(wanted, held, record)
             except Lost:
                 continue
 
-    def _policy(self, held: Held | None) -> Policy:
-        return Policy(self._on_unknown, self._resolution, self._claim_may_be_alive(held))
+    def _policy(self, wanted: Wanted, held: Held | None) -> Policy:
+        remembered = (held.record.fingerprint, held.record.image) if held else ()
+        names = [name for name in (*remembered, wanted.fingerprint, wanted.image) if name]
+        resolution = next((self._resolve[name] for name in names if name in self._resolve), None)
+        return Policy(self._on_unknown, resolution, self._claim_may_be_alive(held))
 
     def _carry_out(self, decision: Decision, wanted: Wanted, held: Held | None) -> Obtained | None:
         """Do what was decided; None: look again from the start."""
@@ -194,20 +198,21 @@ class Submission:
                 assert decision.request_id is not None
                 self._cancel_former(decision.request_id)
                 return self._buy(wanted, held)
-            case Do.ADOPT if held is not None and held.record.request_id != decision.request_id:
+            case Do.SETTLE:
                 assert decision.request_id is not None
-                return self.take_over(wanted, decision.request_id)
+                return self._settle(wanted, held, decision.request_id)
             case Do.ADOPT:
                 assert held is not None
-                return self._adopt(wanted, held)
+                return self._adopt(wanted, held, held.record)
             case Do.REUSE:
                 assert held is not None
                 return Obtained(held.record, "reused")
             case Do.WAIT_FOR_CLAIM:
-                self._sleep(_LOOK_AGAIN_AT_CLAIM_S)
+                assert held is not None
+                self._nap_beside(held.record.claim)
                 return None
         assert held is not None
-        raise self._failure(decision, wanted, held.record)
+        raise refusal_of(decision, held.record, self._journal.where if self._journal else "")
 
     def _buy(self, wanted: Wanted, held: Held | None) -> Obtained:
         """Claim, POST, log, write. See the head of this file before changing the order of anything here."""
@@ -215,36 +220,53 @@ class Submission:
         started = time.monotonic()
         attempt = 0
         while True:
+            # Before the claim: nobody may come to believe that a claim is dead while it waits for its turn.
+            self._hook.take_turn()
+            send_by = time.monotonic() + self._send_within_s
             intent = self._intent(wanted, held)
-            claimed = self._journal.write(intent, replaces=held) if self._journal else None
+            claimed = self._claim(intent, held)
             try:
-                submitted = self._hook.submit(
-                    wanted.model_id,
-                    inputs,
-                    retry=False,
-                    send_within_s=self._hook.submit_takes_at_most_s,
-                )
+                submitted = self._hook.submit(wanted.model_id, inputs, retry=False, send_by=send_by)
             except WanUnknownSubmissionError as error:
-                raise self._lost_answer(wanted, error) from error
+                raise lost_answer(error, intent, self._journal.where if self._journal else "") from error
             except (WanRefusedError, WanTransientError) as error:
-                held = self._take_back(claimed, held)
+                is_as_before, held = self._take_back(claimed, held)
                 attempt += 1
-                spent = time.monotonic() - started
-                delay = (
-                    self._retry.delay_s(attempt, error, rnd=random.random(), spent_s=spent)
-                    if isinstance(error, WanTransientError)
-                    else None
-                )
-                if delay is None:
+                delay = self._delay(attempt, error, spent_s=time.monotonic() - started)
+                if delay is None or not is_as_before:
                     raise
-                self._log.warning("%s Nothing was bought; trying again in %.1f s.", error, delay)
+                self._log.warning("%s Trying again in %.1f s.", error, delay)
                 self._sleep(delay)
-                continue
-            self._log.info("RunComfy accepted the request: request_id=%s", submitted.request_id)
-            record = replace(
-                intent, stage=Stage.SUBMITTED, request_id=submitted.request_id, submitted_at=utc_text()
-            )
-            return Obtained(self._write_id(record, claimed), "submitted")
+            else:
+                return Obtained(self._accepted(submitted, intent, claimed), "submitted")
+
+    def _accepted(self, submitted: SubmittedRequest, intent: Record, claimed: Held | None) -> Record:
+        self._log.info("RunComfy accepted the request: request_id=%s", submitted.request_id)
+        record = replace(
+            intent, stage=Stage.SUBMITTED, request_id=submitted.request_id, submitted_at=utc_text()
+        )
+        return self._write_id(record, claimed)
+
+    def _delay(
+        self, attempt: int, error: WanRefusedError | WanTransientError, *, spent_s: float
+    ) -> float | None:
+        return self._retry.delay_s(attempt, error, rnd=random.random(), spent_s=spent_s)
+
+    def _claim(self, intent: Record, held: Held | None) -> Held | None:
+        """Write the intent.
+
+        :raises Lost: somebody else has written in between.
+        """
+        if self._journal is None:
+            return None
+        try:
+            return self._journal.write(intent, replaces=held)
+        except WanStorageError:
+            # It may have been written all the same. Left there, it would look like a submit that was lost.
+            found = self._journal.read(intent.fingerprint)
+            if found is not None and found.record.claim == intent.claim:
+                return found
+            raise
 
     def _intent(self, wanted: Wanted, held: Held | None) -> Record:
         intent = Record(
@@ -260,54 +282,79 @@ class Submission:
         )
         return held.record.as_new_intent(intent) if held else intent
 
-    def _take_back(self, claimed: Held | None, before: Held | None) -> Held | None:
-        """Nothing was bought: leave the journal as it was before the claim."""
+    def _take_back(self, claimed: Held | None, before: Held | None) -> tuple[bool, Held | None]:
+        """Nothing was bought: leave the journal as it was before the claim; tells whether that worked."""
         if self._journal is None or claimed is None:
-            return None
+            return True, None
         try:
             if before is not None:
-                return self._journal.write(before.record, replaces=claimed)
+                return True, self._journal.write(before.record, replaces=claimed)
             self._journal.forget(claimed)
         except (WanStorageError, Lost) as error:
             self._log.error(
-                "Nothing was bought, but the claim in %s could not be taken back (%s). If a later try reports an "
-                'unknown submission for fingerprint %s, settle it with resolve={"%s": "resubmit"}.',
+                "Nothing was bought, but the claim in %s could not be taken back: %s. A later try may take it for a "
+                "lost submission, which then is settled as not there. %s",
                 self._journal.where,
-                error,
-                claimed.record.fingerprint,
-                claimed.record.fingerprint,
+                error or "somebody else has written in between",
+                how_to_settle(claimed.record),
             )
-        return None
+            return False, None
+        return True, None
 
     def _write_id(self, record: Record, claimed: Held | None) -> Record:
         """Write the id of what was just bought, whatever it takes."""
         if self._journal is None or claimed is None:
             return record
         deadline = time.monotonic() + WRITE_ID_FOR_S
+        replaces: Held | None = claimed
         while True:
             try:
-                return self._journal.write(record, replaces=claimed).record
-            except Lost as error:
-                raise WanStorageError(
-                    f"Request {record.request_id} was bought, and meanwhile somebody else changed its record in "
-                    f"{self._journal.where}. It is not lost: pass request={record.request_id!r} to take it over.",
-                    request_id=record.request_id,
-                ) from error
+                return self._journal.write(record, replaces=replaces).record
+            except Lost:
+                trouble: Exception | None = None
             except Exception as error:
-                if time.monotonic() > deadline:
-                    raise WanStorageError(
-                        f"Request {record.request_id} was bought, but its id could not be written to "
-                        f"{self._journal.where}: {error} It is not lost: pass request={record.request_id!r} to "
-                        "take it over.",
-                        request_id=record.request_id,
-                    ) from error
-                self._log.warning(
-                    "The id of request %s could not be written yet: %s", record.request_id, error
+                trouble = error
+            if time.monotonic() > deadline:
+                raise self._id_not_written(record, str(trouble or "it kept changing"))
+            if trouble is not None:
+                self._log.warning("The id of request %s is not written yet: %s", record.request_id, trouble)
+                self._sleep(_LONGEST_NAP_S)
+            try:
+                replaces = self._journal.read(record.fingerprint)
+            except Exception as error:
+                self._log.warning("The id of request %s is not written yet: %s", record.request_id, error)
+                continue
+            found = replaces.record if replaces is not None else None
+            if found is not None and found.request_id == record.request_id:
+                return found
+            if found is not None and found.claim != record.claim:
+                raise self._id_not_written(
+                    record, "somebody else has claimed or settled this video meanwhile."
                 )
-                self._sleep(2.0)
 
-    def _adopt(self, wanted: Wanted, held: Held | None, record: Record | None = None) -> Obtained:
-        record = (record or (held and held.record) or self._intent(wanted, None)).watched_by(wanted.watcher)
+    def _id_not_written(self, record: Record, why: str) -> WanStorageError:
+        where = self._journal.where if self._journal else ""
+        return WanStorageError(
+            f"Request {record.request_id} was bought, but its id could not be written to {where}: {why} It is not "
+            f"lost: pass request={record.request_id!r} to take it over.",
+            request_id=record.request_id,
+        )
+
+    def _settle(self, wanted: Wanted, held: Held | None, request_id: str) -> Obtained | None:
+        """Take in which request a lost submission was; what to do about that one is decided anew."""
+        if held is None or self._journal is None:
+            return self.take_over(wanted, request_id, named_in="resolve=")
+        check_it_exists(self._hook, request_id, named_in="resolve=")
+        settled = replace(
+            held.record, stage=Stage.SUBMITTED, request_id=request_id, submitted_at=held.record.claimed_at
+        )
+        self._journal.write(settled, replaces=held)
+        return None
+
+    def _adopt(self, wanted: Wanted, held: Held | None, record: Record) -> Obtained:
+        if record.stage is Stage.LANDED:
+            return Obtained(record, "reused")
+        record = record.watched_by(wanted.watcher)
         if self._journal is not None and (held is None or record != held.record):
             record = self._journal.write(record, replaces=held).record
         return Obtained(record, "adopted")
@@ -329,6 +376,8 @@ class Submission:
         assert record.request_id is not None
         there, result = look(self._hook, record.request_id, sleep=self._sleep)
         changed = with_result(record, result) if result else record
+        if there is There.RESULT_GONE:
+            changed = as_paid(record)
         if changed != record and self._journal is not None:
             held = self._journal.write(changed, replaces=held)
         return there, held
@@ -349,138 +398,11 @@ class Submission:
             return False
         return self._journal.age_s(held) <= self._claim_window_s
 
-    def _lost_answer(self, wanted: Wanted, error: WanUnknownSubmissionError) -> WanUnknownSubmissionError:
-        where = f" The intent stays in {self._journal.where}." if self._journal else ""
-        return WanUnknownSubmissionError(f"{error}{where} {_how_to_settle(wanted)}")
-
-    def _failure(self, decision: Decision, wanted: Wanted, record: Record) -> WanError:
-        where = self._journal.where if self._journal else ""
-        match decision.do:
-            case Do.FAIL_UNKNOWN:
-                return WanUnknownSubmissionError(
-                    f"A submit of this video went out at {record.claimed_at}, and nobody got the answer: it may "
-                    f"have been bought. Nothing was sent again. {_how_to_settle(wanted)}"
-                )
-            case Do.FAIL_PAID_AND_GONE:
-                return WanRefusedError(
-                    f"Request {record.request_id} was bought and had succeeded, but RunComfy no longer has its "
-                    "result. A new value of variation buys the video again.",
-                    request_id=record.request_id,
-                )
-            case _:
-                return WanTransientError(
-                    f"RunComfy gave no clear answer about request {record.request_id}, which {where} remembers "
-                    "as bought (a 403, or a 404 that is not the API's own: a proxy, another account's token?). "
-                    "Nothing was bought. Check the connection's host and token.",
-                    request_id=record.request_id,
-                )
+    def _nap_beside(self, claim: str) -> None:
+        """Sleep a little before looking again at somebody else's claim, the longer the longer it stands."""
+        seen_for_s = time.monotonic() - self._claims_seen[claim]
+        self._sleep(min(max(_FIRST_NAP_S, seen_for_s / 2), _LONGEST_NAP_S))
 
 
-def _how_to_settle(wanted: Wanted) -> str:
-    about = wanted.image or wanted.fingerprint
-    return (
-        "Look at the Generations page of your RunComfy account: if the request is there, pass "
-        f'resolve={{"{about}": "<its request id>"}}, if not, resolve={{"{about}": "resubmit"}}. '
-        f"(fingerprint {wanted.fingerprint})"
-    )
-
-
-def look(
-    hook: Api, request_id: str, *, sleep: Callable[[float], None] = time.sleep
-) -> tuple[There, RequestResult | None]:
-    """Ask RunComfy where a request stands.
-
-    "Gone" is believed only when the API itself says so three times over
-    :attr:`Api.not_found_patience_s`: buying again rests on it.
-
-    :raises WanTransientError: no answer; the request is remembered, and a later try can ask again.
-    """
-    for again in range(3):
-        try:
-            status = hook.get_status(request_id)
-            if not status.is_over:
-                return There(str(status.state).lower()), None
-            result = hook.get_result(request_id)
-            there = result.state if result.state.is_terminal else State.RUNNING
-            return There(str(there).lower()), result
-        except WanNotFoundError:
-            if again < 2:
-                sleep(hook.not_found_patience_s / 2)
-        except WanAuthError as error:
-            raise WanTransientError(
-                f"Request {request_id} is bought and remembered, but can't be asked for: {error}",
-                request_id=request_id,
-            ) from error
-        except WanRefusedError:
-            return There.UNCLEAR, None
-    return There.GONE, None
-
-
-def with_result(record: Record, result: RequestResult) -> Record:
-    """Give a record what a result tells."""
-    stage = {
-        State.SUCCEEDED: Stage.SUCCEEDED,
-        State.FAILED: Stage.FAILED,
-        State.CANCELLED: Stage.CANCELLED,
-    }.get(result.state)
-    if stage is None or record.stage is Stage.LANDED:
-        return record
-    return replace(
-        record,
-        stage=stage,
-        succeeded_once=record.succeeded_once or stage is Stage.SUCCEEDED,
-        cost_usd=record.cost_usd if result.cost_usd is None else result.cost_usd,
-        created_at=result.created_at or record.created_at,
-        finished_at=result.finished_at or record.finished_at,
-        error=result.error,
-    )
-
-
-def raise_unless_succeeded(result: RequestResult) -> None:
-    """Raise what a result says went wrong.
-
-    :raises WanGenerationFailedError: it failed.
-    :raises WanCancelledError: it was cancelled; the message says that this is not charged.
-    :raises WanTransientError: it is not finished.
-    """
-    request_id = result.request_id
-    match result.state:
-        case State.SUCCEEDED:
-            return
-        case State.FAILED:
-            raise WanGenerationFailedError(
-                f"Request {request_id} failed at RunComfy: {result.error or 'no reason given'}. Another try buys "
-                "a new one.",
-                request_id=request_id,
-            )
-        case State.CANCELLED:
-            raise WanCancelledError(
-                f"Request {request_id} was cancelled and is not charged. Another try buys a new one.",
-                request_id=request_id,
-            )
-    raise WanTransientError(f"Request {request_id} is not finished ({result.state}).", request_id=request_id)
-
-
-def amend(
-    journal: Journal, fingerprint: str, request_id: str, change: Callable[[Record], Record], log: Logger
-) -> Record | None:
-    """Change the record of a request, if it is still this request's; never fails the task.
-
-    What is written here (succeeded, cost, landed) makes a later run cheaper or clearer. Nothing is lost
-    without it, so a bucket that is out must not fail a video that is there.
-    """
-    try:
-        while True:
-            held = journal.read(fingerprint)
-            if held is None or held.record.request_id != request_id:
-                return None
-            changed = change(held.record)
-            if changed == held.record:
-                return changed
-            try:
-                return journal.write(changed, replaces=held).record
-            except Lost:
-                continue
-    except WanStorageError as error:
-        log.warning("The record of request %s could not be brought up to date: %s", request_id, error)
-        return None
+def _resolution(given: str) -> str:
+    return given if is_resubmit_word(str(given)) else check_request_id(str(given).strip())

@@ -19,13 +19,17 @@ from airflow_provider_wan.model_api.polling import Ask, Over, RequestWait, WaitP
 _LONGEST_NAP_S = 5.0
 
 
-def start_wait(request_id: str, *, deadline: float, poll_interval_s: float | None) -> RequestWait:
+def start_wait(
+    request_id: str, *, deadline: float, poll_interval_s: float | None, is_known: bool = True
+) -> RequestWait:
     """Begin a wait.
 
     :param deadline: its absolute end, in unix seconds.
     :param poll_interval_s: seconds between looks; None: adaptive.
+    :param is_known: whether a task submitted it; false for an id that a person typed in.
     """
-    return RequestWait(request_id, WaitPolicy(deadline, poll_interval_s), random.random)
+    policy = WaitPolicy(deadline, poll_interval_s, is_known=is_known)
+    return RequestWait(request_id, policy, random.random)
 
 
 def wait_in_worker(hook: WanHook, wait: RequestWait, log: Logger, *, stop: threading.Event) -> Over | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
@@ -120,12 +121,16 @@ class WanHook(BaseHook):
     @property
     def submit_takes_at_most_s(self) -> float:
         """The most that one attempt at a submit takes, in seconds."""
-        return self.settings.timeout_s + web.CONNECT_TIMEOUT_S
+        return self.settings.timeout_s + min(web.CONNECT_TIMEOUT_S, self.settings.timeout_s)
 
     @property
     def not_found_patience_s(self) -> float:
         """For how long a request must be answered 404001 before it counts as gone, in seconds."""
         return self.settings.not_found_patience_s
+
+    def take_turn(self) -> None:
+        """Wait until the connection's ``requests_per_second`` allows one more call."""
+        time.sleep(pacer_of(self.settings).reserve())
 
     def submit(
         self,
@@ -133,7 +138,7 @@ class WanHook(BaseHook):
         inputs: Mapping[str, Any],
         *,
         retry: bool = True,
-        send_within_s: float | None = None,
+        send_by: float | None = None,
     ) -> SubmittedRequest:
         """Buy one generation: the one call that costs money.
 
@@ -141,7 +146,8 @@ class WanHook(BaseHook):
         :param inputs: the model's input, already validated; sent as it is.
         :param retry: whether to try again after a 429 or a connection that could not be opened, when it
             is certain that nothing was bought. Anything else is never sent twice.
-        :param send_within_s: do not send at all if it can't leave within this many seconds.
+        :param send_by: ``time.monotonic()`` after which it is not sent at all, which is then a
+            :class:`WanTransientError`. Whoever gives one has waited for :meth:`take_turn` before.
         :raises WanRefusedError: the API said no; nothing was bought.
         :raises WanTransientError: it certainly did not get through; nothing was bought.
         :raises WanUnknownSubmissionError: it may have been bought; never send it again unasked.
@@ -149,7 +155,7 @@ class WanHook(BaseHook):
         call = calls.submit_call(model_id, inputs)
 
         def once() -> SubmittedRequest:
-            reply = self._send(call, what=f"submit to model {model_id}", send_within_s=send_within_s)
+            reply = self._send(call, what=f"submit to model {model_id}", send_by=send_by)
             return calls.read_submit(reply, model_id)
 
         return self._repeat(once, self.retry if retry else ONCE)
@@ -233,14 +239,16 @@ class WanHook(BaseHook):
                 time.sleep(attempts.delay_after(error))
 
     def _send(
-        self, call: Call, *, what: str, request_id: str | None = None, send_within_s: float | None = None
+        self, call: Call, *, what: str, request_id: str | None = None, send_by: float | None = None
     ) -> Reply:
         """Send one call once."""
         settings = self.settings
-        time.sleep(pacer_of(settings).reserve())
+        if send_by is None:
+            self.take_turn()
         deadline = time.monotonic() + self.submit_takes_at_most_s
         with contextlib.ExitStack() as stack:
-            seen = stack.enter_context(web.watch_exchange(send_within_s=send_within_s))
+            seen = stack.enter_context(web.watch_exchange(ends_by=deadline))
+            seen.send_by = send_by
             # A kept connection that the server closed while it was idle looks just like a lost answer.
             fresh = is_submit(call)
             session = stack.enter_context(web.bounded_session()) if fresh else self._session
@@ -257,12 +265,19 @@ class WanHook(BaseHook):
                     stream=True,
                 ) as response:
                     body = web.read_body(response, limit_bytes=MAX_REPLY_BYTES, deadline=deadline)
-                    headers = {name.lower(): value for name, value in response.headers.items()}
-                    return Reply(response.status_code, headers, body)
+                    return Reply(response.status_code, response.headers, body, received_at=datetime.now(UTC))
             except (requests.RequestException, OSError, ValueError) as error:
+                _forget_token(error)
                 raise error_of_no_reply(
                     _kind_of(error, sent=seen.sent), what=what, request_id=request_id, submit=is_submit(call)
                 ) from error
+
+
+def _forget_token(error: Exception) -> None:
+    """Take the token out of what a logger that digs into exceptions would find there."""
+    request = getattr(error, "request", None)
+    if request is not None:
+        request.headers.pop("Authorization", None)
 
 
 def _kind_of(error: Exception, *, sent: bool) -> NoReplyKind:

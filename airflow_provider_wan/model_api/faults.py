@@ -222,6 +222,14 @@ def is_auth_error(error: BaseException) -> bool:
     return isinstance(error, WanAuthError)
 
 
+def is_about_the_id(error: BaseException) -> bool:
+    """Whether the API itself says that a request id is malformed, another account's or unknown.
+
+    :param error: what a call about a request raised.
+    """
+    return isinstance(error, WanRefusedError) and error.code in (400001, 403001, 404001)
+
+
 def is_definite_refusal(error: BaseException) -> bool:
     """Whether this error of a **submit** proves that nothing was bought.
 

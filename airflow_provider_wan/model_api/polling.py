@@ -5,7 +5,8 @@ Everything that affects a wait lives here:
 
 * a terminal word from ``/status`` leads to ``/result``, and only ``/result`` ends a wait by a state;
 * an error never ends a wait before its deadline, for the request is paid for: it backs off. The one
-  exception is 404001, several times in a row over some time: the request is gone;
+  exception is 404001, several times in a row over some time: the request is gone. And an id that a person
+  typed in, and that the API has never had, is refused before anything else was ever seen of it;
 * ``Retry-After`` is never undercut, and the deadline is never passed. Where the two do not fit together,
   nothing is asked any more and the wait ends at its deadline;
 * a wait that finds its deadline passed (the process was down) looks once before it gives up, since what was
@@ -34,13 +35,13 @@ from airflow_provider_wan.exceptions import (
     WanTransientError,
 )
 from airflow_provider_wan.model_api.bodies import clean_text
-from airflow_provider_wan.model_api.faults import is_auth_error
+from airflow_provider_wan.model_api.faults import is_about_the_id, is_auth_error
 from airflow_provider_wan.model_api.notebook import Notebook
-from airflow_provider_wan.model_api.states import State
+from airflow_provider_wan.model_api.states import State, is_unpaid_word
 from airflow_provider_wan.model_api.values import RequestResult, RequestStatus
 
 AskedFor = Literal["status", "result"]
-Outcome = Literal["succeeded", "failed", "cancelled", "gone", "timeout"]
+Outcome = Literal["succeeded", "failed", "cancelled", "gone", "refused", "timeout"]
 
 _SHORTEST_INTERVAL_S = 2.0
 _SHARE_OF_ELAPSED = 0.1
@@ -66,6 +67,8 @@ class WaitPolicy:
     :param gone_after_times: how many 404001 in a row mean that the request is gone, default 3.
     :param gone_after_s: over how many seconds they must have come, default 60.
     :param max_interval_s: the longest adaptive interval in seconds, default 30.
+    :param is_known: whether the request is known to have been submitted, default true: then an answer that its
+        id is malformed, or another account's (403001: the token was changed for a while), is no end.
     """
 
     deadline: float
@@ -73,6 +76,7 @@ class WaitPolicy:
     gone_after_times: int = 3
     gone_after_s: float = 60.0
     max_interval_s: float = 30.0
+    is_known: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,9 @@ class RequestWait:
         self.wants_fresh_connection = False
         #: When it was first seen running, in unix seconds; None where that was never seen.
         self.running_since: float | None = None
+        #: Whether ``/status`` has said that it ended, and not that it failed or was cancelled.
+        self.may_be_paid = False
+        self._saw_any_answer = False
         self._rnd = rnd
         self._over: Over | None = None
         self._next_call: AskedFor = "status"
@@ -151,6 +158,7 @@ class RequestWait:
             if status.state is State.RUNNING and self.running_since is None:
                 self.running_since = now
             if status.is_over:
+                self.may_be_paid = not is_unpaid_word(status.word)
                 self._next_call, self._next_at = "result", now
             else:
                 self._next_at = now + self._interval_s(now, status.queue_position or 0)
@@ -185,7 +193,9 @@ class RequestWait:
         self._last_error = error
         self.wants_fresh_connection = is_auth_error(error)
         self._notebook.saw_error(error, self._errors)
-        if self._is_gone(error, now):
+        if self._is_mistyped(error):
+            self._over = Over("refused", error=error)
+        elif self._is_gone(error, now):
             self._over = Over("gone", error=_gone_error(self.request_id, error))
         else:
             self._next_at = self._after_error(error, now)
@@ -210,6 +220,7 @@ class RequestWait:
         return self._next_call not in self._looked_late and self._not_before <= now
 
     def _saw_answer(self) -> None:
+        self._saw_any_answer = True
         self._notebook.saw_answer(self._errors)
         self._errors, self._last_error, self._not_found_times = 0, None, 0
         self.wants_fresh_connection = False
@@ -231,6 +242,12 @@ class RequestWait:
             self._not_before = now + error.retry_after_s
             next_at = max(next_at, self._not_before + _FIRST_ERROR_PAUSE_S * self._rnd())
         return next_at
+
+    def _is_mistyped(self, error: WanError) -> bool:
+        """Whether this is an id that a person typed in, and that was never one of this account's requests."""
+        if self.policy.is_known or self._saw_any_answer or isinstance(error, WanNotFoundError):
+            return False
+        return is_about_the_id(error)
 
     def _is_gone(self, error: WanError, now: float) -> bool:
         if not isinstance(error, WanNotFoundError):

@@ -61,6 +61,17 @@ def is_over_word(word: str) -> bool:
     return _plain(word) in _OVER
 
 
+def is_unpaid_word(word: str) -> bool:
+    """Whether this word, from either place, says an end that costs nothing.
+
+    It matters only where ``/result`` has nothing to say any more: every other end was then paid for, as far as
+    can be told.
+
+    :param word: a status word as the API wrote it.
+    """
+    return _plain(word) in _CANCELLED | _FAILED
+
+
 def state_of_status_word(word: str) -> State:
     """Turn a word from ``/status`` into a state; it is never a terminal one.
 

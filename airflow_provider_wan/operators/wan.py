@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,38 +13,34 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowSkipExc
 
 from airflow_provider_wan import metrics
 from airflow_provider_wan.exceptions import WanInputError, WanTransientError
-from airflow_provider_wan.faces.ending import cancel_what_is_queued, finished, timed_out
+from airflow_provider_wan.faces.ending import cancel_what_is_queued, finished, paid_and_gone, timed_out
 from airflow_provider_wan.faces.errors import as_airflow_errors
-from airflow_provider_wan.faces.journals import is_watched_by_others, journal_of, watcher_of
+from airflow_provider_wan.faces.journals import (
+    bucket_journal,
+    is_watched_by_others,
+    journal_of,
+    warn_that_nothing_remembers,
+    watcher_of,
+)
 from airflow_provider_wan.faces.references import (
     DEFAULT_MODEL_ID,
     DEFAULT_TIMEOUT,
     RequestRef,
+    given_or_none,
     mapping_of,
     request_of,
     seconds_of,
 )
 from airflow_provider_wan.faces.seen import Seen, is_waiting, saw_obtained, saw_result
+from airflow_provider_wan.faces.wanting import INPUT_PARAMETERS, given_inputs, shown_url, wanted_of
 from airflow_provider_wan.links.wan import WanGenerationsLink, WanVideoLink
-from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in, is_over_for_good
+from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in, event_of, is_over_for_good
 
 if TYPE_CHECKING:
     from airflow_provider_wan.generation.journal import Journal
     from airflow_provider_wan.generation.records import Record
     from airflow_provider_wan.generation.submission import Obtained, Wanted
     from airflow_provider_wan.hooks.wan import WanHook
-
-#: The inputs that have a parameter of their own: those of the default model.
-_INPUT_PARAMETERS = (
-    "prompt",
-    "img_url",
-    "negative_prompt",
-    "template",
-    "resolution",
-    "duration",
-    "prompt_extend",
-    "seed",
-)
 
 
 class WanSubmitOperator(BaseOperator):
@@ -102,7 +99,7 @@ class WanSubmitOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = (
-        *_INPUT_PARAMETERS,
+        *INPUT_PARAMETERS,
         "model_id",
         "inputs",
         "variation",
@@ -182,31 +179,33 @@ class WanSubmitOperator(BaseOperator):
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.seen = Seen()
-        self._killed = threading.Event()
+        self._killed: threading.Event | None = (
+            None  # made when needed: Airflow copies tasks, and it can't be copied
+        )
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Obtain the request, and wait for it where that was asked for."""
         from airflow_provider_wan.hooks.wan import WanHook
 
+        self._killed = threading.Event()
         with as_airflow_errors(context):
             hook = WanHook(self.wan_conn_id)
+            given = given_inputs(self)
+            if given_or_none(self.request) is not None and not given:
+                return self._take_over_unseen(context, hook)
+            wanted = self._wanted(context, hook, given)
             journal = self._journal(context)
-            try:
-                wanted = self._wanted(context, hook)
-                obtained = self._obtain(hook, journal, wanted)
-            except WanInputError as error:
-                self._skip_if_wished(context, error)
-                raise
-            ref = self._ref(obtained.record)
+            if journal is None and self.durable:
+                warn_that_nothing_remembers(self.log)
+            obtained = self._obtain(context, hook, journal, wanted)
+            ref = self._ref(context, obtained.record)
             saw_obtained(self, context, obtained)
             if not self.wait_for_completion:
                 return ref.as_xcom()
             if obtained.how == "reused":
-                return saw_result(self, context, finished(hook, journal, ref, self.log), is_new=False)
-            is_waiting(context, ref)
-            if self.deferrable:
-                self._defer(context, ref)
-            return self._wait_here(context, hook, journal, ref)
+                result = finished(hook, journal, ref, self.log, has_succeeded=True)
+                return saw_result(self, context, result, is_new=False)
+            return self._wait(context, hook, journal, ref)
 
     def execute_complete(self, context: Any, event: Mapping[str, Any]) -> dict[str, Any]:
         """Go on after the wait in the triggerer."""
@@ -216,83 +215,28 @@ class WanSubmitOperator(BaseOperator):
         with as_airflow_errors(context):
             hook = WanHook(self.wan_conn_id)
             journal = self._journal(context)
-            ref = self._ref_of_event(context, hook, journal, event)
-            return self._after_wait(
-                context,
-                hook,
-                journal,
-                ref,
-                event["outcome"],
-                str(event.get("message", "")),
-                running_since=event.get("running_since"),
-            )
+            ref = self._ref_of_event(context, journal, event)
+            return self._after_wait(context, hook, journal, ref, event)
 
     def on_kill(self) -> None:
         """End a wait in this worker; what follows (looking, cancelling) happens where it waits."""
-        self._killed.set()
-
-    # -- what is wanted ------------------------------------------------------------------------------------
-
-    def _given_inputs(self) -> dict[str, Any]:
-        given = {name: getattr(self, name) for name in _INPUT_PARAMETERS}
-        given = {name: value for name, value in given.items() if value is not None}
-        more = mapping_of(self.inputs, name="inputs")
-        twice = sorted(given.keys() & more.keys())
-        if twice:
-            raise WanInputError(
-                f"{', '.join(twice)}: given as a parameter and in inputs; one of them is enough."
-            )
-        return {**given, **more}
-
-    def _wanted(self, context: Any, hook: WanHook) -> Wanted:
-        from airflow_provider_wan.generation.submission import Wanted
-        from airflow_provider_wan.model_api.calls import check_model_id
-        from airflow_provider_wan.model_api.inputs import (
-            canonical_url,
-            fingerprint,
-            load_schema,
-            validate_inputs,
-            without_signatures,
-        )
-
-        model_id = check_model_id(self.model_id)
-        if self.request and not self._given_inputs():
-            inputs: dict[str, Any] = {}  # taking over needs no inputs
-        else:
-            inputs = validate_inputs(model_id, self._given_inputs())
-        schema = load_schema(model_id)
-        images = [str(inputs[name]) for name in (schema.image_fields if schema else ()) if name in inputs]
-
-        def make_inputs() -> dict[str, Any]:
-            if self.check_image:
-                for url in images:
-                    _check_image(url, model_id, allow_private=hook.settings.allow_private_images)
-            return inputs
-
-        return Wanted(
-            model_id=model_id,
-            make_inputs=make_inputs,
-            recorded_inputs=without_signatures(inputs),
-            fingerprint=fingerprint(model_id, inputs, variation=self.variation),
-            image=canonical_url(images[0]) if images else None,
-            variation=self.variation or None,
-            watcher=watcher_of(context),
-        )
+        if self._killed is not None:
+            self._killed.set()
 
     # -- obtaining it --------------------------------------------------------------------------------------
 
-    def _journal(self, context: Any) -> Journal | None:
-        if not self.durable:
-            return None
-        return journal_of(
-            context,
-            self.journal,
-            gcp_conn_id=self.gcp_conn_id,
-            impersonation_chain=self.impersonation_chain,
-            log=self.log,
-        )
+    def _wanted(self, context: Any, hook: WanHook, given: Mapping[str, Any]) -> Wanted:
+        with self._skips_what_is_invalid(context):
+            return wanted_of(
+                given,
+                model_id=self.model_id,
+                variation=given_or_none(self.variation),
+                check_image=self.check_image,
+                hook=hook,
+                watcher=watcher_of(context),
+            )
 
-    def _obtain(self, hook: WanHook, journal: Journal | None, wanted: Wanted) -> Obtained:
+    def _obtain(self, context: Any, hook: WanHook, journal: Journal | None, wanted: Wanted) -> Obtained:
         from airflow_provider_wan.generation.submission import Submission
 
         submission = Submission(
@@ -300,59 +244,89 @@ class WanSubmitOperator(BaseOperator):
             journal,
             self.log,
             on_unknown_submission=self.on_unknown_submission,
-            resolution=self._resolution(wanted),
+            resolve=mapping_of(self.resolve, name="resolve"),
         )
-        if self.request:
-            return submission.take_over(wanted, request_of(self.request).request_id)
-        return submission.obtain(wanted)
+        request = given_or_none(self.request)
+        if request is not None:
+            return submission.take_over(wanted, request_of(request).request_id)
+        with self._skips_what_is_invalid(context):
+            return submission.obtain(wanted)
 
-    def _resolution(self, wanted: Wanted) -> str | None:
-        from airflow_provider_wan.generation.decide import RESUBMIT
-        from airflow_provider_wan.model_api.calls import check_request_id
-        from airflow_provider_wan.model_api.inputs import canonical_url
+    def _take_over_unseen(self, context: Any, hook: WanHook) -> dict[str, Any]:
+        """Take over a request without knowing what it was made of: nothing but its id is remembered."""
+        from airflow_provider_wan.generation.outcome import check_it_exists
 
-        settled = {
-            canonical_url(key): value for key, value in mapping_of(self.resolve, name="resolve").items()
-        }
-        answer = settled.get(wanted.fingerprint) or settled.get(wanted.image or "")
-        if answer is None:
+        ref = request_of(self.request)
+        if ref.fingerprint is None:
+            check_it_exists(hook, ref.request_id, named_in="request=")
+        self.seen = Seen(ref.request_id)
+        return (
+            self._wait(context, hook, self._journal_of(ref), ref)
+            if self.wait_for_completion
+            else ref.as_xcom()
+        )
+
+    def _journal(self, context: Any) -> Journal | None:
+        if not self.durable:
             return None
-        return RESUBMIT if answer == RESUBMIT else check_request_id(str(answer))
+        return journal_of(
+            context,
+            given_or_none(self.journal),
+            gcp_conn_id=self.gcp_conn_id,
+            impersonation_chain=self.impersonation_chain,
+        )
 
-    def _ref(self, record: Record) -> RequestRef:
+    def _journal_of(self, ref: RequestRef) -> Journal | None:
+        if not ref.journal:
+            return None
+        return bucket_journal(
+            ref.journal, gcp_conn_id=self.gcp_conn_id, impersonation_chain=self.impersonation_chain
+        )
+
+    def _ref(self, context: Any, record: Record) -> RequestRef:
         assert record.request_id is not None
+        journal = given_or_none(self.journal)
         return RequestRef(
             request_id=record.request_id,
             model_id=record.model_id,
             fingerprint=record.fingerprint,
             submitted_at=record.submitted_at,
-            journal=self.journal or None,
+            journal=journal,
+            watcher=watcher_of(context) if journal else None,
             image=record.image,
             variation=record.variation,
             inputs=record.inputs,
         )
 
-    def _ref_of_event(
-        self, context: Any, hook: WanHook, journal: Journal | None, event: Mapping[str, Any]
-    ) -> RequestRef:
+    def _ref_of_event(self, context: Any, journal: Journal | None, event: Mapping[str, Any]) -> RequestRef:
+        if given_or_none(self.request) is not None and not given_inputs(self):
+            return request_of(self.request)
         fingerprint = event.get("fingerprint")
         held = journal.read(fingerprint) if journal is not None and fingerprint else None
         if held is not None and held.record.request_id == event["request_id"]:
-            return self._ref(held.record)
+            return self._ref(context, held.record)
         return RequestRef(event["request_id"], model_id=self.model_id, fingerprint=fingerprint)
 
-    def _skip_if_wished(self, context: Any, error: WanInputError) -> None:
-        """Skip this task instead of failing it; the XCom ``refused`` says what was wrong with what."""
-        if self.on_invalid != "skip":
-            return
-        given = self._given_inputs()
-        metrics.count(metrics.REFUSED, tags=metrics.tags_of(context, self.model_id))
-        context["ti"].xcom_push(
-            key="refused", value=[{"img_url": _shown(given.get("img_url")), "rule": str(error)}]
-        )
-        raise AirflowSkipException(str(error)) from error
+    @contextmanager
+    def _skips_what_is_invalid(self, context: Any) -> Iterator[None]:
+        """Skip this task instead of failing it, where that is wished; the XCom ``refused`` says what was wrong."""
+        try:
+            yield
+        except WanInputError as error:
+            if self.on_invalid != "skip":
+                raise
+            metrics.count(metrics.REFUSED, tags=metrics.tags_of(context, self.model_id))
+            url = shown_url(given_inputs(self).get("img_url"))
+            context["ti"].xcom_push(key="refused", value=[{"img_url": url, "rule": str(error)}])
+            raise AirflowSkipException(str(error)) from error
 
     # -- waiting for it ------------------------------------------------------------------------------------
+
+    def _wait(self, context: Any, hook: WanHook, journal: Journal | None, ref: RequestRef) -> dict[str, Any]:
+        is_waiting(context, ref)
+        if self.deferrable:
+            self._defer(context, ref)
+        return self._wait_here(context, hook, journal, ref)
 
     def _defer(self, context: Any, ref: RequestRef) -> None:
         self.defer(
@@ -363,8 +337,8 @@ class WanSubmitOperator(BaseOperator):
                 poll_interval=self.poll_interval,
                 cancel_on_kill=self.cancel_on_kill,
                 fingerprint=ref.fingerprint,
-                journal=self.journal or None,
-                watcher=watcher_of(context),
+                journal=ref.journal,
+                watchers=_watchers(context, ref),
                 gcp_conn_id=self.gcp_conn_id,
                 impersonation_chain=self.impersonation_chain,
             ),
@@ -381,18 +355,10 @@ class WanSubmitOperator(BaseOperator):
             deadline=deadline_in(seconds_of(self.timeout)),
             poll_interval_s=self.poll_interval,
         )
-        over = wait_in_worker(hook, wait, self.log, stop=self._killed)
+        over = wait_in_worker(hook, wait, self.log, stop=self._killed or threading.Event())
         if over is None:
             raise self._was_killed(context, hook, journal, ref)
-        return self._after_wait(
-            context,
-            hook,
-            journal,
-            ref,
-            over.outcome,
-            str(over.error or ""),
-            running_since=wait.running_since,
-        )
+        return self._after_wait(context, hook, journal, ref, event_of(over, wait))
 
     def _after_wait(
         self,
@@ -400,97 +366,82 @@ class WanSubmitOperator(BaseOperator):
         hook: WanHook,
         journal: Journal | None,
         ref: RequestRef,
-        outcome: str,
-        message: str,
-        *,
-        running_since: float | None,
+        event: Mapping[str, Any],
     ) -> dict[str, Any]:
-        match outcome:
+        journal = self._journal_of(ref) or journal
+        message = str(event.get("message", ""))
+        match event["outcome"]:
             case "timeout":
-                raise timed_out(
-                    hook,
-                    journal,
-                    ref,
-                    message,
-                    watcher=watcher_of(context),
-                    within_run=True,
-                    cancel=True,
-                    log=self.log,
-                )
+                watchers = _watchers(context, ref)
+                raise timed_out(hook, journal, ref, message, watchers=watchers, cancel=True, log=self.log)
+            case "gone" if event.get("may_be_paid"):
+                raise paid_and_gone(journal, ref, message, self.log)
             case "gone":  # the next try decides what to do about it
                 raise WanTransientError(message, request_id=ref.request_id)
-        result = finished(hook, journal, ref, self.log)
-        return saw_result(self, context, result, running_since=running_since)
+        has_succeeded = event["outcome"] == "succeeded"
+        result = finished(hook, journal, ref, self.log, has_succeeded=has_succeeded)
+        return saw_result(self, context, result, running_since=event.get("running_since"))
 
     def _was_killed(self, context: Any, hook: WanHook, journal: Journal | None, ref: RequestRef) -> Exception:
         """Decide, after a SIGTERM, whether anybody still owns the request; the next try or nobody does."""
         truth = "It is left alone: a later try takes it over."
         if self.cancel_on_kill and is_over_for_good(context["ti"]):
-            others = is_watched_by_others(journal, ref.fingerprint, watcher_of(context))
+            others = is_watched_by_others(journal, ref.fingerprint, _watchers(context, ref))
             truth = cancel_what_is_queued(hook, ref.request_id, watched_by_others=others, log=self.log)
         self.log.warning("Killed while waiting for request %s. %s", ref.request_id, truth)
         killed: Exception = AirflowException(f"Killed while waiting for request {ref.request_id}. {truth}")
         return killed
 
 
-def _shown(url: Any) -> str | None:
-    from airflow_provider_wan.model_api.inputs import canonical_url
-
-    return canonical_url(str(url)) if url else None
-
-
-def _check_image(url: str, model_id: str, *, allow_private: bool) -> None:
-    """Look at an image's header as RunComfy will see it.
-
-    :raises WanInputError: the model would refuse it.
-    """
-    from airflow_provider_wan.images.check import check, explain
-    from airflow_provider_wan.images.inspect import inspect
-    from airflow_provider_wan.images.remote import UrlReader
-    from airflow_provider_wan.model_api.inputs import image_rules
-
-    rules = image_rules(model_id)
-    if rules is None or not url.startswith(("http://", "https://")):
-        return
-    reader = UrlReader(url, allow_private=allow_private)
-    try:
-        facts = inspect(reader, name=reader.name)
-    finally:
-        reader.close()
-    broken = check(facts, rules)
-    if broken:
-        raise WanInputError(explain(facts, broken))
+def _watchers(context: Any, ref: RequestRef) -> list[str]:
+    """Name who waits: this task, and the one that submitted, if that was another."""
+    return sorted({watcher_of(context), *([ref.watcher] if ref.watcher else [])})
 
 
 class WanCancelOperator(BaseOperator):
     """Cancel a request that is still queued; usable as a teardown.
 
     Returns ``{"request_id", "cancelled", "outcome"}`` and tells the truth: a request that runs can't be cancelled,
-    goes on and is charged. Where there is no request (nothing was submitted), there is nothing to do.
+    goes on and is charged. Where there is no request (nothing was submitted), there is nothing to do. A request
+    whose journal names other tasks that count on it is left alone; ``outcome`` is then ``wanted_by_others``.
 
     :param request: a request id, or what a :class:`WanSubmitOperator` returned. (templated)
     :param wan_conn_id: the connection, default ``wan_default``. (templated)
+    :param gcp_conn_id: for the journal that the request came with, if it did. (templated)
+    :param impersonation_chain: a service account to act as, for that journal. (templated)
     """
 
-    template_fields: Sequence[str] = ("request", "wan_conn_id")
+    template_fields: Sequence[str] = ("request", "wan_conn_id", "gcp_conn_id", "impersonation_chain")
     ui_color = "#efe4fb"
 
     def __init__(
-        self, *, request: str | Mapping[str, Any] | None, wan_conn_id: str = "wan_default", **kwargs: Any
+        self,
+        *,
+        request: str | Mapping[str, Any] | None,
+        wan_conn_id: str = "wan_default",
+        gcp_conn_id: str | None = None,
+        impersonation_chain: str | Sequence[str] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.request = request
         self.wan_conn_id = wan_conn_id
+        self.gcp_conn_id = gcp_conn_id
+        self.impersonation_chain = impersonation_chain
 
     def execute(self, context: Any) -> dict[str, Any] | None:
         """Cancel it, if that is still possible."""
         from airflow_provider_wan.hooks.wan import WanHook
 
-        if self.request in (None, "", "None"):
+        if given_or_none(self.request) is None:
             self.log.info("There is no request to cancel: nothing was submitted.")
             return None
         with as_airflow_errors(context):
-            request_id = request_of(self.request).request_id
+            ref = request_of(self.request)
+            request_id = ref.request_id
+            if self._is_wanted_by_others(context, ref):
+                self.log.info("Request %s is left alone: other tasks count on it.", request_id)
+                return {"request_id": request_id, "cancelled": False, "outcome": "wanted_by_others"}
             outcome = WanHook(self.wan_conn_id).cancel(request_id)
             if outcome.cancelled:
                 self.log.info("Request %s was still queued: it is cancelled and not charged.", request_id)
@@ -501,3 +452,11 @@ class WanCancelOperator(BaseOperator):
                     outcome.word,
                 )
             return {"request_id": request_id, "cancelled": outcome.cancelled, "outcome": outcome.word}
+
+    def _is_wanted_by_others(self, context: Any, ref: RequestRef) -> bool:
+        if not ref.journal:
+            return False
+        journal = bucket_journal(
+            ref.journal, gcp_conn_id=self.gcp_conn_id, impersonation_chain=self.impersonation_chain
+        )
+        return is_watched_by_others(journal, ref.fingerprint, _watchers(context, ref))

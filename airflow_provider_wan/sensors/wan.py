@@ -7,10 +7,23 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowSensorTimeout, BaseSensorOperator, PokeReturnValue
+from airflow.providers.common.compat.sdk import (
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    BaseSensorOperator,
+    PokeReturnValue,
+)
 
-from airflow_provider_wan.exceptions import WanError, WanNotFoundError, WanTransientError
-from airflow_provider_wan.faces.ending import finished, timed_out
+from airflow_provider_wan.exceptions import (
+    WanAuthError,
+    WanCancelledError,
+    WanError,
+    WanGenerationFailedError,
+    WanNotFoundError,
+    WanRefusedError,
+    WanTransientError,
+)
+from airflow_provider_wan.faces.ending import finished, paid_and_gone, timed_out
 from airflow_provider_wan.faces.errors import as_airflow_errors
 from airflow_provider_wan.faces.journals import bucket_journal, watcher_of
 from airflow_provider_wan.faces.references import DEFAULT_TIMEOUT, RequestRef, request_of
@@ -21,6 +34,7 @@ from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in
 if TYPE_CHECKING:
     from airflow_provider_wan.generation.journal import Journal
     from airflow_provider_wan.hooks.wan import WanHook
+    from airflow_provider_wan.model_api.calls import RequestResult
 
 
 class WanRequestSensor(BaseSensorOperator):
@@ -78,9 +92,10 @@ class WanRequestSensor(BaseSensorOperator):
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.seen = Seen()
+        self._looked = False
 
     def execute(self, context: Any) -> Any:
-        """Look once, and wait in the triggerer if it is not over; or wait in the usual way."""
+        """Wait in the triggerer, or in the usual way."""
         with as_airflow_errors(context):
             ref = request_of(self.request)
             self.seen = Seen(ref.request_id)
@@ -95,7 +110,8 @@ class WanRequestSensor(BaseSensorOperator):
                     cancel_on_kill=self.cancel_on_kill,
                     fingerprint=ref.fingerprint,
                     journal=ref.journal,
-                    watcher=watcher_of(context),
+                    watchers=self._watchers(context, ref),
+                    is_known=ref.fingerprint is not None,
                     gcp_conn_id=self.gcp_conn_id,
                     impersonation_chain=self.impersonation_chain,
                 ),
@@ -111,27 +127,36 @@ class WanRequestSensor(BaseSensorOperator):
             hook = WanHook(self.wan_conn_id)
             ref = request_of(self.request)
             message = str(event.get("message", ""))
-            if event["outcome"] == "timeout":
-                raise self._timed_out(context, hook, ref, message)
-            if event["outcome"] == "gone":
-                raise WanNotFoundError(message, request_id=ref.request_id)
-            result = finished(hook, self._journal(ref), ref, self.log)
+            match event["outcome"]:
+                case "timeout":
+                    raise self._timed_out(context, hook, ref, message)
+                case "gone" if event.get("may_be_paid"):
+                    raise paid_and_gone(self._journal(ref), ref, message, self.log)
+                case "gone":
+                    raise WanNotFoundError(message, request_id=ref.request_id)
+                case "refused":
+                    raise WanRefusedError(message, request_id=ref.request_id)
+            result = self._finished(hook, ref, has_succeeded=event["outcome"] == "succeeded")
             return saw_result(self, context, result, running_since=event.get("running_since"))
 
     def poke(self, context: Any) -> PokeReturnValue | bool:
         """Look once, in ``mode="poke"`` and ``mode="reschedule"``."""
         from airflow_provider_wan.generation.decide import There
-        from airflow_provider_wan.generation.submission import look
+        from airflow_provider_wan.generation.outcome import check_it_exists, look
         from airflow_provider_wan.hooks.wan import WanHook
 
         with as_airflow_errors(context):
             ref = request_of(self.request)
             hook = WanHook(self.wan_conn_id)
             try:
+                if ref.fingerprint is None and not self._has_looked(context):
+                    check_it_exists(hook, ref.request_id, named_in="request=")
                 there, result = look(hook, ref.request_id)
-            except WanTransientError as error:
+            except (WanTransientError, WanAuthError) as error:
                 self.log.warning("%s", error)
                 return False
+            if there is There.RESULT_GONE:
+                raise paid_and_gone(self._journal(ref), ref, "", self.log)
             if there is There.GONE:
                 raise WanNotFoundError(
                     f"RunComfy does not know request {ref.request_id}: the id is wrong, or it was deleted or has "
@@ -141,7 +166,7 @@ class WanRequestSensor(BaseSensorOperator):
             if result is None or not result.state.is_terminal:
                 self.log.info("Request %s is %s.", ref.request_id, there)
                 return False
-            xcom = finished(hook, self._journal(ref), ref, self.log, result=result)
+            xcom = self._finished(hook, ref, result=result)
             return PokeReturnValue(is_done=True, xcom_value=saw_result(self, context, xcom))
 
     def _wait_as_sensors_do(self, context: Any, ref: RequestRef) -> Any:
@@ -151,6 +176,32 @@ class WanRequestSensor(BaseSensorOperator):
             return super().execute(context)
         except AirflowSensorTimeout as error:
             raise self._timed_out(context, WanHook(self.wan_conn_id), ref, str(error)) from error
+        except AirflowSkipException as skip:
+            if skip.__cause__ is not None:  # soft_fail, and what it passes over is not the timeout
+                raise
+            late = self._timed_out(context, WanHook(self.wan_conn_id), ref, str(skip))
+            raise AirflowSkipException(str(late)) from late
+
+    def _finished(
+        self,
+        hook: WanHook,
+        ref: RequestRef,
+        *,
+        result: RequestResult | None = None,
+        has_succeeded: bool = False,
+    ) -> dict[str, Any]:
+        try:
+            return finished(
+                hook, self._journal(ref), ref, self.log, result=result, has_succeeded=has_succeeded
+            )
+        except (WanGenerationFailedError, WanCancelledError) as error:
+            error.retry_helps = False  # type: ignore[misc]  # it submits nothing, so it would see the same again
+            raise
+
+    def _has_looked(self, context: Any) -> bool:
+        """Tell whether an earlier look of this try has found something, or nothing certain."""
+        looked, self._looked = self._looked, True
+        return looked or (self.reschedule and context["ti"].get_first_reschedule_date(context) is not None)
 
     def _timed_out(self, context: Any, hook: WanHook, ref: RequestRef, message: str) -> WanError:
         return timed_out(
@@ -158,11 +209,14 @@ class WanRequestSensor(BaseSensorOperator):
             self._journal(ref),
             ref,
             message,
-            watcher=watcher_of(context),
-            within_run=False,  # the task that submitted is of this run, and has ended
+            watchers=self._watchers(context, ref),
             cancel=self.cancel_on_timeout,
             log=self.log,
         )
+
+    def _watchers(self, context: Any, ref: RequestRef) -> list[str]:
+        """Name who waits: this task, and the one that submitted, on whose behalf it does."""
+        return sorted({watcher_of(context), *([ref.watcher] if ref.watcher else [])})
 
     def _journal(self, ref: RequestRef) -> Journal | None:
         if not ref.journal:

@@ -6,11 +6,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_wan.faces.journals import bucket_journal, is_watched_by_others
+
+if TYPE_CHECKING:
+    from airflow_provider_wan.model_api.polling import Over, RequestWait
 
 #: Task states in which nobody owns the request any more. Deferred, queued, scheduled and running mean that
 #: another try or another triggerer does; anything else is not certain.
@@ -25,7 +28,7 @@ class WanRequestTrigger(BaseTrigger):
     """Waits until a request is finished, or its deadline has passed.
 
     Fires one event, ``{"request_id", "outcome", "fingerprint"}``, without links and without secrets: outcome is
-    ``succeeded``, ``failed``, ``cancelled``, ``gone`` or ``timeout``, and a ``message`` says more where
+    ``succeeded``, ``failed``, ``cancelled``, ``gone``, ``refused`` or ``timeout``, and a ``message`` says more where
     there is more to say, ``running_since`` (unix seconds) when it was first seen running.
 
     :param wan_conn_id: the connection.
@@ -36,7 +39,9 @@ class WanRequestTrigger(BaseTrigger):
         its run, failed or successful (Airflow 3.3 and later).
     :param fingerprint: of the record, for the event.
     :param journal: ``gs://bucket/prefix`` where the record lives, to see who else counts on the request.
-    :param watcher: how the record names this task instance.
+    :param watchers: how the record names this task instance, and the one that submitted on its behalf.
+    :param is_known: whether a task submitted the request, default True. An id that a person typed in may be
+        wrong: where the first answer says so, the outcome is ``refused``.
     :param gcp_conn_id: for the journal.
     :param impersonation_chain: for the journal.
     """
@@ -51,7 +56,8 @@ class WanRequestTrigger(BaseTrigger):
         cancel_on_kill: bool = True,
         fingerprint: str | None = None,
         journal: str | None = None,
-        watcher: str | None = None,
+        watchers: Sequence[str] = (),
+        is_known: bool = True,
         gcp_conn_id: str | None = None,
         impersonation_chain: str | Sequence[str] | None = None,
     ) -> None:
@@ -63,7 +69,8 @@ class WanRequestTrigger(BaseTrigger):
         self.cancel_on_kill = cancel_on_kill
         self.fingerprint = fingerprint
         self.journal = journal
-        self.watcher = watcher
+        self.watchers = list(watchers)
+        self.is_known = is_known
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
 
@@ -79,7 +86,8 @@ class WanRequestTrigger(BaseTrigger):
                 "cancel_on_kill": self.cancel_on_kill,
                 "fingerprint": self.fingerprint,
                 "journal": self.journal,
-                "watcher": self.watcher,
+                "watchers": self.watchers,
+                "is_known": self.is_known,
                 "gcp_conn_id": self.gcp_conn_id,
                 "impersonation_chain": self.impersonation_chain,
             },
@@ -91,17 +99,14 @@ class WanRequestTrigger(BaseTrigger):
         from airflow_provider_wan.hooks.wan import WanAsyncHook
 
         async with WanAsyncHook(self.wan_conn_id) as hook:
-            wait = start_wait(self.request_id, deadline=self.deadline, poll_interval_s=self.poll_interval)
+            wait = start_wait(
+                self.request_id,
+                deadline=self.deadline,
+                poll_interval_s=self.poll_interval,
+                is_known=self.is_known,
+            )
             over = await wait_in_triggerer(hook, wait, self.log)
-        event: dict[str, Any] = {
-            "request_id": self.request_id,
-            "outcome": over.outcome,
-            "fingerprint": self.fingerprint,
-        }
-        if over.error is not None:
-            event["message"] = str(over.error)
-        if wait.running_since is not None:
-            event["running_since"] = wait.running_since
+        event = {"request_id": self.request_id, "fingerprint": self.fingerprint, **event_of(over, wait)}
         yield TriggerEvent(event)
 
     async def on_kill(self) -> None:
@@ -140,12 +145,12 @@ class WanRequestTrigger(BaseTrigger):
         return task_state(self.task_instance) if self.task_instance is not None else None
 
     def _is_watched_by_others(self) -> bool:
-        if self.journal is None or self.watcher is None:
+        if self.journal is None or not self.watchers:
             return False
         journal = bucket_journal(
             self.journal, gcp_conn_id=self.gcp_conn_id, impersonation_chain=self.impersonation_chain
         )
-        return is_watched_by_others(journal, self.fingerprint, self.watcher)
+        return is_watched_by_others(journal, self.fingerprint, self.watchers)
 
     async def _cancel(self) -> None:
         from airflow_provider_wan.hooks.wan import WanAsyncHook
@@ -160,6 +165,18 @@ class WanRequestTrigger(BaseTrigger):
                 self.request_id,
                 outcome.word,
             )
+
+
+def event_of(over: Over, wait: RequestWait) -> dict[str, Any]:
+    """Say how a wait ended, without links and without secrets."""
+    event: dict[str, Any] = {"outcome": over.outcome}
+    if over.error is not None:
+        event["message"] = str(over.error)
+    if wait.running_since is not None:
+        event["running_since"] = wait.running_since
+    if over.outcome == "gone" and wait.may_be_paid:
+        event["may_be_paid"] = True
+    return event
 
 
 def task_state(ti: Any) -> str | None:

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The texts in which a submission says why it buys nothing, and how a person settles it."""
+
+from __future__ import annotations
+
+from airflow_provider_wan.exceptions import (
+    WanError,
+    WanRefusedError,
+    WanTransientError,
+    WanUnknownSubmissionError,
+)
+from airflow_provider_wan.generation.decide import Decision, Do, resubmit_word
+from airflow_provider_wan.generation.records import Record
+
+
+def lost_answer(error: WanUnknownSubmissionError, intent: Record, where: str) -> WanUnknownSubmissionError:
+    """Give the error of a submit whose answer got lost just now.
+
+    :param where: the journal that keeps the intent; empty where nothing does.
+    """
+    if not where:
+        return WanUnknownSubmissionError(
+            f"{error} Nothing remembers this submission: another try would buy the video, once more if it was bought."
+        )
+    return WanUnknownSubmissionError(f"{error} The intent stays in {where}. {how_to_settle(intent)}")
+
+
+def how_to_settle(intent: Record) -> str:
+    """Say what to do about a submit whose answer nobody got."""
+    about = intent.image or intent.fingerprint
+    return (
+        "Look at the Generations page of your RunComfy account: if the request is there, pass "
+        f'resolve={{"{about}": "<its request id>"}}, if not, resolve={{"{about}": "{resubmit_word(intent)}"}}. '
+        f"(fingerprint {intent.fingerprint})"
+    )
+
+
+def refusal_of(decision: Decision, record: Record, where: str) -> WanError:
+    """Give the error for a decision to buy nothing.
+
+    :param where: the journal that holds the record.
+    """
+    request_id = record.request_id
+    match decision.do:
+        case Do.FAIL_UNKNOWN:
+            return WanUnknownSubmissionError(
+                f"A submit of this video went out at {record.claimed_at}, and nobody got the answer: it may have "
+                f"been bought. Nothing was sent again. {how_to_settle(record)}"
+            )
+        case Do.FAIL_PAID_AND_GONE:
+            return WanRefusedError(
+                f"Request {request_id} was bought and had ended, but RunComfy no longer has its result. Nothing was "
+                "bought. A new value of variation buys the video again.",
+                request_id=request_id,
+            )
+        case _:
+            return WanTransientError(
+                f"RunComfy gave no clear answer about request {request_id}, which {where} remembers as bought (a "
+                "403, or a 404 that is not the API's own: a proxy, another account's token?). Nothing was bought. "
+                "Check the connection's host and token.",
+                request_id=request_id,
+            )
