@@ -40,7 +40,7 @@ class UrlReader:
     def name(self) -> str:
         """The address without anything secret in it."""
         parts = urlsplit(self._url)
-        return f"{parts.scheme}://{parts.hostname}{parts.path}"
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     @property
     def size_bytes(self) -> int | None:
