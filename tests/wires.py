@@ -161,7 +161,7 @@ class Proxy(Wire):
             if method == "CONNECT":
                 client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
             else:
-                server.sendall(request.replace(f"{method} http://{place}".encode(), method.encode(), 1))
+                server.sendall(request.replace(f"http://{place}".encode(), b"", 1))
             there = threading.Thread(target=_pump, args=(client, server), daemon=True)
             there.start()
             _pump(server, client)

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each test of the hooks runs on both."""
+
+from __future__ import annotations
+
+import pytest
+from hook_faces import KINDS, Face
+
+
+@pytest.fixture(params=KINDS)
+def hook(request: pytest.FixtureRequest, sandbox: object) -> Face:
+    return Face(request.param)

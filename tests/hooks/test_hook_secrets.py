@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The token goes to the connection's two hosts, and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+from hook_faces import QUICK, Face, connection, everything_in
+from sandboxes import INPUTS, MODEL
+from wires import Proxy, Wire, always, certificate, closed_port, read_request, reply
+
+from airflow_provider_wan.exceptions import (
+    WanAuthError,
+    WanError,
+    WanInputError,
+    WanTransientError,
+    WanUnknownSubmissionError,
+)
+from airflow_provider_wan.hooks.wan import WanAsyncHook, WanHook
+from airflow_provider_wan.sandbox.server import Sandbox
+
+TOKEN = "token-0123456789-secret"
+METHODS = [
+    ("get_status", "a"),
+    ("get_result", "a"),
+    ("cancel", "a"),
+    ("get_balance",),
+    ("submit", MODEL, INPUTS),
+]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_redirect_is_followed(hook: Face, sandbox: Sandbox, status: int) -> None:
+    with Wire(always(reply(b"{}"))) as elsewhere:
+        sandbox.add_fault("*", "redirect", location=f"{elsewhere.url}/v1/requests/a", status=status)
+        for method, *args in METHODS:
+            with pytest.raises(WanError):
+                hook(method, *args)
+        assert not elsewhere.connections
+
+
+def test_no_address_out_of_an_answer_is_called(hook: Face, sandbox: Sandbox) -> None:
+    with Wire(always(reply(b"{}"))) as elsewhere:
+        sandbox.add_fault("submit", "foreign_urls", location=elsewhere.url)
+        sandbox.add_fault("status", "foreign_urls", location=elsewhere.url)
+        request_id = hook("submit", MODEL, INPUTS).request_id
+        hook("get_status", request_id)
+        hook("get_result", request_id)
+        hook("cancel", request_id)
+        assert not elsewhere.connections
+
+
+def test_a_netrc_neither_replaces_the_token_nor_breaks_the_call(
+    hook: Face, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in (".netrc", "netrc"):
+        (tmp_path / name).write_text("machine 127.0.0.1 login a password b\ndefault login c password d\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    heads: list[str] = []
+    answer = reply(b'{"request_id": "a", "status": "in_progress"}')
+    with Wire(always(answer, heads=heads)) as wire:
+        monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url, TOKEN))
+        face = Face(hook.kind)
+        face("get_status", "a")
+        face("submit", MODEL, INPUTS)
+    assert len(heads) == 2
+    for head in heads:
+        assert [line for line in head.split("\r\n") if line.lower().startswith("authorization")] == [
+            f"Authorization: Bearer {TOKEN}"
+        ]
+
+
+def test_no_cookie_is_kept(hook: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+    heads: list[str] = []
+    answer = reply(b'{"request_id": "a", "status": "in_progress"}', Set_Cookie="session=1; Path=/")
+    with Wire(always(answer, heads=heads)) as wire:
+        monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url, TOKEN))
+        face = Face(hook.kind)
+        for _ in range(2):
+            face("get_status", "a")
+    assert not [head for head in heads if "cookie" in head.lower()]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 nonsense\r\n\r\n",
+        b"\x00\x01\x02\x03",
+        b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nbroken header\x00: \x01\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
+        b"",
+    ],
+    ids=["status", "bytes", "length", "header", "chunk", "cut", "encoding", "nothing"],
+)
+def test_no_error_about_an_answer_that_is_none_holds_the_token(
+    hook: Face, monkeypatch: pytest.MonkeyPatch, answer: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with Wire(always(answer)) as wire:
+        monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url, TOKEN))
+        face = Face(hook.kind)
+        for method, *args in METHODS:
+            with pytest.raises(WanError) as caught:
+                face(method, *args)
+            expected = WanUnknownSubmissionError if method == "submit" else WanTransientError
+            assert type(caught.value) is expected
+            assert TOKEN not in everything_in(caught.value)
+    assert TOKEN not in caplog.text
+
+
+def test_no_error_without_a_connection_holds_the_token_and_nothing_is_bought(
+    hook: Face, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    hosts = [f"http://127.0.0.1:{closed_port()}", "https://no-such-host.invalid"]
+    with Wire(always(reply()), tls=True) as untrusted, Wire(lambda sock: None) as no_tls:
+        for host in (*hosts, untrusted.url, f"https://127.0.0.1:{no_tls.port}"):
+            monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(host, TOKEN))
+            for method, *args in METHODS:
+                with pytest.raises(WanTransientError) as caught:
+                    Face(hook.kind)(method, *args)
+                assert TOKEN not in everything_in(caught.value)
+                assert ("Nothing was bought" in str(caught.value)) == (method == "submit")
+    assert TOKEN not in caplog.text
+
+
+def test_nothing_shows_the_token(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    hook = WanHook()
+    hook.get_balance()
+    shown = [repr(hook), str(hook), repr(hook.settings), str(hook.settings), repr(hook.get_conn())]
+    assert not [text for text in shown if sandbox.token in text]
+    assert sandbox.token not in str(hook.get_conn().headers)
+    assert sandbox.token not in caplog.text
+
+
+@pytest.mark.parametrize("before", ["http://user:password@", ""])
+def test_both_go_through_the_proxy_of_the_environment(
+    hook: Face, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    with Proxy() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"{before}127.0.0.1:{proxy.port}")
+        request_id = hook("submit", MODEL, INPUTS).request_id
+        hook("get_status", request_id)
+        assert [head.split(" ")[0] for head in proxy.heads] == ["POST", "GET"]
+        assert all(("Proxy-Authorization: Basic" in head) == bool(before) for head in proxy.heads)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        hook("get_status", request_id)
+        assert len(proxy.heads) == 2
+
+
+def test_a_tunnel_does_not_see_the_token(hook: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate())
+    heads: list[str] = []
+    answer = reply(b'{"request_id": "a", "status": "in_progress"}')
+    with Wire(always(answer, heads=heads), tls=True) as wire, Proxy() as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://user:password@127.0.0.1:{proxy.port}")
+        monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url, TOKEN))
+        face = Face(hook.kind)
+        face("get_status", "a")
+        face("submit", MODEL, INPUTS)
+        assert [head.split(" ")[:2] for head in proxy.heads] == [["CONNECT", f"127.0.0.1:{wire.port}"]] * 2
+    assert TOKEN not in "".join(proxy.heads)
+    assert "proxy-authorization" not in "".join(heads).lower()
+    assert "".join(heads).count(TOKEN) == 2
+
+
+def test_a_proxy_that_refuses_buys_nothing(hook: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Proxy(refuse=reply(b"no", "403 Forbidden")) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://user:password@127.0.0.1:{proxy.port}")
+        monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection("https://model-api.runcomfy.net", TOKEN))
+        with pytest.raises(WanTransientError, match="Nothing was bought") as caught:
+            Face(hook.kind)("submit", MODEL, INPUTS)
+        assert TOKEN not in everything_in(caught.value)
+        assert TOKEN not in "".join(proxy.heads)
+
+
+def test_a_socks_proxy_is_refused_by_name(
+    hook: Face, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5h://user:password@127.0.0.1:1080")
+    for method, *args in METHODS:
+        with pytest.raises(WanInputError, match="socks5h proxy") as caught:
+            hook(method, *args)
+        assert "password" not in str(caught.value)
+    assert not sandbox.ledger()["calls"]
+
+
+def test_a_token_that_was_rotated_is_read_again(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = WanHook(retry=QUICK)
+    request_id = hook.submit(MODEL, INPUTS).request_id
+    sandbox.control("tokens", {"add": "rotated", "revoke": sandbox.token})
+    with pytest.raises(WanAuthError):
+        hook.get_status(request_id)
+    monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox.url, "rotated"))
+    assert hook.get_status(request_id).is_over
+    assert hook.get_result(request_id).video_urls
+
+
+def test_a_token_that_was_rotated_is_read_again_by_all_in_the_loop(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def follow() -> None:
+        async with WanAsyncHook(retry=QUICK) as hook, WanAsyncHook(retry=QUICK) as other:
+            request_id = (await hook.submit(MODEL, INPUTS)).request_id
+            await other.get_status(request_id)
+            sandbox.control("tokens", {"add": "rotated", "revoke": sandbox.token})
+            with pytest.raises(WanAuthError):
+                await hook.get_status(request_id)
+            monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox.url, "rotated"))
+            assert (await hook.get_status(request_id)).is_over
+            refused = len(sandbox.ledger()["refusals"])
+            assert (await other.get_result(request_id)).video_urls
+            assert len(sandbox.ledger()["refusals"]) == refused, "the other hook knows the new token already"
+
+    asyncio.run(follow())
+
+
+def test_a_request_is_read_whole_before_it_is_answered() -> None:
+    """The wires of these tests read bodies, or a reset could be taken for an answer."""
+    bodies: list[bytes] = []
+
+    def answer(sock: object) -> None:
+        bodies.append(read_request(sock))  # type: ignore[arg-type]
+        sock.sendall(reply())  # type: ignore[attr-defined]
+
+    import requests
+
+    with Wire(answer) as wire:
+        requests.post(wire.url, data=b"x" * 300_000, timeout=5)
+    assert bodies[0].endswith(b"x" * 300_000)

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a server asks to wait is waited, in every shape, and never for ever; and calls are paced."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+from hook_faces import KINDS, QUICK, Face, connection
+from sandboxes import INPUTS, MODEL
+from wires import Wire, read_request, reply
+
+from airflow_provider_wan.exceptions import WanTransientError
+from airflow_provider_wan.hooks.common import Pacer, pacer_of
+from airflow_provider_wan.hooks.wan import WanAsyncHook, WanHook
+from airflow_provider_wan.sandbox.server import Sandbox
+
+YEAR_S = 365 * 86400
+
+
+@pytest.mark.parametrize(
+    "retry_after",
+    [
+        "0",
+        "1",
+        "0.3",
+        lambda: formatdate(time.time() + 1.5, usegmt=True),
+        lambda: formatdate(time.time() - 3600, usegmt=True),
+        "-5",
+        "soon",
+        "1; please",
+    ],
+    ids=["none", "a second", "a fraction", "a date", "a date that is over", "negative", "nonsense", "more"],
+)
+def test_a_retry_after_that_can_be_waited_for_is(hook: Face, sandbox: Sandbox, retry_after: Any) -> None:
+    request_id = hook("submit", MODEL, INPUTS).request_id
+    for call in ("status", "submit"):
+        asked = retry_after() if callable(retry_after) else retry_after
+        sandbox.add_fault(call, "overloaded", retry_after=asked, count=1)
+    hook("get_status", request_id)
+    hook("submit", MODEL, {**INPUTS, "seed": 2})
+    ledger = sandbox.ledger()
+    assert not ledger["too_early"]
+    assert (ledger["calls"]["status"], ledger["purchases_count"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "retry_after",
+    [
+        str(YEAR_S),
+        "9" * 300,
+        "Fri, 31 Dec 9999 23:59:59 GMT",
+        lambda: formatdate(time.time() + YEAR_S, usegmt=True),
+    ],
+    ids=["a year", "for ever", "the end of time", "a date in a year"],
+)
+def test_a_retry_after_that_is_too_long_is_given_up_on_and_not_violated(
+    hook: Face, sandbox: Sandbox, retry_after: Any
+) -> None:
+    request_id = hook("submit", MODEL, INPUTS).request_id
+    asked = retry_after() if callable(retry_after) else retry_after
+    for call in ("status", "result", "cancel", "submit"):
+        sandbox.add_fault(call, "overloaded", retry_after=asked, count=1)
+    for method, *args in (("get_status", request_id), ("get_result", request_id), ("submit", MODEL, INPUTS)):
+        with pytest.raises(WanTransientError, match="asks to wait"):
+            hook(method, *args)
+    ledger = sandbox.ledger()
+    assert not ledger["too_early"]
+    assert ledger["calls"] == {"submit": 2, "status": 1, "result": 1}
+
+
+def test_a_date_without_the_servers_own_date_is_reckoned_with_our_clock(
+    monkeypatch: pytest.MonkeyPatch, hook: Face
+) -> None:
+    in_a_year = formatdate(time.time() + YEAR_S, usegmt=True)
+    answer = reply(b"{}", "429 Too Many Requests", Retry_After=in_a_year)
+    with Wire(lambda sock: sock.sendall(answer) if read_request(sock) else None) as wire:
+        monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url))
+        with pytest.raises(WanTransientError, match="asks to wait"):
+            Face(hook.kind)("get_status", "abc")
+        assert wire.connections == 1
+
+
+def test_a_pacer_spreads_calls_evenly() -> None:
+    pacer = Pacer(0.1)
+    delays = [pacer.reserve() for _ in range(5)]
+    assert delays[0] == 0
+    assert all(place * 10 - 5 < delay <= place * 10 for place, delay in enumerate(delays))
+    assert [Pacer(None).reserve() for _ in range(3)] == [0, 0, 0]
+
+
+def test_one_limit_holds_for_all_hooks_of_a_connection(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = connection(sandbox.url, requests_per_second=40)
+    monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", limited)
+    monkeypatch.setenv("AIRFLOW_CONN_WAN_OTHER", limited)
+    settings = WanHook().settings
+    assert pacer_of(settings) is pacer_of(WanHook().settings)
+    assert pacer_of(settings) is not pacer_of(WanHook("wan_other").settings)
+    request_id = Face("sync")("submit", MODEL, INPUTS).request_id
+    sandbox.control("account", {"requests_per_second": 50})
+    # Four threads with each kind of hook, as fast as they can.
+    faces = [Face(kind) for kind in (*KINDS, *KINDS)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda face: [face("get_status", request_id) for _ in range(8)], faces))
+    ledger = sandbox.ledger()
+    assert (ledger["calls"]["status"], ledger["refusals"]) == (32, [])
+
+
+def test_async_hooks_of_a_loop_share_their_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    def keep_alive(sock: Any) -> None:
+        while True:
+            read_request(sock)
+            sock.sendall(reply(b'{"request_id": "a", "status": "in_progress"}', Connection="keep-alive"))
+
+    async def two_hooks() -> None:
+        async with WanAsyncHook(retry=QUICK) as first:
+            await first.get_status("a")
+            async with WanAsyncHook(retry=QUICK) as second:
+                await second.get_status("a")
+            await first.get_status("a")
+
+    with Wire(keep_alive) as wire:
+        monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url))
+        asyncio.run(two_hooks())
+        assert wire.connections == 1
+        asyncio.run(two_hooks())  # another loop has its own
+        assert wire.connections == 2
+
+
+def test_a_submit_never_goes_over_a_kept_connection(monkeypatch: pytest.MonkeyPatch, hook: Face) -> None:
+    def leave_after_one(sock: Any) -> None:
+        request = read_request(sock)
+        body = b'{"request_id": "a", "status": "in_progress"}'
+        sock.sendall(reply(body, Connection="keep-alive"))
+        if request.startswith(b"GET"):
+            sock.recv(1)  # keeps it open until the client uses it again, and then is gone
+
+    async def both() -> None:
+        async with WanAsyncHook(retry=QUICK) as asynchronous:
+            await asynchronous.get_status("a")
+            await asynchronous.submit(MODEL, INPUTS)
+
+    with Wire(leave_after_one) as wire:
+        monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url))
+        if hook.kind == "async":
+            asyncio.run(both())
+        else:
+            face = Face("sync")
+            face("get_status", "a")
+            face("submit", MODEL, INPUTS)
+        assert wire.connections == 2
