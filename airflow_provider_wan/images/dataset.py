@@ -164,12 +164,16 @@ def _rows(raw: Iterable[_RawRow], origin: str, columns: Columns) -> Iterator[Dat
             yield RowError(origin, line, cells)
             continue
         try:
-            yield _row(cells, origin, line, columns)
+            yield row_of_cells(cells, origin=origin, line=line, columns=columns)
         except ValueError as error:
             yield RowError(origin, line, str(error))
 
 
-def _row(cells: Mapping[str, Any], origin: str, line: int, columns: Columns) -> DatasetRow:
+def row_of_cells(cells: Mapping[str, Any], *, origin: str, line: int, columns: Columns) -> DatasetRow:
+    """Make a row of its cells, or of a prepared row, whose columns were checked.
+
+    :raises ValueError: it names no image, or nonsense.
+    """
     if is_prepared_row(cells):
         return _prepared_row(cells, origin, line, columns)
     given = {name: value for name, value in cells.items() if value is not None and value != ""}

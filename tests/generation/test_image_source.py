@@ -144,7 +144,7 @@ def test_an_image_cut_off_inside_its_pixels_is_found(bucket: Bucket, sources: So
 
 
 def test_an_object_that_is_not_there_is_named(bucket: Bucket, sources: Sources) -> None:
-    with pytest.raises(WanInputError, match="gs://videos/nobody.jpg: there is no such object"):
+    with pytest.raises(WanInputError, match=r"nobody\.jpg: there is no such object"):
         sources().open("gs://videos/nobody.jpg")
 
 
