@@ -76,19 +76,19 @@ class ImageOptions:
 class ImageSource:
     """A source image, as submissions take it.
 
-    :param address: as it may be shown and remembered.
+    :param shown: its address as it may be shown and remembered.
     :param identity: what it counts as in a fingerprint; None: its address.
     :param input_name: the model's input that takes its address.
-    :param make_url: checks, fixes, stages and signs; gives what is sent. Call it only when a purchase is about to
+    :param make_address: checks, fixes, stages and signs; gives what is sent. Call it only when a purchase is about to
         be made, and keep the answer nowhere.
     :param inputs: the row's own inputs of the model.
     :param variation: the row's own.
     """
 
-    address: str
+    shown: str
     identity: str | None
     input_name: str
-    make_url: Callable[[], str] = field(repr=False)
+    make_address: Callable[[], str] = field(repr=False)
     inputs: Mapping[str, Any] = field(default_factory=dict)
     variation: str | None = None
 
@@ -110,21 +110,23 @@ class ImageSource:
         if given.get(self.input_name):
             raise WanInputError(f"{self.input_name} and image are both given; one of them is enough.")
         is_url = self.identity is None
-        checked = validate_inputs(model_id, {**given, self.input_name: self.address if is_url else _PLACEHOLDER})
+        checked = validate_inputs(
+            model_id, {**given, self.input_name: self.shown if is_url else _PLACEHOLDER}
+        )
         checked = {name: value for name, value in checked.items() if name != self.input_name}
         variation = (self.variation or variation) or None
         return Wanted(
             model_id=model_id,
-            make_inputs=lambda: {**checked, self.input_name: self.make_url()},
-            recorded_inputs=without_signatures({**checked, self.input_name: self.address}),
+            make_inputs=lambda: {**checked, self.input_name: self.make_address()},
+            recorded_inputs=without_signatures({**checked, self.input_name: self.shown}),
             fingerprint=fingerprint(
                 model_id,
-                {**checked, self.input_name: self.address} if is_url else checked,
+                {**checked, self.input_name: self.shown} if is_url else checked,
                 self.identity,
                 variation,
                 image_fields=(self.input_name,),
             ),
-            image=self.address,
+            image=self.shown,
             variation=variation,
             watcher=watcher,
         )
@@ -269,25 +271,25 @@ class ImageSources:
         self, origin: Origin, *, inputs: Mapping[str, Any] | None = None, variation: str | None = None
     ) -> ImageSource:
         return ImageSource(
-            address=origin.address,
+            shown=origin.address,
             identity=origin.identity,
             input_name=self.input_name,
-            make_url=lambda: self._make_url(origin),
+            make_address=lambda: self._make_address(origin),
             inputs=inputs or {},
             variation=variation,
         )
 
     def _open_prepared(self, row: PreparedRow, of: DatasetRow | None = None) -> ImageSource:
         return ImageSource(
-            address=canonical_url(row.source),
+            shown=canonical_url(row.source),
             identity=row.identity,
             input_name=self.input_name,
-            make_url=lambda: self._url_of_prepared(row),
+            make_address=lambda: self._url_of_prepared(row),
             inputs=of.inputs if of else row.inputs,
             variation=of.variation if of else row.variation,
         )
 
-    def _make_url(self, origin: Origin) -> str:
+    def _make_address(self, origin: Origin) -> str:
         if self.rules is None or not (self.options.check or self.options.staging):
             return self._url_as_it_is(origin)
         if self.options.staging is None:

@@ -15,6 +15,7 @@ from airflow_provider_wan import metrics
 from airflow_provider_wan.exceptions import WanInputError, WanTransientError
 from airflow_provider_wan.faces.ending import cancel_what_is_queued, finished, paid_and_gone, timed_out
 from airflow_provider_wan.faces.errors import as_airflow_errors
+from airflow_provider_wan.faces.imaging import given_image, image_sources, shown_image
 from airflow_provider_wan.faces.journals import (
     bucket_journal,
     is_watched_by_others,
@@ -37,6 +38,7 @@ from airflow_provider_wan.links.wan import WanGenerationsLink, WanVideoLink
 from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in, event_of, is_over_for_good
 
 if TYPE_CHECKING:
+    from airflow_provider_wan.generation.image_source import ImageSources
     from airflow_provider_wan.generation.journal import Journal
     from airflow_provider_wan.generation.records import Record
     from airflow_provider_wan.generation.submission import Obtained, Wanted
@@ -59,6 +61,9 @@ class WanSubmitOperator(BaseOperator):
     ``None`` means left out.
 
     :param prompt: what should happen in the video, at most 800 characters. (templated)
+    :param image: the source image: ``gs://bucket/object`` of a private bucket too, which RunComfy gets to see by a
+        signed link; ``https://...``; or a row that ``WanPrepareImagesOperator`` wrote, with its own inputs. In a
+        bucket it counts as its content, wherever it lies. Instead of ``img_url``. (templated)
     :param img_url: a public address of the source image: JPEG, PNG without alpha, BMP or WEBP, 360 to 2000 px
         a side, under 10 MB. (templated)
     :param negative_prompt: what should not be there, at most 500 characters. (templated)
@@ -86,12 +91,20 @@ class WanSubmitOperator(BaseOperator):
     :param resolve: how a person settled exactly that: ``{image or fingerprint: request_id or "resubmit"}``, for
         instance from ``dag_run.conf``. (templated)
     :param request: take over this request instead of submitting: an id, or what another task returned. (templated)
-    :param check_image: whether to look at the image's header before buying, default True.
+    :param check_image: whether to look at the image before buying, default True: at its header, and at all of it
+        where it lies in a bucket.
+    :param staging: ``gs://bucket/prefix`` for copies of images that the model would refuse, or that are stored
+        turned or with private metadata: what can be fixed is fixed, and the copy is sent. Each is made once. None
+        (default): nothing is fixed. For ``image`` only. (templated)
+    :param background: what transparent parts are put on, a colour name or ``#rrggbb``; default white. (templated)
+    :param too_small: ``upscale`` (default) enlarges a small image up to 8 times, ``reject`` refuses it.
+    :param link_lifetime: how long the signed link works; None (default): 12 hours, or ``timeout`` where that is
+        longer. At most 7 days, and 12 hours where IAM signs: a longer one is refused.
     :param on_invalid: what to do about an input or image that the model would refuse: ``fail`` (default, without
         retry) or ``skip`` the task, so that one bad image stops nobody else; the XCom ``refused`` then says why.
     :param wan_conn_id: the connection, default ``wan_default``. (templated)
-    :param gcp_conn_id: for the journal; None (default): Application Default Credentials. (templated)
-    :param impersonation_chain: a service account to act as, for the journal. (templated)
+    :param gcp_conn_id: for journal and images; None (default): Application Default Credentials. (templated)
+    :param impersonation_chain: a service account to act as, for journal and images. (templated)
 
     Raises :class:`WanInputError` and the other :class:`WanRefusedError` without retry,
     :class:`WanUnknownSubmissionError` without retry, and :class:`WanTransientError`,
@@ -100,6 +113,9 @@ class WanSubmitOperator(BaseOperator):
 
     template_fields: Sequence[str] = (
         *INPUT_PARAMETERS,
+        "image",
+        "staging",
+        "background",
         "model_id",
         "inputs",
         "variation",
@@ -118,6 +134,7 @@ class WanSubmitOperator(BaseOperator):
         self,
         *,
         prompt: str | None = None,
+        image: str | Mapping[str, Any] | None = None,
         img_url: str | None = None,
         negative_prompt: str | None = None,
         template: str | None = None,
@@ -139,6 +156,10 @@ class WanSubmitOperator(BaseOperator):
         resolve: Mapping[str, str] | str | None = None,
         request: str | Mapping[str, Any] | None = None,
         check_image: bool = True,
+        staging: str | None = None,
+        background: str = "white",
+        too_small: Literal["upscale", "reject"] = "upscale",
+        link_lifetime: timedelta | float | None = None,
         on_invalid: Literal["fail", "skip"] = "fail",
         wan_conn_id: str = "wan_default",
         gcp_conn_id: str | None = None,
@@ -153,6 +174,7 @@ class WanSubmitOperator(BaseOperator):
         if journal is not None and not durable:
             raise ValueError("durable=False remembers nothing, and so needs no journal")
         self.prompt = prompt
+        self.image = image
         self.img_url = img_url
         self.negative_prompt = negative_prompt
         self.template = template
@@ -174,6 +196,10 @@ class WanSubmitOperator(BaseOperator):
         self.resolve = resolve
         self.request = request
         self.check_image = check_image
+        self.staging = staging
+        self.background = background
+        self.too_small = too_small
+        self.link_lifetime = link_lifetime
         self.on_invalid = on_invalid
         self.wan_conn_id = wan_conn_id
         self.gcp_conn_id = gcp_conn_id
@@ -191,7 +217,7 @@ class WanSubmitOperator(BaseOperator):
         with as_airflow_errors(context):
             hook = WanHook(self.wan_conn_id)
             given = given_inputs(self)
-            if given_or_none(self.request) is not None and not given:
+            if given_or_none(self.request) is not None and not given and given_image(self.image) is None:
                 return self._take_over_unseen(context, hook)
             wanted = self._wanted(context, hook, given)
             journal = self._journal(context)
@@ -226,7 +252,12 @@ class WanSubmitOperator(BaseOperator):
     # -- obtaining it --------------------------------------------------------------------------------------
 
     def _wanted(self, context: Any, hook: WanHook, given: Mapping[str, Any]) -> Wanted:
+        image = given_image(self.image)
         with self._skips_what_is_invalid(context):
+            if image is not None:
+                source = self._image_sources(hook).open(image)
+                variation = given_or_none(self.variation)
+                return source.wanted(self.model_id, given, variation=variation, watcher=watcher_of(context))
             return wanted_of(
                 given,
                 model_id=self.model_id,
@@ -235,6 +266,21 @@ class WanSubmitOperator(BaseOperator):
                 hook=hook,
                 watcher=watcher_of(context),
             )
+
+    def _image_sources(self, hook: WanHook) -> ImageSources:
+        return image_sources(
+            self.model_id,
+            log=self.log,
+            allow_private=hook.settings.allow_private_images,
+            gcp_conn_id=self.gcp_conn_id,
+            impersonation_chain=self.impersonation_chain,
+            staging=self.staging,
+            background=self.background,
+            too_small=self.too_small,
+            check_image=self.check_image,
+            link_lifetime=self.link_lifetime,
+            waits_for_s=seconds_of(self.timeout) if self.wait_for_completion else 0.0,
+        )
 
     def _obtain(self, context: Any, hook: WanHook, journal: Journal | None, wanted: Wanted) -> Obtained:
         from airflow_provider_wan.generation.submission import Submission
@@ -299,7 +345,11 @@ class WanSubmitOperator(BaseOperator):
         )
 
     def _ref_of_event(self, context: Any, journal: Journal | None, event: Mapping[str, Any]) -> RequestRef:
-        if given_or_none(self.request) is not None and not given_inputs(self):
+        if (
+            given_or_none(self.request) is not None
+            and not given_inputs(self)
+            and given_image(self.image) is None
+        ):
             return request_of(self.request)
         fingerprint = event.get("fingerprint")
         held = journal.read(fingerprint) if journal is not None and fingerprint else None
@@ -317,7 +367,8 @@ class WanSubmitOperator(BaseOperator):
                 raise
             metrics.count(metrics.REFUSED, tags=metrics.tags_of(context, self.model_id))
             url = shown_url(given_inputs(self).get("img_url"))
-            context["ti"].xcom_push(key="refused", value=[{"img_url": url, "rule": str(error)}])
+            what = {"img_url": url} if url else {"image": shown_image(self.image)}
+            context["ti"].xcom_push(key="refused", value=[{**what, "rule": str(error)}])
             raise AirflowSkipException(str(error)) from error
 
     # -- waiting for it ------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def test_nothing_is_read_staged_or_signed_before_a_purchase(bucket: Bucket, sour
 
 def test_an_image_that_fits_is_sent_from_where_it_is(bucket: Bucket, sources: Sources) -> None:
     bucket.put("my photos/ä 1.jpg", fits())
-    url = sources(staging="gs://videos/staged").open("gs://videos/my photos/ä 1.jpg").make_url()
+    url = sources(staging="gs://videos/staged").open("gs://videos/my photos/ä 1.jpg").make_address()
     assert url == f"{bucket.sandbox.bucket_url}/videos/my%20photos/%C3%A4%201.jpg"
     copies = [name for name, about in bucket.objects("staged/").items() if about["size_bytes"]]
     assert copies == []
@@ -95,12 +95,12 @@ def test_a_second_time_nothing_is_read_and_nothing_is_written(bucket: Bucket, so
     bucket.put("turned.jpg", turned())
     bucket.put("fits.jpg", fits())
     first = [
-        sources(staging="gs://videos/staged").open(f"gs://videos/{n}.jpg").make_url()
+        sources(staging="gs://videos/staged").open(f"gs://videos/{n}.jpg").make_address()
         for n in ("turned", "fits")
     ]
     bucket.sandbox.bucket_control("calls", method="DELETE")
     again = [
-        sources(staging="gs://videos/staged").open(f"gs://videos/{n}.jpg").make_url()
+        sources(staging="gs://videos/staged").open(f"gs://videos/{n}.jpg").make_address()
         for n in ("turned", "fits")
     ]
     shown = bucket.sandbox.bucket_control("calls")
@@ -110,7 +110,7 @@ def test_a_second_time_nothing_is_read_and_nothing_is_written(bucket: Bucket, so
 
 def test_a_staged_copy_is_upright_and_private_data_is_gone(bucket: Bucket, sources: Sources) -> None:
     bucket.put("turned.jpg", turned())
-    url = sources(staging="gs://videos/staged").open("gs://videos/turned.jpg").make_url()
+    url = sources(staging="gs://videos/staged").open("gs://videos/turned.jpg").make_address()
     answer = requests.get(url, timeout=10)
     with Image.open(io.BytesIO(answer.content)) as image:
         assert image.size == (480, 640)
@@ -121,7 +121,7 @@ def test_a_staged_copy_is_upright_and_private_data_is_gone(bucket: Bucket, sourc
 def test_another_background_is_another_copy(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.png", encoded(quadrants().convert("RGBA"), "PNG"))
     urls = [
-        sources(staging="gs://videos/staged", background=colour).open("gs://videos/a.png").make_url()
+        sources(staging="gs://videos/staged", background=colour).open("gs://videos/a.png").make_address()
         for colour in ("white", "#ffffff", "black")
     ]
     assert urls[0] == urls[1] != urls[2]
@@ -132,14 +132,14 @@ def test_without_staging_what_does_not_fit_is_refused_and_the_way_out_is_named(
 ) -> None:
     bucket.put("a.png", encoded(quadrants().convert("RGBA"), "PNG"))
     with pytest.raises(WanInputError, match=r"gs://videos/a.png would be refused: .*transparency.*staging="):
-        sources().open("gs://videos/a.png").make_url()
+        sources().open("gs://videos/a.png").make_address()
 
 
 def test_an_image_cut_off_inside_its_pixels_is_found(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.jpg", fits()[:-3000])
     for options in ({}, {"staging": "gs://videos/staged"}):
         with pytest.raises(WanInputError, match=r"gs://videos/a.jpg: the file is truncated or damaged"):
-            sources(**options).open("gs://videos/a.jpg").make_url()
+            sources(**options).open("gs://videos/a.jpg").make_address()
     assert bucket.objects("staged/") == {}
 
 
@@ -153,7 +153,7 @@ def test_an_object_replaced_after_the_look_is_not_sent(bucket: Bucket, sources: 
     opened = sources().open("gs://videos/a.jpg")
     bucket.put("a.jpg", turned())
     with pytest.raises(WanInputError, match="replaced while it was looked at"):
-        opened.make_url()
+        opened.make_address()
 
 
 def test_an_address_on_the_web_that_fits_goes_as_it_is_with_its_signature(
@@ -162,7 +162,7 @@ def test_an_address_on_the_web_that_fits_goes_as_it_is_with_its_signature(
     bucket.put("a.jpg", fits())
     url = f"{bucket.sandbox.bucket_url}/videos/a.jpg?sig=abc"
     opened = sources(staging="gs://videos/staged").open(url)
-    assert opened.make_url() == url
+    assert opened.make_address() == url
     assert "abc" not in repr(opened)
     assert "abc" not in repr(opened.wanted(MODEL, PROMPT))
 
@@ -170,7 +170,7 @@ def test_an_address_on_the_web_that_fits_goes_as_it_is_with_its_signature(
 def test_an_address_on_the_web_that_does_not_fit_is_staged_once(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.jpg", turned())
     url = f"{bucket.sandbox.bucket_url}/videos/a.jpg"
-    made = {sources(staging="gs://videos/staged").open(url).make_url() for _ in range(2)}
+    made = {sources(staging="gs://videos/staged").open(url).make_address() for _ in range(2)}
     assert len(made) == 1
     assert "/videos/staged/" in made.pop()
     assert [about["writes"] for about in bucket.objects("staged/").values()] == [1]
@@ -181,11 +181,11 @@ def test_a_file_is_staged_even_where_it_fits(bucket: Bucket, sources: Sources, t
     bucket.put("same.jpg", fits())
     sources(staging="gs://videos/staged").open(
         "gs://videos/same.jpg"
-    ).make_url()  # leaves a mark of the same content
-    url = sources(staging="gs://videos/staged").open(str(tmp_path / "a.jpg")).make_url()
+    ).make_address()  # leaves a mark of the same content
+    url = sources(staging="gs://videos/staged").open(str(tmp_path / "a.jpg")).make_address()
     assert requests.get(url, timeout=10).content == fits()
     with pytest.raises(WanInputError, match="is a file of this machine"):
-        sources().open(str(tmp_path / "a.jpg")).make_url()
+        sources().open(str(tmp_path / "a.jpg")).make_address()
 
 
 @pytest.mark.parametrize(
@@ -193,13 +193,13 @@ def test_a_file_is_staged_even_where_it_fits(bucket: Bucket, sources: Sources, t
 )
 def test_what_is_no_image_address_is_refused(sources: Sources, address: str) -> None:
     with pytest.raises(WanInputError):
-        sources().open(address).make_url()
+        sources().open(address).make_address()
 
 
 def test_a_private_address_is_not_read(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.jpg", fits())
     with pytest.raises(WanDownloadError, match="not a public address"):
-        sources(allow_private=False).open(f"{bucket.sandbox.bucket_url}/videos/a.jpg").make_url()
+        sources(allow_private=False).open(f"{bucket.sandbox.bucket_url}/videos/a.jpg").make_address()
 
 
 def test_an_input_given_twice_is_refused(bucket: Bucket, sources: Sources) -> None:
