@@ -91,11 +91,8 @@ def get_provider_info() -> dict[str, Any]:
             "airflow_provider_wan.links.wan.WanBucketLink",
             "airflow_provider_wan.links.wan.WanGenerationsLink",
         ],
-        "plugins": [
-            {
-                "name": "wan_gallery",
-                "plugin-class": "airflow_provider_wan.plugins.gallery.WanGalleryPlugin",
-            },
+        "task-decorators": [
+            {"name": "wan", "class-name": "airflow_provider_wan.decorators.wan.wan_task"},
         ],
         "config": {
             "wan": {
