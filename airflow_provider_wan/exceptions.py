@@ -118,3 +118,14 @@ class WanConflictError(WanStorageError):
 
 class WanBudgetError(WanError):
     """A money or count limit would be passed; what was paid for was finished first."""
+
+
+class WanBatchError(WanError):
+    """More images of a batch failed than ``max_failures`` allows; all the others were finished first.
+
+    :param retry_helps: true if another try can make a difference: false if every failure is a refusal.
+    """
+
+    def __init__(self, message: str, *, retry_helps: bool) -> None:
+        super().__init__(message)
+        self.retry_helps = retry_helps  # type: ignore[misc]

@@ -55,11 +55,14 @@ class WatchPolicy:
     """How closely to watch.
 
     :param looks_per_second: the most status calls a second.
+    :param slack: as many neighbours may stand in another order than they were submitted in: submits overtake each
+        other on their way.
     :param gone_after_times: how many 404001 in a row mean that a request is gone.
     :param gone_after_s: over how many seconds they must have come.
     """
 
     looks_per_second: float = 50.0
+    slack: int = 16
     gone_after_times: int = 3
     gone_after_s: float = 60.0
 
@@ -67,7 +70,8 @@ class WatchPolicy:
 @dataclass(slots=True, eq=False)
 class _Watched:
     request_id: str
-    number: int
+    #: When it was submitted, and a count: its place in the order.
+    number: tuple[float, int]
     submitted_at: float
     started_at: float | None = None
     next_at: float = 0.0
@@ -112,7 +116,7 @@ class QueueWatch:
         self.wants_fresh_connection = False
         self._all: dict[str, _Watched] = {}
         self._waiting: list[_Watched] = []
-        self._running: list[tuple[float, int, _Watched]] = []
+        self._running: list[tuple[float, tuple[float, int], _Watched]] = []
         self._numbers = itertools.count()
         self._ends: list[float] = []
         self._samples = 0
@@ -124,8 +128,9 @@ class QueueWatch:
         self._probe_next = 0
         self._step = 1
         self._head_runs = False
-        self._younger: int | None = None
-        self._known_queued: int | None = None
+        self._younger: tuple[float, int] | None = None
+        self._known_queued: tuple[float, int] | None = None
+        self._vacated: float | None = None
         self._tail_seen_at = float("-inf")
         #: The position that the first in the queue has: 0 or 1, as the API counts.
         self._base: int | None = None
@@ -144,18 +149,19 @@ class QueueWatch:
         return len(self._waiting)
 
     def add(self, request_id: str, submitted_at: float, *, started_at: float | None = None) -> None:
-        """Watch one more, the last in order of submission.
+        """Watch one more.
 
+        :param submitted_at: gives it its place in the order.
         :param started_at: when it started, if that is known.
         """
         if request_id in self._all:
             return
-        one = _Watched(request_id, next(self._numbers), submitted_at)
+        one = _Watched(request_id, (submitted_at, next(self._numbers)), submitted_at)
         self._all[request_id] = one
         if started_at is not None:
             self._start(one, started_at, submitted_at)
         else:
-            self._waiting.append(one)
+            bisect.insort(self._waiting, one, key=lambda other: other.number)
             if not self.in_order:
                 self._schedule(one, submitted_at + self._patience_s(one, submitted_at))
 
@@ -167,6 +173,15 @@ class QueueWatch:
             self._waiting.remove(one)
         if one is not None and one is self._probe:
             self._probe = None
+
+    def look_at(self, request_id: str, at: float) -> None:
+        """Look at a running one at a certain time next."""
+        if request_id in self._all:
+            self._schedule(self._all[request_id], at)
+
+    def order_of(self, request_id: str) -> tuple[float, int]:
+        """Give the place of a watched request in the order of submission."""
+        return self._all[request_id].number
 
     def back_to_watch(self, request_id: str, now: float) -> None:
         """Go on watching one that was over by its status, and is not by its result."""
@@ -227,7 +242,7 @@ class QueueWatch:
             self._credit = min(max(1.0, self.policy.looks_per_second), self._credit + more)
         self._credit_at = now
 
-    def _is_current(self, entry: tuple[float, int, _Watched]) -> bool:
+    def _is_current(self, entry: tuple[float, tuple[float, int], _Watched]) -> bool:
         at, _, one = entry
         return self._all.get(one.request_id) is one and not one.is_asked and one.next_at == at
 
@@ -295,19 +310,19 @@ class QueueWatch:
             self._step *= 2
             self._probe_next = min(self._step - 1, len(self._waiting) - 1)
 
-    def _place(self, number: int) -> int:
+    def _place(self, number: tuple[float, int]) -> int:
         """Give the place in our own order, from 0, of the request with this number."""
         return bisect.bisect_left(self._waiting, number, key=lambda one: one.number)
 
     def _saw_queued(self, one: _Watched, position: int | None, now: float) -> None:
         one.alive_at = now
         if one.started_at is not None:  # it was believed to run, for a younger one did
-            self._fall_into_disorder(now)
+            self._saw_overtaken(one, now)
             return
         self._probed_at = now
         place = self._place(one.number)
         if place == 0:
-            if self._younger is not None:
+            if self._younger is not None and not self._has_overtaken(self._younger, now):
                 self._fall_into_disorder(now)
                 return
             self._saw_head_queued(position)
@@ -322,6 +337,32 @@ class QueueWatch:
             self._probe_next = 0
         else:
             self._search_on()
+
+    def _saw_overtaken(self, one: _Watched, now: float) -> None:
+        """It waits, though others that were submitted after it have started; a few may have overtaken it."""
+        younger = sum(
+            1 for other in self._all.values() if other.started_at is not None and other.number > one.number
+        )
+        if younger > self._slack():
+            self._fall_into_disorder(now)
+            return
+        self._vacated, one.started_at, one.is_waiting = one.started_at, None, True
+        bisect.insort(self._waiting, one, key=lambda other: other.number)
+        self._round_goes_on = False
+
+    def _slack(self) -> int:
+        return min(self.policy.slack, max(8, len(self._all) // 8))  # in a few, looking at each costs little
+
+    def _has_overtaken(self, number: tuple[float, int], now: float) -> bool:
+        """Take one that runs before its eldest as overtaking its neighbours; false if it was too far behind."""
+        place = self._place(number)
+        if place > self._slack():
+            return False
+        if place < len(self._waiting) and self._waiting[place].number == number:
+            one = self._waiting.pop(place)
+            self._start(one, now if self._vacated is None else self._vacated, now)
+            self._vacated = None
+        return True
 
     def _saw_head_queued(self, position: int | None) -> None:
         """Our first one waits: what its position says beyond the least ever seen are others' requests."""
@@ -408,8 +449,6 @@ class QueueWatch:
             self._saw_one_of_many(one, status, now)
         elif status.state is State.QUEUED:
             self._saw_queued(one, status.queue_position, now)
-            if one.started_at is not None:
-                self._saw_one_of_many(one, status, now)
         elif status.state is State.RUNNING:
             self._saw_running(one, now)
         else:

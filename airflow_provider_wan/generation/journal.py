@@ -226,6 +226,11 @@ def _shown_in_listings(record: Record) -> dict[str, str]:
     }
 
 
+def as_listed(record: Record) -> Listed | None:
+    """Give what a listing would tell of a record."""
+    return _listed(f"{record.fingerprint}.json", _shown_in_listings(record))
+
+
 def _listed(name: str, metadata: dict[str, str]) -> Listed | None:
     if metadata.get("stage") not in set(Stage) or not name.endswith(".json"):
         return None

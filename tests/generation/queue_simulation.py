@@ -28,6 +28,7 @@ class Account:
     order: Order = "in order"
     others: int = 0
     first_position: int = 0
+    overtaking: int = 0
     seed: int = 0
     start: dict[str, float] = field(default_factory=dict)
     end: dict[str, float] = field(default_factory=dict)
@@ -36,6 +37,10 @@ class Account:
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
         self.queue = [f"{who}{i}" for i in range(self.requests) for who in ["r", *["x"] * self.others]]
+        for place in range(0, len(self.queue) - self.overtaking, self.overtaking + 1):
+            some = self.queue[place : place + self.overtaking + 1]
+            self.random.shuffle(some)
+            self.queue[place : place + self.overtaking + 1] = some
         self._running: list[tuple[float, str]] = []
 
     def advance(self, now: float) -> None:

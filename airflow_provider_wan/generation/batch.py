@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole set of images to videos in a bucket: puts plan, budget, engine and files together.
+
+Everything that a killed run needs is in the journal. A batch that begins again plans again, lists the journal instead
+of reading it, counts what it has bought before against its limits, takes over what is in flight, and goes on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain
+from logging import Logger
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_wan.exceptions import WanBatchError, WanError
+from airflow_provider_wan.generation.batch_budget import Budget, Limits
+from airflow_provider_wan.generation.batch_engine import BatchEngine, Memory, Pace, Pause
+from airflow_provider_wan.generation.batch_files import BatchFiles
+from airflow_provider_wan.generation.batch_outcomes import Ending, MaxFailures, Outcome, count_outcomes
+from airflow_provider_wan.generation.batch_plan import InputCheck, Item, Plan, plan_rows
+from airflow_provider_wan.generation.batch_progress import Progress
+from airflow_provider_wan.generation.batch_sources import open_rows
+from airflow_provider_wan.generation.batch_watch import QueueWatch, WatchPolicy
+from airflow_provider_wan.generation.batch_work import BatchWork
+from airflow_provider_wan.generation.decide import OnUnknownSubmission
+from airflow_provider_wan.generation.download import Downloader, DownloadPolicy
+from airflow_provider_wan.generation.image_dataset import DatasetReader
+from airflow_provider_wan.generation.image_source import ImageSources
+from airflow_provider_wan.generation.journal import BucketJournal, Listed, as_listed
+from airflow_provider_wan.generation.landing import IfExists, Landing
+from airflow_provider_wan.generation.submission import Submission
+from airflow_provider_wan.hooks.settings import WanSettings
+from airflow_provider_wan.hooks.wan import WanHook
+from airflow_provider_wan.images.dataset import Columns
+from airflow_provider_wan.model_api.faults import RetryPolicy
+from airflow_provider_wan.model_api.inputs import load_schema
+
+if TYPE_CHECKING:
+    from google.cloud import storage
+
+#: A journal of many batches is listed up to this many records, or so many for each image; beyond that the records
+#: of the wanted images are read one by one.
+_LIST_AT_LEAST, _LIST_PER_IMAGE = 5_000, 50
+_READ_THREADS = 16
+_SHOWN_ERRORS = 5
+_DEFAULT_CLIP_S = 5.0
+#: Status calls leave this share of the connection's rate to submits and results.
+_LOOKS_SHARE = 0.7
+_LOOKS_PER_SECOND = 50.0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSpec:
+    """What a batch is to do.
+
+    :param images: whatever :class:`~airflow_provider_wan.generation.image_dataset.DatasetReader` reads.
+    :param inputs: the inputs that all rows share, less what rows say themselves.
+    :param object_name: see :func:`~airflow_provider_wan.generation.batch_plan.plan_rows`.
+    :param journal: ``gs://bucket/prefix``.
+    """
+
+    images: Any
+    bucket_name: str
+    object_name: str
+    journal: str
+    model_id: str
+    pace: Pace
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    variation: str | None = None
+    passthrough: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    price_usd: float | None = None
+    max_failures: MaxFailures = field(default_factory=lambda: MaxFailures(count=0))
+    on_unknown_submission: OnUnknownSubmission = "fail"
+    resolve: Mapping[str, str] = field(default_factory=dict)
+    if_exists: IfExists = "skip"
+    max_size_bytes: int = 2 * 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a batch ended.
+
+    :param summary: small, for the XCom.
+    :param error: what to raise, if anything.
+    """
+
+    summary: dict[str, Any]
+    error: WanError | None = None
+
+
+class Batch:
+    """One batch of one task instance.
+
+    :param sources: opens source images.
+    :param watcher: how records name the task instance.
+    :param stop: set to end early.
+    """
+
+    def __init__(
+        self,
+        spec: BatchSpec,
+        hook: WanHook,
+        client: storage.Client,
+        sources: ImageSources,
+        log: Logger,
+        *,
+        watcher: str,
+        stop: threading.Event | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self._spec = spec
+        self._hook = hook
+        self._client = client
+        self._log = log
+        self._watcher = watcher
+        self._stop = stop or threading.Event()
+        self._on_progress = on_progress
+        self._journal = BucketJournal(client, spec.journal)
+        self._files = BatchFiles(client, spec.journal, watcher)
+        self._sources = sources
+        self._price_usd: float | None = None
+        self._memory = Memory(time.time())
+
+    # -- beginning and going on ----------------------------------------------------------------------------
+
+    def begin(self) -> BatchEngine:
+        """Plan, and sort out what is there already.
+
+        :raises WanBudgetError: there is a limit in money and no price; nothing was bought.
+        :raises WanInputError: what is wanted can't be read.
+        """
+        self._price_usd = self._find_price()
+        Budget(self._spec.limits, self._price_usd)  # before anything takes long
+        plan = self._plan()
+        done = sum(plan.is_done(one) for one in plan.items)
+        self._log.info(
+            "%d images: %d have landed before, %d are to do, %d can't be used.",
+            plan.total,
+            done,
+            len(plan.items) - done,
+            len(plan.refused),
+        )
+        return self._engine(plan, QueueWatch(_policy_of(self._hook.settings)))
+
+    def go_on(self, event: Mapping[str, Any]) -> BatchEngine:
+        """Go on after a wait in the triggerer.
+
+        :param event: what the trigger has found.
+        """
+        noted = self._files.read_note(self._log)
+        if noted is None:
+            self._price_usd = self._find_price()
+        else:
+            self._memory, note = noted
+            self._price_usd = note.get("price_usd")
+        watch = QueueWatch.resume(
+            _policy_of(self._hook.settings), event.get("learned"), (), event.get("started") or {}, time.time()
+        )
+        engine = self._engine(self._plan(), watch, started=event.get("started") or {})
+        engine.noticed(event.get("ready") or ())
+        engine.lost(event.get("gone") or ())
+        return engine
+
+    def note(self, engine: BatchEngine) -> None:
+        """Note, before a wait, what the journal does not tell."""
+        telling = (Outcome.LANDED, Outcome.REUSED)
+        self._memory.endings = {
+            one: ending for one, ending in engine.endings.items() if ending.outcome not in telling
+        }
+        self._files.write_note(self._memory, {"price_usd": self._price_usd})
+
+    def dry_run(self) -> Report:
+        """Plan only: what would be bought, and for how much."""
+        self._price_usd = self._find_price()
+        budget = Budget(self._spec.limits, self._price_usd)
+        plan = self._plan()
+        check = InputCheck(self._spec.model_id, self._sources.input_name)
+        to_do = plan.to_do()
+        refused = [item for item in to_do if check.problem(item) is not None]
+        for item in refused[:_SHOWN_ERRORS]:
+            self._log.warning("%s would be refused: %s", item.source.shown, check.problem(item))
+        remembered = sum(1 for item in to_do if item.fingerprint in plan.known)
+        to_buy = len(to_do) - len(refused) - remembered
+        price = budget.price_usd
+        summary = {
+            "dry_run": True,
+            "total": plan.total,
+            "reused": len(plan.items) - len(to_do),
+            "in_journal": remembered,
+            "refused": len(plan.refused) + len(refused),
+            "to_buy": to_buy,
+            "price_usd": price,
+            "cost_usd": None if price is None else round(price * to_buy, 6),
+            "journal": self._spec.journal,
+        }
+        self._log.info("Dry run, nothing is bought: %s", summary)
+        return Report(summary)
+
+    def _engine(
+        self, plan: Plan, watch: QueueWatch, *, started: Mapping[str, float] | None = None
+    ) -> BatchEngine:
+        spec = self._spec
+        return BatchEngine(
+            plan,
+            self._work(),
+            Budget(spec.limits, self._price_usd),
+            watch,
+            spec.pace,
+            self._log,
+            memory=self._memory,
+            check=InputCheck(spec.model_id, self._sources.input_name),
+            watcher=self._watcher,
+            stop=self._stop,
+            started=started,
+            on_progress=self._on_progress,
+        )
+
+    def _work(self) -> BatchWork:
+        spec, hook = self._spec, self._hook
+        submission = Submission(
+            hook,
+            self._journal,
+            self._log,
+            on_unknown_submission=spec.on_unknown_submission,
+            resolve=spec.resolve,
+            retry=RetryPolicy(tries=1),  # the engine slows all submits down together
+        )
+        policy = DownloadPolicy(
+            hook.settings.download_hosts,
+            max_size_bytes=spec.max_size_bytes,
+            stall_s=min(30.0, hook.settings.timeout_s),
+        )
+        landing = Landing(hook, self._client, Downloader(policy, self._log), self._log)
+        return BatchWork(
+            hook=hook,
+            journal=self._journal,
+            submission=submission,
+            landing=landing,
+            log=self._log,
+            model_id=spec.model_id,
+            image_field=self._sources.input_name,
+            bucket_name=spec.bucket_name,
+            watcher=self._watcher,
+            if_exists=spec.if_exists,
+        )
+
+    # -- the plan ------------------------------------------------------------------------------------------
+
+    def _plan(self) -> Plan:
+        spec = self._spec
+        schema = load_schema(spec.model_id)
+        known_inputs = None if schema is None else set(schema.fields) - {self._sources.input_name}
+        columns = Columns(
+            inputs=known_inputs,
+            defaults=spec.inputs,
+            variation=spec.variation,
+            passthrough=spec.passthrough,
+        )
+        reader = DatasetReader(lambda: self._client, columns)
+        plan = plan_rows(
+            open_rows(reader.rows(spec.images), self._sources),
+            model_id=spec.model_id,
+            image_field=self._sources.input_name,
+            object_name=spec.object_name,
+        )
+        plan.known, plan.known_is_complete = self._look_up(plan.items)
+        return plan
+
+    def _look_up(self, wanted: Mapping[str, Item]) -> tuple[dict[str, Listed], bool]:
+        """List the journal; where it is far larger than the batch, read what is wanted instead."""
+        known: dict[str, Listed] = {}
+        most = max(_LIST_AT_LEAST, _LIST_PER_IMAGE * len(wanted))
+        for number, listed in enumerate(self._journal.listing()):
+            if listed.fingerprint in wanted:
+                known[listed.fingerprint] = listed
+            if len(known) == len(wanted):
+                return known, True
+            if number >= most:
+                break
+        else:
+            return known, True
+        missing = [one for one in wanted if one not in known]
+        with ThreadPoolExecutor(_READ_THREADS, "wan-read") as pool:
+            for held in pool.map(self._journal.read, missing):
+                listed_again = as_listed(held.record) if held is not None else None
+                if listed_again is not None:
+                    known[listed_again.fingerprint] = listed_again
+        return known, True
+
+    def _find_price(self) -> float | None:
+        spec = self._spec
+        if spec.price_usd is not None:
+            return spec.price_usd
+        try:
+            model = self._hook.get_model(spec.model_id)
+        except WanError as error:
+            if spec.limits.max_cost_usd is not None:
+                raise
+            self._log.info("What a request costs is not known: %s", error)
+            return None
+        if model.base_price_usd is None:
+            return None
+        if model.price_unit == "second":
+            return model.base_price_usd * float(spec.inputs.get("duration") or _DEFAULT_CLIP_S)
+        return model.base_price_usd
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    def report(self, engine: BatchEngine) -> Report:
+        """Write the manifest, and say how it ended."""
+        engine.close()
+        progress = engine.progress()
+        outcomes: Counter[Outcome] = Counter(ending.outcome for ending in engine.endings.values())
+        outcomes[Outcome.REFUSED] += len(engine.plan.refused)
+        manifest = self._files.write_manifest(self._all_endings(engine))
+        budget = engine.budget
+        summary: dict[str, Any] = {
+            "total": engine.plan.total,
+            **count_outcomes(outcomes),
+            "bought": budget.bought,
+            "cost_usd": round(budget.spent_usd, 6),
+            "cost_is_exact": not budget.unpriced,
+            "duration_s": round(progress.elapsed_s, 1),
+            "videos_a_minute": round(progress.videos_a_minute, 2),
+            "manifest": manifest,
+            "journal": self._spec.journal,
+        }
+        self._log.info("%s. Manifest: %s", progress.line(), manifest)
+        return Report(summary, self._error(engine, outcomes, manifest))
+
+    @staticmethod
+    def _all_endings(engine: BatchEngine) -> Iterator[Ending]:
+        return chain((engine.endings[one] for one in engine.plan.items), engine.plan.refused)
+
+    def _error(self, engine: BatchEngine, outcomes: Counter[Outcome], manifest: str) -> WanError | None:
+        left = outcomes[Outcome.LEFT]
+        if left and engine.halted is not None:
+            message = (
+                f"{left} of {engine.plan.total} images are not done. {engine.halted} Manifest: {manifest}"
+            )
+            engine.halted.args = (message, *engine.halted.args[1:])
+            return engine.halted
+        failures = sum(count for outcome, count in outcomes.items() if outcome.is_failure)
+        if self._spec.max_failures.allows(failures, engine.plan.total):
+            return None
+        bad = [ending for ending in self._all_endings(engine) if ending.outcome.is_failure]
+        first = "; ".join(f"{ending.image}: {ending.error}" for ending in bad[:_SHOWN_ERRORS])
+        more = f" and {len(bad) - _SHOWN_ERRORS} more" if len(bad) > _SHOWN_ERRORS else ""
+        helps = any(ending.outcome not in (Outcome.REFUSED, Outcome.UNKNOWN) for ending in bad)
+        return WanBatchError(
+            f"{failures} of {engine.plan.total} images have no video, more than max_failures allows; all others were "
+            f"finished. {first}{more}. Manifest: {manifest}",
+            retry_helps=helps,
+        )
+
+
+def finish(batch: Batch, engine: BatchEngine) -> Report:
+    """Carry a batch out in this process, to its end."""
+    pause = engine.run(may_pause=False)
+    assert not isinstance(pause, Pause)
+    return batch.report(engine)
+
+
+def _policy_of(settings: WanSettings) -> WatchPolicy:
+    rate = settings.requests_per_second
+    looks = _LOOKS_PER_SECOND if rate is None else min(_LOOKS_PER_SECOND, _LOOKS_SHARE * rate)
+    return WatchPolicy(looks_per_second=looks, gone_after_s=settings.not_found_patience_s)

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a batch keeps in the bucket besides journal and videos: its manifest, and a note to itself.
+
+The note is for going on after a wait in the triggerer. It holds what the journal does not tell: how images ended that
+nothing was bought for, and how often requests failed in this try. Without it nothing is lost or bought twice; a
+refused image would only be offered again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from logging import Logger
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_wan.exceptions import WanError
+from airflow_provider_wan.generation.batch_engine import Memory
+from airflow_provider_wan.generation.batch_outcomes import Ending
+from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
+
+if TYPE_CHECKING:
+    from google.cloud import storage
+
+_IN_MEMORY_BYTES = 4 * 1024 * 1024
+_ODD = re.compile(r"[^\w.:+=-]+")
+
+
+class BatchFiles:
+    """Reads and writes them.
+
+    :param client: a Cloud Storage client.
+    :param journal: ``gs://bucket/prefix`` of the journal; notes lie in a folder of it that no listing of records sees.
+    :param watcher: the task instance.
+    """
+
+    def __init__(self, client: storage.Client, journal: str, watcher: str) -> None:
+        self._client = client
+        self._bucket, prefix = split_gs_uri(journal, name="journal")
+        folder = prefix.rstrip("/") + "/" if prefix else ""
+        self._note = f"{folder}_notes/{hashlib.sha256(watcher.encode()).hexdigest()[:24]}.json"
+        self._manifest = folder + "_manifests/" + "/".join(_ODD.sub("_", part) for part in watcher.split("/"))
+
+    @property
+    def manifest_uri(self) -> str:
+        """Where the manifest lies."""
+        return f"gs://{self._bucket}/{self._manifest}.jsonl"
+
+    def write_manifest(self, endings: Iterable[Ending]) -> str:
+        """Write how every image ended, a line each; gives the address."""
+        with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as file:
+            for ending in endings:
+                file.write(ending.to_json().encode() + b"\n")
+            size = file.tell()
+            file.seek(0)
+            blob = self._client.bucket(self._bucket).blob(f"{self._manifest}.jsonl")
+            with storage_errors(f"Writing {self.manifest_uri}"):
+                blob.upload_from_file(
+                    file,
+                    size=size,
+                    content_type="application/x-ndjson",
+                    timeout=TIMEOUT_S,
+                    retry=retry_policy(),
+                )
+        return self.manifest_uri
+
+    def write_note(self, memory: Memory, more: Mapping[str, Any]) -> None:
+        """Note what the journal does not tell.
+
+        :param more: plain JSON values to go on with, such as the price.
+        """
+        note = {
+            **more,
+            "started_at": memory.started_at,
+            "failures": dict(memory.failures),
+            "done_before": memory.done_before,
+            "endings": {one: ending.as_dict() for one, ending in memory.endings.items()},
+        }
+        blob = self._client.bucket(self._bucket).blob(self._note)
+        with storage_errors(f"Writing gs://{self._bucket}/{self._note}"):
+            blob.upload_from_string(
+                json.dumps(note), content_type="application/json", timeout=TIMEOUT_S, retry=retry_policy()
+            )
+
+    def read_note(self, log: Logger) -> tuple[Memory, Mapping[str, Any]] | None:
+        """Read the note; None where there is none that can be used."""
+        from google.api_core.exceptions import NotFound
+
+        blob = self._client.bucket(self._bucket).blob(self._note)
+        try:
+            with storage_errors(f"Reading gs://{self._bucket}/{self._note}"):
+                try:
+                    body = blob.download_as_bytes(timeout=TIMEOUT_S, retry=retry_policy())
+                except NotFound:
+                    return None
+            note = json.loads(body)
+            endings = {one: Ending.from_dict(plain) for one, plain in note["endings"].items()}
+            memory = Memory(
+                float(note["started_at"]), endings, Counter(note["failures"]), int(note["done_before"])
+            )
+            return memory, note
+        except (WanError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("What this batch noted before its wait can't be used: %s", error)
+            return None
+
+    def lines_of(self, uri: str) -> Iterator[bytes]:
+        """Give the lines of a file in a bucket.
+
+        :param uri: ``gs://bucket/object``.
+        """
+        bucket, name = split_gs_uri(uri, name="images", needs_object=True)
+        with (
+            tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as file,
+            storage_errors(f"Reading {uri}"),
+        ):
+            self._client.bucket(bucket).blob(name).download_to_file(
+                file, timeout=TIMEOUT_S, retry=retry_policy()
+            )
+            file.seek(0)
+            yield from file

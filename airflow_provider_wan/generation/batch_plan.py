@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a batch wants: each row's fingerprint and object name, and what the journal knows of it already."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from airflow_provider_wan.exceptions import WanInputError, WanRefusedError
+from airflow_provider_wan.generation.batch_outcomes import Ending, Outcome
+from airflow_provider_wan.generation.batch_sources import BatchSource, SourcedRow
+from airflow_provider_wan.generation.journal import Listed
+from airflow_provider_wan.generation.records import Stage
+from airflow_provider_wan.hooks.gcs import check_object_name
+from airflow_provider_wan.images.dataset import DatasetRow, RowError
+from airflow_provider_wan.model_api.inputs import fingerprint, validate_inputs
+
+_NAME = "{name}-{fingerprint}.mp4"
+_ODD = re.compile(r"[^\w.()@+=-]+")
+_SHOWN_HEX = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One wanted video.
+
+    :param inputs: all but the image.
+    :param copies: how many rows want exactly this.
+    """
+
+    fingerprint: str
+    source: BatchSource
+    inputs: Mapping[str, Any]
+    object_name: str
+    variation: str | None = None
+    row: str = ""
+    copies: int = 1
+
+    def ending(self, outcome: Outcome, **more: Any) -> Ending:
+        """Say how it ended."""
+        return Ending(self.source.shown, outcome, self.fingerprint, row=self.row or None, **more)
+
+
+@dataclass(slots=True)
+class Plan:
+    """All that is wanted, in order.
+
+    :param refused: rows that nothing can be made of.
+    :param known: what the journal knew at the start, by fingerprint.
+    """
+
+    items: dict[str, Item] = field(default_factory=dict)
+    refused: list[Ending] = field(default_factory=list)
+    known: dict[str, Listed] = field(default_factory=dict)
+    #: Whether a fingerprint that is not in ``known`` had no record when it was looked.
+    known_is_complete: bool = True
+
+    @property
+    def total(self) -> int:
+        """How many images."""
+        return len(self.items) + len(self.refused)
+
+    def is_done(self, one: str) -> bool:
+        """Whether its video has landed before."""
+        listed = self.known.get(one)
+        return listed is not None and listed.stage is Stage.LANDED
+
+    def to_do(self) -> list[Item]:
+        """Give what has not landed yet."""
+        return [item for one, item in self.items.items() if not self.is_done(one)]
+
+
+def plan_rows(
+    rows: Iterable[SourcedRow],
+    *,
+    model_id: str,
+    image_field: str,
+    object_name: str,
+) -> Plan:
+    """Plan a batch; nothing is sent.
+
+    :param image_field: the input that takes the image's address.
+    :param object_name: a prefix that ends with ``/`` (or is empty), or a pattern with ``{name}`` (of the image's
+        file), ``{fingerprint}`` and the manifest's carried columns.
+    :raises WanInputError: the pattern can't be used, or gives two videos one name.
+    """
+    plan = Plan()
+    names: dict[str, str] = {}
+    pattern = object_name + _NAME if not object_name or object_name.endswith("/") else object_name
+    for row in rows:
+        if isinstance(row, RowError):
+            where = f"{row.origin}, line {row.line}"
+            plan.refused.append(Ending(where, Outcome.REFUSED, error=row.message, row=where))
+            continue
+        try:
+            item = _item(*row, model_id, image_field)
+        except WanRefusedError as error:
+            place = row[0].where if row[0].line else None
+            plan.refused.append(Ending(row[1].shown, Outcome.REFUSED, error=str(error), row=place))
+            continue
+        item = replace(item, object_name=_object_name(pattern, row[0], item))
+        before = plan.items.get(item.fingerprint)
+        if before is not None:
+            plan.items[item.fingerprint] = replace(before, copies=before.copies + 1)
+            continue
+        if item.object_name in names:
+            raise WanInputError(
+                f"object_name={object_name!r} gives {item.object_name!r} to {names[item.object_name]} and to "
+                f"{item.source.shown}. Put {{fingerprint}} into it."
+            )
+        names[item.object_name] = item.source.shown
+        plan.items[item.fingerprint] = item
+    return plan
+
+
+def _item(row: DatasetRow, source: BatchSource, model_id: str, image_field: str) -> Item:
+    inputs = {name: value for name, value in row.inputs.items() if value is not None and name != image_field}
+    one = fingerprint(
+        model_id,
+        {**inputs, image_field: source.shown} if source.identity is None else inputs,
+        source.identity,
+        row.variation,
+        image_fields=(image_field,),
+    )
+    return Item(one, source, inputs, "", row.variation, row.where if row.line else "")
+
+
+def _object_name(pattern: str, row: DatasetRow, item: Item) -> str:
+    given = {
+        **{name: _plain(value) for name, value in row.passthrough.items()},
+        "name": _plain(_stem(item.source.shown)) or "image",
+        "fingerprint": item.fingerprint[:_SHOWN_HEX],
+        "variation": _plain(row.variation or ""),
+    }
+    try:
+        object_name = pattern.format_map(given)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        known = ", ".join(f"{{{name}}}" for name in sorted(given))
+        raise WanInputError(
+            f"object_name={pattern!r} can't be filled in ({error}); known are {known}."
+        ) from None
+    return check_object_name(object_name)
+
+
+def _stem(address: str) -> str:
+    path = urlsplit(address).path if address.startswith(("http://", "https://")) else address
+    return posixpath.splitext(posixpath.basename(unquote(path)))[0]
+
+
+def _plain(value: Any) -> str:
+    return _ODD.sub("_", str(value))[:100]
+
+
+class InputCheck:
+    """Validates inputs, once for each different set of them: most rows differ in the image alone."""
+
+    def __init__(self, model_id: str, image_field: str) -> None:
+        self._model_id = model_id
+        self._image_field = image_field
+        self._seen: dict[str, WanRefusedError | None] = {}
+
+    def problem(self, item: Item) -> WanRefusedError | None:
+        """Say what is wrong with the inputs of an item besides its image, if anything is."""
+        key = json.dumps(item.inputs, sort_keys=True, default=str)
+        if key not in self._seen:
+            try:
+                self.validated(item, "https://example.com/image.jpg")
+            except WanRefusedError as error:
+                self._seen[key] = error
+            else:
+                self._seen[key] = None
+        return self._seen[key]
+
+    def validated(self, item: Item, address: str) -> dict[str, Any]:
+        """Give what is sent.
+
+        :raises WanInputError: an input breaks a rule.
+        """
+        return validate_inputs(self._model_id, {**item.inputs, self._image_field: address})
