@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Videos on their way to a browser, from a bucket over a real socket."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airflow_provider_wan.gallery.media import Media, Video
+
+if TYPE_CHECKING:
+    from sandboxes import Bucket
+
+DATA = bytes(range(256)) * 40
+
+
+@pytest.fixture
+def video(bucket: Bucket) -> Video:
+    generation = bucket.put("2026/a ü.mp4", DATA, "video/mp4", **{"wan-request-id": "request-1"})
+    crc32c = bucket.objects()["2026/a ü.mp4"]["crc32c"]
+    return Video("gs://videos/2026/a ü.mp4", "request-1", generation, crc32c)
+
+
+@pytest.fixture
+def media(bucket: Bucket) -> Media:
+    return Media(bucket.client)
+
+
+@pytest.mark.parametrize(
+    ("asked", "if_range", "status", "body", "content_range"),
+    [
+        (None, None, 200, DATA, None),
+        ("bytes=0-", None, 206, DATA, f"bytes 0-{len(DATA) - 1}/{len(DATA)}"),
+        ("bytes=100-199", None, 206, DATA[100:200], f"bytes 100-199/{len(DATA)}"),
+        ("bytes=-16", None, 206, DATA[-16:], f"bytes {len(DATA) - 16}-{len(DATA) - 1}/{len(DATA)}"),
+        ("bytes=100-199", "the same", 206, DATA[100:200], f"bytes 100-199/{len(DATA)}"),
+        ("bytes=100-199", '"another"', 200, DATA, None),
+        ("bytes=0-1,5-6", None, 200, DATA, None),
+        ("lines=1-2", None, 200, DATA, None),
+    ],
+)
+def test_a_part_is_what_was_asked_for(
+    media: Media,
+    video: Video,
+    asked: str | None,
+    if_range: str | None,
+    status: int,
+    body: bytes,
+    content_range: str | None,
+) -> None:
+    if_range = f'"{video.generation}"' if if_range == "the same" else if_range
+    part = media.part(video, range_header=asked, if_range=if_range)
+    assert (part.status, b"".join(part.body)) == (status, body)
+    assert part.headers.get("Content-Range") == content_range
+    assert part.headers["Accept-Ranges"] == "bytes"
+    assert int(part.headers["Content-Length"]) == len(body)
+
+
+def test_a_range_behind_the_end_is_refused_as_http_says(media: Media, video: Video) -> None:
+    assert media.part(video, range_header="bytes=999999-", if_range=None).status == 416
+
+
+def test_only_what_the_provider_landed_is_shown(media: Media, video: Video, bucket: Bucket) -> None:
+    assert media.is_what_landed(video)
+    assert media.is_what_landed(replace(video, request_id="request-2"))  # the same bytes, kept by a landing
+    other = bucket.put("secret.mp4", b"not yours", "video/mp4")
+    named = Video("gs://videos/secret.mp4", "request-1", other, video.crc32c)
+    assert not media.is_what_landed(named)
+    assert not media.is_what_landed(replace(video, generation=12345))
+
+
+def test_another_video_under_the_same_name_is_not_shown(media: Media, video: Video, bucket: Bucket) -> None:
+    bucket.put("2026/a ü.mp4", b"another take", "video/mp4", **{"wan-request-id": "request-2"})
+    part = media.part(video, range_header=None, if_range=None)
+    assert part.status == 404
+    assert not media.is_what_landed(video)
+
+
+def test_credentials_without_a_key_sign_nothing(media: Media, video: Video) -> None:
+    assert media.signed_address(video) is None
+
+
+def test_credentials_with_a_key_give_an_address_that_works_without_airflow(
+    bucket: Bucket, video: Video
+) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+    from google.cloud import storage
+    from google.oauth2 import service_account
+
+    key = rsa.generate_private_key(65537, 2048).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    info = {
+        "client_email": "robot@example.com",
+        "token_uri": "https://example.com",
+        "private_key": key.decode(),
+    }
+    credentials = service_account.Credentials.from_service_account_info(info)
+    client = storage.Client(
+        project="p", credentials=credentials, client_options={"api_endpoint": bucket.sandbox.bucket_url}
+    )
+    address = Media(client).signed_address(video)
+    assert address is not None
+    assert "X-Goog-Signature=" in address
+    assert "X-Goog-Expires=900" in address or "X-Goog-Expires=899" in address
+    assert f"generation={video.generation}" in address
