@@ -15,8 +15,10 @@ from logging import Logger
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanInputError
+from airflow_provider_wan.generation.image_limits import Limits
 from airflow_provider_wan.generation.image_links import DEFAULT_LIFETIME_S, ObjectLinks
 from airflow_provider_wan.generation.image_origins import (
+    WEB_TOTAL_S,
     BucketOrigin,
     FileOrigin,
     Origin,
@@ -62,6 +64,7 @@ class ImageOptions:
     :param check: whether an image is looked at before it is bought for.
     :param allow_private: whether images are read from private addresses too.
     :param link_lifetime_s: how long a signed link works, in seconds.
+    :param web_total_s: what all reads of one image from the web may take together, in seconds.
     """
 
     staging: str | None = None
@@ -70,6 +73,7 @@ class ImageOptions:
     check: bool = True
     allow_private: bool = False
     link_lifetime_s: float = DEFAULT_LIFETIME_S
+    web_total_s: float = WEB_TOTAL_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +165,7 @@ class ImageSources:
         self._log = log
         self._make_client = make_client
         self._lock = threading.Lock()
+        self._limits = Limits()
         self._client: storage.Client | None = None
         self._recipe: Recipe | None = None
         if self.rules is not None:
@@ -217,7 +222,8 @@ class ImageSources:
         if address.startswith("gs://"):
             return BucketOrigin(self.client, known or look_up_object(self.client, address))
         if address.startswith(("http://", "https://")):
-            return WebOrigin(address, allow_private=self.options.allow_private)
+            options = self.options
+            return WebOrigin(address, allow_private=options.allow_private, total_s=options.web_total_s)
         if not address or "://" in address or address[:5].lower() == "data:":
             raise WanInputError(
                 f"image={address[:80]!r} is not an address that can be used: give gs://bucket/object, https://... or "
@@ -238,20 +244,23 @@ class ImageSources:
         found = staging.find(recipe.key(identity), copy=copy) if identity is not None else None
         if found is not None:
             return found, True
-        data = origin.read_all()
-        key = recipe.key(identity or md5_identity(data))
-        if identity is None:  # on the web: only now can be told whether it was prepared before
-            found = staging.find(key, copy=copy)
-            if found is not None:
-                return found, True
-        prepared = prepare(
-            data,
-            rules=recipe.rules,
-            name=origin.address,
-            background=recipe.background,
-            too_small=recipe.too_small,
-        )
-        return staging.put(key, prepared, copy=copy), False
+        with self._limits.holding(origin.size_bytes):
+            data = origin.read_all()
+            key = recipe.key(identity or md5_identity(data))
+            if identity is None:  # on the web: only now can be told whether it was prepared before
+                found = staging.find(key, copy=copy)
+                if found is not None:
+                    return found, True
+            with self._limits.decoding:
+                prepared = prepare(
+                    data,
+                    rules=recipe.rules,
+                    name=origin.address,
+                    background=recipe.background,
+                    too_small=recipe.too_small,
+                )
+            del data
+            return staging.put(key, prepared, copy=copy), False
 
     def address_of(self, origin: Origin, staged: Staged) -> str:
         """Give the address of what is submitted, as it may be remembered."""

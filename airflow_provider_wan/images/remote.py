@@ -15,6 +15,8 @@ from airflow_provider_wan import web
 from airflow_provider_wan.exceptions import WanDownloadError, WanInputError
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+#: The most that a server may take to begin its answer, in seconds.
+_HEAD_S = 15.0
 _REDIRECTS = (301, 302, 303, 307, 308)
 #: What a server that ignores Range is read at most.
 _WITHOUT_RANGES_BYTES = 1024 * 1024
@@ -161,12 +163,13 @@ class UrlReader:
                 raise WanInputError(f"{self.name} leads to something that is not http or https.")
             if not self._allow_private:
                 web.refuse_private_literal(url, what=self.name)
-            if time.monotonic() > self._deadline:
+            left_s = self._deadline - time.monotonic()
+            if left_s <= 0:
                 raise requests.ReadTimeout("out of time")
             response = self._session.get(
                 url,
                 headers=headers,
-                timeout=(web.CONNECT_TIMEOUT_S, 15.0),
+                timeout=(min(web.CONNECT_TIMEOUT_S, left_s), min(_HEAD_S, left_s)),
                 allow_redirects=False,
                 stream=True,
             )
