@@ -76,7 +76,10 @@ def get_provider_info() -> dict[str, Any]:
             },
         ],
         "hooks": _modules("airflow_provider_wan.hooks.wan"),
-        "operators": _modules("airflow_provider_wan.operators.wan"),
+        "operators": _modules(
+            "airflow_provider_wan.operators.wan",
+            "airflow_provider_wan.operators.wan_images",
+        ),
         "sensors": _modules("airflow_provider_wan.sensors.wan"),
         "triggers": _modules("airflow_provider_wan.triggers.wan"),
         "transfers": [

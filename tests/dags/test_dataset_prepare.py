@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The example DAGs that prepare a mixed dataset, run by Airflow against the sandbox."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from image_samples import encoded, exif_with, photo, quadrants
+from sandboxes import Bucket
+
+if TYPE_CHECKING:
+    from airflow.sdk.definitions.dag import DAG
+
+DAGS = Path(__file__).resolve().parents[2] / "dags"
+CONF = {"dataset": "gs://videos/photos/", "staging": "gs://videos/_staged", "prompt": "waves"}
+
+
+@pytest.fixture
+def dataset(bucket: Bucket) -> None:
+    bucket.put("photos/1 fits.jpg", encoded(photo(640, 480), "JPEG"))
+    bucket.put(
+        "photos/2 from a phone.jpg",
+        encoded(photo(3000, 2000), "JPEG", exif=exif_with(orientation=6, gps=True)),
+    )
+    bucket.put("photos/3 transparent.png", encoded(quadrants().convert("RGBA"), "PNG"))
+    bucket.put("photos/4 no image.jpg", b"<!DOCTYPE html><html></html>")
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(DAGS)
+    sys.modules.pop(name, None)
+    return importlib.import_module(name)
+
+
+def states(run: Any) -> dict[str, str]:
+    return {ti.task_id: str(ti.state) for ti in run.get_task_instances()}
+
+
+def rows(bucket: Bucket) -> list[dict[str, Any]]:
+    names = [name for name in bucket.objects("_staged/manifests/") if "chunk-" in name]
+    return [json.loads(line) for name in names for line in bucket.read(name).splitlines()]
+
+
+@pytest.mark.usefixtures("airflow_db", "dataset")
+def test_a_mixed_dataset_is_planned_and_prepared(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    dag: DAG = load("wan_dataset_prepare", monkeypatch).dag
+    run = dag.test(run_conf=CONF)
+    assert states(run) == {"plan": "success", "prepare": "success"}
+    tasks = {ti.task_id: ti for ti in run.get_task_instances()}
+    plan = tasks["plan"].xcom_pull(task_ids="plan")
+    assert (plan["usable_as_they_are"], plan["fixable"], plan["unusable"]) == (1, 2, 1)
+    assert plan["videos_to_buy"] == 3
+    [chunk] = tasks["prepare"].xcom_pull(task_ids="prepare")
+    assert chunk.startswith("gs://videos/_staged/manifests/wan_dataset_prepare/")
+    assert [row["source"].rpartition("/")[2][0] for row in rows(bucket)] == ["1", "2", "3"]
+    assert rows(bucket)[1]["changes"][:2] == [
+        "turned upright (orientation 6)",
+        "scaled from 2000x3000 to 1333x1999",
+    ]
+
+
+def answer(option: str, failures: list[BaseException]) -> threading.Thread:
+    """Answer as a person does, through the API of Airflow, as soon as there is a question."""
+
+    def person() -> None:
+        try:
+            _answer(option)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=person, daemon=True)
+    thread.start()
+    return thread
+
+
+def _answer(option: str) -> None:
+    from airflow.api_fastapi.app import create_app
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+    from fastapi.testclient import TestClient
+
+    app = create_app(apps="core")
+    token = app.state.auth_manager.generate_jwt(SimpleAuthManagerUser(username="anna", role="admin"))
+    with TestClient(app, headers={"Authorization": f"Bearer {token}"}) as client:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            asked = client.get(
+                "/api/v2/dags/~/dagRuns/~/hitlDetails", params={"response_received": False}
+            ).json()
+            waiting = [
+                one
+                for one in asked.get("hitl_details", [])
+                if one["task_instance"]["state"] in ("awaiting_input", "deferred")
+            ]
+            if waiting:
+                ti = waiting[0]["task_instance"]
+                assert "Buy 3 videos for" in waiting[0]["subject"]
+                run = f"/api/v2/dags/{ti['dag_id']}/dagRuns/{ti['dag_run_id']}"
+                path = f"{run}/taskInstances/{ti['task_id']}/-1/hitlDetails"
+                said = client.patch(path, json={"chosen_options": [option]})
+                assert said.status_code == 200, said.text
+                return
+            time.sleep(0.2)
+    raise AssertionError("nobody asked")
+
+
+@pytest.mark.usefixtures("airflow_db", "dataset")
+@pytest.mark.parametrize(("option", "prepared"), [("Approve", "success"), ("Reject", "skipped")])
+def test_a_person_decides_about_the_cost(
+    option: str, prepared: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dag: DAG = load("wan_dataset_prepare_approved", monkeypatch).dag
+    failures: list[BaseException] = []
+    person = answer(option, failures)
+    run = dag.test(run_conf=CONF)
+    person.join(60)
+    assert not failures
+    assert states(run) == {"plan": "success", "approve": "success", "prepare": prepared}
+    assert len(rows(bucket)) == (3 if option == "Approve" else 0)
