@@ -99,12 +99,15 @@ class Memory:
 
     :param endings: how images have ended, as far as the journal does not tell.
     :param failures: failed requests of this try, by fingerprint.
+    :param inherited: images whose request was bought by an earlier try, or by somebody else: if it fails, this try has
+        not had its own yet.
     :param done_before: how many videos were there when it began.
     """
 
     started_at: float
     endings: dict[str, Ending] = field(default_factory=dict)
     failures: Counter[str] = field(default_factory=Counter)
+    inherited: set[str] = field(default_factory=set)
     done_before: int | None = None
 
 
@@ -154,6 +157,7 @@ class BatchEngine:
         self._pending: deque[Item] = deque()
         self._later: list[tuple[float, str]] = []
         self._submitting: set[str] = set()
+        self._tokens: dict[str, str] = {}
         self._in_flight: dict[str, str] = {}
         self._over: dict[str, str] = {}
         self._ready: deque[str] = deque()
@@ -287,6 +291,8 @@ class BatchEngine:
                 self._pending.append(item)
         for submitted_at, request_id, one in sorted(flying):
             at = started.get(request_id)
+            if self._memory.done_before is None:
+                self._memory.inherited.add(one)
             self._fly(request_id, one, _unix(submitted_at) or self._started_at, started_at=at)
 
     def _fly(
@@ -335,6 +341,7 @@ class BatchEngine:
                 self._halt(WanBudgetError(why_not))
                 return
             self._submitting.add(one)
+            self._tokens[one] = self._work.token
             self._do(pool, "obtained", one, partial(self._obtain, item, is_new))
 
     def _obtain(self, item: Item, is_new: bool) -> Obtained:
@@ -370,6 +377,7 @@ class BatchEngine:
             self._saw_no_request(item, brought, now)
             return
         self._troubles, self._trouble_since = 0, None
+        self._tokens.pop(item.fingerprint, None)
         record = brought.record
         if record.stage is Stage.LANDED:
             uri = record.videos[0].uri if record.videos else None
@@ -382,6 +390,10 @@ class BatchEngine:
             )
             return
         self._fly(brought.request_id, item.fingerprint, _unix(record.submitted_at) or now)
+        if brought.how == "submitted":
+            self._memory.inherited.discard(item.fingerprint)
+        else:
+            self._memory.inherited.add(item.fingerprint)
         if brought.how == "reused":
             self.noticed([brought.request_id])
 
@@ -398,7 +410,7 @@ class BatchEngine:
             case WanTransientError() | WanStorageError():
                 self._pending.appendleft(item)
                 self._saw_trouble(error, now)
-            case WanAuthError() if self._work.refresh():
+            case WanAuthError() if self._work.refresh(self._tokens.pop(one, "")):
                 self._pending.appendleft(item)
             case WanBudgetError():
                 self._end(one, Outcome.LEFT, error=str(error))
@@ -485,12 +497,14 @@ class BatchEngine:
     def _saw_failed(
         self, one: str, request_id: str, error: WanGenerationFailedError | WanCancelledError
     ) -> None:
-        self.failures[one] += 1
+        inherited = one in self._memory.inherited
+        self._memory.inherited.discard(one)
+        self.failures[one] += not inherited
         cost_usd = self._work.costs.get(request_id)
         if cost_usd is not None:
             self.budget.settle(one, cost_usd)
-        if self.failures[one] <= self._pace.retries_per_image and not self.halted:
-            self._log.info("%s It is tried again (%d).", error, self.failures[one])
+        if (inherited or self.failures[one] <= self._pace.retries_per_image) and not self.halted:
+            self._log.info("%s It is tried again.", error)
             self._pending.append(self.plan.items[one])
             return
         outcome = Outcome.CANCELLED if isinstance(error, WanCancelledError) else Outcome.FAILED
@@ -508,7 +522,7 @@ class BatchEngine:
             error = brought if isinstance(brought, WanError) else WanTransientError(repr(brought))
             self.watch.saw_error(request_id, error, now)
             if self.watch.wants_fresh_connection and isinstance(error, WanAuthError):
-                self._work.refresh()
+                self._work.refresh(self._work.token)
         else:
             self.watch.saw_status(brought, now)
         for over in list(self.watch.ready):

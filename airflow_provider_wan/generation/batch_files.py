@@ -77,6 +77,7 @@ class BatchFiles:
             "started_at": memory.started_at,
             "failures": dict(memory.failures),
             "done_before": memory.done_before,
+            "inherited": sorted(memory.inherited),
             "endings": {one: ending.as_dict() for one, ending in memory.endings.items()},
         }
         blob = self._client.bucket(self._bucket).blob(self._note)
@@ -99,7 +100,11 @@ class BatchFiles:
             note = json.loads(body)
             endings = {one: Ending.from_dict(plain) for one, plain in note["endings"].items()}
             memory = Memory(
-                float(note["started_at"]), endings, Counter(note["failures"]), int(note["done_before"])
+                float(note["started_at"]),
+                endings,
+                Counter(note["failures"]),
+                set(note["inherited"]),
+                int(note["done_before"]),
             )
             return memory, note
         except (WanError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -118,10 +118,15 @@ class BatchWork:
         )
         raise_unless_succeeded(result)
 
-    def refresh(self) -> bool:
-        """Read the connection again; tells whether the token is another one."""
+    @property
+    def token(self) -> str:
+        """The token that calls are made with now."""
+        return self.hook.settings.token
+
+    def refresh(self, refused: str) -> bool:
+        """Read the connection again; tells whether the token is another one than the one that was refused."""
         try:
-            return self.hook.refresh()
+            return self.token != refused or self.hook.refresh()
         except Exception as error:
             self.log.warning("The connection could not be read again: %s", type(error).__name__)
             return False

@@ -107,7 +107,7 @@ class WanHook(BaseHook):
     def refresh(self) -> bool:
         """Read the connection again, as after a rotated token; tells whether the token is another one."""
         before = self.settings.token
-        del self.settings
+        self.__dict__.pop("settings", None)  # several threads may come here at once
         return self.settings.token != before
 
     def get_conn(self) -> requests.Session:
