@@ -299,13 +299,21 @@ class _NoAuth(requests.auth.AuthBase):
         return request
 
 
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: Any) -> str | None:
+        """Never look where a redirect leads: ``requests`` does even when it is not to follow it, and may choke."""
+        return None
+
+
 def bounded_session(*, refuse_private: bool = False, pool_size: int = 10) -> requests.Session:
-    """Give a session that sends no credentials, keeps no cookies and honours proxies from the environment.
+    """Give a session that sends no credentials, keeps no cookies, follows nothing and honours the proxies.
+
+    The proxies are those of the environment, as ``requests`` reads them.
 
     :param refuse_private: as in :class:`BoundedAdapter`.
     :param pool_size: connections kept per host.
     """
-    session = requests.Session()
+    session = _Session()
     session.auth = _NoAuth()
     session.cookies.set_policy(_NoCookies())
     for scheme in ("http://", "https://"):

@@ -24,7 +24,11 @@ from airflow_provider_wan.model_api.faults import retry_after_s
 
 _IN_MEMORY_BYTES = 4 * 1024 * 1024
 _VIDEO_TYPES = ("video/", "application/octet-stream", "binary/octet-stream", "application/mp4")
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
+_LENGTH = re.compile(r"\d{1,18}", re.ASCII)
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:]+")
+#: Bytes beyond the furthest point so far that make a broken connection count as progress.
+_PROGRESS_BYTES = 1024 * 1024
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -41,7 +45,7 @@ class DownloadPolicy:
     :param stall_s: a download that brings less than ``stall_bytes`` in this many seconds has stalled.
     :param stall_bytes: see ``stall_s``.
     :param total_s: the most that one file may take, resumes included, in seconds.
-    :param tries: connections opened for one file, the first included.
+    :param tries: connections in a row that may break off without bringing the file any further.
     """
 
     hosts: Sequence[str]
@@ -85,17 +89,17 @@ def check_link(url: str, hosts: Sequence[str], *, request_id: str) -> str:
         host, port = (parts.hostname or "").rstrip(".").lower(), parts.port
     except ValueError:
         raise _refused("its link is not a valid address", request_id) from None
-    origin = f"{parts.scheme}://{host}" + (f":{port}" if port else "")
     if parts.username is not None or parts.password is not None:
-        raise _refused(f"its link to {host} carries credentials", request_id)
-    if any(ord(char) <= 32 or ord(char) == 127 for char in url) or "\\" in url or not host.isascii():
-        raise _refused("its link holds characters that no address has", request_id)
-    if origin in [entry for entry in hosts if "://" in entry]:
+        raise _refused("its link carries credentials", request_id)
+    if any(ord(char) <= 32 or ord(char) == 127 for char in url) or "\\" in url or not _HOST.fullmatch(host):
+        raise _refused("its link holds characters that no address has, or no host", request_id)
+    origin = _origin(parts.scheme, host, port)
+    if origin in [_normal_origin(entry) for entry in hosts if "://" in entry]:
         return url
     patterns = [entry for entry in hosts if "://" not in entry]
     if not any(fnmatch.fnmatchcase(host, pattern) for pattern in patterns):
         raise _refused(
-            f"its link leads to {host or 'no host'}, which is not among the hosts that videos may come from "
+            f"its link leads to {host}, which is not among the hosts that videos may come from "
             f"({', '.join(hosts)}). If that host is right, add it to download_hosts in the connection",
             request_id,
         )
@@ -106,6 +110,17 @@ def check_link(url: str, hosts: Sequence[str], *, request_id: str) -> str:
             request_id,
         )
     return url
+
+
+def _origin(scheme: str, host: str, port: int | None) -> str:
+    usual = {"http": 80, "https": 443}.get(scheme)
+    shown = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{shown}" + (f":{port}" if port not in (None, usual) else "")
+
+
+def _normal_origin(entry: str) -> str:
+    parts = urlsplit(entry)
+    return _origin(parts.scheme, parts.hostname or "", parts.port)
 
 
 def _refused(why: str, request_id: str) -> WanDownloadError:
@@ -121,10 +136,33 @@ class _State:
     file: IO[bytes]
     crc: Any
     size: int = 0
+    furthest: int = 0
+    failures: int = 0
     promised: int | None = None
     validator: str | None = None
     content_type: str = ""
     started: float = field(default_factory=time.monotonic)
+
+    def count_failure(self) -> None:
+        """Count a connection that broke off; one that came further is the first of a new row."""
+        if self.size >= self.furthest + _PROGRESS_BYTES:
+            self.failures = 0
+        self.failures += 1
+        self.furthest = max(self.furthest, self.size)
+
+    def keep(self, piece: bytes, request_id: str) -> None:
+        """Append what came."""
+        try:
+            self.file.write(piece)
+        except OSError as error:
+            raise WanDownloadError(
+                f"The video of request {request_id} could not be kept in the temporary directory "
+                f"{tempfile.gettempdir()}: {error.strerror}. Nothing was put into the bucket. Make room there, or set "
+                "TMPDIR on the workers to a disk with as much free space as the video has bytes.",
+                request_id=request_id,
+            ) from error
+        self.crc.update(piece)
+        self.size += len(piece)
 
     def start_over(self) -> None:
         import google_crc32c
@@ -173,26 +211,33 @@ class Downloader:
         return Download(file, state.size, crc32c, state.content_type, state.promised is not None)
 
     def _fetch_with_resumes(self, url: str, state: _State, request_id: str) -> None:
-        for attempt in range(1, self._policy.tries + 1):
-            wait_s = min(30.0, 0.5 * 2 ** (attempt - 1)) * random.random()
+        while True:
+            asked_s = 0.0
             try:
                 pause = self._fetch_once(url, state, request_id)
                 if pause is None:
                     return
-                wait_s, why = max(wait_s, pause), "the server is overloaded"
+                asked_s, why = pause, "the server is overloaded or out"
             except (requests.RequestException, OSError, _BrokenOffError) as error:
                 why = str(error) if isinstance(error, _BrokenOffError) else type(error).__name__
+            state.count_failure()
+            wait_s = max(asked_s, min(30.0, 0.5 * 2 ** (state.failures - 1)) * random.random())
             spent_s = time.monotonic() - state.started
-            if attempt == self._policy.tries or spent_s + wait_s > self._policy.total_s:
-                raise WanDownloadError(
-                    f"The video of request {request_id} broke off after {state.size} bytes of "
-                    f"{state.promised if state.promised is not None else 'an unknown length'} ({why}), "
-                    f"{attempt} times. Nothing was put into the bucket. It is paid for and not lost: try again "
-                    "soon, before RunComfy deletes it.",
-                    request_id=request_id,
-                )
+            if state.failures >= self._policy.tries or spent_s + wait_s > self._policy.total_s:
+                raise self._gave_up(state, why, asked_s, request_id)
             self._log.info("The download broke off at byte %d (%s); resuming.", state.size, why)
             self._sleep(wait_s)
+
+    def _gave_up(self, state: _State, why: str, asked_s: float, request_id: str) -> WanDownloadError:
+        of = "an unknown length" if state.promised is None else str(state.promised)
+        asked = f" It asks to wait {asked_s:.0f} s." if asked_s else ""
+        return WanDownloadError(
+            f"The video of request {request_id} broke off after {state.size} bytes of {of} ({why}), for "
+            f"{time.monotonic() - state.started:.0f} s and {state.failures} times without coming much further.{asked} "
+            "Nothing was put into the bucket. It is paid for and not lost: try again soon, before RunComfy "
+            "deletes it.",
+            request_id=request_id,
+        )
 
     def _fetch_once(self, url: str, state: _State, request_id: str) -> float | None:
         """Open one connection and read what comes; None: it came to its end; else the seconds to wait."""
@@ -206,9 +251,7 @@ class Downloader:
                 return asked or 0.0
             self._begin(response, state, request_id)
             for piece in self._pieces(response, state):
-                state.file.write(piece)
-                state.crc.update(piece)
-                state.size += len(piece)
+                state.keep(piece, request_id)
                 self._check_size(state.size, request_id)
         if state.promised is not None and state.size < state.promised:
             raise _BrokenOffError("the connection ended early")
@@ -228,7 +271,11 @@ class Downloader:
                 return response
             location = response.headers.get("Location", "")
             response.close()
-            url = check_link(urljoin(url, location), self._policy.hosts, request_id=request_id)
+            try:
+                url = urljoin(url, location)
+            except ValueError:
+                raise _refused("its link leads on to something that is no address", request_id) from None
+            check_link(url, self._policy.hosts, request_id=request_id)
         raise _refused("its link leads round and round", request_id)
 
     def _begin(self, response: requests.Response, state: _State, request_id: str) -> None:
@@ -236,7 +283,8 @@ class Downloader:
         status = response.status_code
         if status in (401, 403, 404, 410):
             raise LinkExpiredError(
-                f"The link to the video of request {request_id} is no longer good (HTTP {status}).",
+                f"The link to the video of request {request_id} is no longer good (HTTP {status}). Nothing was put "
+                "into the bucket. It is paid for: another try asks RunComfy for a fresh link.",
                 request_id=request_id,
             )
         if status == 206 and state.size and self._continues(response, state):
@@ -246,7 +294,8 @@ class Downloader:
             raise _BrokenOffError("the server has no such range")
         if status != 200:
             raise WanDownloadError(
-                f"The video of request {request_id} was not fetched: HTTP {status} from the file server.",
+                f"The video of request {request_id} was not fetched: HTTP {status} from the file server. Nothing was "
+                "put into the bucket; try again soon.",
                 request_id=request_id,
             )
         state.start_over()
@@ -254,7 +303,7 @@ class Downloader:
         etag = response.headers.get("ETag", "")
         state.validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")
         length = response.headers.get("Content-Length", "")
-        state.promised = int(length) if length.isascii() and length.isdigit() else None
+        state.promised = int(length) if _LENGTH.fullmatch(length) else None
         self._check_kind(response, state, request_id)
         if state.promised is not None:
             self._check_size(state.promised, request_id)
@@ -262,9 +311,12 @@ class Downloader:
     def _continues(self, response: requests.Response, state: _State) -> bool:
         """Whether a partial answer goes on exactly where we stand, in a file of the same length."""
         match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
-        if not match or int(match[1]) != state.size or state.promised not in (None, int(match[3])):
+        etag = response.headers.get("ETag", "")
+        is_other = bool(etag) and str(state.validator).startswith('"') and etag != state.validator
+        here = match is not None and int(match[1]) == state.size and state.promised in (None, int(match[3]))
+        if match is None or not here or is_other:
             state.validator = None
-            raise _BrokenOffError("the server resumed at another place")
+            raise _BrokenOffError("the server resumed at another place, or in another file")
         state.promised = int(match[3])
         return True
 
@@ -293,12 +345,11 @@ class Downloader:
         """Yield what comes, until it comes too slowly."""
         window_ends = time.monotonic() + self._policy.stall_s
         in_window = 0
-        for piece in web.iter_body(response):
+        ends = state.started + self._policy.total_s
+        for piece in web.iter_body(response, deadline=ends, stall_s=self._policy.stall_s):
             yield piece
             in_window += len(piece)
             now = time.monotonic()
-            if now - state.started > self._policy.total_s:
-                raise _BrokenOffError(f"it took longer than {self._policy.total_s:.0f} s")
             if now > window_ends:
                 if in_window < self._policy.stall_bytes:
                     raise _BrokenOffError(f"only {in_window} bytes in {self._policy.stall_s:.0f} s")

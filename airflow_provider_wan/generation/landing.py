@@ -3,71 +3,54 @@
 
 The object appears only when its last byte has arrived (that is how Cloud Storage uploads work), only if nobody
 else has written that name in between (``ifGenerationMatch``), and only with the checksum of what was fetched.
+A request that has landed under another name is copied from there, which works for as long as that object is
+there; else its result is asked for, which RunComfy deletes at some time.
 """
 
 from __future__ import annotations
 
-import contextlib
-import posixpath
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from logging import Logger
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from airflow_provider_wan.exceptions import (
-    WanConflictError,
+    WanAuthError,
     WanDownloadError,
-    WanError,
     WanGenerationFailedError,
     WanNotFoundError,
     WanRefusedError,
     WanStorageError,
+    WanTransientError,
 )
+from airflow_provider_wan.generation.api import Api
 from airflow_provider_wan.generation.download import Download, Downloader, LinkExpiredError
+from airflow_provider_wan.generation.landing_objects import (
+    META_COUNT,
+    META_REQUEST,
+    Destination,
+    IfExists,
+    conflict,
+    id_of,
+    is_of,
+    landed_as,
+    metadata_of,
+)
+from airflow_provider_wan.generation.landing_record import RecordBeside
+from airflow_provider_wan.generation.landing_sources import Fetched, LandedBefore, Source, SourceGoneError
 from airflow_provider_wan.generation.mp4 import check_mp4
+from airflow_provider_wan.generation.outcome import raise_unless_succeeded, with_result
 from airflow_provider_wan.generation.records import LandedVideo, Record, Stage, utc_text
-from airflow_provider_wan.generation.submission import Api, raise_unless_succeeded, with_result
-from airflow_provider_wan.hooks.gcs import TIMEOUT_S, check_object_name, retry_policy, storage_errors
+from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
 from airflow_provider_wan.model_api.calls import RequestResult
 
 if TYPE_CHECKING:
     from google.cloud import storage
 
-IfExists = Literal["skip", "overwrite", "fail"]
-CONTENT_TYPE = "video/mp4"
+__all__ = ["META_REQUEST", "Destination", "IfExists", "Landing", "as_landed"]
+
 #: Pieces of a resumable upload; the client holds one of them in memory.
 _CHUNK_BYTES = 16 * 1024 * 1024
-META_REQUEST, _META_INDEX, _META_COUNT = "wan-request-id", "wan-video-index", "wan-video-count"
-_META_MODEL, _META_FINGERPRINT = "wan-model-id", "wan-fingerprint"
-
-
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """Where the videos of one request go.
-
-    :param object_name: name of the first video; one that ends with ``/`` gets ``{request_id}.mp4``. The
-        second and third get ``-2``, ``-3`` before the suffix.
-    :param if_exists: what to do where another video stands under that name: ``skip`` (only the same
-        request or the same bytes count as there; anything else raises), ``overwrite`` (at the generation that
-        was read), or ``fail`` (raises unless it is this request's).
-    """
-
-    bucket_name: str
-    object_name: str
-    if_exists: IfExists = "skip"
-
-    def name_of(self, index: int, request_id: str) -> str:
-        """Give the object name of a video.
-
-        :param index: from 0.
-        """
-        name = self.object_name
-        if name.endswith("/") or not name:
-            name += f"{request_id}.mp4"
-        if index:
-            stem, suffix = posixpath.splitext(name)
-            name = f"{stem}-{index + 1}{suffix}"
-        return check_object_name(name)
 
 
 class Landing:
@@ -82,56 +65,101 @@ class Landing:
         self._hook = hook
         self._client = client
         self._downloader = downloader
+        self._record = RecordBeside(hook, client, log)
         self._log = log
 
     def land(self, record: Record, destination: Destination) -> Record:
         """Land every video of a request, and its record beside the first.
 
-        :param record: what is known of the request; its id at least.
+        :param record: what is known of the request; its id at least. Videos that it says have landed elsewhere
+            are copied from there.
         :return: the record, as landed.
         :raises WanDownloadError: a file could not be fetched whole, or may not be.
         :raises WanConflictError: another video stands where one should land.
         :raises WanStorageError: the bucket did not take it.
-        :raises WanGenerationFailedError: the request failed, or was cancelled.
+        :raises WanGenerationFailedError: the request failed.
+        :raises WanCancelledError: it was cancelled.
+        :raises WanRefusedError: RunComfy does not know it any more, and it has not landed elsewhere.
         """
-        request_id = _id_of(record)
+        request_id = id_of(record)
         there = self._already_there(request_id, destination)
         if there:
             self._log.info("Request %s has landed before: %s", request_id, ", ".join(v.uri for v in there))
-            landed = replace(record, stage=Stage.LANDED, succeeded_once=True, videos=there)
+            landed = replace(record, videos=there)
         else:
-            result = self._result(request_id)
-            count = len(result.video_urls)
-            videos = tuple(
-                self._land_one(record, result, index, count, destination) for index in range(count)
-            )
-            record = replace(with_result(record, result), videos=videos, landed_at=utc_text())
-            landed = replace(record, stage=Stage.LANDED)
-        self._write_record(landed, destination)
+            landed = self._copy(record, destination) or self._fetch_all(record, destination)
+        landed = replace(
+            landed,
+            stage=Stage.LANDED,
+            succeeded_once=True,
+            landed_at=(landed.landed_at if there else None) or utc_text(),
+        )
+        self._record.write(landed, destination)
         return landed
 
     def _already_there(self, request_id: str, destination: Destination) -> tuple[LandedVideo, ...]:
         """Find the videos of this very request, all of them, without asking the API."""
         first = self._get_blob(destination.bucket_name, destination.name_of(0, request_id))
-        if first is None or not _is_of(first, request_id, 0):
+        if first is None or not is_of(first, request_id, 0):
             return ()
         blobs = [first]
-        for index in range(1, int((first.metadata or {}).get(_META_COUNT, "1"))):
+        count = str((first.metadata or {}).get(META_COUNT, "1"))
+        for index in range(1, int(count) if count.isdecimal() and len(count) < 4 else 1):
             blob = self._get_blob(destination.bucket_name, destination.name_of(index, request_id))
-            if blob is None or not _is_of(blob, request_id, index):
+            if blob is None or not is_of(blob, request_id, index):
                 return ()
             blobs.append(blob)
-        return tuple(_landed(blob, request_id) for blob in blobs)
+        return tuple(landed_as(blob, request_id) for blob in blobs)
 
-    def _result(self, request_id: str) -> RequestResult:
+    def _copy(self, record: Record, destination: Destination) -> Record | None:
+        """Copy what has landed elsewhere; None where nothing has, or not all of it is there any more."""
+        request_id = id_of(record)
+        before = record.videos
+        if not before or any(video.request_id != request_id for video in before):
+            return None
+        copies = []
+        for index, video in enumerate(before):
+            there = self._standing(request_id, index, destination)
+            source = LandedBefore(self._client, video)
+            try:
+                copies.append(self._place(source, record, index, len(before), destination, there))
+            except SourceGoneError as error:
+                self._log.info("Request %s landed before, but %s. Asking for its result.", request_id, error)
+                return None
+        return replace(record, videos=tuple(copies))
+
+    def _fetch_all(self, record: Record, destination: Destination) -> Record:
+        """Fetch the files of the result."""
+        request_id = id_of(record)
+        result = self._result(request_id, record.videos)
+        count = len(result.video_urls)
+        landed = []
+        for index in range(count):
+            there = self._standing(request_id, index, destination)
+            if there is not None and is_of(there, request_id, index):
+                landed.append(landed_as(there, request_id))
+                continue
+            with self._fetch(result, index) as download:
+                _check_video(download, request_id)
+                source = Fetched(download)
+                landed.append(self._place(source, record, index, count, destination, there))
+        return replace(with_result(record, result), videos=tuple(landed))
+
+    def _result(self, request_id: str, before: tuple[LandedVideo, ...] = ()) -> RequestResult:
         try:
             result = self._hook.get_result(request_id)
         except WanNotFoundError as error:
+            landed = f" It landed at {before[0].uri}, which is not there any more." if before else ""
             raise WanRefusedError(
-                f"RunComfy does not know request {request_id} any more, and its videos are not in the bucket. "
-                "Where it was landed before under another name, nothing is lost; else a new value of variation "
-                "buys the video again.",
+                f"RunComfy does not know request {request_id} any more, and its videos are not in the bucket."
+                f"{landed} Where it was landed before under another name, nothing is lost; else a new value of "
+                "variation buys the video again.",
                 request_id=request_id,
+            ) from error
+        except WanAuthError as error:
+            # It is paid for: a token can be put right, and another try finds everything where it was.
+            raise WanTransientError(
+                f"The result of request {request_id} can't be asked for: {error}", request_id=request_id
             ) from error
         raise_unless_succeeded(result)
         if not result.video_urls:
@@ -139,25 +167,6 @@ class Landing:
                 f"Request {request_id} succeeded, but its output holds no video.", request_id=request_id
             )
         return result
-
-    def _land_one(
-        self, record: Record, result: RequestResult, index: int, count: int, destination: Destination
-    ) -> LandedVideo:
-        request_id = _id_of(record)
-        name = destination.name_of(index, request_id)
-        there = self._get_blob(destination.bucket_name, name)
-        if there is not None and _is_of(there, request_id, index):
-            return _landed(there, request_id)
-        if there is not None and destination.if_exists == "fail":
-            raise _conflict(there, request_id, destination)
-        with self._fetch(result, index) as download:
-            _check_video(download, request_id)
-            if there is not None and there.crc32c == download.crc32c:
-                return _landed(there, request_id)
-            if there is not None and destination.if_exists != "overwrite":
-                raise _conflict(there, request_id, destination)
-            metadata = _metadata(record, index, count)
-            return self._upload(download, destination, name, there, metadata)
 
     def _fetch(self, result: RequestResult, index: int) -> Download:
         """Fetch one file; a link that has expired is asked for again, twice."""
@@ -171,107 +180,73 @@ class Landing:
                     raise
         return self._downloader.fetch(result.video_urls[index], request_id=result.request_id)
 
-    def _upload(
-        self,
-        download: Download,
-        destination: Destination,
-        name: str,
-        there: storage.Blob | None,
-        metadata: dict[str, str],
-    ) -> LandedVideo:
-        from google.api_core.exceptions import PreconditionFailed
+    def _standing(self, request_id: str, index: int, destination: Destination) -> storage.Blob | None:
+        """Look at what stands under a name, before anything is fetched for it."""
+        there = self._get_blob(destination.bucket_name, destination.name_of(index, request_id))
+        if there is not None and destination.if_exists == "fail" and not is_of(there, request_id, index):
+            raise conflict(there, request_id, destination)
+        return there
 
-        request_id = metadata[META_REQUEST]
+    def _place(
+        self,
+        source: Source,
+        record: Record,
+        index: int,
+        count: int,
+        destination: Destination,
+        there: storage.Blob | None,
+    ) -> LandedVideo:
+        """Make one object of a source, unless it is there or something else is in the way."""
+        request_id = id_of(record)
+        name = destination.name_of(index, request_id)
+        if there is not None and (is_of(there, request_id, index) or there.crc32c == source.crc32c):
+            return landed_as(there, request_id)
+        if there is not None and destination.if_exists != "overwrite":
+            raise conflict(there, request_id, destination)
         blob = self._client.bucket(destination.bucket_name).blob(name, chunk_size=_CHUNK_BYTES)
-        blob.metadata = metadata
-        with storage_errors(f"Writing gs://{destination.bucket_name}/{name}", request_id=request_id):
-            try:
-                blob.upload_from_file(
-                    download.file,
-                    size=download.size_bytes,
-                    content_type=CONTENT_TYPE,
-                    if_generation_match=int(there.generation) if there is not None else 0,
-                    checksum="crc32c",
-                    timeout=TIMEOUT_S,
-                    retry=retry_policy(300.0),
-                )
-            except PreconditionFailed:
-                # Another try, or our own upload whose acknowledgement got lost.
-                blob = self._get_blob(destination.bucket_name, name)
-                if blob is None or blob.crc32c != download.crc32c:
-                    raise _conflict(blob, request_id, destination) from None
-        if blob.crc32c != download.crc32c:
-            raise WanStorageError(
-                f"gs://{destination.bucket_name}/{name} does not hold what was sent (its crc32c differs).",
-                request_id=request_id,
-            )
-        landed = _landed(blob, request_id)
+        blob.metadata = metadata_of(record, index, count)
+        blob = self._write(source, blob, there, request_id, destination)
+        landed = landed_as(blob, request_id)
         self._log.info("Landed %s (%d bytes).", landed.uri, landed.size_bytes)
         return landed
+
+    def _write(
+        self,
+        source: Source,
+        blob: storage.Blob,
+        there: storage.Blob | None,
+        request_id: str,
+        destination: Destination,
+    ) -> storage.Blob:
+        """Write an object and hold it against its checksum."""
+        from google.api_core.exceptions import PreconditionFailed
+
+        uri = f"gs://{destination.bucket_name}/{blob.name}"
+        replaces = int(there.generation) if there is not None else 0
+        with storage_errors(f"Writing {uri}", request_id=request_id):
+            try:
+                source.write(blob, replaces=replaces)
+            except PreconditionFailed as error:
+                # Another try, our own write whose acknowledgement got lost, or a source that was replaced.
+                found = self._get_blob(destination.bucket_name, blob.name)
+                if found is not None and found.crc32c == source.crc32c:
+                    return found
+                if found is not None and int(found.generation) != replaces:
+                    raise conflict(found, request_id, destination) from None
+                if isinstance(source, LandedBefore):
+                    raise SourceGoneError(f"{source.video.uri} holds something else now") from error
+                raise  # it is gone, or as it was: another try sees what is there
+            if blob.crc32c == source.crc32c:
+                return blob
+            blob.delete(if_generation_match=int(blob.generation), timeout=TIMEOUT_S, retry=retry_policy())
+        raise WanStorageError(
+            f"{uri} did not hold what was sent (its crc32c differed), and was deleted. Try again.",
+            request_id=request_id,
+        )
 
     def _get_blob(self, bucket: str, name: str) -> storage.Blob | None:
         with storage_errors(f"Looking for gs://{bucket}/{name}"):
             return self._client.bucket(bucket).get_blob(name, timeout=TIMEOUT_S, retry=retry_policy())
-
-    def _write_record(self, record: Record, destination: Destination) -> None:
-        """Write the record beside the video, for people and tables; a video that is there never fails on it."""
-        from google.api_core.exceptions import PreconditionFailed
-
-        name = f"{destination.name_of(0, _id_of(record))}.json"
-        body = replace(record, claim="", watchers=()).to_json() + "\n"
-        try:
-            there = self._get_blob(destination.bucket_name, name)
-            if there is not None and (there.metadata or {}).get(META_REQUEST) == record.request_id:
-                return
-            blob = self._client.bucket(destination.bucket_name).blob(name)
-            blob.metadata = {META_REQUEST: _id_of(record)}
-            with (
-                storage_errors(f"Writing gs://{destination.bucket_name}/{name}"),
-                contextlib.suppress(PreconditionFailed),  # another try has just written it
-            ):
-                blob.upload_from_string(
-                    body.encode(),
-                    content_type="application/json",
-                    if_generation_match=int(there.generation) if there is not None else 0,
-                    timeout=TIMEOUT_S,
-                    retry=retry_policy(),
-                )
-        except WanError as error:
-            self._log.warning("The record beside the video could not be written: %s", error)
-
-
-def _id_of(record: Record) -> str:
-    if record.request_id is None:
-        raise ValueError("a record without a request id has nothing to land")
-    return record.request_id
-
-
-def _is_of(blob: storage.Blob, request_id: str, index: int) -> bool:
-    metadata = blob.metadata or {}
-    return metadata.get(META_REQUEST) == request_id and metadata.get(_META_INDEX) == str(index)
-
-
-def _metadata(record: Record, index: int, count: int) -> dict[str, str]:
-    return {
-        META_REQUEST: _id_of(record),
-        _META_MODEL: record.model_id,
-        _META_FINGERPRINT: record.fingerprint,
-        _META_INDEX: str(index),
-        _META_COUNT: str(count),
-    }
-
-
-def _landed(blob: storage.Blob, request_id: str) -> LandedVideo:
-    return LandedVideo(
-        uri=f"gs://{blob.bucket.name}/{blob.name}",
-        bucket=blob.bucket.name,
-        object_name=blob.name,
-        size_bytes=int(blob.size),
-        crc32c=blob.crc32c,
-        generation=int(blob.generation),
-        content_type=blob.content_type or CONTENT_TYPE,
-        request_id=request_id,
-    )
 
 
 def _check_video(download: Download, request_id: str) -> None:
@@ -290,17 +265,6 @@ def _check_video(download: Download, request_id: str) -> None:
             request_id=request_id,
         )
     download.file.seek(0)
-
-
-def _conflict(blob: storage.Blob | None, request_id: str, destination: Destination) -> WanConflictError:
-    name = blob.name if blob is not None else destination.object_name
-    owner = ((blob.metadata or {}) if blob is not None else {}).get(META_REQUEST)
-    what = f"the video of request {owner}" if owner else "another object"
-    return WanConflictError(
-        f"gs://{destination.bucket_name}/{name} holds {what}, and not that of request {request_id}; nothing was "
-        'overwritten. Choose another object_name, or if_exists="overwrite".',
-        request_id=request_id,
-    )
 
 
 Amend = Callable[[Record], Record]

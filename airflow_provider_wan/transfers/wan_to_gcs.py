@@ -120,6 +120,7 @@ class WanToGCSOperator(BaseOperator):
         metrics.count(metrics.LANDED_BYTES, sum(video.size_bytes for video in landed.videos), tags=tags)
 
     def _land(self, ref: RequestRef) -> Record:
+        from airflow_provider_wan.exceptions import WanInputError
         from airflow_provider_wan.generation.download import Downloader, DownloadPolicy
         from airflow_provider_wan.generation.journal import BucketJournal
         from airflow_provider_wan.generation.landing import Destination, Landing, as_landed
@@ -129,7 +130,11 @@ class WanToGCSOperator(BaseOperator):
         from airflow_provider_wan.lineage.assets import tell_hook_lineage
 
         hook = WanHook(self.wan_conn_id)
-        bucket_name, _ = split_gs_uri(f"gs://{self.bucket_name.removeprefix('gs://')}", name="bucket_name")
+        bucket_name, path = split_gs_uri(f"gs://{self.bucket_name.removeprefix('gs://')}", name="bucket_name")
+        if path:
+            raise WanInputError(
+                f"bucket_name={self.bucket_name!r}: the path {path!r} belongs into object_name."
+            )
         destination = Destination(bucket_name, self.object_name, self.if_exists)
         policy = DownloadPolicy(
             hook.settings.download_hosts,
