@@ -241,6 +241,7 @@ class WanAsyncHook:
         # A kept connection that the server closed while it was idle looks just like a lost answer.
         session = _new_session() if submit else self._client().session
         url = url_of(call, settings)
+        connect_s = min(web.CONNECT_TIMEOUT_S, settings.timeout_s)
         failure: Exception
         try:
             async with session.request(
@@ -250,9 +251,7 @@ class WanAsyncHook:
                 json=json_body(call),
                 headers={"Authorization": f"Bearer {settings.token}"},
                 proxy=proxy_of(url),
-                timeout=aiohttp.ClientTimeout(
-                    total=settings.timeout_s + web.CONNECT_TIMEOUT_S, sock_connect=web.CONNECT_TIMEOUT_S
-                ),
+                timeout=aiohttp.ClientTimeout(total=settings.timeout_s + connect_s, sock_connect=connect_s),
                 allow_redirects=False,
             ) as response:
                 body = await _body_of(response)
