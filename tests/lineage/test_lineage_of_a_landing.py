@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a landing tells about where its video came from: assets, hook lineage, OpenLineage."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_provider_wan.generation.records import LandedVideo, Record, Stage
+from airflow_provider_wan.lineage.assets import extra_of, tell_outlets
+
+if TYPE_CHECKING:
+    from airflow_provider_wan.sandbox.server import Sandbox
+
+REQUEST = "00000000-0000-4000-8000-000000000001"
+
+
+def video(number: int = 1) -> LandedVideo:
+    return LandedVideo(
+        uri=f"gs://videos/{number}.mp4",
+        bucket="videos",
+        object_name=f"{number}.mp4",
+        size_bytes=50_000,
+        crc32c="AAAAAA==",
+        generation=1,
+        content_type="video/mp4",
+        request_id=REQUEST,
+    )
+
+
+def record(videos: int = 1) -> Record:
+    return Record(
+        fingerprint="f" * 64,
+        model_id="wan-ai/wan-2-2/image-to-video",
+        stage=Stage.LANDED,
+        image="https://images.example.com/folder/a.jpg",
+        request_id=REQUEST,
+        created_at="2026-01-15T00:00:00+00:00",
+        finished_at="2026-01-15T00:02:00+00:00",
+        cost_usd=0.2,
+        videos=tuple(video(number + 1) for number in range(videos)),
+    )
+
+
+class OutletEvents(dict[Any, Any]):
+    """``context["outlet_events"]`` as Airflow's own class makes it."""
+
+
+def outlet_events() -> Any:
+    from airflow.sdk.execution_time.context import OutletEventAccessors
+
+    return OutletEventAccessors()
+
+
+def test_an_asset_event_says_what_the_video_is() -> None:
+    from airflow.sdk import Asset
+
+    asset, context = Asset("gs://videos/daily"), {"outlet_events": outlet_events()}
+    tell_outlets(context, [asset], record())
+    assert context["outlet_events"][asset].extra == {
+        "uri": "gs://videos/1.mp4",
+        "request_id": REQUEST,
+        "model_id": "wan-ai/wan-2-2/image-to-video",
+        "cost_usd": 0.2,
+        "size_bytes": 50_000,
+        "crc32c": "AAAAAA==",
+        "image": "https://images.example.com/folder/a.jpg",
+    }
+
+
+def test_several_videos_are_all_in_the_event_of_an_asset() -> None:
+    from airflow.sdk import Asset
+
+    asset, context = Asset("gs://videos/daily"), {"outlet_events": outlet_events()}
+    tell_outlets(context, [asset], record(videos=2))
+    extra = context["outlet_events"][asset].extra
+    assert [one["uri"] for one in extra["videos"]] == ["gs://videos/1.mp4", "gs://videos/2.mp4"]
+
+
+def test_an_alias_gets_an_event_for_each_video() -> None:
+    from airflow.sdk import AssetAlias
+
+    alias, context = AssetAlias("daily-videos"), {"outlet_events": outlet_events()}
+    tell_outlets(context, [alias], record(videos=2))
+    events = context["outlet_events"][alias].asset_alias_events
+    assert [event.dest_asset_key.uri for event in events] == ["gs://videos/1.mp4", "gs://videos/2.mp4"]
+    assert events[0].extra == extra_of(record(), video())
+
+
+def test_a_landing_without_outlets_says_nothing() -> None:
+    context = {"outlet_events": outlet_events()}
+    tell_outlets(context, [], record())
+    assert len(context["outlet_events"]) == 0
+
+
+_LAND = """
+import json, os, sys
+from airflow.sdk.lineage import HookLineageCollector
+import airflow.sdk.lineage as lineage
+collector = HookLineageCollector()
+lineage.get_hook_lineage_collector = lambda: collector
+from airflow_provider_wan.hooks.wan import WanHook
+from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
+hook = WanHook()
+inputs = {"prompt": "a slow wave", "img_url": "https://images.example.com/a.jpg"}
+request_id = hook.submit("wan-ai/wan-2-2/image-to-video", inputs).request_id
+class TI: dag_id, run_id, task_id, map_index = "d", "r", "land", -1
+task = WanToGCSOperator(task_id="land", bucket_name="videos", object_name="a.mp4", request={
+    "request_id": request_id, "model_id": "wan-ai/wan-2-2/image-to-video", "image": inputs["img_url"],
+    "inputs": inputs, "fingerprint": "f" * 64})
+task.execute({"ti": TI(), "outlet_events": {}})
+told = collector.collected_assets
+from airflow.providers.openlineage.extractors.base import DefaultExtractor
+facets = DefaultExtractor(task).extract_on_complete(TI())
+from openlineage.client import OpenLineageClient
+from openlineage.client.event_v2 import Job, Run, RunEvent, RunState
+from openlineage.client.transport.file import FileConfig, FileTransport
+client = OpenLineageClient(transport=FileTransport(FileConfig(log_file_path=sys.argv[1], append=True)))
+client.emit(RunEvent(eventTime="2026-01-15T00:00:00Z", eventType=RunState.COMPLETE, producer="https://example.com",
+    run=Run(runId="01900000-0000-7000-8000-000000000000", facets=facets.run_facets), job=Job("airflow", "d.land"),
+    inputs=facets.inputs, outputs=facets.outputs))
+links = {link.name: link.get_link(task, ti_key=None) for link in task.operator_extra_links}
+print("TOLD" + json.dumps({"request_id": request_id, "links": links,
+    "inputs": [one.asset.uri for one in told.inputs], "outputs": [one.asset.uri for one in told.outputs]}))
+"""
+
+
+@pytest.fixture
+def landing(sandbox: Sandbox, tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Land a video in a process of its own; gives what was told, and the event in OpenLineage's file."""
+    events = tmp_path / "events.jsonl"
+    done = subprocess.run(
+        [sys.executable, "-c", _LAND, str(events)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout[done.stdout.index("TOLD") + 4 :])
+    return told, json.loads(events.read_text())
+
+
+def test_a_landing_is_told_to_hook_lineage_and_to_openlineage(
+    landing: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    told, event = landing
+    assert (told["inputs"], told["outputs"]) == (
+        ["https://images.example.com/a.jpg"],
+        ["gs://videos/a.mp4"],
+    )
+    assert [(one["namespace"], one["name"]) for one in event["inputs"]] == [
+        ("https://images.example.com", "a.jpg")
+    ]
+    (output,) = event["outputs"]
+    assert (output["namespace"], output["name"]) == ("gs://videos", "a.mp4")
+    assert output["outputFacets"]["outputStatistics"]["size"] == 50_000
+    facets = event["run"]["facets"]
+    assert facets["externalQuery"]["externalQueryId"] == told["request_id"]
+    request = facets["wan_request"]
+    assert request["request_id"] == told["request_id"]
+    assert request["cost_usd"] == pytest.approx(0.2)
+    assert request["processing_seconds"] >= 0
+    assert told["links"] == {
+        "Video": "https://storage.cloud.google.com/videos/a.mp4",
+        "Bucket": "https://console.cloud.google.com/storage/browser/videos/",
+        "RunComfy generations": "https://www.runcomfy.com/generations",
+    }
+
+
+def test_openlineage_is_imported_only_when_it_asks() -> None:
+    code = (
+        "import sys, airflow_provider_wan.transfers.wan_to_gcs, airflow_provider_wan.lineage.assets;"
+        "print([m for m in sys.modules if m.startswith('openlineage')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
