@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 from harness_live import IMAGES_BUCKET, VIDEOS_BUCKET, Live  # noqa: E402
 from harness_scenarios import SideBySide  # noqa: E402
 from postgres import Postgres  # noqa: E402
+from scenario_table import pytest_terminal_summary  # noqa: E402, F401
 
 from demo.local_airflow import LocalAirflow  # noqa: E402
 from demo.sandbox_process import SandboxProcess  # noqa: E402

@@ -26,6 +26,9 @@ from harness_live import Live
 SCENARIO_TIMEOUT_S = 300
 """No scenario may take longer; its own waits are shorter and say more."""
 
+AT_ONCE = 12
+"""More at the same time take longer: tasks start one after the other then, and miss their heartbeats."""
+
 
 Body = Callable[[Live], None]
 
@@ -53,6 +56,7 @@ class SideBySide:
             function for item in items if hasattr(function := getattr(item, "function", None), "scenario")
         ]
         self._outcomes: dict[Body, Future[None]] = {function.scenario: Future() for function in functions}
+        self._room = threading.Semaphore(AT_ONCE)
         together = [function.scenario for function in functions if not function.alone]
         alone = [function.scenario for function in functions if function.alone]
         # Daemons: a scenario that hangs must not keep pytest from ending.
@@ -69,7 +73,8 @@ class SideBySide:
         def run() -> None:
             outcome = self._outcomes[body]
             try:
-                body(live)
+                with self._room:
+                    body(live)
             # Also pytest's own failures and skips, which are no Exceptions: they belong to the test's thread.
             except BaseException as error:
                 outcome.set_exception(error)

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One live scenario: its image, its run, the harm that is done to it, and the judgement of the ledger."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import psycopg2
+import pytest
+import scenario_table
+from airflow import __version__ as airflow_version
+from harness_live import VIDEOS_BUCKET, Live
+
+from demo.airflow_client import TaskKey
+
+VIDEO_BYTES = 300_000
+PATIENCE_S = 240
+"""How long anything is waited for: a busy machine is slow, and that proves nothing."""
+HAS_STATE_STORE = tuple(int(part) for part in airflow_version.split(".")[:2]) >= (3, 3)
+"""Task state store and ``on_kill`` of triggers came with Airflow 3.3."""
+
+
+def need_state_store() -> None:
+    """Skip where a record needs a journal in a bucket."""
+    if not HAS_STATE_STORE:
+        pytest.skip(f"Airflow {airflow_version} has no task state store: records need a journal there")
+
+
+def need_on_kill() -> None:
+    """Skip where Airflow does not tell a trigger that its task was taken away."""
+    if not HAS_STATE_STORE:
+        pytest.skip(f"Airflow {airflow_version} has no on_kill of triggers: what is deferred runs on")
+
+
+class Case:
+    """One scenario.
+
+    :param name: prefix of all that is this scenario's, and its label in the table.
+    :param journal: whether its record lives in a bucket; else in the task state store.
+    :param account: whether it gets an account and a connection of its own.
+    """
+
+    def __init__(self, live: Live, name: str, *, journal: bool = False, account: bool = False) -> None:
+        if not journal:
+            need_state_store()
+        self.live = live
+        self.name = self.label = name
+        self.img_url = live.image(name)
+        self.conf: dict[str, Any] = {"img_url": self.img_url, "name": name}
+        self.conn_id = "wan_default"
+        if account:
+            self.conn_id = self.conf["conn_id"] = f"wan-{name}"
+            self.rotate_token()
+        if journal:
+            self.conf["journal"] = f"gs://{VIDEOS_BUCKET}/_journal/{name}"
+        self.journal_prefix = f"_journal/{name}/"
+        self._images = {self.img_url}
+        self._harmed_at: float | None = None
+        self._recovered_s: float | None = None
+
+    # -- runs ----------------------------------------------------------------------------------------------
+
+    def start(self, dag_id: str, **conf: Any) -> str:
+        """Start a run that wants this scenario's image, and give its id."""
+        return self.live.start(dag_id, self.conf | conf)
+
+    def task(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> TaskKey:
+        """Name a task of a run."""
+        return TaskKey(dag_id, run_id, task_id, map_index)
+
+    def more_images(self, count: int) -> list[str]:
+        """Give this scenario's image and so many more."""
+        more = [self.live.image(self.name) for _ in range(count)]
+        self._images.update(more)
+        return [self.img_url, *more]
+
+    def finish(self, dag_id: str, run_id: str) -> None:
+        """Wait until a run has ended well, which is when it has recovered."""
+        self.ends(dag_id, run_id)
+        self.recovered()
+
+    def ends(self, dag_id: str, run_id: str, state: str = "success") -> None:
+        """Wait for a run's end, which must be this one."""
+        self.live.assert_ends(dag_id, run_id, state, timeout_s=PATIENCE_S)
+
+    def wait_task(self, task: TaskKey, *states: str, try_number: int | None = None) -> dict[str, Any]:
+        """Wait until a task is in one of the states, in this try or a later one."""
+        return self.live.wait_task(task, *states, timeout_s=PATIENCE_S, try_number=try_number)
+
+    def wait_until(self, check: Callable[[], Any], what: str) -> Any:
+        """Wait for anything that can be seen; ``what`` is for the message."""
+        return self.live.wait_until(check, f"{what} of {self.name}", timeout_s=PATIENCE_S)
+
+    # -- harm ----------------------------------------------------------------------------------------------
+
+    def api_fault(self, call: str, fault: str, *, img_url: str | None = None, **rule: Any) -> str:
+        """Switch a fault of the API on, for this scenario's image alone."""
+        return self.live.sandbox.add_fault(call, fault, img_url_contains=img_url or self.img_url, **rule)
+
+    def journal_fault(self, fault: str, **rule: Any) -> str:
+        """Switch a fault on that hits writes of this scenario's record."""
+        return self.live.sandbox.add_fault(
+            "bucket.upload", fault, object_contains=self.journal_prefix, **rule
+        )
+
+    def video_fault(self, fault: str, **rule: Any) -> str:
+        """Switch a fault on that hits the upload of this scenario's video."""
+        return self.live.sandbox.add_fault("bucket.upload", fault, object_contains=f"{self.name}/v", **rule)
+
+    def image_fault(self, fault: str, **rule: Any) -> str:
+        """Switch a fault on that hits reads of this scenario's image."""
+        image = self.img_url.rsplit("/", 1)[1]
+        return self.live.sandbox.add_fault("bucket.get", fault, object_contains=image, **rule)
+
+    def wait_hit(self, rule_id: str, *, hits: int = 1) -> None:
+        """Wait until a fault has hit."""
+
+        def has_hit() -> bool:
+            rules = self.live.sandbox.control("faults")["faults"]
+            return any(rule["id"] == rule_id and rule["hits"] >= hits for rule in rules)
+
+        self.wait_until(has_hit, f"{hits} hits of fault {rule_id}")
+
+    def kill(self, task: TaskKey, **how: Any) -> None:
+        """SIGKILL the process of a running task; from now on it has to recover."""
+        self.live.airflow.kill_task(task, **how)
+        self.harmed()
+
+    def harmed(self) -> None:
+        """Note that something was done to it just now."""
+        self._harmed_at = time.monotonic()
+
+    def recovered(self) -> None:
+        """Note that it is as promised again."""
+        if self._harmed_at is not None and self._recovered_s is None:
+            self._recovered_s = time.monotonic() - self._harmed_at
+
+    def give_up_on_answers_after(self, seconds: float) -> None:
+        """Set the connection's ``timeout``, which says for how long somebody else may be submitting."""
+        self._connect(timeout=seconds)
+
+    def revoke_token(self) -> None:
+        """Let the account's token be good for nothing from now on."""
+        self.live.sandbox.control("tokens", {"revoke": self._token})
+
+    def rotate_token(self) -> None:
+        """Give the account another token, and the connection too."""
+        self._token = f"token-of-{self.name}-{uuid.uuid4().hex}"
+        self.live.sandbox.control("tokens", {"add": self._token, "account": self.name})
+        self._connect()
+
+    def _connect(self, **extra: Any) -> None:
+        self.live.set_connection(self.conn_id, self._token)
+        if extra:
+            known = json.loads(self.live.sandbox.connection_extra)
+            body = {"connection_id": self.conn_id, "conn_type": "wan", "extra": json.dumps(known | extra)}
+            path = f"/connections/{self.conn_id}"
+            self.live.client.api("PATCH", path, body, query={"update_mask": ["extra"]})
+
+    # -- what is seen --------------------------------------------------------------------------------------
+
+    def purchases(self) -> list[dict[str, Any]]:
+        """What was bought for this scenario, by the sandbox's ledger."""
+        return [one for one in self.live.sandbox.ledger()["purchases"] if one["img_url"] in self._images]
+
+    def wait_purchase(self) -> str:
+        """Wait until something was bought, and give the request id."""
+        return str(self.wait_until(self.purchases, "a purchase")[0]["request_id"])
+
+    def wait_asked(self, request_id: str) -> None:
+        """Wait until somebody asks for a request: it is remembered by then."""
+
+        def asked() -> bool:
+            return any(one["request_id"] == request_id and one["status_calls"] for one in self.purchases())
+
+        self.wait_until(asked, f"a call for request {request_id}")
+
+    def cancels(self) -> list[dict[str, Any]]:
+        """Cancels that were asked for, whatever came of them."""
+        ids = {one["request_id"] for one in self.purchases()}
+        return [one for one in self.live.sandbox.ledger()["cancels"] if one["request_id"] in ids]
+
+    def wait_cancel(self) -> None:
+        """Wait until a cancel was asked for."""
+        self.wait_until(self.cancels, "a cancel")
+
+    def log(self, task: TaskKey) -> str:
+        """Log of all tries of a task, its triggers included."""
+        return self.live.client.task_log(task)
+
+    def wait_log(self, task: TaskKey, text: str) -> None:
+        """Wait until a task's log has a text."""
+        self.wait_until(lambda: text in self.log(task), f"{text!r} in the log of {task}")
+
+    def videos(self) -> list[dict[str, Any]]:
+        """What has landed for this scenario."""
+        return self.live.videos(f"{self.name}/")
+
+    def sql(self, statement: str, *values: Any) -> None:
+        """Change Airflow's database, as the passing of time would."""
+        url = self.live.airflow.env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
+        with psycopg2.connect(url.replace("+psycopg2", "")) as connection, connection.cursor() as cursor:
+            cursor.execute(statement, values)
+        connection.close()
+
+    # -- judgement -----------------------------------------------------------------------------------------
+
+    def judge(
+        self, *, bought: int = 1, charged: int | None = None, landed: int = 1, cancelled: int = 0
+    ) -> None:
+        """Hold the promise against the ledger and the bucket, and add a line to the table.
+
+        :param bought: requests that may have been bought.
+        :param charged: how many of them are paid for; default: the same less the cancelled ones.
+        :param landed: videos, each whole and written once.
+        :param cancelled: requests that should have been cancelled.
+        """
+        purchases, videos = self.purchases(), self.videos()
+        really_cancelled = sum(one["cancelled"] for one in purchases)
+        whole = [video for video in videos if video["size_bytes"] == VIDEO_BYTES and video["writes"] == 1]
+        charged = bought - cancelled if charged is None else charged
+        really_charged = sum(one["charged_usd"] > 0 or one["state"] == "running" for one in purchases)
+        seen = (len(purchases), really_charged, really_cancelled, len(videos), len(whole))
+        promised = (bought, charged, cancelled, landed, landed)
+        scenario_table.add(
+            scenario_table.Row(
+                scenario=self.label,
+                bought=len(purchases),
+                charged=really_charged,
+                right_cancels=min(cancelled, really_cancelled),
+                wrong_cancels=max(0, really_cancelled - cancelled),
+                landed=len(whole),
+                recovered_s=self._recovered_s,
+                fine=seen == promised,
+            )
+        )
+        assert seen == promised, (
+            f"(bought, charged, cancelled, landed, whole and written once) is {seen}, not {promised}: "
+            f"{purchases} {videos}"
+        )

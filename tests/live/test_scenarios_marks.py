@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A task that is taken away while it is deferred: what is still queued is cancelled, what runs is told about.
+
+And what somebody else counts on is left alone.
+"""
+
+from __future__ import annotations
+
+from harness_live import Live
+from harness_scenarios import scenario
+from scenario_case import Case, need_on_kill
+
+CHAIN, MARK, MAPPED, TIMEOUT = (
+    "scenario_chain",
+    "scenario_mark",
+    "scenario_mark_mapped",
+    "scenario_run_timeout",
+)
+LEFT = "it runs on and is charged"
+
+
+@scenario
+def test_marked_failed_while_queued_it_is_cancelled_and_not_charged(live: Live) -> None:
+    marked(Case(live, "marked-failed-queued"), "failed", queued=True)
+
+
+@scenario
+def test_marked_success_while_queued_it_is_cancelled_and_not_charged(live: Live) -> None:
+    marked(Case(live, "marked-success-queued"), "success", queued=True)
+
+
+@scenario
+def test_marked_failed_while_running_it_is_left_and_told(live: Live) -> None:
+    marked(Case(live, "marked-failed-running"), "failed", queued=False)
+
+
+@scenario
+def test_marked_success_while_running_it_is_left_and_told(live: Live) -> None:
+    marked(Case(live, "marked-success-running"), "success", queued=False)
+
+
+def marked(case: Case, state: str, *, queued: bool) -> None:
+    need_on_kill()
+    case.api_fault("generation", "stuck_queue" if queued else "stuck_running")
+    run_id = case.start(MARK)
+    make = case.task(MARK, run_id, "make")
+    case.wait_task(make, "deferred")
+    case.wait_asked(case.wait_purchase())
+
+    case.live.client.set_state(make, state)
+    case.harmed()
+
+    case.wait_cancel()
+    case.recovered()
+    case.wait_log(make, "it is cancelled and not charged" if queued else LEFT)
+    case.judge(cancelled=int(queued), landed=0)
+
+
+@scenario
+def test_mapped_tasks_marked_failed_lose_only_their_own_queued_request(live: Live) -> None:
+    mapped_and_marked(Case(live, "mapped-marked-failed"), "failed")
+
+
+@scenario
+def test_mapped_tasks_marked_success_lose_only_their_own_queued_request(live: Live) -> None:
+    mapped_and_marked(Case(live, "mapped-marked-success"), "success")
+
+
+def mapped_and_marked(case: Case, state: str) -> None:
+    """Of three, the first is queued and the second runs when they are marked; the third goes on."""
+    need_on_kill()
+    images = case.more_images(2)
+    for image, where in zip(images, ("queue", "running", "queue"), strict=True):
+        case.api_fault("generation", f"stuck_{where}", img_url=image)
+    run_id = case.start(MAPPED, img_urls=images)
+    tasks = [case.task(MAPPED, run_id, "make", index) for index in range(3)]
+    for task in tasks:
+        case.wait_task(task, "deferred")
+    by_image = {one["img_url"]: one["request_id"] for one in case.purchases()}
+    for image in images:
+        case.wait_asked(by_image[image])
+
+    for task in tasks[:2]:
+        case.live.client.set_state(task, state)
+    case.harmed()
+
+    case.wait_until(lambda: len(case.cancels()) == 2, "two cancels")
+    case.recovered()
+    assert {one["request_id"] for one in case.cancels()} == {by_image[image] for image in images[:2]}
+    case.wait_log(tasks[1], LEFT)
+    case.live.force(by_image[images[2]], "succeeded")
+    case.wait_task(tasks[2], "success")
+    case.judge(bought=3, cancelled=1, landed=0)
+
+
+@scenario
+def test_a_sensor_marked_failed_cancels_what_its_own_run_submitted(live: Live) -> None:
+    need_on_kill()
+    case = Case(live, "sensor-marked-failed-journal", journal=True)
+    case.api_fault("generation", "stuck_queue")
+    run_id = case.start(CHAIN)
+    wait = case.task(CHAIN, run_id, "wait")
+    case.wait_task(wait, "deferred")
+    case.wait_asked(case.wait_purchase())
+
+    live.client.set_state(wait, "failed")
+    case.harmed()
+
+    case.wait_cancel()
+    case.recovered()
+    case.ends(CHAIN, run_id, "failed")
+    case.judge(cancelled=1, landed=0)
+
+
+@scenario
+def test_marked_failed_it_leaves_what_another_run_counts_on(live: Live) -> None:
+    need_on_kill()
+    case = Case(live, "marked-failed-shared", journal=True)
+    case.api_fault("generation", "stuck_queue")
+    first = case.start(MARK)
+    request_id = case.wait_purchase()
+    case.wait_task(case.task(MARK, first, "make"), "deferred")
+    second = case.start("scenario_wait")
+    case.wait_task(case.task("scenario_wait", second, "make"), "deferred")
+
+    live.client.set_state(case.task(MARK, first, "make"), "failed")
+    case.harmed()
+
+    case.wait_log(case.task(MARK, first, "make"), "other tasks count on it")
+    live.force(request_id, "succeeded")
+    case.finish("scenario_wait", second)
+    assert case.cancels() == []
+    case.judge()
+
+
+@scenario
+def test_a_run_that_is_out_of_time_cancels_what_is_queued(live: Live) -> None:
+    need_on_kill()
+    case = Case(live, "run-timed-out")
+    run_id = deferred_in_the_queue(case)
+
+    case.sql("UPDATE dag_run SET start_date = start_date - interval '2 hours' WHERE run_id = %s", run_id)
+    case.harmed()
+
+    case.wait_cancel()
+    case.recovered()
+    case.ends(TIMEOUT, run_id, "failed")
+    case.judge(cancelled=1, landed=0)
+
+
+@scenario
+def test_a_run_that_is_marked_failed_cancels_what_is_queued(live: Live) -> None:
+    need_on_kill()
+    case = Case(live, "run-marked-failed")
+    run_id = deferred_in_the_queue(case)
+
+    live.client.set_run_state(TIMEOUT, run_id, "failed")
+    case.harmed()
+
+    case.wait_cancel()
+    case.recovered()
+    case.judge(cancelled=1, landed=0)
+
+
+def deferred_in_the_queue(case: Case) -> str:
+    case.api_fault("generation", "stuck_queue")
+    run_id = case.start(TIMEOUT)
+    case.wait_task(case.task(TIMEOUT, run_id, "make"), "deferred")
+    case.wait_asked(case.wait_purchase())
+    return run_id
