@@ -25,7 +25,7 @@ from airflow_provider_wan.generation.batch_outcomes import Ending, MaxFailures, 
 from airflow_provider_wan.generation.batch_plan import InputCheck, Item, Plan, plan_rows
 from airflow_provider_wan.generation.batch_progress import Progress
 from airflow_provider_wan.generation.batch_sources import open_rows
-from airflow_provider_wan.generation.batch_watch import QueueWatch, WatchPolicy
+from airflow_provider_wan.generation.batch_watch import QueueWatch, policy_of
 from airflow_provider_wan.generation.batch_work import BatchWork
 from airflow_provider_wan.generation.decide import OnUnknownSubmission
 from airflow_provider_wan.generation.download import Downloader, DownloadPolicy
@@ -34,7 +34,6 @@ from airflow_provider_wan.generation.image_source import ImageSources
 from airflow_provider_wan.generation.journal import BucketJournal, Listed, as_listed
 from airflow_provider_wan.generation.landing import IfExists, Landing
 from airflow_provider_wan.generation.submission import Submission
-from airflow_provider_wan.hooks.settings import WanSettings
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.images.dataset import Columns
 from airflow_provider_wan.model_api.faults import RetryPolicy
@@ -49,9 +48,6 @@ _LIST_AT_LEAST, _LIST_PER_IMAGE = 5_000, 50
 _READ_THREADS = 16
 _SHOWN_ERRORS = 5
 _DEFAULT_CLIP_S = 5.0
-#: Status calls leave this share of the connection's rate to submits and results.
-_LOOKS_SHARE = 0.7
-_LOOKS_PER_SECOND = 50.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +142,7 @@ class Batch:
             len(plan.items) - done,
             len(plan.refused),
         )
-        return self._engine(plan, QueueWatch(_policy_of(self._hook.settings)))
+        return self._engine(plan, QueueWatch(policy_of(self._hook.settings)))
 
     def go_on(self, event: Mapping[str, Any]) -> BatchEngine:
         """Go on after a wait in the triggerer.
@@ -160,7 +156,7 @@ class Batch:
             self._memory, note = noted
             self._price_usd = note.get("price_usd")
         watch = QueueWatch.resume(
-            _policy_of(self._hook.settings), event.get("learned"), (), event.get("started") or {}, time.time()
+            policy_of(self._hook.settings), event.get("learned"), (), event.get("started") or {}, time.time()
         )
         engine = self._engine(self._plan(), watch, started=event.get("started") or {})
         engine.noticed(event.get("ready") or ())
@@ -365,9 +361,3 @@ def finish(batch: Batch, engine: BatchEngine) -> Report:
     pause = engine.run(may_pause=False)
     assert not isinstance(pause, Pause)
     return batch.report(engine)
-
-
-def _policy_of(settings: WanSettings) -> WatchPolicy:
-    rate = settings.requests_per_second
-    looks = _LOOKS_PER_SECOND if rate is None else min(_LOOKS_PER_SECOND, _LOOKS_SHARE * rate)
-    return WatchPolicy(looks_per_second=looks, gone_after_s=settings.not_found_patience_s)

@@ -593,9 +593,10 @@ class BatchEngine:
             return
         self._next_progress = now + self._pace.progress_every_s
         progress = self.progress()
-        self._log.info("%s", progress.line())
         if self._on_progress is not None:
             self._on_progress(progress)
+        else:
+            self._log.info("%s", progress.line())
 
 
 def _unix(text: str | None) -> float | None:

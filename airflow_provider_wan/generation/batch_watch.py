@@ -27,7 +27,7 @@ import heapq
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from airflow_provider_wan.exceptions import WanError, WanNotFoundError, WanTransientError
 from airflow_provider_wan.generation.batch_learning import Durations
@@ -48,6 +48,7 @@ _SAMPLES = 3
 _SAMPLE_GROWTH = 1.2
 _BLIND_LOOK_S = 30.0
 _LONGEST_PAUSE_S = 60.0
+_LOOKS_SHARE = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,29 @@ class WatchPolicy:
     slack: int = 16
     gone_after_times: int = 3
     gone_after_s: float = 60.0
+
+
+class _Connection(Protocol):
+    """What counts of a connection's settings."""
+
+    @property
+    def requests_per_second(self) -> float | None: ...
+
+    @property
+    def not_found_patience_s(self) -> float: ...
+
+
+def policy_of(settings: _Connection | None) -> WatchPolicy:
+    """Give how closely to watch over a connection; status calls leave a part of its rate to submits and results.
+
+    :param settings: of the connection; None: not known.
+    """
+    if settings is None:
+        return WatchPolicy()
+    rate = settings.requests_per_second
+    most = WatchPolicy().looks_per_second
+    looks = most if rate is None else min(most, _LOOKS_SHARE * rate)
+    return WatchPolicy(looks_per_second=looks, gone_after_s=settings.not_found_patience_s)
 
 
 @dataclass(slots=True, eq=False)

@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_wan.faces.journals import bucket_journal, is_watched_by_others
+from airflow_provider_wan.triggers.kills import cancel_if_over, is_over_for_good
+from airflow_provider_wan.triggers.wan_batch import WanBatchTrigger
+
+__all__ = ["WanBatchTrigger", "WanRequestTrigger", "deadline_in", "event_of", "is_over_for_good"]
 
 if TYPE_CHECKING:
     from airflow_provider_wan.model_api.polling import Over, RequestWait
 
-#: Task states in which nobody owns the request any more. Deferred, queued, scheduled and running mean that
-#: another try or another triggerer does; anything else is not certain.
-OVER_FOR_GOOD = frozenset({"failed", "success", "skipped", "upstream_failed", "removed"})
 _ON_KILL_S = 60.0
-#: Strong references: Airflow cancels ``on_kill`` after about a second, and what it awaits with it; a task of its
-#: own survives, as long as somebody holds it.
-_unfinished: set[asyncio.Task[None]] = set()
 
 
 class WanRequestTrigger(BaseTrigger):
@@ -110,39 +108,16 @@ class WanRequestTrigger(BaseTrigger):
         yield TriggerEvent(event)
 
     async def on_kill(self) -> None:
-        """Cancel the request if it is still queued and nobody owns it any more.
+        """Cancel the request if it is still queued and nobody owns it any more."""
+        if self.cancel_on_kill:
+            what = f"Request {self.request_id}"
+            await cancel_if_over(self, self._cancel_unless_watched, what=what, within_s=_ON_KILL_S)
 
-        Called by Airflow 3.3 and later when a person or a run's end takes the task away; also, falsely, by a
-        triggerer that was stalled and whose triggers another one runs already. So it looks first, at the task's
-        state in the database, and leaves alone whatever is not certain.
-        """
-        if not self.cancel_on_kill:
+    async def _cancel_unless_watched(self) -> None:
+        if await asyncio.to_thread(self._is_watched_by_others):
+            self.log.info("Request %s is left alone: other tasks count on it.", self.request_id)
             return
-        work = asyncio.get_running_loop().create_task(self._cancel_if_nobody_owns_it())
-        _unfinished.add(work)
-        work.add_done_callback(_unfinished.discard)
-        await asyncio.shield(work)
-
-    async def _cancel_if_nobody_owns_it(self) -> None:
-        try:
-            async with asyncio.timeout(_ON_KILL_S):
-                state = await asyncio.to_thread(self._task_state)
-                if state not in OVER_FOR_GOOD:
-                    self.log.info(
-                        "Request %s is left alone: the task's state is %s.",
-                        self.request_id,
-                        state or "unknown",
-                    )
-                    return
-                if await asyncio.to_thread(self._is_watched_by_others):
-                    self.log.info("Request %s is left alone: other tasks count on it.", self.request_id)
-                    return
-                await self._cancel()
-        except Exception as error:
-            self.log.warning("Request %s was not cancelled: %s", self.request_id, error)
-
-    def _task_state(self) -> str | None:
-        return task_state(self.task_instance) if self.task_instance is not None else None
+        await self._cancel()
 
     def _is_watched_by_others(self) -> bool:
         if self.journal is None or not self.watchers:
@@ -177,31 +152,6 @@ def event_of(over: Over, wait: RequestWait) -> dict[str, Any]:
     if over.outcome == "gone" and wait.may_be_paid:
         event["may_be_paid"] = True
     return event
-
-
-def task_state(ti: Any) -> str | None:
-    """Look up a task instance's state; None where that is not certain. Blocks: on an event loop, use a thread."""
-    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-
-    mapped = ti.map_index is not None and ti.map_index >= 0
-    states = RuntimeTaskInstance.get_task_states(
-        dag_id=ti.dag_id,
-        task_ids=[ti.task_id],
-        run_ids=[ti.run_id],
-        map_index=ti.map_index if mapped else None,
-    )
-    # The key of a mapped task carries its index: looked up without, every mapped task would seem gone.
-    key = f"{ti.task_id}_{ti.map_index}" if mapped else ti.task_id
-    state = states.get(ti.run_id, {}).get(key)
-    return None if state is None else str(state)
-
-
-def is_over_for_good(ti: Any) -> bool:
-    """Tell whether a task instance is certainly over, so that nobody owns its request; in doubt, no."""
-    try:
-        return task_state(ti) in OVER_FOR_GOOD
-    except Exception:
-        return False
 
 
 def deadline_in(seconds: float) -> float:

@@ -1,0 +1,427 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole set of images in one task."""
+
+from __future__ import annotations
+
+import posixpath
+import threading
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from airflow.providers.common.compat.sdk import AirflowException, BaseOperator
+
+from airflow_provider_wan import metrics
+from airflow_provider_wan.exceptions import WanInputError
+from airflow_provider_wan.faces.errors import as_airflow_errors
+from airflow_provider_wan.faces.imaging import image_sources
+from airflow_provider_wan.faces.journals import watcher_of
+from airflow_provider_wan.faces.references import DEFAULT_MODEL_ID, given_or_none, mapping_of, seconds_of
+from airflow_provider_wan.faces.seen import Seen
+from airflow_provider_wan.faces.wanting import INPUT_PARAMETERS, given_inputs
+from airflow_provider_wan.links.wan import WanBucketLink, WanGenerationsLink
+from airflow_provider_wan.triggers.wan import WanBatchTrigger, deadline_in, is_over_for_good
+
+if TYPE_CHECKING:
+    from airflow_provider_wan.generation.batch import Batch, BatchSpec, Report
+    from airflow_provider_wan.generation.batch_engine import BatchEngine, Pause
+    from airflow_provider_wan.generation.batch_progress import Progress
+
+#: Signed links of images work for as long by default.
+DEFAULT_BATCH_TIMEOUT = timedelta(hours=12)
+#: XCom keys: the figures of now, and how it ended, also where the task failed.
+PROGRESS_KEY, SUMMARY_KEY = "progress", "summary"
+
+
+class WanBatchOperator(BaseOperator):
+    """Turn a set of images into videos in a bucket: submit, wait, land, until all are done.
+
+    Every image is bought once, whatever is retried, cleared, killed or run twice: what was bought stands in the journal
+    beside the videos. While nothing is ready, no worker is held, and one trigger watches all requests. A rerun of a
+    finished batch buys nothing. Mapped over chunk manifests, ``expand(images=prepare.output)``, it spreads over all
+    workers.
+
+    One bad image stops nobody else. When all that can be done is done, the task fails if more than ``max_failures``
+    images have no video, or if a limit came first. How each image ended stands in the manifest, a JSON line each.
+
+    Returns the summary: ``total``, a count for each outcome (``landed``, ``reused``, ``failed``, ``cancelled``,
+    ``refused``, ``unknown``, ``not_landed``, ``left``), ``bought``, ``cost_usd``, ``duration_s``, ``manifest`` and
+    ``journal``. The XCom ``summary`` is the same and is there for a failed task too; ``progress`` has the figures of
+    now.
+
+    :param images: ``gs://bucket/prefix/`` (all images under it), the address of a manifest (``.csv``, ``.jsonl``;
+        also a chunk that ``WanPrepareImagesOperator`` wrote), or a list of addresses and rows. A row's own columns
+        override the inputs below. (templated)
+    :param bucket_name: the bucket of the videos. (templated)
+    :param object_name: a prefix that ends with ``/`` (default: none), below which videos are called
+        ``{name}-{fingerprint}.mp4`` after their images; or a pattern with ``{name}``, ``{fingerprint}``,
+        ``{variation}`` and the columns of ``passthrough``. (templated)
+    :param journal: ``gs://bucket/prefix`` of the records; None (default): ``_journal`` below the prefix. (templated)
+    :param prompt: for rows that have none of their own; as in ``WanSubmitOperator``, like the inputs that follow.
+        (templated)
+    :param negative_prompt: (templated)
+    :param template: (templated)
+    :param resolution: (templated)
+    :param duration: (templated)
+    :param prompt_extend: (templated)
+    :param seed: (templated)
+    :param model_id: any model of the API that takes an image; default ``wan-ai/wan-2-2/image-to-video``. (templated)
+    :param inputs: more inputs by name. (templated)
+    :param variation: for rows that have none of their own: a new value buys a new take of everything. (templated)
+    :param passthrough: columns of the manifest that are no inputs.
+    :param max_in_flight: requests submitted and not over, at most; default 100.
+    :param deferrable: whether to wait in the triggerer, default True; else in the worker.
+    :param resume_when_ready: come back to a worker when so many are over; None (default): a quarter of
+        ``max_in_flight``, 50 at most.
+    :param resume_after: or when the oldest of them has waited so long, default 60 s.
+    :param timeout: the most that one try may take, default 12 hours. What is queued then is cancelled, and a rerun
+        takes over what runs.
+    :param cancel_on_kill: whether queued requests that no other task counts on are cancelled when the task is marked
+        failed or successful, default True.
+    :param max_cost_usd: stop buying before this is passed. It counts all that this task instance has ever bought,
+        over retries and clears. (templated)
+    :param max_requests: stop buying after so many requests, failed ones included. (templated)
+    :param share_of: of a mapped task: the number of chunks that the two limits are for; each gets its part. (templated)
+    :param price_usd: of one request; None (default): what the model's page says. (templated)
+    :param dry_run: plan only: the summary tells what would be bought, and for how much. (templated)
+    :param max_failures: how many images may have no video: a count, or a share such as ``0.05`` or ``"5%"``; default 0.
+        (templated)
+    :param retries_per_image: how often a failed request is followed by another one in the same try, default 0.
+    :param on_unknown_submission: as in ``WanSubmitOperator``.
+    :param resolve: as there, for any number of images. (templated)
+    :param if_exists: what to do where another object has a video's name: ``skip``, ``overwrite`` or ``fail``.
+    :param max_size_bytes: a larger file is refused, default 2 GiB.
+    :param parallel_submits: submits at the same time, default 8.
+    :param parallel_landings: landings at the same time, default 4; each takes up to 40 MB of memory.
+    :param progress_interval: seconds between two lines of progress in the log, default 30.
+    :param check_image: as in ``WanSubmitOperator``, like the image parameters that follow.
+    :param staging: (templated)
+    :param background: (templated)
+    :param too_small: ``upscale`` or ``reject``.
+    :param link_lifetime: how long a signed link works.
+    :param wan_conn_id: the connection, default ``wan_default``. (templated)
+    :param gcp_conn_id: for bucket, journal and images; None (default): Application Default Credentials. (templated)
+    :param impersonation_chain: a service account to act as. (templated)
+
+    Raises :class:`WanBatchError` for too many failures, :class:`WanBudgetError`, :class:`WanBalanceError` and
+    :class:`WanTimeoutError` where something came before the end, and :class:`WanInputError` for what can't be read.
+    """
+
+    template_fields: Sequence[str] = (
+        "images",
+        "bucket_name",
+        "object_name",
+        "journal",
+        *(name for name in INPUT_PARAMETERS if name != "img_url"),
+        "model_id",
+        "inputs",
+        "variation",
+        "max_cost_usd",
+        "max_requests",
+        "share_of",
+        "price_usd",
+        "dry_run",
+        "max_failures",
+        "resolve",
+        "staging",
+        "background",
+        "wan_conn_id",
+        "gcp_conn_id",
+        "impersonation_chain",
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {"inputs": "json", "resolve": "json"}
+    operator_extra_links = (WanBucketLink(), WanGenerationsLink())
+    ui_color = "#e2f3e4"
+
+    def __init__(
+        self,
+        *,
+        images: Any,
+        bucket_name: str,
+        object_name: str = "",
+        journal: str | None = None,
+        prompt: str | None = None,
+        negative_prompt: str | None = None,
+        template: str | None = None,
+        resolution: str | None = None,
+        duration: int | str | None = None,
+        prompt_extend: bool | str | None = None,
+        seed: int | str | None = None,
+        model_id: str = DEFAULT_MODEL_ID,
+        inputs: Mapping[str, Any] | str | None = None,
+        variation: str | None = None,
+        passthrough: Sequence[str] = (),
+        max_in_flight: int = 100,
+        deferrable: bool = True,
+        resume_when_ready: int | None = None,
+        resume_after: timedelta | float = 60.0,
+        timeout: timedelta | float = DEFAULT_BATCH_TIMEOUT,
+        cancel_on_kill: bool = True,
+        max_cost_usd: float | str | None = None,
+        max_requests: int | str | None = None,
+        share_of: int | str | None = None,
+        price_usd: float | str | None = None,
+        dry_run: bool | str = False,
+        max_failures: int | float | str = 0,
+        retries_per_image: int = 0,
+        on_unknown_submission: Literal["fail", "resubmit"] = "fail",
+        resolve: Mapping[str, str] | str | None = None,
+        if_exists: Literal["skip", "overwrite", "fail"] = "skip",
+        max_size_bytes: int = 2 * 1024**3,
+        parallel_submits: int = 8,
+        parallel_landings: int = 4,
+        progress_interval: float = 30.0,
+        check_image: bool = True,
+        staging: str | None = None,
+        background: str = "white",
+        too_small: Literal["upscale", "reject"] = "upscale",
+        link_lifetime: timedelta | float | None = None,
+        wan_conn_id: str = "wan_default",
+        gcp_conn_id: str | None = None,
+        impersonation_chain: str | Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if on_unknown_submission not in ("fail", "resubmit"):
+            raise ValueError('on_unknown_submission must be "fail" or "resubmit"')
+        if if_exists not in ("skip", "overwrite", "fail"):
+            raise ValueError('if_exists must be "skip", "overwrite" or "fail"')
+        if min(max_in_flight, parallel_submits, parallel_landings) < 1 or retries_per_image < 0:
+            raise ValueError(
+                "max_in_flight, parallel_submits and parallel_landings must be 1 or more, retries_per_image 0 or more"
+            )
+        self.images = images
+        self.bucket_name = bucket_name
+        self.object_name = object_name
+        self.journal = journal
+        self.prompt = prompt
+        self.img_url = None
+        self.negative_prompt = negative_prompt
+        self.template = template
+        self.resolution = resolution
+        self.duration = duration
+        self.prompt_extend = prompt_extend
+        self.seed = seed
+        self.model_id = model_id
+        self.inputs = inputs
+        self.variation = variation
+        self.passthrough = passthrough
+        self.max_in_flight = max_in_flight
+        self.deferrable = deferrable
+        self.resume_when_ready = resume_when_ready
+        self.resume_after = resume_after
+        self.timeout = timeout
+        self.cancel_on_kill = cancel_on_kill
+        self.max_cost_usd = max_cost_usd
+        self.max_requests = max_requests
+        self.share_of = share_of
+        self.price_usd = price_usd
+        self.dry_run = dry_run
+        self.max_failures = max_failures
+        self.retries_per_image = retries_per_image
+        self.on_unknown_submission = on_unknown_submission
+        self.resolve = resolve
+        self.if_exists = if_exists
+        self.max_size_bytes = max_size_bytes
+        self.parallel_submits = parallel_submits
+        self.parallel_landings = parallel_landings
+        self.progress_interval = progress_interval
+        self.check_image = check_image
+        self.staging = staging
+        self.background = background
+        self.too_small = too_small
+        self.link_lifetime = link_lifetime
+        self.wan_conn_id = wan_conn_id
+        self.gcp_conn_id = gcp_conn_id
+        self.impersonation_chain = impersonation_chain
+        self.seen = Seen()
+        self._stop = threading.Event()
+
+    def execute(self, context: Any) -> dict[str, Any]:
+        """Begin, or begin again: what was bought before is found in the journal."""
+        with as_airflow_errors(context):
+            deadline = deadline_in(seconds_of(self.timeout))
+            batch = self._batch(context, deadline)
+            if _flag(self.dry_run):
+                return batch.dry_run().summary
+            return self._carry_on(context, batch, batch.begin(), deadline)
+
+    def execute_complete(self, context: Any, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Go on after a wait in the triggerer."""
+        with as_airflow_errors(context):
+            deadline = float(event["deadline"])
+            batch = self._batch(context, deadline)
+            return self._carry_on(context, batch, batch.go_on(event), deadline)
+
+    def on_kill(self) -> None:
+        """Begin nothing more; what was begun is finished and written down."""
+        self._stop.set()
+
+    def _carry_on(self, context: Any, batch: Batch, engine: BatchEngine, deadline: float) -> dict[str, Any]:
+        pause = engine.run(may_pause=self.deferrable)
+        if self._stop.is_set():
+            raise self._was_killed(context, engine)
+        if pause is not None:
+            batch.note(engine)
+            self._show(context, engine.progress())
+            self._wait_in_triggerer(context, pause, deadline)
+        report = batch.report(engine)
+        self._tell(context, engine, report)
+        if report.error is not None:
+            raise report.error
+        return report.summary
+
+    def _wait_in_triggerer(self, context: Any, pause: Pause, deadline: float) -> None:
+        self.log.info("%d requests are in flight. Waiting for them in the triggerer.", len(pause.request_ids))
+        wished = self.resume_when_ready or min(50, self.max_in_flight // 4)
+        self.defer(
+            trigger=WanBatchTrigger(
+                wan_conn_id=self.wan_conn_id,
+                request_ids=pause.request_ids,
+                deadline=deadline,
+                resume_when_ready=max(1, min(wished, len(pause.request_ids))),
+                resume_after=seconds_of(self.resume_after),
+                not_later_than=pause.not_later_than,
+                started=pause.started,
+                learned=pause.learned,
+                cancel_on_kill=self.cancel_on_kill,
+                journal=self._journal_uri(),
+                watcher=watcher_of(context),
+                gcp_conn_id=self.gcp_conn_id,
+                impersonation_chain=self.impersonation_chain,
+            ),
+            method_name="execute_complete",
+        )
+
+    def _was_killed(self, context: Any, engine: BatchEngine) -> Exception:
+        """Decide, after a SIGTERM, whether anybody still owns the requests; the next try or nobody does."""
+        truth = "What is in flight is left alone: a later try takes it over."
+        if self.cancel_on_kill and is_over_for_good(context["ti"]):
+            truth = engine.cancel_queued()
+        self.log.warning("Killed. %s", truth)
+        killed: Exception = AirflowException(f"The batch was killed. {truth}")
+        return killed
+
+    # -- what is wanted ------------------------------------------------------------------------------------
+
+    def _batch(self, context: Any, deadline: float) -> Batch:
+        from airflow_provider_wan.generation.batch import Batch
+        from airflow_provider_wan.hooks.gcs import storage_client
+        from airflow_provider_wan.hooks.wan import WanHook
+
+        hook = WanHook(self.wan_conn_id)
+        threads = self.parallel_submits + self.parallel_landings + 16
+        return Batch(
+            self._spec(context, deadline),
+            hook,
+            storage_client(self.gcp_conn_id, self.impersonation_chain, pool_size=threads),
+            image_sources(
+                self.model_id,
+                log=self.log,
+                allow_private=hook.settings.allow_private_images,
+                gcp_conn_id=self.gcp_conn_id,
+                impersonation_chain=self.impersonation_chain,
+                staging=self.staging,
+                background=self.background,
+                too_small=self.too_small,
+                check_image=self.check_image,
+                link_lifetime=self.link_lifetime,
+                waits_for_s=seconds_of(self.timeout),
+                workers=threads,
+            ),
+            self.log,
+            watcher=watcher_of(context),
+            stop=self._stop,
+            on_progress=lambda progress: self._show(context, progress),
+        )
+
+    def _spec(self, context: Any, deadline: float) -> BatchSpec:
+        from airflow_provider_wan.generation.batch import BatchSpec
+        from airflow_provider_wan.generation.batch_engine import Pace
+        from airflow_provider_wan.generation.batch_outcomes import MaxFailures
+        from airflow_provider_wan.hooks.gcs import split_gs_uri
+
+        bucket_name, _ = split_gs_uri(f"gs://{self.bucket_name.removeprefix('gs://')}", name="bucket_name")
+        try:
+            max_failures = MaxFailures.of(self.max_failures)
+        except ValueError:
+            raise WanInputError(
+                f"max_failures={self.max_failures!r} must be a count, or a share between 0 and 1."
+            ) from None
+        return BatchSpec(
+            images=self.images,
+            bucket_name=bucket_name,
+            object_name=self.object_name,
+            journal=self._journal_uri(),
+            model_id=self.model_id,
+            pace=Pace(
+                deadline,
+                max_in_flight=self.max_in_flight,
+                retries_per_image=self.retries_per_image,
+                submit_threads=self.parallel_submits,
+                landing_threads=self.parallel_landings,
+                progress_every_s=self.progress_interval,
+            ),
+            inputs=given_inputs(self),
+            variation=given_or_none(self.variation),
+            passthrough=tuple(self.passthrough),
+            limits=self._limits(context),
+            price_usd=_number(self.price_usd, "price_usd"),
+            max_failures=max_failures,
+            on_unknown_submission=self.on_unknown_submission,
+            resolve=mapping_of(self.resolve, name="resolve"),
+            if_exists=self.if_exists,
+            max_size_bytes=self.max_size_bytes,
+        )
+
+    def _limits(self, context: Any) -> Any:
+        from airflow_provider_wan.generation.batch_budget import Limits
+
+        count, of = _number(self.max_requests, "max_requests"), _number(self.share_of, "share_of")
+        limits = Limits(_number(self.max_cost_usd, "max_cost_usd"), None if count is None else int(count))
+        return limits if of is None else limits.share(max(0, context["ti"].map_index or 0), int(of))
+
+    def _journal_uri(self) -> str:
+        given: str | None = given_or_none(self.journal)
+        if given:
+            return given.rstrip("/")
+        folder = posixpath.dirname(self.object_name.partition("{")[0])
+        return "/".join(filter(None, (f"gs://{self.bucket_name.removeprefix('gs://')}", folder, "_journal")))
+
+    # -- what is shown -------------------------------------------------------------------------------------
+
+    def _show(self, context: Any, progress: Progress) -> None:
+        self.log.info("%s", progress.line())
+        context["ti"].xcom_push(key=PROGRESS_KEY, value=progress.as_dict())
+
+    def _tell(self, context: Any, engine: BatchEngine, report: Report) -> None:
+        landed = next((one.uri for one in engine.endings.values() if one.uri), None)
+        if landed is not None:
+            bucket, _, name = landed.removeprefix("gs://").partition("/")
+            self.seen = Seen(next(one.request_id for one in engine.endings.values()), landed=(bucket, name))
+        context["ti"].xcom_push(key=PROGRESS_KEY, value=engine.progress().as_dict())
+        context["ti"].xcom_push(key=SUMMARY_KEY, value=report.summary)
+        tags = metrics.tags_of(context, self.model_id)
+        for outcome, name in (
+            ("landed", metrics.LANDED_VIDEOS),
+            ("reused", metrics.REUSED),
+            ("failed", metrics.FAILED),
+            ("refused", metrics.REFUSED),
+            ("unknown", metrics.UNKNOWN),
+        ):
+            if report.summary[outcome]:
+                metrics.count(name, report.summary[outcome], tags=tags)
+
+
+def _flag(value: bool | str) -> bool:
+    return value if isinstance(value, bool) else value.strip().lower() in ("true", "1", "yes")
+
+
+def _number(given: float | str | None, name: str) -> float | None:
+    value = given_or_none(given)
+    if value is None:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise WanInputError(f"{name}={given!r} is not a number.") from None

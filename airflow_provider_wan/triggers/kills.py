@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What triggers do when their task is taken away: look first whether anybody still owns what they watch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger
+
+#: Task states in which nobody owns the request any more. Deferred, queued, scheduled and running mean that
+#: another try or another triggerer does; anything else is not certain.
+OVER_FOR_GOOD = frozenset({"failed", "success", "skipped", "upstream_failed", "removed"})
+#: Strong references: Airflow cancels ``on_kill`` after about a second, and what it awaits with it; a task of its
+#: own survives, as long as somebody holds it.
+_unfinished: set[asyncio.Task[None]] = set()
+
+
+async def cancel_if_over(
+    trigger: BaseTrigger, cancel: Callable[[], Awaitable[None]], *, what: str, within_s: float
+) -> None:
+    """Cancel what a trigger watches, if its task is certainly over.
+
+    ``on_kill`` is called by Airflow 3.3 and later when a person or a run's end takes the task away; also, falsely, by
+    a triggerer that was stalled and whose triggers another one runs already. So the task's state in the database is
+    looked at first, and whatever is not certain is left alone.
+
+    :param cancel: does it.
+    :param what: for the log, such as ``Request 17``.
+    :param within_s: how long all of it may take, in seconds.
+    """
+
+    async def work() -> None:
+        try:
+            async with asyncio.timeout(within_s):
+                ti = trigger.task_instance
+                state = await asyncio.to_thread(task_state, ti) if ti is not None else None
+                if state not in OVER_FOR_GOOD:
+                    trigger.log.info("%s: left alone, as the task's state is %s.", what, state or "unknown")
+                    return
+                await cancel()
+        except Exception as error:
+            trigger.log.warning("%s: not cancelled: %s", what, error)
+
+    task = asyncio.get_running_loop().create_task(work())
+    _unfinished.add(task)
+    task.add_done_callback(_unfinished.discard)
+    await asyncio.shield(task)
+
+
+def task_state(ti: Any) -> str | None:
+    """Look up a task instance's state; None where that is not certain. Blocks: on an event loop, use a thread."""
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    mapped = ti.map_index is not None and ti.map_index >= 0
+    states = RuntimeTaskInstance.get_task_states(
+        dag_id=ti.dag_id,
+        task_ids=[ti.task_id],
+        run_ids=[ti.run_id],
+        map_index=ti.map_index if mapped else None,
+    )
+    # The key of a mapped task carries its index: looked up without, every mapped task would seem gone.
+    key = f"{ti.task_id}_{ti.map_index}" if mapped else ti.task_id
+    state = states.get(ti.run_id, {}).get(key)
+    return None if state is None else str(state)
+
+
+def is_over_for_good(ti: Any) -> bool:
+    """Tell whether a task instance is certainly over, so that nobody owns its request; in doubt, no."""
+    try:
+        return task_state(ti) in OVER_FOR_GOOD
+    except Exception:
+        return False

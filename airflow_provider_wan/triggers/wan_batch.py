@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wait for all requests of a batch in the triggerer: one trigger, however many they are."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_provider_wan.faces.journals import bucket_journal
+from airflow_provider_wan.triggers.kills import cancel_if_over
+
+if TYPE_CHECKING:
+    from airflow_provider_wan.generation.batch_watch import QueueWatch
+    from airflow_provider_wan.hooks.wan_async import WanAsyncHook
+
+_LOOKS_AT_ONCE = 20
+_LONGEST_NAP_S = 30.0
+_ON_KILL_S = 300.0
+_CANCELS_AT_ONCE = 8
+#: Of one event: it is written to the log and the database. Whatever else is over is found again.
+_MOST_READY = 500
+_MOST_STARTED = 300
+
+
+class WanBatchTrigger(BaseTrigger):
+    """Watches many requests of one account, and comes back when it is worth a worker.
+
+    Fires one event, ``{"outcome", "deadline", "ready", "gone", "started", "learned"}``, without links and without
+    secrets: outcome is ``ready`` (``ready`` names requests that are over), ``due`` (there is something else to do) or
+    ``timeout``.
+
+    :param wan_conn_id: the connection.
+    :param request_ids: what is in flight, in order of submission.
+    :param deadline: the absolute end of the wait, in unix seconds; no restart of a triggerer moves it.
+    :param resume_when_ready: come back when so many are over.
+    :param resume_after: or when the oldest of those that are over has waited so long, in seconds.
+    :param not_later_than: come back at this moment in any case, in unix seconds; None: only by the deadline.
+    :param started: of requests that run, when they began, in unix seconds.
+    :param learned: what the watch has learned so far.
+    :param cancel_on_kill: whether requests that are still queued are cancelled when somebody marks the task, or its
+        run, failed or successful (Airflow 3.3 and later).
+    :param journal: ``gs://bucket/prefix`` where the records live, to see who else counts on a request.
+    :param watcher: how records name this task instance.
+    :param gcp_conn_id: for the journal.
+    :param impersonation_chain: for the journal.
+    """
+
+    def __init__(
+        self,
+        *,
+        wan_conn_id: str,
+        request_ids: Sequence[str],
+        deadline: float,
+        resume_when_ready: int = 1,
+        resume_after: float = 60.0,
+        not_later_than: float | None = None,
+        started: Mapping[str, float] | None = None,
+        learned: Mapping[str, Any] | None = None,
+        cancel_on_kill: bool = True,
+        journal: str | None = None,
+        watcher: str | None = None,
+        gcp_conn_id: str | None = None,
+        impersonation_chain: str | Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.wan_conn_id = wan_conn_id
+        self.request_ids = list(request_ids)
+        self.deadline = deadline
+        self.resume_when_ready = resume_when_ready
+        self.resume_after = resume_after
+        self.not_later_than = not_later_than
+        self.started = dict(started or {})
+        self.learned = dict(learned or {})
+        self.cancel_on_kill = cancel_on_kill
+        self.journal = journal
+        self.watcher = watcher
+        self.gcp_conn_id = gcp_conn_id
+        self.impersonation_chain = impersonation_chain
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Give what another triggerer needs to go on."""
+        return (
+            "airflow_provider_wan.triggers.wan_batch.WanBatchTrigger",
+            {
+                "wan_conn_id": self.wan_conn_id,
+                "request_ids": self.request_ids,
+                "deadline": self.deadline,
+                "resume_when_ready": self.resume_when_ready,
+                "resume_after": self.resume_after,
+                "not_later_than": self.not_later_than,
+                "started": self.started,
+                "learned": self.learned,
+                "cancel_on_kill": self.cancel_on_kill,
+                "journal": self.journal,
+                "watcher": self.watcher,
+                "gcp_conn_id": self.gcp_conn_id,
+                "impersonation_chain": self.impersonation_chain,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Watch."""
+        from airflow_provider_wan.hooks.wan import WanAsyncHook
+
+        async with WanAsyncHook(self.wan_conn_id) as hook:
+            watch = await self._new_watch(hook)
+            outcome = await self._watch(hook, watch)
+        ready = list(watch.ready)[:_MOST_READY]
+        started = dict(list(watch.started().items())[:_MOST_STARTED])
+        yield TriggerEvent(
+            {
+                "outcome": outcome,
+                "deadline": self.deadline,
+                "ready": ready,
+                "gone": list(watch.gone),
+                "started": started,
+                "learned": watch.learned(),
+            }
+        )
+
+    async def _new_watch(self, hook: WanAsyncHook) -> QueueWatch:
+        from airflow_provider_wan.generation.batch_watch import QueueWatch, policy_of
+
+        while True:
+            try:
+                policy = policy_of(await hook.get_settings())
+                break
+            except (
+                Exception
+            ) as error:  # what is watched is paid for: a secrets backend that is out ends nothing
+                if time.time() > self.deadline:
+                    policy = policy_of(None)
+                    break
+                self.log.warning("The connection can't be read yet: %s", type(error).__name__)
+                await asyncio.sleep(_LONGEST_NAP_S)
+        return QueueWatch.resume(policy, self.learned, self.request_ids, self.started, time.time())
+
+    async def _watch(self, hook: WanAsyncHook, watch: QueueWatch) -> str:
+        looking: dict[asyncio.Task[None], str] = {}
+        try:
+            while True:
+                now = time.time()
+                outcome = self._outcome(watch, now)
+                if outcome is not None:
+                    return outcome
+                for request_id in watch.due(now, _LOOKS_AT_ONCE - len(looking)):
+                    task = asyncio.create_task(self._look(hook, watch, request_id))
+                    looking[task] = request_id
+                nap_s = max(0.01, self._wake_at(watch, now, len(looking)) - now)
+                if not looking:
+                    await asyncio.sleep(nap_s)
+                    continue
+                done, _ = await asyncio.wait(looking, timeout=nap_s, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    del looking[task]
+                    task.result()
+        finally:
+            for task in looking:
+                task.cancel()
+            await asyncio.gather(*looking, return_exceptions=True)
+
+    def _outcome(self, watch: QueueWatch, now: float) -> str | None:
+        waits = len(watch) - len(watch.ready)
+        if now >= self.deadline:
+            return "timeout"
+        if watch.gone or (self.not_later_than is not None and now >= self.not_later_than):
+            return "due"
+        if len(watch.ready) >= self.resume_when_ready or not waits:
+            return "ready"
+        oldest = min(watch.ready.values(), default=now)
+        return "ready" if now - oldest >= self.resume_after and watch.ready else None
+
+    def _wake_at(self, watch: QueueWatch, now: float, looking: int) -> float:
+        moments = [now + _LONGEST_NAP_S, self.deadline]
+        if looking < _LOOKS_AT_ONCE:
+            moments.append(watch.next_at(now))
+        if self.not_later_than is not None:
+            moments.append(self.not_later_than)
+        if watch.ready:
+            moments.append(min(watch.ready.values()) + self.resume_after)
+        return min(moments)
+
+    async def _look(self, hook: WanAsyncHook, watch: QueueWatch, request_id: str) -> None:
+        from airflow_provider_wan.exceptions import WanError, WanTransientError
+
+        try:
+            settings = await hook.get_settings()
+            status = await hook.get_status(request_id, retry=False)
+        except WanError as error:
+            watch.saw_error(request_id, error, time.time())
+            if watch.wants_fresh_connection:
+                try:
+                    await hook.refresh(settings)
+                except Exception as trouble:
+                    self.log.warning("The connection can't be read again: %s", type(trouble).__name__)
+        except Exception as error:
+            watch.saw_error(request_id, WanTransientError(type(error).__name__), time.time())
+        else:
+            watch.saw_status(status, time.time())
+
+    async def on_kill(self) -> None:
+        """Cancel what is still queued, if nobody owns it any more."""
+        if self.cancel_on_kill:
+            what = f"A batch with {len(self.request_ids)} requests"
+            await cancel_if_over(self, self._cancel_queued, what=what, within_s=_ON_KILL_S)
+
+    async def _cancel_queued(self) -> None:
+        from airflow_provider_wan.exceptions import WanError
+        from airflow_provider_wan.hooks.wan import WanAsyncHook
+
+        mine = await asyncio.to_thread(self._watched_by_nobody_else)
+        gate = asyncio.Semaphore(_CANCELS_AT_ONCE)
+        async with WanAsyncHook(self.wan_conn_id) as hook:
+
+            async def cancel(request_id: str) -> bool:
+                async with gate:
+                    try:
+                        return (await hook.cancel(request_id)).cancelled
+                    except WanError as error:
+                        self.log.warning("Request %s was not cancelled: %s", request_id, error)
+                        return False
+
+            # The last ones first: they wait longest, and nothing overtakes a cancel from the front.
+            cancelled = await asyncio.gather(*(cancel(one) for one in reversed(mine)))
+        self.log.info(
+            "%d of %d requests were still queued: they are cancelled and not charged. The others run on.",
+            sum(cancelled),
+            len(self.request_ids),
+        )
+
+    def _watched_by_nobody_else(self) -> list[str]:
+        """Tell, by one listing of the journal, on which requests no other task counts. Blocks."""
+        if self.journal is None or self.watcher is None:
+            return []
+        journal: Any = bucket_journal(
+            self.journal, gcp_conn_id=self.gcp_conn_id, impersonation_chain=self.impersonation_chain
+        )
+        wanted = set(self.request_ids)
+        mine = {
+            listed.request_id
+            for listed in journal.listing()
+            if listed.request_id in wanted and listed.watchers == 1 and listed.buyer == self.watcher
+        }
+        return [one for one in self.request_ids if one in mine]
