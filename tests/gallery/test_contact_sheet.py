@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page as a file beside the videos, written into a bucket of the sandbox."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from gallery_entries import landed, submitted
+from test_gallery_page import HOSTILE, Tags
+
+from airflow_provider_wan.gallery.cards import cards_of
+from airflow_provider_wan.gallery.contact_sheet import (
+    refused_card,
+    relative_address,
+    render_contact_sheet,
+    write_contact_sheet,
+)
+from airflow_provider_wan.operators.wan import WanSubmitOperator
+from airflow_provider_wan.operators.wan_contact_sheet import WanContactSheetOperator
+from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
+
+if TYPE_CHECKING:
+    from sandboxes import Bucket
+
+
+class TaskInstance:
+    dag_id, run_id, task_id, map_index = "d", "r", "t", -1
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        """Nobody reads it."""
+
+
+CONTEXT: dict[str, Any] = {"ti": TaskInstance(), "outlet_events": {}}
+
+
+def land(prompt: str, object_name: str, image: str) -> None:
+    request = WanSubmitOperator(
+        task_id="submit", prompt=prompt, img_url=image, check_image=False, durable=False
+    ).execute(CONTEXT)
+    WanToGCSOperator(
+        task_id="land", request={**request}, bucket_name="videos", object_name=object_name
+    ).execute(CONTEXT)
+
+
+def sheet(bucket: Bucket, name: str) -> Tags:
+    return Tags(bucket.read(name).decode())
+
+
+@pytest.fixture
+def image(bucket: Bucket) -> str:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (800, 600), "teal").save(file, "PNG")
+    bucket.client.bucket("images").blob("teal.png").upload_from_string(
+        file.getvalue(), content_type="image/png"
+    )
+    return f"{bucket.sandbox.bucket_url}/images/teal.png"
+
+
+def test_a_page_lies_beside_the_videos_and_leads_to_them(bucket: Bucket, image: str) -> None:
+    land("a wave", "2026/01/first take.mp4", image)
+    land(HOSTILE, "2026/01/more/second.mp4", image)
+    land("elsewhere", "2025/12/third.mp4", image)
+
+    made = WanContactSheetOperator(task_id="sheet", bucket_name="videos", prefix="2026/01/").execute(CONTEXT)
+
+    assert made == {"uri": "gs://videos/2026/01/index.html", "videos": 2}
+    html = sheet(bucket, "2026/01/index.html")
+    assert {video["src"] for video in html.all("video")} == {"./first%20take.mp4", "./more/second.mp4"}
+    assert {video["preload"] for video in html.all("video")} == {"none"}
+    assert HOSTILE in html.text
+    assert html.all("script") == []
+    pictures = [picture["src"] or "" for picture in html.all("img")]
+    assert len(pictures) == 2
+    assert all(one.startswith("data:image/jpeg;base64,") and len(one) < 20_000 for one in pictures)
+    assert bucket.client.bucket("videos").get_blob("2026/01/index.html").content_type.startswith("text/html")
+
+
+def test_a_page_is_written_anew_and_needs_no_images(bucket: Bucket, image: str) -> None:
+    land("a wave", "a.mp4", image)
+    bucket.client.bucket("images").blob("teal.png").delete()
+    for _ in range(2):
+        made = WanContactSheetOperator(task_id="sheet", bucket_name="videos").execute(CONTEXT)
+    assert made == {"uri": "gs://videos/index.html", "videos": 1}
+    assert sheet(bucket, "index.html").all("img") == []
+
+
+def test_a_prefix_without_videos_gives_an_empty_page(bucket: Bucket) -> None:
+    bucket.put("2026/notes.json", b"{}", "application/json")
+    made = WanContactSheetOperator(task_id="sheet", bucket_name="videos", prefix="2026").execute(CONTEXT)
+    assert made["videos"] == 0
+
+
+@pytest.mark.parametrize(
+    ("object_name", "page", "address"),
+    [
+        ("a.mp4", "index.html", "./a.mp4"),
+        ("x/a.mp4", "x/index.html", "./a.mp4"),
+        ("x/a.mp4", "index.html", "./x/a.mp4"),
+        ("x/a.mp4", "y/index.html", "./../x/a.mp4"),
+        ("http:a?b#c%.mp4", "index.html", "./http%3Aa%3Fb%23c%25.mp4"),
+    ],
+)
+def test_links_are_relative(object_name: str, page: str, address: str) -> None:
+    assert relative_address(object_name, beside=page) == address
+
+
+def test_a_folder_gets_the_same_page(tmp_path: Path) -> None:
+    cards = [*cards_of([submitted(), landed()], []), refused_card("b.png", HOSTILE)]
+    path = write_contact_sheet(tmp_path, cards, title="Demo")
+    assert path == tmp_path / "index.html"
+    assert path.read_text(encoding="utf-8") == render_contact_sheet(cards, title="Demo")
+    assert HOSTILE in Tags(path.read_text(encoding="utf-8")).text
