@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -115,6 +116,18 @@ def encode(image: Image.Image, fmt: str, **options: Any) -> bytes:
 
     :param options: Pillow's, for the format.
     """
-    buffer = io.BytesIO()
-    image.save(buffer, fmt, **options)
-    return buffer.getvalue()
+    with _scratch_file() as file:
+        image.save(file, fmt, **options)
+        file.seek(0)
+        return file.read()
+
+
+def _scratch_file() -> IO[bytes]:
+    """Give a file in memory that has a file descriptor, where the system has such files.
+
+    Pillow keeps the interpreter lock while it encodes into a Python object, and lets go of it while it encodes JPEG
+    into a file descriptor: other threads then go on.
+    """
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("image"), "w+b")
+    return io.BytesIO()
