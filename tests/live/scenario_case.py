@@ -21,7 +21,8 @@ VIDEO_BYTES = 300_000
 PATIENCE_S = 240
 """How long anything is waited for: a busy machine is slow, and that proves nothing."""
 HAS_STATE_STORE = tuple(int(part) for part in airflow_version.split(".")[:2]) >= (3, 3)
-"""Task state store and ``on_kill`` of triggers came with Airflow 3.3."""
+HAS_ON_KILL = HAS_STATE_STORE
+"""Both came with Airflow 3.3."""
 
 
 def need_state_store() -> None:
@@ -32,7 +33,7 @@ def need_state_store() -> None:
 
 def need_on_kill() -> None:
     """Skip where Airflow does not tell a trigger that its task was taken away."""
-    if not HAS_STATE_STORE:
+    if not HAS_ON_KILL:
         pytest.skip(f"Airflow {airflow_version} has no on_kill of triggers: what is deferred runs on")
 
 
@@ -40,13 +41,16 @@ class Case:
     """One scenario.
 
     :param name: prefix of all that is this scenario's, and its label in the table.
-    :param journal: whether its record lives in a bucket; else in the task state store.
+    :param journal: whether its record lives in a bucket; False: in the task state store; None (default): it does
+        not matter, so in the task state store where there is one.
     :param account: whether it gets an account and a connection of its own.
     """
 
-    def __init__(self, live: Live, name: str, *, journal: bool = False, account: bool = False) -> None:
-        if not journal:
+    def __init__(self, live: Live, name: str, *, journal: bool | None = None, account: bool = False) -> None:
+        if journal is False:
             need_state_store()
+        if journal is None:
+            journal = not HAS_STATE_STORE
         self.live = live
         self.name = self.label = name
         self.img_url = live.image(name)
@@ -133,6 +137,12 @@ class Case:
     def harmed(self) -> None:
         """Note that something was done to it just now."""
         self._harmed_at = time.monotonic()
+
+    def settling(self) -> None:
+        """Begin a second act, with a line of its own in the table: a person settles what is unknown."""
+        self.label += ", settled"
+        self._recovered_s = None
+        self.harmed()
 
     def recovered(self) -> None:
         """Note that it is as promised again."""

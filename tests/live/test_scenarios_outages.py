@@ -50,9 +50,9 @@ def unknown_submit(case: Case, fault: str, answer: str | None, *, bought: int) -
     case.judge(bought=bought, landed=0)
 
     answer = answer or case.purchases()[0]["request_id"]
+    case.settling()
     run_id = case.start(WAIT, resolve={case.img_url: answer})
-    case.ends(WAIT, run_id)
-    case.label += ", settled"
+    case.finish(WAIT, run_id)
     case.judge()
 
 
