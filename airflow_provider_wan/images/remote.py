@@ -14,11 +14,12 @@ import requests
 from airflow_provider_wan import web
 from airflow_provider_wan.exceptions import WanDownloadError, WanInputError
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
+_LENGTH = re.compile(r"\d{1,18}", re.ASCII)
 #: The most that a server may take to begin its answer, in seconds.
 _HEAD_S = 15.0
 _REDIRECTS = (301, 302, 303, 307, 308)
-#: What a server that ignores Range is read at most.
+#: How much is kept of a file whose server ignores Range, unless more is asked for.
 _WITHOUT_RANGES_BYTES = 1024 * 1024
 
 
@@ -91,8 +92,7 @@ class UrlReader:
 
     def _checked_body(self, response: requests.Response, limit_bytes: int) -> bytes:
         too_large = WanInputError(f"{self.name} has more than {limit_bytes:,} bytes, which are not loaded.")
-        promised = response.headers.get("Content-Length", "")
-        expected = int(promised) if promised.isascii() and promised.isdigit() else None
+        expected = _length(response)
         if expected is not None and expected > limit_bytes:
             raise too_large
         pieces: list[bytes] = []
@@ -119,7 +119,9 @@ class UrlReader:
                 return b""
             self._check_status(response)
             is_part = response.status_code == 206
-            return self._part(response) if is_part else self._whole(response, start, length)
+            if is_part:
+                return self._part(response, start, length)
+            return self._whole(response, start, length)
 
     def _check_status(self, response: requests.Response) -> None:
         status = response.status_code
@@ -133,26 +135,35 @@ class UrlReader:
         if response.headers.get("Content-Encoding", "identity") not in ("identity", ""):
             raise WanInputError(f"{self.name} is sent encoded, though that was not asked for.")
 
-    def _part(self, response: requests.Response) -> bytes:
+    def _part(self, response: requests.Response, start: int, length: int) -> bytes:
         match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
-        if match:
-            self._size = int(match[3])
-        return web.read_body(response, limit_bytes=_WITHOUT_RANGES_BYTES, deadline=self._deadline)
+        if match is None or int(match[1]) != start:
+            raise WanDownloadError(
+                f"{self.name} was asked for a part and gave another one. Nothing was bought. Put the image on another "
+                "server, or give image= with a gs:// address.",
+                retry_helps=False,
+            )
+        self._size = int(match[3])
+        return self._up_to(length, response)[:length]
 
-    def _whole(self, response: requests.Response, start: int, length: int) -> bytes:
-        """A server without ranges: keep the head of what it sends."""
-        promised = response.headers.get("Content-Length", "")
+    def _up_to(self, enough: int, response: requests.Response) -> bytes:
+        """Read until there is enough, or all."""
         pieces: list[bytes] = []
         size = 0
-        ended = True
         for piece in web.iter_body(response, deadline=self._deadline):
             pieces.append(piece)
             size += len(piece)
-            if size >= _WITHOUT_RANGES_BYTES:
-                ended = False
+            if size >= enough:
                 break
-        self._head = b"".join(pieces)
-        self._size = int(promised) if promised.isascii() and promised.isdigit() else (size if ended else None)
+        return b"".join(pieces)
+
+    def _whole(self, response: requests.Response, start: int, length: int) -> bytes:
+        """A server without ranges: keep the head of what it sends."""
+        promised = _length(response)
+        enough = max(_WITHOUT_RANGES_BYTES, start + length)
+        self._head = self._up_to(enough, response)
+        ended = len(self._head) < enough
+        self._size = promised if promised is not None else (len(self._head) if ended else None)
         return self._head[start : start + length]
 
     def _get(self, wanted: str | None) -> requests.Response:
@@ -175,6 +186,17 @@ class UrlReader:
             )
             if response.status_code not in _REDIRECTS:
                 return response
-            url = urljoin(url, response.headers.get("Location", ""))
             response.close()
+            url = self._next(url, response.headers.get("Location", ""))
         raise WanInputError(f"{self.name} leads round and round.")
+
+    def _next(self, url: str, location: str) -> str:
+        try:
+            return urljoin(url, location)
+        except ValueError:
+            raise WanInputError(f"{self.name} leads to something that is no address.") from None
+
+
+def _length(response: requests.Response) -> int | None:
+    promised = response.headers.get("Content-Length", "")
+    return int(promised) if _LENGTH.fullmatch(promised) else None

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Cloud Storage client: what it asks, how long it waits, and what its errors become."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from sandboxes import Bucket
+from wires import Proxy, Wire, always, closed_port, drip, read_head, reply
+
+from airflow_provider_wan.exceptions import WanInputError, WanStorageError
+from airflow_provider_wan.hooks import gcs
+from airflow_provider_wan.hooks.gcs import check_object_name, split_gs_uri, storage_client, storage_errors
+from airflow_provider_wan.sandbox.server import Sandbox
+
+NOT_FOUND = reply(
+    b'{"error": {"code": 404, "message": "No such object"}}', "404 Not Found", Content_Type="application/json"
+)
+
+
+def test_nothing_is_asked_about_buckets_on_the_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads: list[str] = []
+    with Wire(always(NOT_FOUND, heads=heads)) as wire:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", wire.url)
+        before = set(threading.enumerate())
+        client = storage_client()
+        assert client.bucket("videos").get_blob("a.mp4") is None
+        for thread in set(threading.enumerate()) - before:
+            if "background" in thread.name:
+                thread.join(10)
+    assert [head.split(" ")[1].split("?")[0] for head in heads] == ["/storage/v1/b/videos/o/a.mp4"]
+
+
+def test_a_user_who_may_not_read_the_bucket_itself_is_not_held_up(bucket: Bucket, sandbox: Sandbox) -> None:
+    sandbox.add_fault("bucket.metadata", "forbidden")
+    blob = bucket.client.bucket(bucket.name).blob("a.txt")
+    blob.upload_from_string(b"here", if_generation_match=0)
+    assert blob.download_as_bytes() == b"here"
+    assert bucket.calls() == {"bucket.upload": 1, "bucket.get": 1}
+
+
+def test_an_answer_that_drips_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(sock: Any) -> None:
+        read_head(sock)
+        drip(sock, wire.over, b"HTTP/1.1 200 OK\r\nX: y")
+
+    with Wire(answer) as wire:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", wire.url)
+        with pytest.raises(WanStorageError), storage_errors("Reading"):
+            storage_client().bucket("videos").get_blob("a", timeout=(1, 0.3), retry=None)
+
+
+def test_the_proxy_of_the_environment_is_used(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Proxy() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        assert storage_client().bucket(bucket.name).get_blob("a") is None
+        assert len(proxy.heads) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "params", "said"),
+    [
+        ("forbidden", {}, "is not allowed.*roles/storage.objectUser"),
+        ("status", {"status": 404}, "no such bucket or object"),
+        ("status", {"status": 400}, "failed"),
+        ("status", {"status": 500}, "failed"),
+        ("html", {}, "failed"),
+        ("cut_json", {}, "failed"),
+        ("reset", {}, "failed"),
+        ("quota", {}, "failed"),
+    ],
+)
+def test_each_error_of_the_client_becomes_ours(
+    bucket: Bucket,
+    sandbox: Sandbox,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    params: dict[str, Any],
+    said: str,
+) -> None:
+    monkeypatch.setattr(gcs, "RETRY_FOR_S", 0.2)
+    sandbox.add_fault("bucket.list", fault, **params)
+    with pytest.raises(WanStorageError, match=said) as caught, storage_errors("Listing", request_id="r"):
+        list(bucket.client.list_blobs(bucket.name, retry=gcs.retry_policy(), timeout=gcs.TIMEOUT_S))
+    assert str(caught.value).startswith("Listing ")
+    assert "http" not in str(caught.value)
+    assert (caught.value.request_id, caught.value.retry_helps) == ("r", True)
+
+
+def test_a_bucket_that_is_not_there_at_all_is_ours_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{closed_port()}")
+    with pytest.raises(WanStorageError, match="Reading failed"), storage_errors("Reading"):
+        storage_client().bucket("videos").get_blob("a", timeout=1, retry=None)
+
+
+def test_missing_credentials_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
+    with pytest.raises(WanStorageError, match="Finding Google credentials failed"):
+        storage_client()
+
+
+def test_a_google_connection_needs_the_google_provider() -> None:
+    pytest.importorskip("airflow.providers.common.compat")
+    try:
+        import airflow.providers.google  # noqa: F401
+    except ImportError:
+        with pytest.raises(WanInputError, match=r"airflow-provider-wan\[google\]"):
+            storage_client("google_cloud_default")
+
+
+@pytest.mark.parametrize(
+    ("uri", "needs_object", "parts"),
+    [
+        ("gs://videos", False, ("videos", "")),
+        ("gs://videos/", False, ("videos", "")),
+        ("gs://my.bucket_1-a/pre/fix/", False, ("my.bucket_1-a", "pre/fix/")),
+        ("gs://videos/ä b.mp4", True, ("videos", "ä b.mp4")),
+    ],
+)
+def test_an_address_is_split(uri: str, needs_object: bool, parts: tuple[str, str]) -> None:
+    assert split_gs_uri(uri, name="journal", needs_object=needs_object) == parts
+
+
+@pytest.mark.parametrize(
+    ("uri", "needs_object"),
+    [
+        ("videos/a", False),
+        ("s3://videos/a", False),
+        ("gs://", False),
+        ("gs:///a", False),
+        ("gs://Videos/a", False),
+        ("gs://vi deos/a", False),
+        ("gs://-videos/a", False),
+        ("gs://v", False),
+        ("gs://videos\n/a", False),
+        ("gs://videos?x=1/a", False),
+        ("gs://user@videos/a", False),
+        ("gs://videos", True),
+        ("gs://videos/../a", False),
+        ("gs://videos/a\x07b", False),
+        ("gs://videos//a", False),
+    ],
+)
+def test_what_is_no_address_is_refused_by_the_name_of_its_parameter(uri: str, needs_object: bool) -> None:
+    with pytest.raises(WanInputError, match="journal="):
+        split_gs_uri(uri, name="journal", needs_object=needs_object)
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "a/b.mp4", "tägl ich/ü.mp4", "a..b", "...", "x" * 1024, "名前.mp4", "a/", "a#?*[]"]
+)
+def test_an_object_may_have_any_honest_name(name: str) -> None:
+    assert check_object_name(name) == name
