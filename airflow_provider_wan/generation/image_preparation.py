@@ -122,12 +122,15 @@ class Preparation:
                 yield result
 
     def _prepare(self, row: Row) -> Ready | Unusable:
-        opened = self._open(row)
-        if isinstance(opened, Unusable):
-            return opened
-        row, origin = opened
+        wrong = self._wrong(row)
+        if wrong is not None:
+            return wrong
+        assert isinstance(row, DatasetRow)
         if row.prepared is not None:
             return Ready(replace(row.prepared, inputs=dict(row.inputs), variation=row.variation), True)
+        origin = self._open(row)
+        if isinstance(origin, Unusable):
+            return origin
         try:
             staged, was_there = self._sources.prepare(origin)
         except WanDownloadError as error:
@@ -152,12 +155,15 @@ class Preparation:
         )
 
     def _look(self, row: Row) -> Looked | Unusable:
-        opened = self._open(row)
-        if isinstance(opened, Unusable):
-            return opened
-        row, origin = opened
+        wrong = self._wrong(row)
+        if wrong is not None:
+            return wrong
+        assert isinstance(row, DatasetRow)
         if row.prepared is not None:
             return Looked(self._fingerprint(row, row.prepared.identity), not row.prepared.changes, True)
+        origin = self._open(row)
+        if isinstance(origin, Unusable):
+            return origin
         rules = self._sources.recipe.rules
         try:
             found = self._found_before(origin)
@@ -177,22 +183,21 @@ class Preparation:
         is_fit = fits_as_it_is(facts, rules) and not needs_copy(origin)
         return Looked(self._fingerprint(row, origin.identity), is_fit, False)
 
-    def _open(self, row: Row) -> tuple[DatasetRow, Origin] | Unusable:
+    def _wrong(self, row: Row) -> Unusable | None:
+        """Say what is wrong with a row before its image is looked for."""
         if isinstance(row, RowError):
             return _unusable(row, "row", None, row.message)
-        wrong = self._wrong_inputs(row)
-        if wrong is not None:
-            return _unusable(row, "inputs", None, wrong)
+        wrong = self._check_inputs(json.dumps(dict(row.inputs), sort_keys=True, default=str))
+        return None if wrong is None else _unusable(row, "inputs", None, wrong)
+
+    def _open(self, row: DatasetRow) -> Origin | Unusable:
         try:
             origin = self._sources.origin_of(row.image, row.known)
             if isinstance(origin, BucketOrigin):
                 _ = origin.identity  # of a composite object it has to be read, and that can fail
-            return row, origin
+            return origin
         except WanInputError as error:
             return _unusable(row, "address", None, str(error))
-
-    def _wrong_inputs(self, row: DatasetRow) -> str | None:
-        return self._check_inputs(json.dumps(dict(row.inputs), sort_keys=True, default=str))
 
     def _checked(self, inputs: str) -> str | None:
         """Say what is wrong with the inputs that a row has; those it has not may still come."""
