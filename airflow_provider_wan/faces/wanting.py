@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.faces.references import mapping_of
+from airflow_provider_wan.faces.references import given_or_none, mapping_of
 
 if TYPE_CHECKING:
     from airflow_provider_wan.generation.submission import Wanted
@@ -34,7 +34,7 @@ def given_inputs(task: Any) -> dict[str, Any]:
 
     :raises WanInputError: an input is given in both ways.
     """
-    given = {name: getattr(task, name) for name in INPUT_PARAMETERS}
+    given = {name: given_or_none(getattr(task, name)) for name in INPUT_PARAMETERS}
     given = {name: value for name, value in given.items() if value is not None}
     more = mapping_of(task.inputs, name="inputs")
     twice = sorted(given.keys() & more.keys())

@@ -11,6 +11,7 @@ from airflow_provider_wan.exceptions import (
 )
 from airflow_provider_wan.generation.decide import Decision, Do, resubmit_word
 from airflow_provider_wan.generation.records import Record
+from airflow_provider_wan.model_api.faults import HOW_TO_SETTLE
 
 
 def lost_answer(error: WanUnknownSubmissionError, intent: Record, where: str) -> WanUnknownSubmissionError:
@@ -18,11 +19,13 @@ def lost_answer(error: WanUnknownSubmissionError, intent: Record, where: str) ->
 
     :param where: the journal that keeps the intent; empty where nothing does.
     """
+    said = str(error).replace(HOW_TO_SETTLE, "").strip()
     if not where:
         return WanUnknownSubmissionError(
-            f"{error} Nothing remembers this submission: another try would buy the video, once more if it was bought."
+            f"{said} Nothing remembers this submission, so another try would submit the video once more. Look at the "
+            "Generations page of your RunComfy account first: if the request is there, take it over with request=."
         )
-    return WanUnknownSubmissionError(f"{error} The intent stays in {where}. {how_to_settle(intent)}")
+    return WanUnknownSubmissionError(f"{said} The intent stays in {where}. {how_to_settle(intent)}")
 
 
 def how_to_settle(intent: Record) -> str:

@@ -54,8 +54,10 @@ _NO_REPLY_TEXT: Mapping[NoReplyKind, str] = {
     "reset": "the connection broke before the whole answer was there",
     "other": "the exchange failed before the whole answer was there",
 }
-_SETTLE = (
-    "It may have been bought, so it is not sent again by itself. Look at RunComfy's Generations page: if the "
+IT_MAY_BE_BOUGHT = "It may have been bought, so it is not sent again by itself."
+#: How a person settles that; whoever knows the image and the fingerprint puts something more exact in its place.
+HOW_TO_SETTLE = (
+    "Look at RunComfy's Generations page: if the "
     'generation is there, pass its id as `request="<request id>"`, or settle it with '
     '`resolve={<image or fingerprint>: "<request id>"}`; if it is not, `resolve={<image or fingerprint>: '
     '"resubmit"}` sends it once more.'
@@ -80,7 +82,7 @@ def error_of_reply(
     if verdict == "unknown":
         return WanUnknownSubmissionError(
             f"RunComfy's answer to the {subject} does not say whether it was taken ({said}). "
-            f"{_SETTLE}{_hint(reply.body)}",
+            f"{IT_MAY_BE_BOUGHT} {HOW_TO_SETTLE}{_hint(reply.body)}",
             request_id=request_id,
         )
     if verdict == "transient":
@@ -118,7 +120,8 @@ def error_of_no_reply(
             request_id=request_id,
         )
     return WanUnknownSubmissionError(
-        f"The answer to the {subject} was lost: {_NO_REPLY_TEXT[kind]}. {_SETTLE}", request_id=request_id
+        f"The answer to the {subject} was lost: {_NO_REPLY_TEXT[kind]}. {IT_MAY_BE_BOUGHT} {HOW_TO_SETTLE}",
+        request_id=request_id,
     )
 
 

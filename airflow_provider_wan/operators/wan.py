@@ -221,8 +221,6 @@ class WanSubmitOperator(BaseOperator):
                 return self._take_over_unseen(context, hook)
             wanted = self._wanted(context, hook, given)
             journal = self._journal(context)
-            if journal is None and self.durable:
-                warn_that_nothing_remembers(self.log)
             obtained = self._obtain(context, hook, journal, wanted)
             ref = self._ref(context, obtained.record)
             saw_obtained(self, context, obtained)
@@ -293,8 +291,11 @@ class WanSubmitOperator(BaseOperator):
             resolve=mapping_of(self.resolve, name="resolve"),
         )
         request = given_or_none(self.request)
-        if request is not None:
-            return submission.take_over(wanted, request_of(request).request_id)
+        request_id = None if request is None else request_of(request).request_id
+        if journal is None and self.durable:  # not before all that can be wrong with the Dag was found
+            warn_that_nothing_remembers(self.log)
+        if request_id is not None:
+            return submission.take_over(wanted, request_id)
         with self._skips_what_is_invalid(context):
             return submission.obtain(wanted)
 

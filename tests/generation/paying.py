@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from face_runs import StoreInMemory, connect, posts, purchases
 from sandboxes import INPUTS, MODEL
 
 from airflow_provider_wan.generation.journal import BucketJournal
@@ -16,10 +16,7 @@ from airflow_provider_wan.hooks.gcs import storage_client
 from airflow_provider_wan.model_api.faults import RetryPolicy
 from airflow_provider_wan.model_api.inputs import fingerprint
 
-if TYPE_CHECKING:
-    import pytest
-
-    from airflow_provider_wan.sandbox.server import Sandbox
+__all__ = ["StoreInMemory", "connect", "posts", "purchases"]
 
 JOURNAL = "gs://videos/_journal"
 LOG = logging.getLogger("tests.paying")
@@ -27,13 +24,6 @@ LOG = logging.getLogger("tests.paying")
 AT_ONCE = RetryPolicy(tries=3, first_s=0.001)
 #: Does not try again at all.
 ONE_TRY = RetryPolicy(tries=1)
-
-
-def connect(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox, **extra: Any) -> None:
-    """Point ``wan_default`` at the sandbox with more in its extra, such as ``timeout``."""
-    connection = json.loads(sandbox.env()["AIRFLOW_CONN_WAN_DEFAULT"])
-    connection["extra"] |= extra
-    monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", json.dumps(connection))
 
 
 def wanted(prompt: str = "a slow wave", *, watcher: str | None = None, **changes: Any) -> Wanted:
@@ -74,37 +64,3 @@ def an_intent(video: Wanted, **changes: Any) -> Record:
         "claimed_at": utc_text(),
     }
     return Record(**{**fields, **changes})
-
-
-def purchases(sandbox: Sandbox) -> list[str]:
-    """Give the ids of all that was bought, as the sandbox's ledger has them."""
-    return [bought["request_id"] for bought in sandbox.ledger()["purchases"]]
-
-
-def posts(sandbox: Sandbox) -> int:
-    """Tell how many POSTs came in, whatever became of them."""
-    return int(sandbox.ledger()["submits_seen"])
-
-
-class StoreInMemory:
-    """Airflow's task state store as a task sees it, for one task; survives its tries."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, str] = {}
-        self.trouble: Exception | None = None
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self._check()
-        return json.loads(self.values[key]) if key in self.values else default
-
-    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
-        self._check()
-        self.values[key] = json.dumps(value)
-
-    def delete(self, key: str) -> None:
-        self._check()
-        self.values.pop(key, None)
-
-    def _check(self) -> None:
-        if self.trouble is not None:
-            raise self.trouble

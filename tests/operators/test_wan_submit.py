@@ -1,0 +1,588 @@
+# SPDX-License-Identifier: Apache-2.0
+"""WanSubmitOperator, parameter by parameter, against the sandbox; its ledger tells what was bought."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSkipException
+from face_runs import Deferred, StoreInMemory, a_context, connect, posts, purchases, run, start
+from PIL import Image
+from sandboxes import INPUTS, MODEL, Bucket
+
+from airflow_provider_wan.exceptions import (
+    WanCancelledError,
+    WanDownloadError,
+    WanError,
+    WanGenerationFailedError,
+    WanInputError,
+    WanNotFoundError,
+    WanRefusedError,
+    WanTimeoutError,
+    WanTransientError,
+    WanUnknownSubmissionError,
+)
+from airflow_provider_wan.generation.journal import TaskStateJournal
+from airflow_provider_wan.operators.wan import WanSubmitOperator
+from airflow_provider_wan.sandbox.server import Sandbox
+
+JOURNAL = "gs://videos/_journal"
+
+
+@pytest.fixture(autouse=True)
+def _connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(monkeypatch, sandbox, timeout=2, not_found_patience=0.05)
+
+
+@pytest.fixture
+def store() -> StoreInMemory:
+    return StoreInMemory()
+
+
+def submit(**options: Any) -> WanSubmitOperator:
+    return WanSubmitOperator(
+        **{"task_id": "task", "check_image": False, "poll_interval": 0.05, **INPUTS, **options}
+    )
+
+
+def long_ones(sandbox: Sandbox, *, concurrency: int = 50) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    sandbox.control("account", {"concurrency": concurrency})
+
+
+def sent(sandbox: Sandbox) -> dict[str, Any]:
+    """Give the inputs of the only purchase."""
+    [bought] = sandbox.ledger()["purchases"]
+    inputs: dict[str, Any] = bought["inputs"]
+    return inputs
+
+
+# -- inputs ------------------------------------------------------------------------------------------------
+
+
+def test_every_input_has_a_parameter_and_is_sent_as_it_is(sandbox: Sandbox) -> None:
+    given = {
+        **INPUTS,
+        "negative_prompt": "no text",
+        "template": "squish",
+        "resolution": "1080P",
+        "duration": 5,
+        "prompt_extend": False,
+        "seed": 42,
+    }
+    run(submit(**given), a_context(store=StoreInMemory()))
+    assert sent(sandbox) == given
+
+
+def test_what_jinja_makes_of_numbers_and_booleans_is_made_good(
+    sandbox: Sandbox, store: StoreInMemory
+) -> None:
+    task = submit(
+        prompt="{{ params.prompt }}",
+        duration="{{ params.duration }}",
+        prompt_extend="{{ params.extend }}",
+        seed="{{ params.seed }}",
+        negative_prompt="{{ params.nothing }}",
+        variation="{{ ds }}",
+    )
+    params = {
+        "prompt": "a <b>bold</b> \"wave\" {{ '{' }}% é漢",
+        "duration": 5,
+        "extend": False,
+        "seed": 7,
+        "nothing": None,
+    }
+    task.render_template_fields({"params": params, "ds": "2026-01-02"})
+    result = run(task, a_context(store=store))
+    assert sent(sandbox) == {
+        **INPUTS,
+        "prompt": params["prompt"],
+        "duration": 5,
+        "prompt_extend": False,
+        "seed": 7,
+    }
+    assert result["variation"] == "2026-01-02"
+
+
+@pytest.mark.parametrize("form", [dict, json.dumps, str])
+def test_inputs_come_as_a_mapping_or_its_text(sandbox: Sandbox, form: Any) -> None:
+    task = WanSubmitOperator(task_id="task", check_image=False, inputs=form({**INPUTS, "seed": 3}))
+    run(task, a_context(store=StoreInMemory()))
+    assert sent(sandbox) == {**INPUTS, "seed": 3}
+
+
+def test_another_model_takes_its_own_inputs(sandbox: Sandbox, store: StoreInMemory) -> None:
+    inputs = {"anything": [1, {"deep": True}], "prompt": "x"}
+    task = WanSubmitOperator(task_id="task", model_id="sandbox/free-form/any", inputs=inputs)
+    result = run(task, a_context(store=store))
+    assert result["model_id"] == "sandbox/free-form/any"
+    assert sent(sandbox) == inputs
+    assert run(task, a_context(store=store))["request_id"] == result["request_id"]
+
+
+REFUSED_INPUTS: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": ""}, "prompt"),
+    ({"prompt": None}, "prompt"),
+    ({"prompt": "x" * 801}, "800"),
+    ({"img_url": None}, "img_url"),
+    ({"img_url": "photos/cat.jpg"}, "img_url"),
+    ({"img_url": "data:image/png;base64,AAAA"}, "data:"),
+    ({"resolution": "4K"}, "480P"),
+    ({"duration": 6}, "duration"),
+    ({"seed": "many"}, "seed"),
+    ({"inputs": {"promt": "typo"}}, "did you mean 'prompt'"),
+    ({"inputs": {"prompt": "twice"}}, "prompt: given as a parameter and in inputs"),
+    ({"inputs": "not JSON"}, "inputs='not JSON' is not JSON"),
+    ({"inputs": [1]}, "inputs must be a mapping"),
+    ({"model_id": "../../v1/requests"}, "model id"),
+    ({"resolve": "[]"}, "resolve must be a mapping"),
+    ({"resolve": {"x": "../../balance"}}, "not valid"),
+    ({"request": "a/../b"}, "not valid"),
+    ({"request": {"video": "x"}}, "neither a request id"),
+    ({"journal": "s3://videos"}, "journal="),
+]
+
+
+@pytest.mark.parametrize(("given", "says"), REFUSED_INPUTS)
+def test_what_would_be_refused_is_refused_before_any_call(
+    sandbox: Sandbox, store: StoreInMemory, given: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(WanInputError) as error:
+        run(submit(**given), a_context(store=store))
+    assert says in str(error.value)
+    assert isinstance(error.value, AirflowFailException), "a retry can't help"
+    assert sandbox.ledger()["calls"] == {}
+    assert store.values == {}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"on_invalid": "ignore"}, {"on_unknown_submission": "maybe"}, {"durable": False, "journal": JOURNAL}],
+)
+def test_options_that_make_no_sense_fail_when_the_dag_is_parsed(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        submit(**options)
+
+
+def test_a_refusal_by_the_api_itself_names_the_fields(sandbox: Sandbox, store: StoreInMemory) -> None:
+    sandbox.add_fault("submit", "invalid")
+    with pytest.raises(WanInputError, match="HTTP 422") as error:
+        run(submit(), a_context(store=store))
+    assert isinstance(error.value, AirflowFailException)
+    assert store.values == {}
+
+
+# -- the image ---------------------------------------------------------------------------------------------
+
+
+def an_image(bucket: Bucket, side_px: int, name: str = "a b.png") -> str:
+    file = io.BytesIO()
+    Image.new("RGB", (side_px, side_px), "teal").save(file, "PNG")
+    bucket.put(name, file.getvalue(), "image/png")
+    return f"{bucket.sandbox.bucket_url}/videos/{name.replace(' ', '%20')}"
+
+
+def test_an_image_that_the_model_would_refuse_costs_nothing(bucket: Bucket, store: StoreInMemory) -> None:
+    url = f"{an_image(bucket, 100)}?sig=very-secret"
+    with pytest.raises(WanInputError, match="360") as error:
+        run(submit(img_url=url, check_image=True), a_context(store=store))
+    assert "very-secret" not in str(error.value)
+    assert posts(bucket.sandbox) == 0
+    assert store.values == {}, "an image is looked at before the claim"
+
+
+def test_a_good_image_is_sent_with_its_signature_and_remembered_without(
+    bucket: Bucket, store: StoreInMemory
+) -> None:
+    url = f"{an_image(bucket, 400)}?sig=very-secret"
+    result = run(submit(img_url=url, check_image=True), a_context(store=store))
+    assert sent(bucket.sandbox)["img_url"] == url
+    assert "very-secret" not in json.dumps([result, store.values])
+    again = run(submit(img_url=url.replace("very", "newly"), check_image=True), a_context(store=store))
+    assert again["request_id"] == result["request_id"], "signed anew it is the same image"
+
+
+def test_an_image_is_not_looked_at_where_nothing_is_bought(bucket: Bucket, store: StoreInMemory) -> None:
+    url = an_image(bucket, 400)
+    first = run(submit(img_url=url, check_image=True), a_context(store=store))
+    bucket.client.bucket("videos").blob("a b.png").delete()
+    assert (
+        run(submit(img_url=url, check_image=True), a_context(store=store))["request_id"]
+        == first["request_id"]
+    )
+
+
+def test_a_private_address_is_refused_unless_the_connection_allows_it(
+    bucket: Bucket, store: StoreInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(monkeypatch, bucket.sandbox, allow_private_images=False)
+    with pytest.raises(WanDownloadError, match="allow_private_images"):
+        run(submit(img_url=an_image(bucket, 400), check_image=True), a_context(store=store))
+    assert posts(bucket.sandbox) == 0
+
+
+def test_a_bad_image_can_skip_its_task(bucket: Bucket, store: StoreInMemory) -> None:
+    context = a_context(store=store)
+    url = f"{an_image(bucket, 100)}?sig=very-secret"
+    with pytest.raises(AirflowSkipException):
+        run(submit(img_url=url, check_image=True, on_invalid="skip"), context)
+    [refused] = context["ti"].xcoms["refused"]
+    assert refused["img_url"] == url.partition("?")[0]
+    assert "360" in refused["rule"]
+    assert posts(bucket.sandbox) == 0
+
+
+def test_a_bad_prompt_can_skip_its_task_too(sandbox: Sandbox, store: StoreInMemory) -> None:
+    with pytest.raises(AirflowSkipException):
+        run(submit(prompt="x" * 900, on_invalid="skip"), a_context(store=store))
+
+
+@pytest.mark.parametrize(
+    "given", [{"resolve": "[]"}, {"request": "a/b"}, {"inputs": "nonsense"}, {"journal": "x"}]
+)
+def test_a_mistake_in_the_dag_is_not_skipped(
+    sandbox: Sandbox, store: StoreInMemory, given: dict[str, Any]
+) -> None:
+    with pytest.raises(AirflowFailException):
+        run(submit(on_invalid="skip", **given), a_context(store=store))
+
+
+# -- paying once -------------------------------------------------------------------------------------------
+
+
+def test_a_second_try_takes_over_what_the_first_one_bought(sandbox: Sandbox, store: StoreInMemory) -> None:
+    long_ones(sandbox)
+    first = run(submit(), a_context(store=store))
+    assert set(first) >= {"request_id", "model_id", "fingerprint", "submitted_at"}
+    assert run(submit(), a_context(store=store)) == first
+    assert purchases(sandbox) == [first["request_id"]]
+
+
+def test_a_journal_protects_across_runs_and_without_a_store(sandbox: Sandbox, bucket: Bucket) -> None:
+    long_ones(sandbox)
+    first = run(submit(journal=JOURNAL), a_context(run_id="one"))
+    second = run(submit(journal=JOURNAL), a_context(run_id="two", store=StoreInMemory()))
+    assert second["request_id"] == first["request_id"]
+    assert first["journal"] == JOURNAL
+    assert second["watcher"] == "dag/two/task/-1"
+    assert purchases(sandbox) == [first["request_id"]]
+
+
+def test_two_mapped_tasks_that_want_the_same_buy_it_once_with_a_journal(
+    sandbox: Sandbox, bucket: Bucket
+) -> None:
+    long_ones(sandbox)
+    results = [run(submit(journal=JOURNAL), a_context(map_index=index)) for index in range(3)]
+    assert {result["request_id"] for result in results} == set(purchases(sandbox))
+    assert len(purchases(sandbox)) == 1
+
+
+def test_a_new_variation_buys_a_new_take(sandbox: Sandbox, bucket: Bucket) -> None:
+    takes = ["monday", "tuesday", "monday", "", "None", None]
+    ids = [
+        run(submit(journal=JOURNAL, variation=take), a_context(run_id=str(take)))["request_id"]
+        for take in takes
+    ]
+    assert ids[0] == ids[2] != ids[1]
+    assert ids[3] == ids[4] == ids[5], "what a template leaves empty is none"
+    assert len(purchases(sandbox)) == 3
+    assert all("variation" not in bought["inputs"] for bought in sandbox.ledger()["purchases"])
+
+
+def test_who_does_not_want_it_durable_buys_each_time(sandbox: Sandbox, store: StoreInMemory) -> None:
+    for _ in range(2):
+        run(submit(durable=False), a_context(store=store))
+    assert len(purchases(sandbox)) == 2
+    assert store.values == {}
+
+
+MISSING = "Nothing remembers this request across tries"
+
+
+def test_missing_protection_is_said_once(sandbox: Sandbox, capfd: pytest.CaptureFixture[str]) -> None:
+    run(submit(wait_for_completion=True), a_context())
+    log = capfd.readouterr().out
+    assert log.count(MISSING) == 1
+    assert "journal=" in log
+
+
+@pytest.mark.parametrize("given", [{"prompt": ""}, {"durable": False}, {"resolve": "[]"}])
+def test_missing_protection_is_not_said_where_it_does_not_matter(
+    sandbox: Sandbox, capfd: pytest.CaptureFixture[str], given: dict[str, Any]
+) -> None:
+    with contextlib.suppress(WanError):
+        run(submit(**given), a_context())
+    assert MISSING not in capfd.readouterr().out
+
+
+def test_a_lost_submission_fails_without_retry_and_is_settled_from_the_runs_configuration(
+    sandbox: Sandbox, bucket: Bucket
+) -> None:
+    sandbox.add_fault("submit", "reset_after", count=1)
+    with pytest.raises(WanUnknownSubmissionError) as error:
+        run(submit(journal=JOURNAL), a_context())
+    assert isinstance(error.value, AirflowFailException)
+    [bought] = purchases(sandbox)
+    said = str(error.value)
+    assert said.count("Look at") == 1, f"one instruction is enough: {said}"
+
+    task = submit(journal=JOURNAL, resolve="{{ dag_run.conf.get('resolve') }}")
+    conf = {"resolve": {INPUTS["img_url"]: bought}}
+
+    class DagRun:
+        pass
+
+    DagRun.conf = conf  # type: ignore[attr-defined]
+    task.render_template_fields({"dag_run": DagRun})
+    # Its writer is gone, but nobody can know: the claim is waited for as long as a POST may take.
+    from airflow_provider_wan.generation.journal import BucketJournal
+    from airflow_provider_wan.hooks.gcs import storage_client
+
+    settled = run(task, a_context(run_id="two"))
+    assert settled["request_id"] == bought
+    held = BucketJournal(storage_client(), JOURNAL).read(settled["fingerprint"])
+    assert held is not None
+    assert held.record.request_id == bought
+    assert posts(sandbox) == 1
+
+
+@pytest.mark.parametrize("nothing", [None, "", "None", "{}"])
+def test_a_resolve_that_a_template_leaves_empty_is_none(
+    sandbox: Sandbox, store: StoreInMemory, nothing: Any
+) -> None:
+    run(submit(resolve=nothing), a_context(store=store))
+    assert len(purchases(sandbox)) == 1
+
+
+# -- taking over by id -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["id", "xcom", "text"])
+def test_a_request_is_taken_over_by_its_id_or_what_a_task_returned(sandbox: Sandbox, form: str) -> None:
+    long_ones(sandbox)
+    bought = run(submit(durable=False), a_context())
+    given = {"id": bought["request_id"], "xcom": bought, "text": json.dumps(bought)}[form]
+    task = WanSubmitOperator(task_id="task", request=given)
+    assert run(task, a_context())["request_id"] == bought["request_id"]
+    assert len(purchases(sandbox)) == 1
+
+
+def test_with_inputs_it_is_remembered_as_theirs(sandbox: Sandbox, bucket: Bucket) -> None:
+    long_ones(sandbox)
+    bought = run(submit(durable=False), a_context())
+    run(submit(journal=JOURNAL, request=bought["request_id"]), a_context())
+    assert run(submit(journal=JOURNAL), a_context(run_id="later"))["request_id"] == bought["request_id"]
+    assert len(purchases(sandbox)) == 1
+
+
+def test_without_inputs_there_is_nothing_to_remember_it_by(sandbox: Sandbox, bucket: Bucket) -> None:
+    """All requests that are taken over so would share one record."""
+    bought = [run(submit(durable=False), a_context()) for _ in range(2)]
+    for one in bought:
+        task = WanSubmitOperator(
+            task_id="task", request=one["request_id"], journal=JOURNAL, wait_for_completion=True
+        )
+        assert run(task, a_context())["state"] == "succeeded"
+    assert bucket.objects("_journal") == {}
+
+
+@pytest.mark.parametrize("given", [{}, INPUTS])
+def test_a_request_that_does_not_exist_is_not_taken_over(sandbox: Sandbox, given: dict[str, Any]) -> None:
+    task = WanSubmitOperator(task_id="task", request="req-typo", check_image=False, **given)
+    with pytest.raises(WanNotFoundError, match="req-typo") as error:
+        run(task, a_context(store=StoreInMemory()))
+    assert isinstance(error.value, AirflowFailException)
+    assert posts(sandbox) == 0
+
+
+@pytest.mark.parametrize("nothing", ["", "None", None])
+def test_a_request_that_a_template_leaves_empty_is_none(
+    sandbox: Sandbox, store: StoreInMemory, nothing: Any
+) -> None:
+    run(submit(request=nothing), a_context(store=store))
+    assert len(purchases(sandbox)) == 1
+
+
+# -- waiting -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deferrable", [True, False])
+def test_it_waits_and_returns_the_result(sandbox: Sandbox, store: StoreInMemory, deferrable: bool) -> None:
+    sandbox.control("speed", {"generation_seconds": 0.2})
+    result = run(submit(wait_for_completion=True, deferrable=deferrable), a_context(store=store))
+    assert result["state"] == "succeeded"
+    assert [url.startswith("http") for url in result["videos"]] == [True]
+    assert result["cost_usd"] == 0.2
+    assert {"created_at", "finished_at", "fingerprint", "model_id"} <= set(result)
+    again = run(submit(wait_for_completion=True, deferrable=deferrable), a_context(store=store))
+    assert again["request_id"] == result["request_id"]
+    assert len(purchases(sandbox)) == 1
+
+
+def test_the_deadline_is_absolute_and_in_the_triggers_arguments(
+    sandbox: Sandbox, store: StoreInMemory
+) -> None:
+    long_ones(sandbox)
+    before = time.time()
+    waiting = start(submit(wait_for_completion=True, timeout=timedelta(minutes=5)), a_context(store=store))
+    assert isinstance(waiting, Deferred)
+    assert before + 300 <= waiting.trigger.deadline <= time.time() + 300
+
+
+@pytest.mark.parametrize("deferrable", [True, False])
+def test_what_is_still_queued_at_the_deadline_is_cancelled(
+    sandbox: Sandbox, store: StoreInMemory, deferrable: bool
+) -> None:
+    long_ones(sandbox, concurrency=1)
+    run(submit(prompt="keeps the only place", durable=False), a_context())
+    task = submit(wait_for_completion=True, deferrable=deferrable, timeout=0.3)
+    with pytest.raises(WanTimeoutError, match="cancelled and not charged") as error:
+        run(task, a_context(store=store))
+    assert error.value.request_id in str(error.value)
+    assert isinstance(error.value, AirflowException)
+    assert not isinstance(error.value, AirflowFailException), "another try may"
+    assert [cancel["outcome"] for cancel in sandbox.ledger()["cancels"]] == ["cancelled"]
+
+
+def test_what_runs_at_the_deadline_is_left_to_the_next_try(sandbox: Sandbox, store: StoreInMemory) -> None:
+    long_ones(sandbox)
+    with pytest.raises(WanTimeoutError, match="charged") as error:
+        run(submit(wait_for_completion=True, timeout=0.2), a_context(store=store))
+    again = start(submit(wait_for_completion=True), a_context(store=store))
+    assert again.trigger.request_id == error.value.request_id
+    assert len(purchases(sandbox)) == 1
+
+
+def test_what_others_count_on_is_not_cancelled_at_the_deadline(sandbox: Sandbox, bucket: Bucket) -> None:
+    long_ones(sandbox, concurrency=1)
+    run(submit(prompt="keeps the only place", durable=False), a_context())
+    run(submit(journal=JOURNAL), a_context(run_id="another"))
+    with pytest.raises(WanTimeoutError, match="count on it"):
+        run(submit(journal=JOURNAL, wait_for_completion=True, timeout=0.2), a_context(run_id="mine"))
+    assert sandbox.ledger()["cancels"] == []
+
+
+@pytest.mark.parametrize("deferrable", [True, False])
+@pytest.mark.parametrize(
+    ("fault", "kind"), [("fail", WanGenerationFailedError), ("cancelled", WanCancelledError)]
+)
+def test_what_came_to_nothing_may_be_retried_which_buys_another(
+    sandbox: Sandbox, store: StoreInMemory, deferrable: bool, fault: str, kind: type[Exception]
+) -> None:
+    sandbox.add_fault("generation", fault, count=1)
+    with pytest.raises(kind) as error:
+        run(submit(wait_for_completion=True, deferrable=deferrable), a_context(store=store))
+    assert not isinstance(error.value, AirflowFailException)
+    result = run(submit(wait_for_completion=True, deferrable=deferrable), a_context(store=store))
+    assert result["state"] == "succeeded"
+    assert len(purchases(sandbox)) == 2
+
+
+def test_a_request_that_is_gone_is_decided_about_by_the_next_try(
+    sandbox: Sandbox, store: StoreInMemory
+) -> None:
+    long_ones(sandbox)
+    waiting = start(submit(wait_for_completion=True), a_context(store=store))
+    event = {
+        "request_id": waiting.trigger.request_id,
+        "outcome": "gone",
+        "message": "gone",
+        "fingerprint": None,
+    }
+    with pytest.raises(WanTransientError):
+        waiting.task.execute_complete(waiting.context, event)
+
+
+def test_a_result_that_was_never_read_and_is_gone_was_paid_for(
+    sandbox: Sandbox, store: StoreInMemory
+) -> None:
+    """Its trigger saw an end, but no result; then all is gone. The next try must not buy it again."""
+    waiting = start(submit(wait_for_completion=True), a_context(store=store))
+    request_id = waiting.trigger.request_id
+    sandbox.add_fault("result", "not_found")
+    from airflow_provider_wan.model_api import polling
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(polling, "_FIRST_ERROR_PAUSE_S", 0.02)
+        with pytest.raises(WanNotFoundError, match="variation") as error:
+            waiting.resume()
+    assert isinstance(error.value, AirflowFailException)
+    sandbox.clear_faults()
+    sandbox.control(f"requests/{request_id}", {"state": "vanished"})
+    with pytest.raises(WanRefusedError):
+        run(submit(), a_context(store=store))
+    assert purchases(sandbox) == [request_id]
+
+
+def test_a_success_whose_result_expired_meanwhile_is_not_bought_again(
+    sandbox: Sandbox, store: StoreInMemory
+) -> None:
+    waiting = start(submit(wait_for_completion=True), a_context(store=store))
+    sandbox.control(f"requests/{waiting.trigger.request_id}", {"state": "vanished"})
+    event = {
+        "request_id": waiting.trigger.request_id,
+        "outcome": "succeeded",
+        "fingerprint": waiting.trigger.fingerprint,
+    }
+    with pytest.raises(WanNotFoundError, match="bought, as far as can be told"):
+        waiting.task.execute_complete(waiting.context, event)
+    with pytest.raises(WanRefusedError):
+        run(submit(), a_context(store=store))
+    assert len(purchases(sandbox)) == 1
+
+
+def test_a_worker_that_is_told_to_stop_leaves_its_request_to_the_next_try(
+    sandbox: Sandbox, store: StoreInMemory
+) -> None:
+    long_ones(sandbox)
+    task = submit(wait_for_completion=True, deferrable=False, poll_interval=5)
+    import threading
+
+    def stop() -> None:
+        while not sandbox.ledger()["calls"].get("status"):
+            time.sleep(0.02)
+        task.on_kill()
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(AirflowException, match="later try takes it over"):
+        run(task, a_context(store=store))
+    assert sandbox.ledger()["cancels"] == []
+    assert run(submit(), a_context(store=store))["request_id"] == purchases(sandbox)[0]
+
+
+def test_a_bucket_that_is_out_after_the_wait_fails_no_video(sandbox: Sandbox, bucket: Bucket) -> None:
+    waiting = start(submit(journal=JOURNAL, wait_for_completion=True), a_context())
+    sandbox.add_fault("bucket.upload", "forbidden")
+    assert waiting.resume()["state"] == "succeeded"
+
+
+# -- as a part of Airflow ----------------------------------------------------------------------------------
+
+
+def test_airflow_can_copy_the_task_at_any_time(sandbox: Sandbox) -> None:
+    copied = copy.deepcopy(submit(wait_for_completion=True))
+    assert copied.prompt == INPUTS["prompt"]
+    copied.on_kill()
+
+
+def test_every_templated_field_is_an_attribute() -> None:
+    task = submit()
+    for name in (*WanSubmitOperator.template_fields, *WanSubmitOperator.template_fields_renderers):
+        assert hasattr(task, name), name
+
+
+def test_the_record_holds_what_a_person_needs(sandbox: Sandbox, store: StoreInMemory) -> None:
+    result = run(submit(seed=5, variation="v"), a_context(store=store))
+    record = json.loads(store.values[TaskStateJournal.KEY])
+    assert record["request_id"] == result["request_id"]
+    assert record["inputs"] == {**INPUTS, "seed": 5}
+    assert record["variation"] == "v"
+    assert record["watchers"] == ["dag/manual__1/task/-1"]
+    assert record["model_id"] == MODEL
