@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_wan.exceptions import WanStorageError
 
 if TYPE_CHECKING:
+    from airflow_provider_wan.faces.references import RequestRef
     from airflow_provider_wan.generation.journal import Journal
 
 
@@ -17,6 +18,11 @@ def watcher_of(context: Mapping[str, Any]) -> str:
     """Name a task instance as records do."""
     ti = context["ti"]
     return "/".join((ti.dag_id, ti.run_id, ti.task_id, str(ti.map_index if ti.map_index is not None else -1)))
+
+
+def watchers_of(context: Mapping[str, Any], ref: RequestRef) -> list[str]:
+    """Name who waits for a request: this task, and the one that submitted it, on whose behalf it does."""
+    return sorted({watcher_of(context), *([ref.watcher] if ref.watcher else [])})
 
 
 def journal_of(

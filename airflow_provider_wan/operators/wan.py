@@ -22,6 +22,7 @@ from airflow_provider_wan.faces.journals import (
     journal_of,
     warn_that_nothing_remembers,
     watcher_of,
+    watchers_of,
 )
 from airflow_provider_wan.faces.references import (
     DEFAULT_MODEL_ID,
@@ -35,6 +36,7 @@ from airflow_provider_wan.faces.references import (
 from airflow_provider_wan.faces.seen import Seen, is_waiting, saw_obtained, saw_result
 from airflow_provider_wan.faces.wanting import INPUT_PARAMETERS, given_inputs, shown_url, wanted_of
 from airflow_provider_wan.links.wan import WanGenerationsLink, WanVideoLink
+from airflow_provider_wan.operators.wan_cancel import WanCancelOperator
 from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in, event_of, is_over_for_good
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from airflow_provider_wan.generation.records import Record
     from airflow_provider_wan.generation.submission import Obtained, Wanted
     from airflow_provider_wan.hooks.wan import WanHook
+
+__all__ = ["WanCancelOperator", "WanSubmitOperator"]
 
 
 class WanSubmitOperator(BaseOperator):
@@ -205,9 +209,7 @@ class WanSubmitOperator(BaseOperator):
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.seen = Seen()
-        self._killed: threading.Event | None = (
-            None  # made when needed: Airflow copies tasks, and it can't be copied
-        )
+        self._killed: threading.Event | None = None  # Airflow copies tasks, and this can't be copied
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Obtain the request, and wait for it where that was asked for."""
@@ -217,7 +219,7 @@ class WanSubmitOperator(BaseOperator):
         with as_airflow_errors(context):
             hook = WanHook(self.wan_conn_id)
             given = given_inputs(self)
-            if given_or_none(self.request) is not None and not given and given_image(self.image) is None:
+            if self._is_unseen(given):
                 return self._take_over_unseen(context, hook)
             wanted = self._wanted(context, hook, given)
             journal = self._journal(context)
@@ -299,19 +301,21 @@ class WanSubmitOperator(BaseOperator):
         with self._skips_what_is_invalid(context):
             return submission.obtain(wanted)
 
+    def _is_unseen(self, given: Mapping[str, Any]) -> bool:
+        """Tell whether a request is to be taken over without saying what it was made of."""
+        return given_or_none(self.request) is not None and not given and given_image(self.image) is None
+
     def _take_over_unseen(self, context: Any, hook: WanHook) -> dict[str, Any]:
-        """Take over a request without knowing what it was made of: nothing but its id is remembered."""
+        """Go on with such a request: there is nothing to remember it by."""
         from airflow_provider_wan.generation.outcome import check_it_exists
 
         ref = request_of(self.request)
         if ref.fingerprint is None:
             check_it_exists(hook, ref.request_id, named_in="request=")
         self.seen = Seen(ref.request_id)
-        return (
-            self._wait(context, hook, self._journal_of(ref), ref)
-            if self.wait_for_completion
-            else ref.as_xcom()
-        )
+        if not self.wait_for_completion:
+            return ref.as_xcom()
+        return self._wait(context, hook, self._journal_of(ref), ref)
 
     def _journal(self, context: Any) -> Journal | None:
         if not self.durable:
@@ -346,11 +350,7 @@ class WanSubmitOperator(BaseOperator):
         )
 
     def _ref_of_event(self, context: Any, journal: Journal | None, event: Mapping[str, Any]) -> RequestRef:
-        if (
-            given_or_none(self.request) is not None
-            and not given_inputs(self)
-            and given_image(self.image) is None
-        ):
+        if self._is_unseen(given_inputs(self)):
             return request_of(self.request)
         fingerprint = event.get("fingerprint")
         held = journal.read(fingerprint) if journal is not None and fingerprint else None
@@ -390,7 +390,7 @@ class WanSubmitOperator(BaseOperator):
                 cancel_on_kill=self.cancel_on_kill,
                 fingerprint=ref.fingerprint,
                 journal=ref.journal,
-                watchers=_watchers(context, ref),
+                watchers=watchers_of(context, ref),
                 gcp_conn_id=self.gcp_conn_id,
                 impersonation_chain=self.impersonation_chain,
             ),
@@ -424,7 +424,7 @@ class WanSubmitOperator(BaseOperator):
         message = str(event.get("message", ""))
         match event["outcome"]:
             case "timeout":
-                watchers = _watchers(context, ref)
+                watchers = watchers_of(context, ref)
                 raise timed_out(hook, journal, ref, message, watchers=watchers, cancel=True, log=self.log)
             case "gone" if event.get("may_be_paid"):
                 raise paid_and_gone(journal, ref, message, self.log)
@@ -438,77 +438,8 @@ class WanSubmitOperator(BaseOperator):
         """Decide, after a SIGTERM, whether anybody still owns the request; the next try or nobody does."""
         truth = "It is left alone: a later try takes it over."
         if self.cancel_on_kill and is_over_for_good(context["ti"]):
-            others = is_watched_by_others(journal, ref.fingerprint, _watchers(context, ref))
+            others = is_watched_by_others(journal, ref.fingerprint, watchers_of(context, ref))
             truth = cancel_what_is_queued(hook, ref.request_id, watched_by_others=others, log=self.log)
         self.log.warning("Killed while waiting for request %s. %s", ref.request_id, truth)
         killed: Exception = AirflowException(f"Killed while waiting for request {ref.request_id}. {truth}")
         return killed
-
-
-def _watchers(context: Any, ref: RequestRef) -> list[str]:
-    """Name who waits: this task, and the one that submitted, if that was another."""
-    return sorted({watcher_of(context), *([ref.watcher] if ref.watcher else [])})
-
-
-class WanCancelOperator(BaseOperator):
-    """Cancel a request that is still queued; usable as a teardown.
-
-    Returns ``{"request_id", "cancelled", "outcome"}`` and tells the truth: a request that runs can't be cancelled,
-    goes on and is charged. Where there is no request (nothing was submitted), there is nothing to do. A request
-    whose journal names other tasks that count on it is left alone; ``outcome`` is then ``wanted_by_others``.
-
-    :param request: a request id, or what a :class:`WanSubmitOperator` returned. (templated)
-    :param wan_conn_id: the connection, default ``wan_default``. (templated)
-    :param gcp_conn_id: for the journal that the request came with, if it did. (templated)
-    :param impersonation_chain: a service account to act as, for that journal. (templated)
-    """
-
-    template_fields: Sequence[str] = ("request", "wan_conn_id", "gcp_conn_id", "impersonation_chain")
-    ui_color = "#efe4fb"
-
-    def __init__(
-        self,
-        *,
-        request: str | Mapping[str, Any] | None,
-        wan_conn_id: str = "wan_default",
-        gcp_conn_id: str | None = None,
-        impersonation_chain: str | Sequence[str] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.request = request
-        self.wan_conn_id = wan_conn_id
-        self.gcp_conn_id = gcp_conn_id
-        self.impersonation_chain = impersonation_chain
-
-    def execute(self, context: Any) -> dict[str, Any] | None:
-        """Cancel it, if that is still possible."""
-        from airflow_provider_wan.hooks.wan import WanHook
-
-        if given_or_none(self.request) is None:
-            self.log.info("There is no request to cancel: nothing was submitted.")
-            return None
-        with as_airflow_errors(context):
-            ref = request_of(self.request)
-            request_id = ref.request_id
-            if self._is_wanted_by_others(context, ref):
-                self.log.info("Request %s is left alone: other tasks count on it.", request_id)
-                return {"request_id": request_id, "cancelled": False, "outcome": "wanted_by_others"}
-            outcome = WanHook(self.wan_conn_id).cancel(request_id)
-            if outcome.cancelled:
-                self.log.info("Request %s was still queued: it is cancelled and not charged.", request_id)
-            else:
-                self.log.warning(
-                    "Request %s can't be cancelled any more (%s): it has ended, or runs on and is charged.",
-                    request_id,
-                    outcome.word,
-                )
-            return {"request_id": request_id, "cancelled": outcome.cancelled, "outcome": outcome.word}
-
-    def _is_wanted_by_others(self, context: Any, ref: RequestRef) -> bool:
-        if not ref.journal:
-            return False
-        journal = bucket_journal(
-            ref.journal, gcp_conn_id=self.gcp_conn_id, impersonation_chain=self.impersonation_chain
-        )
-        return is_watched_by_others(journal, ref.fingerprint, _watchers(context, ref))

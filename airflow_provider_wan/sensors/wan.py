@@ -25,7 +25,7 @@ from airflow_provider_wan.exceptions import (
 )
 from airflow_provider_wan.faces.ending import finished, paid_and_gone, timed_out
 from airflow_provider_wan.faces.errors import as_airflow_errors
-from airflow_provider_wan.faces.journals import bucket_journal, watcher_of
+from airflow_provider_wan.faces.journals import bucket_journal, watchers_of
 from airflow_provider_wan.faces.references import DEFAULT_TIMEOUT, RequestRef, request_of
 from airflow_provider_wan.faces.seen import Seen, saw_result
 from airflow_provider_wan.links.wan import WanGenerationsLink, WanVideoLink
@@ -110,7 +110,7 @@ class WanRequestSensor(BaseSensorOperator):
                     cancel_on_kill=self.cancel_on_kill,
                     fingerprint=ref.fingerprint,
                     journal=ref.journal,
-                    watchers=self._watchers(context, ref),
+                    watchers=watchers_of(context, ref),
                     is_known=ref.fingerprint is not None,
                     gcp_conn_id=self.gcp_conn_id,
                     impersonation_chain=self.impersonation_chain,
@@ -209,14 +209,10 @@ class WanRequestSensor(BaseSensorOperator):
             self._journal(ref),
             ref,
             message,
-            watchers=self._watchers(context, ref),
+            watchers=watchers_of(context, ref),
             cancel=self.cancel_on_timeout,
             log=self.log,
         )
-
-    def _watchers(self, context: Any, ref: RequestRef) -> list[str]:
-        """Name who waits: this task, and the one that submitted, on whose behalf it does."""
-        return sorted({watcher_of(context), *([ref.watcher] if ref.watcher else [])})
 
     def _journal(self, ref: RequestRef) -> Journal | None:
         if not ref.journal:

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cancel a request that is still queued."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from airflow.providers.common.compat.sdk import BaseOperator
+
+from airflow_provider_wan.faces.errors import as_airflow_errors
+from airflow_provider_wan.faces.journals import bucket_journal, is_watched_by_others, watchers_of
+from airflow_provider_wan.faces.references import RequestRef, given_or_none, request_of
+
+
+class WanCancelOperator(BaseOperator):
+    """Cancel a request that is still queued; usable as a teardown.
+
+    Returns ``{"request_id", "cancelled", "outcome"}`` and tells the truth: a request that runs can't be cancelled,
+    goes on and is charged. Where there is no request (nothing was submitted), there is nothing to do. A request
+    whose journal names other tasks that count on it is left alone; ``outcome`` is then ``wanted_by_others``.
+
+    :param request: a request id, or what a :class:`WanSubmitOperator` returned. (templated)
+    :param wan_conn_id: the connection, default ``wan_default``. (templated)
+    :param gcp_conn_id: for the journal that the request came with, if it did. (templated)
+    :param impersonation_chain: a service account to act as, for that journal. (templated)
+    """
+
+    template_fields: Sequence[str] = ("request", "wan_conn_id", "gcp_conn_id", "impersonation_chain")
+    ui_color = "#efe4fb"
+
+    def __init__(
+        self,
+        *,
+        request: str | Mapping[str, Any] | None,
+        wan_conn_id: str = "wan_default",
+        gcp_conn_id: str | None = None,
+        impersonation_chain: str | Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.request = request
+        self.wan_conn_id = wan_conn_id
+        self.gcp_conn_id = gcp_conn_id
+        self.impersonation_chain = impersonation_chain
+
+    def execute(self, context: Any) -> dict[str, Any] | None:
+        """Cancel it, if that is still possible."""
+        from airflow_provider_wan.hooks.wan import WanHook
+
+        if given_or_none(self.request) is None:
+            self.log.info("There is no request to cancel: nothing was submitted.")
+            return None
+        with as_airflow_errors(context):
+            ref = request_of(self.request)
+            request_id = ref.request_id
+            if self._is_wanted_by_others(context, ref):
+                self.log.info("Request %s is left alone: other tasks count on it.", request_id)
+                return {"request_id": request_id, "cancelled": False, "outcome": "wanted_by_others"}
+            outcome = WanHook(self.wan_conn_id).cancel(request_id)
+            if outcome.cancelled:
+                self.log.info("Request %s was still queued: it is cancelled and not charged.", request_id)
+            else:
+                self.log.warning(
+                    "Request %s can't be cancelled any more (%s): it has ended, or runs on and is charged.",
+                    request_id,
+                    outcome.word,
+                )
+            return {"request_id": request_id, "cancelled": outcome.cancelled, "outcome": outcome.word}
+
+    def _is_wanted_by_others(self, context: Any, ref: RequestRef) -> bool:
+        if not ref.journal:
+            return False
+        journal = bucket_journal(
+            ref.journal, gcp_conn_id=self.gcp_conn_id, impersonation_chain=self.impersonation_chain
+        )
+        return is_watched_by_others(journal, ref.fingerprint, watchers_of(context, ref))
