@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import base64
-import fnmatch
+import contextlib
 import random
 import re
 import tempfile
@@ -14,19 +14,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from logging import Logger
 from typing import IO, Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import requests
 
 from airflow_provider_wan import web
 from airflow_provider_wan.exceptions import WanDownloadError
+from airflow_provider_wan.generation.download_links import check_link, refused
 from airflow_provider_wan.model_api.faults import retry_after_s
 
 _IN_MEMORY_BYTES = 4 * 1024 * 1024
 _VIDEO_TYPES = ("video/", "application/octet-stream", "binary/octet-stream", "application/mp4")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
-_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:]+")
 #: Bytes beyond the furthest point so far that make a broken connection count as progress.
 _PROGRESS_BYTES = 1024 * 1024
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -78,57 +78,6 @@ class Download:
         self.file.close()
 
 
-def check_link(url: str, hosts: Sequence[str], *, request_id: str) -> str:
-    """Check that a link may be followed at all.
-
-    :param hosts: host patterns (https on the usual port only) or whole origins, taken as they are.
-    :raises WanDownloadError: it may not; a retry can't help. The message shows the host, never the link.
-    """
-    try:
-        parts = urlsplit(url)
-        host, port = (parts.hostname or "").rstrip(".").lower(), parts.port
-    except ValueError:
-        raise _refused("its link is not a valid address", request_id) from None
-    if parts.username is not None or parts.password is not None:
-        raise _refused("its link carries credentials", request_id)
-    if any(ord(char) <= 32 or ord(char) == 127 for char in url) or "\\" in url or not _HOST.fullmatch(host):
-        raise _refused("its link holds characters that no address has, or no host", request_id)
-    origin = _origin(parts.scheme, host, port)
-    if origin in [_normal_origin(entry) for entry in hosts if "://" in entry]:
-        return url
-    patterns = [entry for entry in hosts if "://" not in entry]
-    if not any(fnmatch.fnmatchcase(host, pattern) for pattern in patterns):
-        raise _refused(
-            f"its link leads to {host}, which is not among the hosts that videos may come from "
-            f"({', '.join(hosts)}). If that host is right, add it to download_hosts in the connection",
-            request_id,
-        )
-    if parts.scheme != "https" or port not in (None, 443):
-        raise _refused(
-            f"its link leads to {origin}; only https is fetched. Plain http and other ports need the whole "
-            "origin in download_hosts of the connection",
-            request_id,
-        )
-    return url
-
-
-def _origin(scheme: str, host: str, port: int | None) -> str:
-    usual = {"http": 80, "https": 443}.get(scheme)
-    shown = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{shown}" + (f":{port}" if port not in (None, usual) else "")
-
-
-def _normal_origin(entry: str) -> str:
-    parts = urlsplit(entry)
-    return _origin(parts.scheme, parts.hostname or "", parts.port)
-
-
-def _refused(why: str, request_id: str) -> WanDownloadError:
-    return WanDownloadError(
-        f"The video of request {request_id} was not fetched: {why}.", request_id=request_id, retry_helps=False
-    )
-
-
 @dataclass(slots=True)
 class _State:
     """How far a download has come."""
@@ -152,24 +101,33 @@ class _State:
 
     def keep(self, piece: bytes, request_id: str) -> None:
         """Append what came."""
-        try:
+        with _on_disk(request_id):
             self.file.write(piece)
-        except OSError as error:
-            raise WanDownloadError(
-                f"The video of request {request_id} could not be kept in the temporary directory "
-                f"{tempfile.gettempdir()}: {error.strerror}. Nothing was put into the bucket. Make room there, or set "
-                "TMPDIR on the workers to a disk with as much free space as the video has bytes.",
-                request_id=request_id,
-            ) from error
         self.crc.update(piece)
         self.size += len(piece)
 
-    def start_over(self) -> None:
+    def start_over(self, request_id: str) -> None:
+        """Forget what came."""
         import google_crc32c
 
-        self.file.seek(0)
-        self.file.truncate()
+        with _on_disk(request_id):
+            self.file.seek(0)
+            self.file.truncate()
         self.crc, self.size = google_crc32c.Checksum(), 0  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _on_disk(request_id: str) -> Iterator[None]:
+    """Tell trouble with the temporary file from trouble with the connection."""
+    try:
+        yield
+    except OSError as error:
+        raise WanDownloadError(
+            f"The video of request {request_id} could not be kept in the temporary directory "
+            f"{tempfile.gettempdir()}: {error.strerror}. Nothing was put into the bucket. Make room there, or set "
+            "TMPDIR on the workers to a disk with as much free space as the video has bytes.",
+            request_id=request_id,
+        ) from error
 
 
 class Downloader:
@@ -203,9 +161,11 @@ class Downloader:
         try:
             self._fetch_with_resumes(url, state, request_id)
             self._check_whole(state, request_id)
-            file.seek(0)
+            with _on_disk(request_id):  # what is still buffered goes there now
+                file.seek(0)
         except BaseException:
-            file.close()
+            with contextlib.suppress(OSError):  # closing writes what is buffered, and a disk may be full
+                file.close()
             raise
         crc32c = base64.b64encode(state.crc.digest()).decode()
         return Download(file, state.size, crc32c, state.content_type, state.promised is not None)
@@ -274,9 +234,9 @@ class Downloader:
             try:
                 url = urljoin(url, location)
             except ValueError:
-                raise _refused("its link leads on to something that is no address", request_id) from None
+                raise refused("its link leads on to something that is no address", request_id) from None
             check_link(url, self._policy.hosts, request_id=request_id)
-        raise _refused("its link leads round and round", request_id)
+        raise refused("its link leads round and round", request_id)
 
     def _begin(self, response: requests.Response, state: _State, request_id: str) -> None:
         """Check the head of an answer and put the file to where its body continues."""
@@ -298,7 +258,7 @@ class Downloader:
                 "put into the bucket; try again soon.",
                 request_id=request_id,
             )
-        state.start_over()
+        state.start_over(request_id)
         state.content_type = response.headers.get("Content-Type", "").split(";")[0].strip().lower()
         etag = response.headers.get("ETag", "")
         state.validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")
@@ -322,7 +282,7 @@ class Downloader:
 
     def _check_kind(self, response: requests.Response, state: _State, request_id: str) -> None:
         if response.headers.get("Content-Encoding", "identity") not in ("identity", ""):
-            raise _refused("the server sent it encoded, though that was not asked for", request_id)
+            raise refused("the server sent it encoded, though that was not asked for", request_id)
         if state.content_type and not state.content_type.startswith(_VIDEO_TYPES):
             page = " (a login or error page?)" if "html" in state.content_type else ""
             raise WanDownloadError(

@@ -17,7 +17,7 @@ from sandboxes import VIDEO_BYTES, Bucket
 from wires import Wire, always, reply
 
 from airflow_provider_wan.exceptions import WanDownloadError, WanError, WanStorageError
-from airflow_provider_wan.generation.download import check_link
+from airflow_provider_wan.generation.download_links import check_link
 from airflow_provider_wan.generation.records import Record
 from airflow_provider_wan.sandbox.server import Sandbox
 
@@ -338,10 +338,13 @@ def test_a_file_that_is_sent_encoded_is_refused(bucket: Bucket, sandbox: Sandbox
     assert bucket.objects() == {}
 
 
-def test_a_full_temporary_directory_is_told(bucket: Bucket, sandbox: Sandbox, record: Record) -> None:
+@pytest.mark.parametrize("size", [6_003_000, 8_000_000], ids=["at the very end", "on the way"])
+def test_a_full_temporary_directory_is_told(
+    bucket: Bucket, sandbox: Sandbox, record: Record, size: int
+) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    with FileServer(Serving(mp4(bytes(8_000_000)))) as files:
+    with FileServer(Serving(mp4(bytes(size)))) as files:
         resource.setrlimit(resource.RLIMIT_FSIZE, (6_000_000, before[1]))
         try:
             with pytest.raises(WanDownloadError, match=r"temporary directory .* TMPDIR"):
