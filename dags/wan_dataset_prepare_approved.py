@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A dataset of images whose cost a person approves before anything goes on.
+"""A dataset of images becomes videos, once a person has approved what they will cost.
 
 ``approve`` waits, without a worker, for somebody to answer on the run's *Required Actions* page. On *Reject* the rest
-is skipped.
+is skipped, and nothing was bought.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from datetime import timedelta
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import DAG, Param
 
+from airflow_provider_wan.operators.wan_batch import WanBatchOperator
 from airflow_provider_wan.operators.wan_images import WanPrepareImagesOperator
 
 with DAG(
@@ -21,11 +22,13 @@ with DAG(
         "dataset": Param("gs://my-bucket/photos/", type="string"),
         "staging": Param("gs://my-bucket/_staged", type="string"),
         "prompt": Param("A slow move closer", type="string"),
+        "bucket": Param("my-videos", type="string", description="Bucket of the videos"),
     },
     default_args={
         "dataset": "{{ params.dataset }}",
         "staging": "{{ params.staging }}",
         "inputs": {"prompt": "{{ params.prompt }}"},
+        "journal": "gs://{{ params.bucket }}/_journal",
     },
     tags=["wan", "example"],
     doc_md=__doc__,
@@ -43,5 +46,13 @@ with DAG(
         response_timeout=timedelta(days=2),
     )
     prepare = WanPrepareImagesOperator(task_id="prepare", on_invalid="skip", tolerated_share=0.5)
+    WanBatchOperator.partial(
+        task_id="generate",
+        bucket_name="{{ params.bucket }}",
+        object_name="videos/",
+        max_cost_usd="{{ ti.xcom_pull(task_ids='plan').expected_cost_usd }}",  # what was approved, and no more
+        share_of="{{ ti.xcom_pull(task_ids='prepare') | length }}",  # for all chunks together
+        max_failures="5%",
+    ).expand(images=prepare.output)
     # [END howto_operator_wan_prepare_images_approval]
     plan >> approve >> prepare

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from airflow.sdk.definitions.dag import DAG
 
 DAGS = Path(__file__).resolve().parents[2] / "dags"
-CONF = {"dataset": "gs://videos/photos/", "staging": "gs://videos/_staged", "prompt": "waves"}
+CONF = {
+    "dataset": "gs://videos/photos/",
+    "staging": "gs://videos/_staged",
+    "prompt": "waves",
+    "bucket": "videos",
+}
 
 
 @pytest.fixture
@@ -122,5 +127,7 @@ def test_a_person_decides_about_the_cost(
     run = dag.test(run_conf=CONF)
     person.join(60)
     assert not failures
-    assert states(run) == {"plan": "success", "approve": "success", "prepare": prepared}
-    assert len(rows(bucket)) == (3 if option == "Approve" else 0)
+    assert states(run) == {"plan": "success", "approve": "success", "prepare": prepared, "generate": prepared}
+    bought = 3 if option == "Approve" else 0
+    assert len(rows(bucket)) == len(bucket.sandbox.ledger()["purchases"]) == bought
+    assert len([name for name in bucket.objects("videos/") if name.endswith(".mp4")]) == bought
