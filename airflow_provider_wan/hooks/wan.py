@@ -8,6 +8,7 @@ in ``model_api``, and these two only send.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -86,6 +87,7 @@ class WanHook(BaseHook):
         super().__init__(**kwargs)
         self.wan_conn_id = wan_conn_id
         self.retry = retry or RetryPolicy()
+        self._refreshing = threading.Lock()
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
@@ -104,11 +106,18 @@ class WanHook(BaseHook):
         """The connection, read once."""
         return read_settings(self.get_connection(self.wan_conn_id))
 
-    def refresh(self) -> bool:
-        """Read the connection again, as after a rotated token; tells whether the token is another one."""
-        before = self.settings.token
-        self.__dict__.pop("settings", None)  # several threads may come here at once
-        return self.settings.token != before
+    def refresh(self, refused: WanSettings | None = None) -> bool:
+        """Read the connection again, as after a rotated token; tells whether the token is another one.
+
+        :param refused: the settings whose token was not taken; where another thread has read the connection
+            since, it is not read again. Default: those that are known.
+        """
+        with self._refreshing:
+            known = self.settings
+            refused = refused or known
+            if known.token == refused.token:
+                self.__dict__["settings"] = known = read_settings(self.get_connection(self.wan_conn_id))
+        return known.token != refused.token
 
     def get_conn(self) -> requests.Session:
         """Give the pooled session; it carries no credentials of its own."""
@@ -222,10 +231,11 @@ class WanHook(BaseHook):
         def once() -> _T:
             return read(self._send(call, what=what, request_id=request_id))
 
+        settings = self.settings
         try:
             return self._repeat(once, self.retry if retry else ONCE)
         except WanAuthError:
-            if not self.refresh():
+            if not self.refresh(settings):
                 raise
             return self._repeat(once, self.retry if retry else ONCE)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,18 @@ def test_a_token_that_was_rotated_is_read_again(sandbox: Sandbox, monkeypatch: p
     monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox.url, "rotated"))
     assert hook.get_status(request_id).is_over
     assert hook.get_result(request_id).video_urls
+
+
+def test_a_token_that_was_rotated_is_read_again_for_all_threads(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = WanHook(retry=QUICK)
+    request_id = hook.submit(MODEL, INPUTS).request_id
+    sandbox.control("tokens", {"add": "rotated", "revoke": sandbox.token})
+    monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox.url, "rotated"))
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda _: hook.get_status(request_id), range(16)))
+    assert all(status.is_over for status in statuses)
 
 
 def test_a_token_that_was_rotated_is_read_again_by_all_in_the_loop(
