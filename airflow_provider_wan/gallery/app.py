@@ -7,6 +7,8 @@ Every one demands what reading the Dag's XComs demands, and gives only what thos
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
@@ -16,7 +18,7 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, StreamingResponse
 
 from airflow_provider_wan.exceptions import WanError
-from airflow_provider_wan.gallery.cards import Look, Place, film_at, image_at
+from airflow_provider_wan.gallery.cards import MANIFEST, Look, Place, film_at, image_at, manifest_of
 from airflow_provider_wan.gallery.html import escaped
 from airflow_provider_wan.gallery.live import Questions
 from airflow_provider_wan.gallery.media import Media, Video, media_of
@@ -38,7 +40,7 @@ State = Annotated[Literal["all", "landed", "open", "failed", "refused"], Query()
 PageNumber = Annotated[int, Query(ge=1, le=100_000)]
 TaskId = Annotated[str, Query(min_length=1, max_length=250)]
 MapIndex = Annotated[int, Query(ge=-1)]
-Key = Annotated[Literal["", "return_value", "request", "refused"], Query()]
+Key = Annotated[Literal["", "return_value", "request", "refused", "manifest"], Query()]
 ListPlace = Annotated[int, Query(ge=0)]
 
 app = FastAPI(
@@ -74,7 +76,7 @@ def show_videos(
     run, asked = RunData(session, dag_id, run_id), Asked(run_id, state, page)
     if not run.exists():
         raise HTTPException(404, "There is no such Dag run.")
-    cards = run.cards()
+    cards = run.cards(_read_manifest)
     shown, pages = chosen(cards, asked)
     nonce = secrets.token_urlsafe(16)
     policy = (
@@ -91,7 +93,7 @@ def tell_progress(
 ) -> JSONResponse:
     """Tell what has become of those that a page shows as in progress."""
     run, asked = RunData(session, dag_id, run_id), Asked(run_id, state, page)
-    cards = run.cards()
+    cards = run.cards(_read_manifest)
     shown, _ = chosen(cards, asked)
     waiting = [card for card in shown if card.look is Look.OPEN and card.request_id]
     wanted = []
@@ -116,14 +118,14 @@ def show_video(
 ) -> Response:
     """Send the browser to a signed address of a video, or pass the video on."""
     run = RunData(session, dag_id, run_id)
-    plain = film_at(run.xcom(Place(task_id, map_index, key, place)), place)
-    if plain is None:
-        raise HTTPException(404, "This run has no such video.")
-    fields = run.rendered(task_id, map_index)
+    where = Place(task_id, map_index, key, place)
+    value, fields = _xcom(run, where), run.rendered(task_id, map_index)
     session.close()
     try:
-        video = Video.of(plain)
         media = _media(fields)
+        video = _video(media, where, value)
+        if video is None:
+            raise HTTPException(404, "This run has no such video.")
         if not media.is_what_landed(video):
             raise HTTPException(404, "The video that landed is not in the bucket any more.")
         address = media.signed_address(video)
@@ -159,13 +161,38 @@ def show_image(
     run = RunData(session, dag_id, run_id)
     fields = run.rendered(task_id, map_index)
     where = Place(task_id, map_index, key, place)
-    uri = image_at(run.xcom(where), place) if key else str(fields.get("img_url") or "")
+    value = _xcom(run, where)
     session.close()
+    if key == MANIFEST:
+        value = _read_manifest(str(value), fields)
+    uri = image_at(value, place) if key else str(fields.get("img_url") or "")
     jpeg = _thumbnails.get(uri, lambda: _read_image(uri, fields)) if uri else None
     if jpeg is None:
         raise HTTPException(404, "There is no picture of it.")
     headers = {**_PRIVATE, "Cache-Control": "private, max-age=3600"}
     return Response(jpeg, media_type="image/jpeg", headers=headers)
+
+
+def _xcom(run: RunData, where: Place) -> Any:
+    """Give the value behind a place: of a manifest, its address."""
+    if where.key != MANIFEST:
+        return run.xcom(where)
+    return manifest_of("summary", run.xcom(replace(where, key="summary")))
+
+
+def _video(media: Media, where: Place, value: Any) -> Video | None:
+    """Find the video that stands at a place."""
+    if where.key == MANIFEST:
+        lines = media.manifest(value) if value else []
+        line = lines[where.place] if where.place < len(lines) else {}
+        known = line.get("uri") and line.get("request_id")
+        return media.landed_as(line["uri"], line["request_id"]) if known else None
+    plain = film_at(value, where.place)
+    return Video.of(plain) if plain else None
+
+
+def _read_manifest(uri: str, fields: Mapping[str, Any]) -> list[Any]:
+    return _media(fields).manifest(uri)
 
 
 def _read_image(uri: str, fields: Any) -> bytes:

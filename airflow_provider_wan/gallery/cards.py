@@ -35,7 +35,9 @@ FILTERS: Mapping[str, frozenset[Look]] = {
 }
 
 #: XCom keys that cards are made from.
-KEYS = ("return_value", "request", "failed", "refused")
+KEYS = ("return_value", "request", "failed", "refused", "summary")
+#: In a :class:`Place`, of a line in the manifest that a batch's summary names.
+MANIFEST = "manifest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,46 @@ def film_at(value: Any, place: int) -> Mapping[str, Any] | None:
         found: Mapping[str, Any] = value[place]
         return found
     return None
+
+
+_LOOK_OF_OUTCOME = {
+    "landed": Look.LANDED,
+    "reused": Look.LANDED,
+    "cancelled": Look.CANCELLED,
+    "refused": Look.REFUSED,
+    "left": Look.OPEN,
+}
+
+
+def manifest_of(key: str, value: Any) -> str | None:
+    """Give the address of the manifest that an XCom names, if it is the summary of a batch."""
+    uri = value.get("manifest") if key == "summary" and isinstance(value, Mapping) else None
+    return uri if isinstance(uri, str) and uri.startswith("gs://") else None
+
+
+def cards_of_manifest(task_id: str, map_index: int, lines: Iterable[Any]) -> list[Card]:
+    """Make the cards of a batch.
+
+    :param lines: of its manifest, as JSON values.
+    """
+    cards = []
+    for number, line in enumerate(lines):
+        if not isinstance(line, Mapping):
+            continue
+        place = Place(task_id, map_index, MANIFEST, number)
+        uri = line.get("uri")
+        cards.append(
+            Card(
+                _LOOK_OF_OUTCOME.get(str(line.get("outcome")), Look.FAILED),
+                place,
+                request_id=line.get("request_id"),
+                image=line.get("image"),
+                cost_usd=line.get("cost_usd"),
+                error=line.get("error"),
+                films=(Film(str(uri), place=place),) if uri else (),
+            )
+        )
+    return cards
 
 
 def _is_request(value: Any) -> bool:

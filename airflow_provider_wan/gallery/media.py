@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from airflow_provider_wan.exceptions import WanError
 from airflow_provider_wan.generation.landing import META_REQUEST
 from airflow_provider_wan.hooks.gcs import (
     TIMEOUT_S,
@@ -28,6 +31,7 @@ SIGNED_FOR = timedelta(minutes=15)
 _ONE_RANGE = re.compile(r"bytes=(\d+-\d*|-\d+)")
 _PASSED_ON = ("Content-Length", "Content-Range")
 _PIECE_BYTES = 256 * 1024
+_MANIFEST_KEPT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,19 @@ class Media:
 
     def __init__(self, client: storage.Client) -> None:
         self._client = client
+
+    def landed_as(self, uri: str, request_id: str) -> Video | None:
+        """Find the video of a request under an address, where only these are known; None where it is not there."""
+        bucket, name = split_gs_uri(uri, name="uri", needs_object=True)
+        with storage_errors(f"Looking for {uri}", request_id=request_id):
+            blob = self._client.bucket(bucket).get_blob(name, timeout=TIMEOUT_S, retry=retry_policy(20.0))
+        if blob is None or (blob.metadata or {}).get(META_REQUEST) != request_id:
+            return None
+        return Video(uri, request_id, int(blob.generation), blob.crc32c)
+
+    def manifest(self, uri: str) -> list[Any]:
+        """Read the lines of a batch's manifest; an empty list where it can't be read."""
+        return list(_lines_of(self._client, uri, int(time.monotonic() // _MANIFEST_KEPT_S)))
 
     def is_what_landed(self, video: Video) -> bool:
         """Tell whether the object is what the provider landed for that request.
@@ -124,6 +141,25 @@ class Media:
         endpoint = self._client.api_endpoint or "https://storage.googleapis.com"
         path = f"/download/storage/v1/b/{quote(bucket, safe='')}/o/{quote(name, safe='')}"
         return f"{endpoint}{path}?alt=media&generation={video.generation}"
+
+
+@lru_cache(maxsize=8)
+def _lines_of(client: storage.Client, uri: str, now: int) -> tuple[Any, ...]:
+    """Read a manifest, once in a while.
+
+    :param now: which while it is.
+    """
+    try:
+        bucket, name = split_gs_uri(uri, name="manifest", needs_object=True)
+        with storage_errors(f"Reading {uri}"):
+            body = (
+                client.bucket(bucket)
+                .blob(name)
+                .download_as_bytes(timeout=TIMEOUT_S, retry=retry_policy(10.0))
+            )
+        return tuple(json.loads(line) for line in body.splitlines())
+    except (WanError, ValueError):
+        return ()
 
 
 @lru_cache(maxsize=8)

@@ -11,6 +11,7 @@ from airflow_provider_wan.gallery.html import escaped, render_card, summary
 from airflow_provider_wan.gallery.style import CSS, SCRIPT
 
 PAGE_SIZE = 24
+_LABELS = {"open": "in progress"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def render_page(cards: list[Card], shown: list[Card], *, asked: Asked, pages: in
 def _navigation(cards: list[Card], asked: Asked, pages: int) -> str:
     items = []
     for name, looks in FILTERS.items():
-        label = f"{name} ({sum(1 for card in cards if card.look in looks)})"
+        label = f"{_LABELS.get(name, name)} ({sum(1 for card in cards if card.look in looks)})"
         items.append(_choice(label, asked.query(state=name), here=name == asked.state))
     number = min(asked.number, pages)
     if pages > 1:
@@ -96,7 +97,7 @@ def _choice(label: str, address: str, *, here: bool = False) -> str:
 
 
 def _nothing(asked: Asked) -> str:
-    what = "No video yet." if asked.state == "all" else f"None is {asked.state}."
+    what = "No video yet." if asked.state == "all" else f"None is {_LABELS.get(asked.state, asked.state)}."
     return f"<p>{escaped(what)} Tasks of the Wan provider show here what they submit and land.</p>"
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,21 @@ from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from sqlalchemy import select, tuple_
 
-from airflow_provider_wan.gallery.cards import KEYS, Card, Entry, Place, Submitter, cards_of
+from airflow_provider_wan.gallery.cards import (
+    KEYS,
+    Card,
+    Entry,
+    Place,
+    Submitter,
+    cards_of,
+    cards_of_manifest,
+    manifest_of,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
+
+ReadManifest = Callable[[str, Mapping[str, Any]], Sequence[Any]]
 
 #: Classes of tasks that submit; those that have left no XCom yet are shown too.
 _SUBMITTERS = ("WanSubmitOperator", "WanDecoratedOperator")
@@ -52,8 +63,12 @@ class RunData:
         query = select(DagRun.id).where(DagRun.dag_id == self._dag_id, DagRun.run_id == self._run_id)
         return self._session.scalar(query) is not None
 
-    def cards(self) -> list[Card]:
-        """Give a card for every wanted video of the run."""
+    def cards(self, read_manifest: ReadManifest) -> list[Card]:
+        """Give a card for every wanted video of the run.
+
+        :param read_manifest: gives the lines of a batch's manifest; called with its address and the rendered fields
+            of the batch.
+        """
         query = select(XComModel.task_id, XComModel.map_index, XComModel.key, XComModel.value).where(
             XComModel.dag_id == self._dag_id, XComModel.run_id == self._run_id, XComModel.key.in_(KEYS)
         )
@@ -61,7 +76,12 @@ class RunData:
             Entry(task_id, map_index, key, _plain(value))
             for task_id, map_index, key, value in self._session.execute(query)
         ]
-        return cards_of(entries, self._submitters())
+        cards = cards_of(entries, self._submitters())
+        for entry in entries:
+            if uri := manifest_of(entry.key, entry.value):
+                lines = read_manifest(uri, self.rendered(entry.task_id, entry.map_index))
+                cards += cards_of_manifest(entry.task_id, entry.map_index, lines)
+        return cards
 
     def xcom(self, place: Place) -> Any:
         """Give the value of one XCom; None where there is none."""

@@ -6,10 +6,10 @@ from __future__ import annotations
 CSS = """
 :root { color-scheme: light; --bg: #ffffff; --card: #f6f7f9; --line: #d9dde3; --text: #1d2430; --dim: #5a6575;
   --link: #0b62c4; --good: #146c3c; --wait: #8a5300; --bad: #b3261e; --chosen: #e3eefb; }
-:root[data-theme="dark"] { color-scheme: dark; --bg: #14171c; --card: #1e232b; --line: #39414d; --text: #e7ebf1;
+:root[data-theme="dark"] { color-scheme: dark; --bg: #161d2d; --card: #1f2839; --line: #3a465c; --text: #e7ebf1;
   --dim: #a2adbd; --link: #7db4ff; --good: #6fd19b; --wait: #f0b95f; --bad: #ff8f86; --chosen: #23354d; }
-@media (prefers-color-scheme: dark) { :root:not([data-theme]) { color-scheme: dark; --bg: #14171c;
-  --card: #1e232b; --line: #39414d; --text: #e7ebf1; --dim: #a2adbd; --link: #7db4ff; --good: #6fd19b;
+@media (prefers-color-scheme: dark) { :root:not([data-theme]) { color-scheme: dark; --bg: #161d2d;
+  --card: #1f2839; --line: #3a465c; --text: #e7ebf1; --dim: #a2adbd; --link: #7db4ff; --good: #6fd19b;
   --wait: #f0b95f; --bad: #ff8f86; --chosen: #23354d; } }
 * { box-sizing: border-box; }
 body { margin: 0; padding: 16px; background: var(--bg); color: var(--text);

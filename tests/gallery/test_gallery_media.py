@@ -107,3 +107,18 @@ def test_credentials_with_a_key_give_an_address_that_works_without_airflow(
     assert "X-Goog-Signature=" in address
     assert "X-Goog-Expires=900" in address or "X-Goog-Expires=899" in address
     assert f"generation={video.generation}" in address
+
+
+def test_a_batch_names_its_videos_by_address_and_request(media: Media, video: Video, bucket: Bucket) -> None:
+    assert media.landed_as(video.uri, "request-1") == video
+    assert media.landed_as(video.uri, "request-2") is None
+    assert media.landed_as("gs://videos/none.mp4", "request-1") is None
+
+
+def test_a_manifest_gives_its_lines_and_a_broken_one_none(media: Media, bucket: Bucket) -> None:
+    bucket.put("_manifests/a.jsonl", b'{"outcome":"landed"}\n{"outcome":"left"}\n', "application/x-ndjson")
+    bucket.put("_manifests/b.jsonl", b"not json", "application/x-ndjson")
+    assert media.manifest("gs://videos/_manifests/a.jsonl") == [{"outcome": "landed"}, {"outcome": "left"}]
+    assert media.manifest("gs://videos/_manifests/b.jsonl") == []
+    assert media.manifest("gs://videos/_manifests/none.jsonl") == []
+    assert media.manifest("no address") == []

@@ -100,7 +100,7 @@ def test_filters_show_what_they_say(state: str, count: int) -> None:
     entries = [submitted(0), landed(0), submitted(1), submitted(2), failed(2), refused(3)]
     html = page(cards_of(entries, []), state=state)
     assert len(html.all("li")) == count
-    assert f"{state} ({count})" in html.text
+    assert f"{'in progress' if state == 'open' else state} ({count})" in html.text
 
 
 def test_only_what_is_in_progress_is_asked_about_again() -> None:
