@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from demo import daily_content  # noqa: E402
+from demo import contact_sheet, daily_content  # noqa: E402
 from demo.airflow_client import OVER  # noqa: E402
 from demo.gallery import PHOTOS, PHOTOS_BUCKET, VIDEOS_BUCKET, Gallery, Landed  # noqa: E402
 from demo.local_airflow import LocalAirflow  # noqa: E402
@@ -79,7 +79,8 @@ class Demo:
         if good:
             where = OUTPUT.relative_to(ROOT)
             print(f"{usable} videos, bought once each, whole and verified, are in {where}/.", end=" ")
-            print(f"{self._progress.elapsed_s:.0f} s in all.", flush=True)
+            print(f"{self._progress.elapsed_s:.0f} s in all.")
+            print(f"Watch them: {contact_sheet.write(OUTPUT, rows).as_uri()}", flush=True)
         return good
 
     def _wait(self) -> None:

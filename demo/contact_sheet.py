@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page with which the demo ends: all photographs and videos, beside the videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from airflow_provider_wan.gallery.cards import Card, Film, Look, Place
+from airflow_provider_wan.gallery.contact_sheet import with_thumbnail, write_contact_sheet
+from airflow_provider_wan.gallery.thumbnails import thumbnail_of
+from demo.daily_content import PROMPTS
+from demo.gallery import PHOTOS
+from demo.table import Row
+
+
+def write(folder: Path, rows: list[Row]) -> Path:
+    """Write ``index.html`` into the folder that the videos were copied to, and give its path."""
+    return write_contact_sheet(folder, [_card(row) for row in rows], title="What make demo has made")
+
+
+def _card(row: Row) -> Card:
+    look = Look.LANDED if row.landed else Look.REFUSED if row.refused else Look.FAILED
+    name = Path(row.uri).name
+    card = Card(
+        look,
+        Place(""),
+        image=row.image,
+        inputs={"prompt": PROMPTS.get(row.image, "")},
+        cost_usd=row.cost_usd,
+        error=row.refused or row.problem or None,
+        films=(Film(row.uri, row.size_bytes, src=f"./{name}"),) if row.landed else (),
+    )
+    return with_thumbnail(card, thumbnail_of((PHOTOS / row.image).read_bytes(), name=row.image))
