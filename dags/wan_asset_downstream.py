@@ -11,6 +11,7 @@ from typing import Any
 from airflow.sdk import DAG, Asset, Param, dag, task
 
 from airflow_provider_wan.operators.wan import WanSubmitOperator
+from airflow_provider_wan.operators.wan_contact_sheet import WanContactSheetOperator
 from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
 
 VIDEOS = Asset(name="campaign-videos", uri="gs://my-videos/campaign")
@@ -42,6 +43,15 @@ with DAG(
         outlets=[VIDEOS],
     )
     # [END howto_asset_outlet]
+    # [START howto_operator_wan_contact_sheet]
+    sheet = WanContactSheetOperator(
+        task_id="sheet",
+        bucket_name="{{ params.bucket }}",
+        prefix="campaign/",
+        title="Our campaign",
+    )
+    # [END howto_operator_wan_contact_sheet]
+    land >> sheet
 
 
 # [START howto_asset_downstream]

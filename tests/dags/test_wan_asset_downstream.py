@@ -41,6 +41,7 @@ def test_a_landing_leaves_an_event_that_says_what_landed(
     assert event["cost_usd"] == pytest.approx(0.2)
     assert event["size_bytes"] > 0
     assert event["crc32c"]
+    assert storage.Client().bucket("videos").blob("campaign/index.html").exists()
 
 
 def test_the_downstream_dag_is_scheduled_by_the_asset() -> None:
