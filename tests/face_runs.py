@@ -97,7 +97,7 @@ class Deferred:
 
     def resume(self) -> Any:
         """Let its trigger run to its event, and the task go on with that."""
-        event = asyncio.run(_first_event(self.trigger))
+        event = asyncio.run(first_event(self.trigger))
         self.events.append(event)
         return getattr(self.task, self.method_name)(self.context, event)
 
@@ -125,7 +125,7 @@ def revived(trigger: Any) -> Any:
     return getattr(importlib.import_module(module), name)(**json.loads(json.dumps(kwargs)))
 
 
-async def _first_event(trigger: Any) -> dict[str, Any]:
+async def first_event(trigger: Any) -> dict[str, Any]:
     async for event in trigger.run():
         payload: dict[str, Any] = json.loads(json.dumps(event.payload))
         return payload

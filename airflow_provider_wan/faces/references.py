@@ -58,6 +58,8 @@ def request_of(given: Any) -> RequestRef:
     """
     from airflow_provider_wan.model_api.calls import check_request_id
 
+    if given_or_none(given) is None:
+        raise WanInputError("request= is empty: the task that should have submitted returned nothing.")
     if isinstance(given, str) and given.lstrip().startswith("{"):
         given = _from_json(given, name="request")
     if isinstance(given, str):

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""WanCancelOperator tells the truth about what it could cancel, and takes nothing away from others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+from face_runs import StoreInMemory, a_context, connect, run
+from sandboxes import INPUTS, Bucket
+
+from airflow_provider_wan.exceptions import WanInputError, WanNotFoundError
+from airflow_provider_wan.operators.wan import WanCancelOperator, WanSubmitOperator
+from airflow_provider_wan.sandbox.server import Sandbox
+
+JOURNAL = "gs://videos/_journal"
+
+
+@pytest.fixture(autouse=True)
+def _connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(monkeypatch, sandbox, timeout=2)
+    sandbox.control("speed", {"generation_seconds": 3600})
+    sandbox.control("account", {"concurrency": 1})
+
+
+def bought(context: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+    task = WanSubmitOperator(task_id="submit", check_image=False, **{**INPUTS, **options})
+    result: dict[str, Any] = run(task, context or a_context(task_id="submit", store=StoreInMemory()))
+    return result
+
+
+def cancel(request: Any, **context: Any) -> Any:
+    task = WanCancelOperator(task_id="cancel", request=request)
+    return run(task, a_context(task_id="cancel", **context))
+
+
+def test_a_queued_request_is_cancelled_and_a_running_one_is_not(
+    sandbox: Sandbox, capfd: pytest.CaptureFixture[str]
+) -> None:
+    running, queued = bought(), bought()
+    assert cancel(queued) == {"request_id": queued["request_id"], "cancelled": True, "outcome": "cancelled"}
+    assert "not charged" in capfd.readouterr().out
+    assert cancel(running["request_id"]) == {
+        "request_id": running["request_id"],
+        "cancelled": False,
+        "outcome": "not_cancellable",
+    }
+    log = capfd.readouterr().out
+    assert running["request_id"] in log
+    assert "is charged" in log
+
+
+@pytest.mark.parametrize("nothing", [None, "", "None"])
+def test_where_nothing_was_submitted_there_is_nothing_to_do(sandbox: Sandbox, nothing: Any) -> None:
+    assert cancel(nothing) is None
+    assert sandbox.ledger()["calls"] == {}
+
+
+def test_what_another_run_counts_on_is_left_alone(sandbox: Sandbox, bucket: Bucket) -> None:
+    bought(prompt="keeps the only place")
+    mine = bought(a_context(task_id="submit", run_id="mine"), journal=JOURNAL)
+    theirs = bought(a_context(task_id="submit", run_id="theirs"), journal=JOURNAL)
+    assert mine["request_id"] == theirs["request_id"]
+    assert cancel(mine, run_id="mine")["outcome"] == "wanted_by_others"
+    assert sandbox.ledger()["cancels"] == []
+
+
+def test_what_only_this_run_counts_on_is_cancelled(sandbox: Sandbox, bucket: Bucket) -> None:
+    bought(prompt="keeps the only place")
+    mine = bought(a_context(task_id="submit", run_id="mine"), journal=JOURNAL)
+    assert cancel(mine, run_id="mine")["cancelled"] is True
+
+
+def test_who_counts_on_it_is_in_doubt_while_the_bucket_is_out(sandbox: Sandbox, bucket: Bucket) -> None:
+    bought(prompt="keeps the only place")
+    mine = bought(a_context(task_id="submit", run_id="mine"), journal=JOURNAL)
+    sandbox.add_fault("bucket.*", "forbidden")
+    assert cancel(mine, run_id="mine")["outcome"] == "wanted_by_others"
+
+
+def test_an_unknown_request_is_an_error(sandbox: Sandbox) -> None:
+    with pytest.raises(WanNotFoundError, match="req-typo") as error:
+        cancel("req-typo")
+    assert isinstance(error.value, AirflowFailException)
+
+
+@pytest.mark.parametrize("given", ["a/../b", "x" * 129, "ü", "a\nb", {"id": "x"}, 42])
+def test_what_is_no_request_never_enters_an_address(sandbox: Sandbox, given: Any) -> None:
+    with pytest.raises(WanInputError):
+        cancel(given)
+    assert sandbox.ledger()["calls"] == {}
+
+
+def test_an_outage_is_tried_again(sandbox: Sandbox) -> None:
+    bought(prompt="keeps the only place")
+    queued = bought()
+    sandbox.add_fault("cancel", "reset_after", count=1)
+    assert cancel(queued)["cancelled"] is True

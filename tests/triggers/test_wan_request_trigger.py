@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""WanRequestTrigger: its arguments, its one event, and when a kill cancels and when it must not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from face_runs import TaskInstance, a_context, connect, first_event, revived, run, start
+from sandboxes import INPUTS, MODEL, Bucket
+
+from airflow_provider_wan.hooks.wan import WanHook
+from airflow_provider_wan.model_api import polling
+from airflow_provider_wan.operators.wan import WanSubmitOperator
+from airflow_provider_wan.sandbox.server import Sandbox
+from airflow_provider_wan.sensors.wan import WanRequestSensor
+from airflow_provider_wan.triggers import kills
+from airflow_provider_wan.triggers.kills import OVER_FOR_GOOD, task_state
+from airflow_provider_wan.triggers.wan import WanRequestTrigger
+
+JOURNAL = "gs://videos/_journal"
+
+
+@pytest.fixture(autouse=True)
+def _connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(monkeypatch, sandbox, timeout=2, not_found_patience=0.05)
+    monkeypatch.setattr(polling, "_FIRST_ERROR_PAUSE_S", 0.02)
+
+
+def buy(**more: Any) -> str:
+    return WanHook().submit(MODEL, {**INPUTS, **more}).request_id
+
+
+def trigger_for(request_id: str, *, seconds: float = 60, **options: Any) -> WanRequestTrigger:
+    fields = {"wan_conn_id": "wan_default", "poll_interval": 0.05, "deadline": time.time() + seconds}
+    return WanRequestTrigger(request_id=request_id, **{**fields, **options})
+
+
+def event_of(trigger: WanRequestTrigger) -> dict[str, Any]:
+    return asyncio.run(first_event(trigger))
+
+
+# -- arguments and event -----------------------------------------------------------------------------------
+
+
+def test_it_comes_out_of_the_database_as_it_went_in() -> None:
+    trigger = trigger_for(
+        "req-1",
+        cancel_on_kill=False,
+        fingerprint="f",
+        journal=JOURNAL,
+        watchers=["dag/run/task/-1"],
+        is_known=False,
+        gcp_conn_id="google",
+        impersonation_chain=["a@example.com", "b@example.com"],
+    )
+    path, kwargs = trigger.serialize()
+    assert path == "airflow_provider_wan.triggers.wan.WanRequestTrigger"
+    assert revived(trigger).serialize() == (path, kwargs)
+    assert json.loads(json.dumps(kwargs)) == kwargs
+    arguments = set(WanRequestTrigger.__init__.__kwdefaults__) | {"wan_conn_id", "request_id", "deadline"}
+    assert set(kwargs) == arguments, "each argument reaches the next triggerer"
+
+
+def test_it_fires_one_small_event_without_links(sandbox: Sandbox) -> None:
+    request_id = buy()
+    event = event_of(trigger_for(request_id, fingerprint="f"))
+    assert event == {"request_id": request_id, "outcome": "succeeded", "fingerprint": "f"}
+
+
+def test_what_runcomfy_says_of_a_failure_goes_in_without_its_links_and_tokens(sandbox: Sandbox) -> None:
+    secret = "https://bucket.example.com/a.png?X-Goog-Signature=very-secret"
+    error = f"could not read {secret} with Authorization: Bearer sandbox-token"
+    sandbox.add_fault("generation", "fail", error=error)
+    event = event_of(trigger_for(buy()))
+    assert event["outcome"] == "failed"
+    assert "could not read" in event["message"]
+    assert "very-secret" not in json.dumps(event)
+    assert "sandbox-token" not in json.dumps(event)
+
+
+def test_the_deadline_does_not_move_when_another_triggerer_goes_on(sandbox: Sandbox) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    trigger = trigger_for(buy(), seconds=0.3)
+    for _ in range(3):
+        trigger = revived(trigger)
+    assert event_of(trigger)["outcome"] == "timeout"
+    assert event_of(revived(trigger))["outcome"] == "timeout"
+
+
+def test_bad_answers_do_not_end_it(sandbox: Sandbox) -> None:
+    request_id = buy()
+    for fault, params in (
+        ("status", {"status": 500}),
+        ("html", {}),
+        ("cut_json", {}),
+        ("reset", {}),
+        ("unauthorized", {}),
+        ("forbidden_html", {}),
+        ("word", {"word": "pondering"}),
+        ("error_200", {}),
+    ):
+        sandbox.add_fault("status", fault, count=1, **params)
+    assert event_of(trigger_for(request_id))["outcome"] == "succeeded"
+
+
+def test_a_triggerer_that_stops_cancels_nothing(sandbox: Sandbox) -> None:
+    """Another triggerer goes on; Airflow cancels the task and calls cleanup()."""
+    sandbox.control("speed", {"generation_seconds": 3600})
+    sandbox.control("account", {"concurrency": 1})
+    buy()
+    trigger = trigger_for(buy())
+
+    def until_looked() -> None:
+        while not sandbox.ledger()["calls"].get("status"):
+            time.sleep(0.02)
+
+    async def stop_in_the_middle() -> None:
+        waiting = asyncio.create_task(first_event(trigger))
+        await asyncio.to_thread(until_looked)
+        waiting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await waiting
+        await trigger.cleanup()
+
+    asyncio.run(stop_in_the_middle())
+    assert sandbox.ledger()["cancels"] == []
+
+
+# -- on_kill -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def states(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Answer Airflow's look-up of task states from a dict {key: state}, as its API server would."""
+    known: dict[str, Any] = {}
+
+    def get_task_states(
+        dag_id: str, map_index: int | None = None, task_ids: Any = None, run_ids: Any = None, **other: Any
+    ) -> Mapping[str, Any]:
+        if "trouble" in known:
+            raise known["trouble"]
+        assert threading.current_thread() is not threading.main_thread(), (
+            "on the event loop it finds no portal"
+        )
+        return {run_ids[0]: {key: state for key, state in known.items() if key.startswith(task_ids[0])}}
+
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", staticmethod(get_task_states))
+    return known
+
+
+def queued(sandbox: Sandbox) -> str:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    sandbox.control("account", {"concurrency": 1})
+    buy(prompt="keeps the only place")
+    return buy()
+
+
+def kill(trigger: WanRequestTrigger, ti: TaskInstance | None) -> None:
+    """Take the task away as Airflow's triggerer does, which cancels on_kill again and again after a second."""
+    trigger.task_instance = ti  # type: ignore[assignment]
+
+    async def as_airflow_does() -> None:
+        killing = asyncio.create_task(trigger.on_kill())
+        await asyncio.sleep(0)
+        while not killing.done():
+            killing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(killing)
+        await asyncio.gather(*kills._unfinished)
+
+    asyncio.run(as_airflow_does())
+
+
+def outcomes(sandbox: Sandbox) -> list[str]:
+    return [cancel["outcome"] for cancel in sandbox.ledger()["cancels"]]
+
+
+@pytest.mark.parametrize("state", sorted(OVER_FOR_GOOD))
+def test_what_nobody_owns_any_more_is_cancelled_though_on_kill_is_cut_off(
+    sandbox: Sandbox, states: dict[str, Any], state: str
+) -> None:
+    trigger = trigger_for(queued(sandbox))
+    states["task"] = state
+    kill(trigger, TaskInstance())
+    assert outcomes(sandbox) == ["cancelled"]
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["deferred", "queued", "scheduled", "running", "up_for_retry", "up_for_reschedule", "restarting", None],
+)
+def test_what_another_try_or_triggerer_owns_is_left_alone(
+    sandbox: Sandbox, states: dict[str, Any], state: str | None
+) -> None:
+    trigger = trigger_for(queued(sandbox))
+    states["task"] = state
+    kill(trigger, TaskInstance())
+    assert outcomes(sandbox) == []
+
+
+def test_a_mapped_task_is_looked_up_by_its_index(sandbox: Sandbox, states: dict[str, Any]) -> None:
+    trigger = trigger_for(queued(sandbox))
+    states.update({"task_0": "failed", "task_1": "deferred", "task": "failed"})
+    kill(trigger, TaskInstance(map_index=1))
+    assert outcomes(sandbox) == []
+    kill(trigger, TaskInstance(map_index=0))
+    assert outcomes(sandbox) == ["cancelled"]
+
+
+@pytest.mark.parametrize("trouble", [RuntimeError("the API server is out"), TimeoutError()])
+def test_where_the_look_up_fails_it_is_left_alone(
+    sandbox: Sandbox, states: dict[str, Any], trouble: Exception
+) -> None:
+    trigger = trigger_for(queued(sandbox))
+    states["trouble"] = trouble
+    kill(trigger, TaskInstance())
+    assert outcomes(sandbox) == []
+
+
+def test_where_the_task_is_not_known_it_is_left_alone(sandbox: Sandbox, states: dict[str, Any]) -> None:
+    trigger = trigger_for(queued(sandbox))
+    kill(trigger, TaskInstance())
+    kill(trigger, None)  # as in dag.test()
+    assert outcomes(sandbox) == []
+
+
+def test_it_can_be_told_never_to_cancel(sandbox: Sandbox, states: dict[str, Any]) -> None:
+    trigger = trigger_for(queued(sandbox), cancel_on_kill=False)
+    states["task"] = "failed"
+    kill(trigger, TaskInstance())
+    assert outcomes(sandbox) == []
+
+
+def test_a_running_request_is_said_to_be_charged(
+    sandbox: Sandbox, states: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    request_id = buy()
+    states["task"] = "failed"
+    kill(trigger_for(request_id), TaskInstance())
+    assert outcomes(sandbox) == ["not_cancellable"]
+    log = capfd.readouterr().out
+    assert request_id in log
+    assert "is charged" in log
+
+
+def test_an_api_that_is_out_for_a_moment_is_asked_again(sandbox: Sandbox, states: dict[str, Any]) -> None:
+    trigger = trigger_for(queued(sandbox))
+    states["task"] = "failed"
+    sandbox.add_fault("cancel", "reset", count=1)
+    kill(trigger, TaskInstance())
+    assert outcomes(sandbox) == ["cancelled"]
+
+
+def submitted(run_id: str, **options: Any) -> dict[str, Any]:
+    task = WanSubmitOperator(task_id="submit", check_image=False, journal=JOURNAL, **{**INPUTS, **options})
+    result: dict[str, Any] = run(task, a_context(task_id="submit", run_id=run_id))
+    return result
+
+
+@pytest.mark.parametrize("face", ["submit", "sensor"])
+def test_what_another_run_counts_on_is_left_alone(
+    sandbox: Sandbox, bucket: Bucket, states: dict[str, Any], face: str
+) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    sandbox.control("account", {"concurrency": 1})
+    buy(prompt="keeps the only place")
+    states.update({"submit": "failed", "wait": "failed"})
+
+    def killed(run_id: str, **options: Any) -> None:
+        if face == "submit":
+            task = WanSubmitOperator(
+                task_id="submit",
+                check_image=False,
+                journal=JOURNAL,
+                wait_for_completion=True,
+                **{**INPUTS, **options},
+            )
+            ti = TaskInstance("submit", run_id)
+            trigger = start(task, {"ti": ti}).trigger
+        else:
+            ti = TaskInstance("wait", run_id)
+            sensor = WanRequestSensor(task_id="wait", request=submitted(run_id, **options))
+            trigger = start(sensor, {"ti": ti}).trigger
+        kill(trigger, ti)
+
+    submitted("theirs")
+    killed("mine")
+    assert outcomes(sandbox) == [], "another run counts on it"
+    killed("mine", variation="mine alone")
+    assert outcomes(sandbox) == ["cancelled"]
+
+
+def test_who_counts_on_it_is_in_doubt_while_the_bucket_is_out(
+    sandbox: Sandbox, bucket: Bucket, states: dict[str, Any]
+) -> None:
+    trigger = trigger_for(queued(sandbox), journal=JOURNAL, fingerprint="f", watchers=["dag/run/task/-1"])
+    states["task"] = "failed"
+    sandbox.add_fault("bucket.*", "forbidden")
+    kill(trigger, TaskInstance())
+    assert outcomes(sandbox) == []
+
+
+def test_a_state_that_is_not_there_is_none(states: dict[str, Any]) -> None:
+    states["task_3"] = "success"
+    found: list[Any] = []
+    worker = threading.Thread(
+        target=lambda: found.extend([task_state(TaskInstance()), task_state(TaskInstance(map_index=3))])
+    )
+    worker.start()
+    worker.join()
+    assert found == [None, "success"]
