@@ -73,10 +73,11 @@ class UrlReader:
                     '"allow_private_images": true in the connection.',
                     retry_helps=False,
                 ) from None
+            # Without its cause, whose text shows the whole address and so a signature.
             raise WanDownloadError(
                 f"{self.name} could not be read ({type(error).__name__}). Nothing was bought. RunComfy needs to "
                 "read it too: check that it is public."
-            ) from error
+            ) from None
 
     def read_all(self, limit_bytes: int) -> bytes:
         """Return the whole file.
