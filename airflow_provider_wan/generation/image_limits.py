@@ -7,12 +7,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from airflow_provider_wan.generation.image_origins import WEB_MOST_BYTES
 from airflow_provider_wan.images.many import usable_cores
 
 #: Of the files being read and prepared together; one that is larger goes alone.
 MOST_BYTES = 256 * 1024 * 1024
-#: Assumed where nobody says how large a file is.
-_UNKNOWN_BYTES = 16 * 1024 * 1024
 
 
 class Limits:
@@ -31,7 +30,7 @@ class Limits:
     @contextmanager
     def holding(self, size_bytes: int | None) -> Iterator[None]:
         """Wait until a file of this size may be in memory as well."""
-        size = min(_UNKNOWN_BYTES if size_bytes is None else size_bytes, self._most_bytes)
+        size = min(WEB_MOST_BYTES if size_bytes is None else size_bytes, self._most_bytes)
         with self._changed:
             self._changed.wait_for(lambda: self._bytes + size <= self._most_bytes)
             self._bytes += size

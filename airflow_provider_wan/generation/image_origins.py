@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from airflow_provider_wan.exceptions import WanInputError
@@ -25,8 +25,12 @@ from airflow_provider_wan.model_api.inputs import canonical_url
 if TYPE_CHECKING:
     from google.cloud import storage
 
+    from airflow_provider_wan.images.remote import UrlReader
+
 #: What all reads of one image from the web together may take, in seconds: a host that drips is given up.
 WEB_TOTAL_S = 60.0
+#: A larger file from the web is not loaded: how large it is, is known only while it comes.
+WEB_MOST_BYTES = 64 * 1024 * 1024
 
 
 class Origin(Protocol):
@@ -180,32 +184,27 @@ class WebOrigin:
     identity: str | None = None
 
     def __init__(self, url: str, *, allow_private: bool = False, total_s: float = WEB_TOTAL_S) -> None:
-        from airflow_provider_wan.images.remote import UrlReader
-
         self.url = url
         self.address = canonical_url(url)
-        self._reader = UrlReader(url, allow_private=allow_private, total_s=total_s)
+        self.size_bytes: int | None = None
+        self._allow_private = allow_private
+        self._total_s = total_s
 
     @property
     def is_signed(self) -> bool:
         """Whether the address says more than it may in what is remembered."""
         return self.address != self.url
 
-    @property
-    def size_bytes(self) -> int | None:
-        """Its size, once something was read."""
-        return self._reader.size_bytes
+    def reader(self) -> UrlReader:
+        """Give a reader of parts of it, whose time begins now; close it."""
+        from airflow_provider_wan.images.remote import UrlReader
 
-    def reader(self) -> RangedReader:
-        """Give a reader of parts of it."""
-        return self._reader
+        return UrlReader(self.url, allow_private=self._allow_private, total_s=self._total_s)
 
     def read_all(self) -> bytes:
         """Read it whole."""
-        try:
-            return self._reader.read_all(MAX_SOURCE_BYTES)
-        finally:
-            self._reader.close()
+        with closing(self.reader()) as reader:
+            return reader.read_all(WEB_MOST_BYTES)
 
 
 class FileOrigin:
@@ -217,13 +216,16 @@ class FileOrigin:
     def __init__(self, path: str) -> None:
         self.address = path
         self._path = path
+        self._identity: str | None = None
 
     @property
     def identity(self) -> str:
         """The MD5 of the content."""
-        with _file_errors(self._path), open(self._path, "rb") as file:
-            md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
-        return f"md5:{md5.hexdigest()}"
+        if self._identity is None:
+            with _file_errors(self._path), open(self._path, "rb") as file:
+                md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+            self._identity = f"md5:{md5.hexdigest()}"
+        return self._identity
 
     @property
     def size_bytes(self) -> int | None:

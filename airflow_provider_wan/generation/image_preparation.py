@@ -16,10 +16,9 @@ from typing import Any
 from airflow_provider_wan.exceptions import WanDownloadError, WanInputError, WanStorageError
 from airflow_provider_wan.generation.image_dataset import Row
 from airflow_provider_wan.generation.image_origins import BucketOrigin, Origin
-from airflow_provider_wan.generation.image_source import ImageSources, needs_copy
+from airflow_provider_wan.generation.image_source import ImageSources, look, needs_copy
 from airflow_provider_wan.images.check import check
 from airflow_provider_wan.images.dataset import DatasetRow, RowError
-from airflow_provider_wan.images.inspect import inspect
 from airflow_provider_wan.images.many import map_in_order
 from airflow_provider_wan.images.prepare import fits_as_it_is
 from airflow_provider_wan.images.rows import PreparedRow
@@ -169,7 +168,7 @@ class Preparation:
             found = self._found_before(origin)
             if found is not None:
                 return Looked(self._fingerprint(row, origin.identity), not found, True)
-            facts = inspect(origin.reader(), name=origin.address)
+            facts = look(origin)
         except WanDownloadError as error:
             return _unusable(row, "reachable", None, str(error))
         except WanInputError as error:
@@ -229,7 +228,7 @@ class Preparation:
         """Name the rule behind a refusal: a second look at the header tells."""
         rules = self._sources.recipe.rules
         try:
-            facts = inspect(origin.reader(), name=origin.address)
+            facts = look(origin)
         except (WanInputError, WanDownloadError):
             return _unusable(row, "image", None, str(error))
         hopeless = [

@@ -304,7 +304,7 @@ class ImageSources:
         if self.options.staging is None:
             self._check_as_it_is(origin, self.rules)
             return self._url_as_it_is(origin)
-        if isinstance(origin, WebOrigin) and fits_as_it_is(_look(origin), self.rules):
+        if isinstance(origin, WebOrigin) and fits_as_it_is(look(origin), self.rules):
             return origin.url
         staged, was_there = self.prepare(origin)
         if staged.changes and not was_there:
@@ -327,7 +327,7 @@ class ImageSources:
 
         :raises WanInputError: it would.
         """
-        facts = _look(origin)
+        facts = look(origin)
         broken = check(facts, rules, too_small=self.options.too_small)
         if broken:
             hint = ' staging="gs://bucket/prefix" does it.' if all(rule.fixable for rule in broken) else ""
@@ -366,8 +366,19 @@ def needs_copy(origin: Origin) -> bool:
     return isinstance(origin, FileOrigin) or (isinstance(origin, WebOrigin) and origin.is_signed)
 
 
-def _look(origin: Origin) -> ImageFacts:
-    return inspect(origin.reader(), name=origin.address)
+def look(origin: Origin) -> ImageFacts:
+    """Look at an image's header.
+
+    :raises WanInputError: it is no image, or no longer there.
+    :raises WanDownloadError: it can't be read just now, or may not be.
+    """
+    reader = origin.reader()
+    try:
+        return inspect(reader, name=origin.address)
+    finally:
+        close = getattr(reader, "close", None)
+        if close is not None:
+            close()
 
 
 def _row_of(plain: Mapping[str, Any]) -> PreparedRow | DatasetRow:

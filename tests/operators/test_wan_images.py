@@ -26,7 +26,7 @@ from image_samples import (
     sixteen_bit_png,
 )
 from PIL import Image
-from sandboxes import Bucket
+from sandboxes import MODEL, Bucket
 
 from airflow_provider_wan.exceptions import WanInputError, WanStorageError
 from airflow_provider_wan.operators.wan_images import WanPrepareImagesOperator
@@ -273,6 +273,24 @@ def test_a_bucket_that_is_out_is_no_fault_of_its_images(
     monkeypatch.setattr(gcs, "RETRY_FOR_S", 0.1)
     with pytest.raises(WanStorageError, match="no such bucket"):
         run("gs://videos/in/", staging="gs://nobody-has-this/staged")
+
+
+def test_an_image_that_vanishes_after_the_listing_is_told_and_harms_nobody(bucket: Bucket) -> None:
+    from airflow_provider_wan.generation.image_dataset import DatasetReader
+    from airflow_provider_wan.generation.image_preparation import Preparation, Ready, Unusable
+    from airflow_provider_wan.generation.image_source import ImageOptions, ImageSources
+
+    for name in ("a", "b", "c"):
+        bucket.put(f"in/{name}.jpg", fits(640 + ord(name)))
+    rows = list(DatasetReader(lambda: bucket.client).rows("gs://videos/in/"))
+    bucket.client.bucket("videos").blob("in/b.jpg").delete()
+    sources = ImageSources(
+        MODEL, lambda: bucket.client, logging.getLogger(), options=ImageOptions(staging=STAGING)
+    )
+    done = list(Preparation(sources, MODEL, workers=2).run(rows))
+    assert [type(one) for one in done] == [Ready, Unusable, Ready]
+    assert isinstance(done[1], Unusable)
+    assert "no such object" in done[1].problems[0].message
 
 
 def test_nothing_signed_is_left_anywhere(
