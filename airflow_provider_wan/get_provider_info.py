@@ -78,10 +78,13 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": _modules("airflow_provider_wan.hooks.wan"),
         "operators": _modules(
             "airflow_provider_wan.operators.wan",
+            "airflow_provider_wan.operators.wan_batch",
+            "airflow_provider_wan.operators.wan_cancel",
+            "airflow_provider_wan.operators.wan_contact_sheet",
             "airflow_provider_wan.operators.wan_images",
         ),
         "sensors": _modules("airflow_provider_wan.sensors.wan"),
-        "triggers": _modules("airflow_provider_wan.triggers.wan"),
+        "triggers": _modules("airflow_provider_wan.triggers.wan", "airflow_provider_wan.triggers.wan_batch"),
         "transfers": [
             {
                 "source-integration-name": _INTEGRATION,

@@ -36,8 +36,10 @@ def registered() -> list[dict[str, str]]:
 
 
 def face_modules() -> list[str]:
+    """Modules that define an operator, a sensor, a trigger or a transfer."""
     files = [file for face in FACES for file in sorted((PACKAGE / face).glob("*.py"))]
-    return [f"airflow_provider_wan.{f.parent.name}.{f.stem}" for f in files if not f.stem.startswith("_")]
+    names = [f"airflow_provider_wan.{f.parent.name}.{f.stem}" for f in files if not f.stem.startswith("_")]
+    return [name for name in names if public_faces(name)]
 
 
 def public_faces(module_name: str) -> list[str]:
