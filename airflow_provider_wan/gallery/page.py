@@ -40,7 +40,9 @@ def chosen(cards: list[Card], asked: Asked) -> tuple[list[Card], int]:
 
 def version_of(cards: list[Card]) -> str:
     """Give a word that changes when the page should be read again."""
-    return "-".join(str(sum(1 for card in cards if card.look in looks)) for looks in FILTERS.values())
+    counts = [sum(1 for card in cards if card.look in looks) for looks in FILTERS.values()]
+    known = sum(1 for card in cards if card.request_id)
+    return "-".join(map(str, [*counts, known]))
 
 
 def render_page(cards: list[Card], shown: list[Card], *, asked: Asked, pages: int, nonce: str) -> str:

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import pytest
 from gallery_entries import IMAGE, failed, landed, refused, submitted, waited
 
-from airflow_provider_wan.gallery.cards import Card, Entry, Place, cards_of, image_at
-from airflow_provider_wan.gallery.page import PAGE_SIZE, Asked, chosen, render_page
+from airflow_provider_wan.gallery.cards import Card, Entry, Place, Submitter, cards_of, image_at
+from airflow_provider_wan.gallery.page import PAGE_SIZE, Asked, chosen, render_page, version_of
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'>&"
 
@@ -118,3 +118,15 @@ def test_an_image_is_found_where_the_card_says() -> None:
     assert card.place == place
     assert image_at(refused(2).value, place.place) == IMAGE
     assert image_at(refused(2).value, 5) is None
+
+
+def test_the_page_is_read_again_when_anything_it_shows_has_changed() -> None:
+    steps = [
+        cards_of([], [Submitter("submit", 0, "running")]),
+        cards_of([submitted()], []),
+        cards_of([submitted(), waited(), landed()], []),
+        cards_of([submitted(), failed()], []),
+    ]
+    versions = [version_of(cards) for cards in steps]
+    assert len(set(versions)) == len(versions)
+    assert version_of(steps[0]) == version_of(cards_of([], [Submitter("submit", 0, "deferred")]))
