@@ -5,7 +5,9 @@ Images lie under ``{source}/dt=YYYY-MM-DD/``; videos go to ``gs://{bucket}/{pref
 manifest beside them. The days since the first one are caught up. A day that runs again, or twice at once, buys nothing
 that was bought before.
 
-Needs a pool, which says how many chunks work at the same time: ``airflow pools set wan 4 "chunks of backfills"``.
+Needs a pool, which says how many chunks are under way at the same time::
+
+    airflow pools set wan 4 "chunks of backfills" --include-deferred
 """
 
 from __future__ import annotations

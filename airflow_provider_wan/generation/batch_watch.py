@@ -44,7 +44,7 @@ _FOREIGN_PROBE_SHARE = 0.2
 _SHORTEST_S = 0.4
 _FIRST_LOOK_S = 2.0
 #: As long as no duration is known: a few are looked at closely, the rest seldom.
-_SAMPLES = 3
+_SAMPLES = 8
 _SAMPLE_GROWTH = 1.2
 _BLIND_LOOK_S = 30.0
 _LONGEST_PAUSE_S = 60.0

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a batch costs beside the calls and writes that it can't do without.
+
+    python benchmarks/batch.py throughput [--images 1000]   against a bare asyncio loop with the same calls
+    python benchmarks/batch.py memory [--land 100]          of a worker with 500 requests in flight, 20 MB videos
+    python benchmarks/batch.py rerun [--images 100000]      until the first new submit, with 99 % done before
+
+The sandbox, the batch and the loop each run in a process of their own. ``throughput`` runs the loop and the batch in
+turn against the same account (concurrency 100, 6 s a generation, 2 MB videos) and prints the ratio of the times from
+the first submit to the last landing, calls a video, and how late ends were noticed, from the sandbox's ledger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+MODEL = "wan-ai/wan-2-2/image-to-video"
+BUCKET = "videos"
+IN_FLIGHT = 200
+
+
+def addresses(count: int) -> list[str]:
+    return [f"https://images.example.com/{number:06d}.jpg" for number in range(count)]
+
+
+@contextlib.contextmanager
+def sandbox(*options: str) -> Iterator[dict[str, Any]]:
+    """Run a sandbox in a process of its own; gives its addresses and environment."""
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder) / "state.json"
+        command = [sys.executable, "-m", "airflow_provider_wan.sandbox", "--port", "0", "--bucket-port", "0"]
+        command += ["--bucket", BUCKET, "--state-file", str(state), "--no-check-images", *options]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            try:
+                while not state.exists():
+                    time.sleep(0.05)
+                yield json.loads(state.read_text())
+            finally:
+                process.terminate()
+
+
+def control(base: str, path: str, body: Any = None) -> Any:
+    from airflow_provider_wan.sandbox.server import call
+
+    return call(f"{base}/_sandbox/{path}", body, timeout_s=300)
+
+
+def in_own_process(way: str, env: dict[str, str], *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--way", way, *arguments]
+    done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+# -- the batch ---------------------------------------------------------------------------------------------
+
+
+def run_batch(images: list[str], *, in_flight: int, land: int | None = None) -> dict[str, Any]:
+    """Carry a batch out in this process, as a task with ``deferrable=False`` does."""
+    from airflow_provider_wan.faces.imaging import image_sources
+    from airflow_provider_wan.generation.batch import Batch, BatchSpec
+    from airflow_provider_wan.generation.batch_engine import Pace
+    from airflow_provider_wan.hooks.gcs import storage_client
+    from airflow_provider_wan.hooks.wan import WanHook
+
+    log = logging.getLogger("batch")
+    log.setLevel(logging.ERROR)
+    stop = threading.Event()
+    hook = WanHook("wan_default")
+    client = storage_client(pool_size=28)
+    sources = image_sources(
+        MODEL, log=log, allow_private=True, gcp_conn_id=None, impersonation_chain=None, check_image=False
+    )
+    spec = BatchSpec(
+        images=images,
+        bucket_name=BUCKET,
+        object_name="batch/",
+        journal=f"gs://{BUCKET}/batch/_journal",
+        model_id=MODEL,
+        pace=Pace(time.time() + 3600, max_in_flight=in_flight, progress_every_s=3600),
+        inputs={"prompt": "waves"},
+    )
+    batch = Batch(spec, hook, client, sources, log, watcher="dag/run/task/-1", stop=stop)
+    idle_mb = resident_mb()
+    started, cpu = time.time(), time.process_time()
+    engine = batch.begin()
+    planned_s = time.time() - started
+    peak = {"mb": 0.0}
+
+    def watch_memory() -> None:
+        while not stop.wait(0.05):
+            peak["mb"] = max(peak["mb"], resident_mb())
+            done = sum(1 for ending in list(engine.endings.values()) if ending.outcome == "landed")
+            if land is not None and done >= land:
+                stop.set()
+
+    watching = threading.Thread(target=watch_memory, daemon=True)
+    watching.start()
+    engine.run(may_pause=False)
+    ended = time.time()
+    stop.set()
+    watching.join()
+    return {
+        "planned_s": planned_s,
+        "ended": ended,
+        "cpu_s": time.process_time() - cpu,
+        "landed": sum(1 for ending in engine.endings.values() if ending.outcome == "landed"),
+        "idle_mb": idle_mb,
+        "peak_mb": peak["mb"],
+        "max_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def resident_mb() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+
+# -- the bare loop -----------------------------------------------------------------------------------------
+
+
+async def run_loop(images: list[str], *, in_flight: int, poll_s: float = 1.0) -> dict[str, Any]:
+    """The same calls and writes with nothing else: no checks, no retries, no resuming."""
+    import aiohttp
+
+    connection = json.loads(os.environ["AIRFLOW_CONN_WAN_DEFAULT"])
+    api, storage = connection["host"], os.environ["STORAGE_EMULATOR_HOST"]
+    headers = {"Authorization": f"Bearer {connection['password']}"}
+    gate = asyncio.Semaphore(in_flight)
+    running: asyncio.Queue[None] = asyncio.Queue()
+    cpu = time.process_time()
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=100)) as http:
+
+        async def put(name: str, data: bytes) -> None:
+            query = urllib.parse.urlencode({"uploadType": "media", "name": name})
+            async with http.post(f"{storage}/upload/storage/v1/b/{BUCKET}/o?{query}", data=data) as answer:
+                assert answer.status == 200, await answer.text()
+
+        async def make(number: int, image: str) -> None:
+            async with gate:
+                await put(f"loop/_journal/{number}.json", b"{}")
+                body = {"prompt": "waves", "img_url": image}
+                async with http.post(f"{api}/v1/models/{MODEL}", json=body, headers=headers) as answer:
+                    request_id = (await answer.json())["request_id"]
+                await put(f"loop/_journal/{number}.json", b'{"id": 1}')
+                status = f"{api}/v1/requests/{request_id}/status"
+                while True:
+                    async with http.get(status, headers=headers) as answer:
+                        seen = await answer.json()
+                    if seen["status"] == "completed":
+                        break
+                    # The tenth of a generation for those that run, and a place in the queue takes its time.
+                    await asyncio.sleep(max(poll_s, 0.06 * seen.get("queue_position", 0)))
+            result = f"{api}/v1/requests/{request_id}/result?include_cost=true"
+            async with http.get(result, headers=headers) as answer:
+                output = (await answer.json())["output"]
+            url = output.get("video") or output["videos"][0]
+            async with http.get(url) as answer:
+                video = await answer.read()
+            await put(f"loop/{number}.mp4", video)
+            await put(f"loop/{number}.mp4.json", b"{}")
+            await put(f"loop/_journal/{number}.json", b'{"landed": 1}')
+            running.put_nowait(None)
+
+        await asyncio.gather(*(make(number, image) for number, image in enumerate(images)))
+    return {"ended": time.time(), "cpu_s": time.process_time() - cpu, "landed": running.qsize()}
+
+
+# -- what is measured --------------------------------------------------------------------------------------
+
+
+def throughput(count: int) -> None:
+    least_s = 6.0 * count / 100
+    print(
+        f"{count} images, concurrency 100, 6 s a generation, 2 MB videos: {least_s:.0f} s at the very least"
+    )
+    times: dict[str, float] = {}
+    for way in ("loop", "batch"):
+        options = ("--generation-seconds", "6", "--spread", "0.25", "--concurrency", "100")
+        with sandbox(*options, "--video-bytes", "2000000") as state:
+            got = in_own_process(way, state["env"], "--images", str(count), "--in-flight", str(IN_FLIGHT))
+            ledger = control(state["url"], "ledger")
+        purchases = ledger["purchases"]
+        times[way] = got["ended"] - min(purchase["at"] for purchase in purchases)
+        delays = sorted((p["noticed_at"] - p["finished_at"]) / 6.0 for p in purchases)
+        calls = ledger["calls"]
+        shown = sum(calls.get(name, 0) for name in ("submit", "status", "result")) / count
+        print(
+            f"  {way:6} {times[way]:6.1f} s; {got['cpu_s']:.1f} CPU-s ({1000 * got['cpu_s'] / count:.0f} ms an image); "
+            f"{shown:.1f} API calls a video; noticed after {100 * statistics.median(delays):.1f} % of a generation "
+            f"(median), {100 * delays[int(0.95 * len(delays))]:.1f} % (95th percentile); {got['landed']} landed"
+        )
+    print(f"  ratio {times['batch'] / times['loop']:.2f} (goal: 1.25 at most)")
+
+
+def memory(land: int) -> None:
+    with sandbox("--speed", "60", "--concurrency", "500", "--video-bytes", "20000000") as state:
+        got = in_own_process(
+            "batch", state["env"], "--images", "700", "--in-flight", "500", "--land", str(land)
+        )
+    print(
+        f"500 in flight, 20 MB videos, {got['landed']} landed: peak {got['peak_mb']:.0f} MB, idle task process "
+        f"{got['idle_mb']:.0f} MB: + {got['peak_mb'] - got['idle_mb']:.0f} MB (goal: 150 at most)"
+    )
+
+
+def rerun(count: int) -> None:
+    from airflow_provider_wan.model_api.inputs import fingerprint
+
+    images = addresses(count)
+    done = [one for number, one in enumerate(images) if number % 100]
+    names = [
+        "batch/_journal/" + fingerprint(MODEL, {"prompt": "waves", "img_url": one}) + ".json" for one in done
+    ]
+    metadata = {"stage": "landed", "request_id": "earlier", "cost_usd": "0.2", "uri": "gs://videos/x.mp4"}
+    with sandbox("--speed", "600", "--concurrency", "100", "--video-bytes", "20000") as state:
+        for start in range(0, len(names), 10_000):
+            seed = {
+                "bucket": BUCKET,
+                "names": names[start : start + 10_000],
+                "metadata": metadata,
+                "text": "{}",
+            }
+            control(state["bucket_url"], "seed", seed)
+        before = time.time()
+        got = in_own_process(
+            "batch", state["env"], "--images", str(count), "--in-flight", str(IN_FLIGHT), "--land", "5"
+        )
+        first = min(submit["at"] for submit in control(state["url"], "ledger")["submits"])
+    print(
+        f"{count} images, {len(done)} done before: first new submit {first - before:.1f} s after the start of the "
+        f"process, {got['planned_s']:.1f} s of them to plan and list (goal: under 60 s); peak {got['peak_mb']:.0f} MB"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="?", choices=("throughput", "memory", "rerun"))
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--land", type=int)
+    parser.add_argument("--in-flight", type=int, default=IN_FLIGHT, help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=("batch", "loop"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way == "loop":
+        print(json.dumps(asyncio.run(run_loop(addresses(options.images), in_flight=options.in_flight))))
+    elif options.way == "batch":
+        images = addresses(options.images)
+        print(json.dumps(run_batch(images, in_flight=options.in_flight, land=options.land)))
+    elif options.what == "throughput":
+        throughput(options.images or 1000)
+    elif options.what == "memory":
+        memory(options.land or 100)
+    elif options.what == "rerun":
+        rerun(options.images or 100_000)
+    else:
+        parser.error("say what to measure: throughput, memory or rerun")
+
+
+if __name__ == "__main__":
+    main()

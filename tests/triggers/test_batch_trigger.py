@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One trigger for many requests, on an event loop against a sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from airflow_provider_wan.sandbox.server import Sandbox
+from airflow_provider_wan.triggers import kills
+from airflow_provider_wan.triggers.wan import WanBatchTrigger
+
+MODEL = "wan-ai/wan-2-2/image-to-video"
+ME, OTHER = "dag/run/task/-1", "dag/other/task/-1"
+JOURNAL = "gs://videos/_journal"
+
+
+@pytest.fixture
+def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    settings = {"check_images": False, "video_bytes": 20_000, "generation_seconds": 3600, "concurrency": 2}
+    with Sandbox(**settings, buckets=("videos",)) as started:
+        for name, value in started.env().items():
+            monkeypatch.setenv(name, value)
+        yield started
+
+
+@pytest.fixture
+def request_ids(sandbox: Sandbox) -> list[str]:
+    """Six requests, two of which run."""
+    from airflow_provider_wan.hooks.wan import WanHook
+
+    hook = WanHook()
+    inputs = {"prompt": "waves", "img_url": "https://images.example.com/1.jpg"}
+    return [hook.submit(MODEL, {**inputs, "seed": seed}).request_id for seed in range(6)]
+
+
+def trigger(request_ids: list[str], **changes: Any) -> WanBatchTrigger:
+    given: dict[str, Any] = {
+        "wan_conn_id": "wan_default",
+        "request_ids": request_ids,
+        "deadline": time.time() + 60,
+        "resume_when_ready": 2,
+        "resume_after": 60.0,
+        "journal": JOURNAL,
+        "watcher": ME,
+    }
+    return WanBatchTrigger(**{**given, **changes})
+
+
+def fire(one: WanBatchTrigger) -> dict[str, Any]:
+    async def first() -> dict[str, Any]:
+        async for event in one.run():
+            return dict(event.payload)
+        raise AssertionError("it fired no event")
+
+    return asyncio.run(first())
+
+
+def test_it_comes_back_once_when_enough_are_over(sandbox: Sandbox, request_ids: list[str]) -> None:
+    sandbox.control("speed", {"speed": 2000})
+    event = fire(trigger(request_ids))
+    assert event["outcome"] == "ready"
+    assert set(event["ready"]) <= set(request_ids)
+    assert len(event["ready"]) >= 2
+    assert "http" not in json.dumps(event)
+
+
+def test_it_comes_back_when_the_oldest_has_waited_long_enough(
+    sandbox: Sandbox, request_ids: list[str]
+) -> None:
+    sandbox.control(f"requests/{request_ids[0]}", {"state": "succeeded"})
+    event = fire(trigger(request_ids, resume_when_ready=6, resume_after=0.2))
+    assert event["ready"] == [request_ids[0]]
+
+
+def test_it_comes_back_when_all_are_over_though_fewer_than_asked(
+    sandbox: Sandbox, request_ids: list[str]
+) -> None:
+    sandbox.control("speed", {"speed": 100_000})
+    assert set(fire(trigger(request_ids, resume_when_ready=50))["ready"]) == set(request_ids)
+
+
+@pytest.mark.parametrize(("changes", "outcome"), [("deadline", "timeout"), ("not_later_than", "due")])
+def test_it_comes_back_in_time(request_ids: list[str], changes: str, outcome: str) -> None:
+    event = fire(trigger(request_ids, **{changes: time.time() + 0.5}))
+    assert (event["outcome"], event["ready"]) == (outcome, [])
+
+
+def test_another_triggerer_goes_on_with_what_is_serialized(sandbox: Sandbox, request_ids: list[str]) -> None:
+    event = fire(trigger(request_ids, not_later_than=time.time() + 1.0))
+    path, given = trigger(request_ids, started=event["started"], learned=event["learned"]).serialize()
+    assert path.rpartition(".")[2] == "WanBatchTrigger"
+    assert set(event["started"]) <= set(request_ids[:2])
+    sandbox.control("speed", {"speed": 100_000})
+    assert fire(WanBatchTrigger(**json.loads(json.dumps(given))))["outcome"] == "ready"
+
+
+def test_failing_looks_are_repeated(sandbox: Sandbox, request_ids: list[str]) -> None:
+    sandbox.add_fault("status", "status", rate=0.4, status=503)
+    sandbox.control("speed", {"speed": 100_000})
+    assert set(fire(trigger(request_ids, resume_when_ready=6))["ready"]) == set(request_ids)
+
+
+def test_a_connection_that_can_not_be_read_at_first_ends_nothing(
+    sandbox: Sandbox, request_ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_provider_wan.triggers import wan_batch
+
+    monkeypatch.setattr(wan_batch, "_LONGEST_NAP_S", 0.2)
+    sandbox.control("speed", {"speed": 100_000})
+    good = sandbox.env()["AIRFLOW_CONN_WAN_DEFAULT"]
+    monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", '{"conn_type": "wan"}')
+
+    async def mended() -> dict[str, Any]:
+        events = trigger(request_ids).run()
+        waiting = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0.1)
+        monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", good)
+        return dict((await waiting).payload)
+
+    assert asyncio.run(mended())["outcome"] == "ready"
+
+
+def remember(request_ids: list[str], **watchers: Any) -> None:
+    from airflow_provider_wan.generation.journal import BucketJournal
+    from airflow_provider_wan.generation.records import Record, Stage
+    from airflow_provider_wan.hooks.gcs import storage_client
+
+    journal = BucketJournal(storage_client(), JOURNAL)
+    for number, request_id in enumerate(request_ids):
+        also = (OTHER,) if number == len(request_ids) - 1 else ()
+        journal.write(
+            Record(
+                fingerprint=f"{number:064x}",
+                model_id=MODEL,
+                stage=Stage.SUBMITTED,
+                request_id=request_id,
+                watchers=(ME, *also),
+            ),
+            replaces=None,
+        )
+
+
+@pytest.mark.parametrize("state", [*sorted(kills.OVER_FOR_GOOD), "deferred", "running", "queued", None])
+def test_a_kill_cancels_what_is_queued_only_if_nobody_owns_it(
+    sandbox: Sandbox, request_ids: list[str], monkeypatch: pytest.MonkeyPatch, state: str | None
+) -> None:
+    remember(request_ids)
+    monkeypatch.setattr(kills, "task_state", lambda ti: state)  # Airflow's answer, from a database
+    one = trigger(request_ids)
+    one._task_instance = SimpleNamespace()  # type: ignore[assignment]
+    asyncio.run(one.on_kill())
+    states = sandbox.ledger()["states"]
+    if state in kills.OVER_FOR_GOOD:
+        assert states == {"running": 2, "cancelled": 3, "queued": 1}  # another task counts on the last one
+    else:
+        assert states == {"running": 2, "queued": 4}
+
+
+def test_a_kill_without_a_task_leaves_all_alone(sandbox: Sandbox, request_ids: list[str]) -> None:
+    remember(request_ids)
+    asyncio.run(trigger(request_ids).on_kill())
+    asyncio.run(trigger(request_ids, cancel_on_kill=False).on_kill())
+    assert "cancelled" not in sandbox.ledger()["states"]
