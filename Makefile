@@ -41,12 +41,14 @@ test-unit: setup  ## All tests but the live ones; docs and wheel are built in th
 	@$(STEP) "Unit tests, docs and wheel" $(BIN)/pytest -n 2 --dist loadgroup -m "not live" $(ARGS)
 
 test-live: setup  ## Tests that boot Airflow's scheduler and triggerer. ARGS=... goes to pytest
-	@if [ -d tests/live ]; then $(STEP) "Live tests" $(BIN)/pytest -m live tests/live $(ARGS); fi
+	@$(STEP) "Live tests" $(BIN)/pytest -m live tests/live $(ARGS)
+	@$(STEP) "The UI in a browser" $(BIN)/pytest -m live tests/browser
 
-test-compat:  ## The unit tests under other Airflows: AIRFLOW="3.1.8 3.2.2", or any version
+test-compat:  ## The suite under other Airflows: AIRFLOW="3.1.8 3.2.2", or any version; and under the next one
 	@for version in $(AIRFLOW); do \
-		$(STEP) "Unit tests under Airflow $$version" sh .ci/compat "$(PYTHON)" "$$version" || exit 1; \
+		$(STEP) "The suite under Airflow $$version" sh .ci/compat "$(PYTHON)" "$$version" || exit 1; \
 	done
+	@$(STEP) "The suite under the next Airflow, which may fail" timeout 1200 sh .ci/compat "$(PYTHON)" prerelease || true
 
 docs: setup  ## Build the documentation into docs/_build/html
 	@$(STEP) "Documentation" $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
