@@ -40,7 +40,7 @@ def landing(
 ) -> Landing:
     """Give a landing that does not pause between its tries unless told to."""
     hook = WanHook(retry=QUICK)
-    bounds = DownloadPolicy(hosts or hook.settings.download_hosts, stall_s=0.5)
+    bounds = DownloadPolicy(hosts or hook.settings.download_hosts, stall_s=10)
     return Landing(hook, bucket.client, Downloader(replace(bounds, **policy), LOG, sleep=sleep), LOG)
 
 

@@ -76,7 +76,7 @@ def test_each_bad_file_or_link_is_its_own_error(
     record = buy()
     sandbox.add_fault(call, fault, **params)
     with pytest.raises(WanDownloadError, match=said) as caught:
-        landing(bucket, tries=2).land(record, to(bucket))
+        landing(bucket, tries=2, stall_s=0.5).land(record, to(bucket))
     assert caught.value.retry_helps is retry_helps
     assert str(record.request_id) in str(caught.value)
     assert bucket.objects() == {}
@@ -117,7 +117,8 @@ def test_what_passes_is_outlasted(
     for call, fault, params in faults:
         sandbox.add_fault(call, fault, **params)
     asked = any("retry_after" in params for _, _, params in faults)
-    landed = landing(bucket, **({"sleep": time.sleep} if asked else {})).land(record, to(bucket))
+    patient = landing(bucket, stall_s=0.5, **({"sleep": time.sleep} if asked else {}))
+    landed = patient.land(record, to(bucket))
     assert (landed.videos[0].size_bytes, landed.videos[0].crc32c) == (
         VIDEO_BYTES,
         bucket.objects()["v/clip.mp4"]["crc32c"],
@@ -375,7 +376,7 @@ CONNECTIONS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(first=FILES, second=FILES, connections=CONNECTIONS)
 def test_any_bytes_with_any_cuts_land_whole_or_not_at_all(
     bucket: Bucket, sandbox: Sandbox, record: Record, first: bytes, second: bytes, connections: list[Any]

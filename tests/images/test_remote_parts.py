@@ -182,12 +182,16 @@ def test_a_server_that_is_out_is_worth_another_try(where: str) -> None:
         read_request(sock)
         sock.sendall(reply(FILE[:1000])[:500])
 
-    with Wire(cut) as cuts, Wire(always(b"\0\0\0\0")) as garbage:
+    def no_tls(sock: socket.socket) -> None:
+        sock.recv(1000)
+        sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with Wire(cut) as cuts, Wire(always(b"\0\0\0\0")) as garbage, Wire(no_tls) as plain:
         url = {
             "refused": f"http://127.0.0.1:{closed_port()}",
             "cut": cuts.url,
             "garbage": garbage.url,
-            "not tls": f"https://127.0.0.1:{garbage.port}",
+            "not tls": f"https://127.0.0.1:{plain.port}",
         }[where]
         with pytest.raises(WanDownloadError, match="could not be read") as caught:
             read(f"{url}/a.jpg?X-Amz-Signature={SECRET}", 0, 1000)

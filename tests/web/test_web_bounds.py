@@ -12,12 +12,12 @@ from wires import Proxy, Wire, always, certificate, closed_port, drip, read_head
 
 from airflow_provider_wan import web
 
-TIMEOUT = (0.5, 0.5)
+SHORT, LONG = (0.5, 0.5), (20, 20)
 
 
-def get(url: str, **kwargs: object) -> requests.Response:
+def get(url: str, timeout: tuple[float, float] = LONG) -> requests.Response:
     with web.bounded_session() as session:
-        return session.get(url, timeout=TIMEOUT, stream=True, allow_redirects=False, **kwargs)  # type: ignore[arg-type]
+        return session.get(url, timeout=timeout, stream=True, allow_redirects=False)
 
 
 def dripping(data: bytes, first: bytes = b"") -> Wire:
@@ -44,7 +44,7 @@ def dripping(data: bytes, first: bytes = b"") -> Wire:
 )
 def test_a_head_that_drips_is_cut(first: bytes, data: bytes) -> None:
     with dripping(data, first) as wire, pytest.raises(requests.ReadTimeout):
-        get(wire.url)
+        get(wire.url, SHORT)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_body_whose_pieces_take_too_long_is_cut_without_a_deadline_for_all_of_
 
 def test_a_body_that_stops_is_cut() -> None:
     with dripping(b"", b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf") as wire:
-        response = get(wire.url)
+        response = get(wire.url, (20, 2))
         with pytest.raises(requests.ReadTimeout):
             web.read_body(response, limit_bytes=100, deadline=time.monotonic() + 60)
 
@@ -86,7 +86,7 @@ def test_a_tls_handshake_that_drips_is_cut() -> None:
         drip(sock, wire.over, bytes.fromhex("1603034000") + b"\x02" * 20_000)
 
     with Wire(answer) as wire, pytest.raises(requests.ConnectTimeout), web.watch_exchange() as seen:
-        get(f"https://127.0.0.1:{wire.port}")
+        get(f"https://127.0.0.1:{wire.port}", SHORT)
     assert not seen.sent
 
 
@@ -94,7 +94,7 @@ def test_a_proxy_that_drips_its_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -
     with dripping(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         with pytest.raises(requests.ConnectionError), web.watch_exchange() as seen:
-            get("https://model-api.runcomfy.net")
+            get("https://model-api.runcomfy.net", SHORT)
     assert not seen.sent
 
 
@@ -145,11 +145,11 @@ def test_a_connection_that_was_cut_is_not_used_again() -> None:
         sock.recv(1)
 
     with Wire(answer) as wire, web.bounded_session() as session:
-        first = session.get(wire.url, timeout=TIMEOUT, stream=True)
+        first = session.get(wire.url, timeout=LONG, stream=True)
         with pytest.raises(requests.ReadTimeout):
             web.read_body(first, limit_bytes=100, deadline=time.monotonic() + 0.2)
         first.close()
-        assert session.get(wire.url, timeout=TIMEOUT).content == b"whole"
+        assert session.get(wire.url, timeout=LONG).content == b"whole"
         assert wire.connections == 2
 
 
