@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 class WanToGCSOperator(BaseOperator):
     """Land every video of a request in a bucket: whole and verified, or not at all.
 
-    Any number of retries, clears and parallel runs gives one object. Beside the first video lies its record,
+    Any number of retries, clears and parallel runs gives one object. A request whose record in a journal says that it
+    has landed elsewhere is copied from there inside Cloud Storage, which works after RunComfy has deleted its result
+    too. Beside the first video lies its record,
     ``{object_name}.json``: what it was made from and with, when, at what cost; one JSON object on one line, ready to
     be loaded into a table.
 
