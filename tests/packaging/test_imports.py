@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent.parent / "airflow_provider_wan"
-FACES = ("operators", "sensors", "triggers", "transfers", "links")
+FACES = ("operators", "sensors", "triggers", "transfers", "links", "decorators", "plugins")
 HEAVY = ("requests", "aiohttp", "PIL", "jsonschema", "google.cloud", "google.auth", "google.api_core", "av")
 
 _PROBE = """
