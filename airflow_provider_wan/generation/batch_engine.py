@@ -72,7 +72,7 @@ class Pace:
     retries_per_image: int = 0
     submit_threads: int = 8
     landing_threads: int = 4
-    look_threads: int = 4
+    look_threads: int = 6
     progress_every_s: float = 30.0
     outage_s: float = 600.0
 
