@@ -73,9 +73,14 @@ def show_videos(
     session: SessionDep, dag_id: str, run_id: RunId, state: State = "all", page: PageNumber = 1
 ) -> HTMLResponse:
     """Show a page of a run's videos."""
-    run, asked = RunData(session, dag_id, run_id), Asked(run_id, state, page)
+    run = RunData(session, dag_id, run_id)
+    if not run.exists():
+        # Airflow 3.1 puts a run id into the address as it is, and there a plus sign means a blank.
+        run_id = run_id.replace(" ", "+")
+        run = RunData(session, dag_id, run_id)
     if not run.exists():
         raise HTTPException(404, "There is no such Dag run.")
+    asked = Asked(run_id, state, page)
     cards = run.cards(_read_manifest)
     shown, pages = chosen(cards, asked)
     nonce = secrets.token_urlsafe(16)

@@ -126,6 +126,12 @@ def test_a_narrow_window_needs_no_scrolling_sideways(
     screenshot(page, "gallery-narrow.png")
 
 
+def test_the_address_that_airflow_3_1_makes_leads_to_the_run_too(seen: Seen, page_of: Windows) -> None:
+    assert "+" in seen.run_id
+    answer = page_of().request.get(f"{seen.airflow.url}/wan/dags/{DAG_ID}/videos?run_id={seen.run_id}")
+    assert answer.status == 200
+
+
 def test_a_hostile_prompt_stays_text_and_a_queue_is_shown(
     seen: Seen, slow_run: str, page_of: Windows
 ) -> None:
