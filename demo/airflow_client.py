@@ -94,7 +94,7 @@ class AirflowClient:
             if "Authorization" not in self._session.headers:
                 self._authorize()
             reply = self._session.request(
-                method, f"{self.base_url}/api/v2{path}", json=json, params=query, timeout=20
+                method, f"{self.base_url}/api/v2{path}", json=json, params=query, timeout=60
             )
             if reply.status_code != 401 or attempt != "first":
                 break
@@ -182,7 +182,7 @@ class AirflowClient:
         def what() -> str:
             return f"the end of {dag_id} run {run_id}; its tasks: {self.task_states(dag_id, run_id)}"
 
-        return str(wait_until(over, what, timeout_s=timeout_s))
+        return str(wait_until(over, what, timeout_s=timeout_s, every_s=0.5))
 
     def why_failed(self, dag_id: str, run_id: str, *, at_most: int = 3) -> str:
         """States of a run's tasks, and the useful end of the log of those that failed first."""
@@ -239,7 +239,7 @@ class AirflowClient:
         def what() -> str:
             return f"{task} in {sorted(wanted)}; run: {self.task_states(task.dag_id, task.run_id)}"
 
-        row = wait_until(reached, what, timeout_s=timeout_s)
+        row = wait_until(reached, what, timeout_s=timeout_s, every_s=0.5)
         assert row is not None
         return row
 

@@ -116,11 +116,12 @@ class AirflowSettings:
         }
 
     def _watchful(self, threshold_s: int) -> dict[str, dict[str, object]]:
-        """A dead part is found within seconds. The task time-out leaves room for a busy machine."""
+        """A dead triggerer or task is found within seconds. The task time-out leaves room for a busy machine."""
         return {
             "scheduler": {
-                "scheduler_health_check_threshold": max(threshold_s, 15),
-                "task_instance_heartbeat_timeout": max(2 * threshold_s, 10),
+                # Never a scheduler: a starved one would take itself for dead and run its tasks anew, for ever.
+                "scheduler_health_check_threshold": 300,
+                "task_instance_heartbeat_timeout": max(3 * threshold_s, 10),
                 "task_instance_heartbeat_timeout_detection_interval": 1,
             },
             "triggerer": {

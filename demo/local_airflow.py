@@ -53,7 +53,7 @@ class LocalAirflow:
     :param database: ``"sqlite"``, a file in ``home`` (one triggerer only), or a PostgreSQL URL such as
         ``postgresql+psycopg2://airflow@127.0.0.1:5433/airflow``.
     :param triggerers: how many to start; more can follow with :meth:`start_triggerer`.
-    :param health_threshold_s: whole seconds without a heartbeat after which a scheduler or triggerer counts
+    :param health_threshold_s: whole seconds without a heartbeat after which a triggerer counts
         as dead and its work is taken over; None leaves Airflow's 30.
     :param parallelism: tasks that may run at once.
     :param users: role of each user, whose password is their name; the first must be an admin and is who the client

@@ -67,7 +67,7 @@ def live_airflow(
             env=live_sandbox.env,
             database=postgres.url,
             health_threshold_s=HEALTH_THRESHOLD_S,
-            parallelism=16,
+            parallelism=8,
         ) as airflow,
     ):
         yield airflow

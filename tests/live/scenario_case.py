@@ -9,13 +9,14 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-import psycopg2
 import pytest
+import requests
 import scenario_table
 from airflow import __version__ as airflow_version
-from harness_live import VIDEOS_BUCKET, Live
+from harness_live import IMAGES_BUCKET, VIDEOS_BUCKET, Live
+from scenario_database import Database, database
 
-from demo.airflow_client import TaskKey
+from demo.airflow_client import OVER, TASK_OVER, TaskKey, wait_until
 
 VIDEO_BYTES = 300_000
 PATIENCE_S = 240
@@ -23,6 +24,9 @@ PATIENCE_S = 240
 HAS_STATE_STORE = tuple(int(part) for part in airflow_version.split(".")[:2]) >= (3, 3)
 HAS_ON_KILL = HAS_STATE_STORE
 """Both came with Airflow 3.3."""
+
+
+_known_dags: set[str] = set()
 
 
 def need_state_store() -> None:
@@ -62,6 +66,7 @@ class Case:
         if journal:
             self.conf["journal"] = f"gs://{VIDEOS_BUCKET}/_journal/{name}"
         self.journal_prefix = f"_journal/{name}/"
+        self.database: Database = database(live.airflow.env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"])
         self._images = {self.img_url}
         self._harmed_at: float | None = None
         self._recovered_s: float | None = None
@@ -70,7 +75,11 @@ class Case:
 
     def start(self, dag_id: str, **conf: Any) -> str:
         """Start a run that wants this scenario's image, and give its id."""
-        return self.live.start(dag_id, self.conf | conf)
+        if dag_id not in _known_dags:
+            self.live.airflow.wait_for_dags(dag_id, timeout_s=PATIENCE_S)
+            self.live.client.unpause(dag_id)
+            _known_dags.add(dag_id)
+        return self.live.client.trigger(dag_id, self.conf | conf)
 
     def task(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> TaskKey:
         """Name a task of a run."""
@@ -82,6 +91,18 @@ class Case:
         self._images.update(more)
         return [self.img_url, *more]
 
+    def manifest(self, images: list[str]) -> str:
+        """Write a manifest of these images into their bucket, for a batch, and give its address."""
+        lines = "".join(json.dumps({"image": image}) + "\n" for image in images)
+        reply = requests.post(
+            f"{self.live.sandbox.bucket_url}/upload/storage/v1/b/{IMAGES_BUCKET}/o",
+            params={"uploadType": "media", "name": f"{self.name}.jsonl"},
+            data=lines.encode(),
+            timeout=30,
+        )
+        reply.raise_for_status()
+        return f"gs://{IMAGES_BUCKET}/{self.name}.jsonl"
+
     def finish(self, dag_id: str, run_id: str) -> None:
         """Wait until a run has ended well, which is when it has recovered."""
         self.ends(dag_id, run_id)
@@ -89,15 +110,34 @@ class Case:
 
     def ends(self, dag_id: str, run_id: str, state: str = "success") -> None:
         """Wait for a run's end, which must be this one."""
-        self.live.assert_ends(dag_id, run_id, state, timeout_s=PATIENCE_S)
 
-    def wait_task(self, task: TaskKey, *states: str, try_number: int | None = None) -> dict[str, Any]:
-        """Wait until a task is in one of the states, in this try or a later one."""
-        return self.live.wait_task(task, *states, timeout_s=PATIENCE_S, try_number=try_number)
+        def over() -> str | None:
+            row = self.database.row(
+                "SELECT state FROM dag_run WHERE dag_id = %s AND run_id = %s", dag_id, run_id
+            )
+            return row[0] if row and row[0] in OVER else None
+
+        ended = self.wait_until(over, f"the end of {dag_id} {run_id}")
+        assert ended == state, f"{ended}, not {state}: {self.live.client.why_failed(dag_id, run_id)}"
+
+    def wait_task(self, task: TaskKey, *states: str, try_number: int = 1) -> int:
+        """Wait until a task is in one of the states, in this try or a later one; give the try's number."""
+
+        def reached() -> int | None:
+            row = self.database.row(
+                "SELECT state, try_number FROM task_instance "
+                "WHERE dag_id = %s AND run_id = %s AND task_id = %s AND map_index = %s",
+                *(task.dag_id, task.run_id, task.task_id, task.map_index),
+            )
+            if row is None or row[0] not in (states or TASK_OVER) or row[1] < try_number:
+                return None
+            return int(row[1])
+
+        return int(self.wait_until(reached, f"{task} in {states} and try {try_number}"))
 
     def wait_until(self, check: Callable[[], Any], what: str) -> Any:
         """Wait for anything that can be seen; ``what`` is for the message."""
-        return self.live.wait_until(check, f"{what} of {self.name}", timeout_s=PATIENCE_S)
+        return wait_until(check, f"{what} ({self.name})", timeout_s=PATIENCE_S, every_s=0.3)
 
     # -- harm ----------------------------------------------------------------------------------------------
 
@@ -181,6 +221,11 @@ class Case:
         """Wait until something was bought, and give the request id."""
         return str(self.wait_until(self.purchases, "a purchase")[0]["request_id"])
 
+    def request_ids(self, count: int) -> list[str]:
+        """Wait until so many requests are bought, and give their ids."""
+        self.wait_until(lambda: len(self.purchases()) >= count, f"{count} purchases")
+        return [str(one["request_id"]) for one in self.purchases()]
+
     def wait_asked(self, request_id: str) -> None:
         """Wait until somebody asks for a request: it is remembered by then."""
 
@@ -209,13 +254,6 @@ class Case:
     def videos(self) -> list[dict[str, Any]]:
         """What has landed for this scenario."""
         return self.live.videos(f"{self.name}/")
-
-    def sql(self, statement: str, *values: Any) -> None:
-        """Change Airflow's database, as the passing of time would."""
-        url = self.live.airflow.env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
-        with psycopg2.connect(url.replace("+psycopg2", "")) as connection, connection.cursor() as cursor:
-            cursor.execute(statement, values)
-        connection.close()
 
     # -- judgement -----------------------------------------------------------------------------------------
 

@@ -139,7 +139,9 @@ def test_a_run_that_is_out_of_time_cancels_what_is_queued(live: Live) -> None:
     case = Case(live, "run-timed-out")
     run_id = deferred_in_the_queue(case)
 
-    case.sql("UPDATE dag_run SET start_date = start_date - interval '2 hours' WHERE run_id = %s", run_id)
+    case.database.change(
+        "UPDATE dag_run SET start_date = start_date - interval '2 hours' WHERE run_id = %s", run_id
+    )
     case.harmed()
 
     case.wait_cancel()

@@ -13,6 +13,7 @@ from typing import Any
 from airflow.sdk import DAG
 
 from airflow_provider_wan.operators.wan import WanSubmitOperator
+from airflow_provider_wan.operators.wan_batch import WanBatchOperator
 from airflow_provider_wan.sensors.wan import WanRequestSensor
 from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
 
@@ -64,3 +65,15 @@ with DAG("scenario_mark_mapped", schedule=None, default_args=RETRIES):
 
 with DAG("scenario_run_timeout", schedule=None, default_args=RETRIES, dagrun_timeout=timedelta(hours=1)):
     WanSubmitOperator(task_id="make", img_url=IMG_URL, **WANTED, **WAIT)
+
+with DAG("scenario_batch", schedule=None, default_args=RETRIES | {"retries": 1}):
+    WanBatchOperator(
+        task_id="batch",
+        images="{{ dag_run.conf.images }}",
+        bucket_name="live-videos",
+        object_name="{{ dag_run.conf.name }}/",
+        prompt=WANTED["prompt"],
+        resolve=WANTED["resolve"],
+        wan_conn_id=CONN_ID,
+        resume_after=2,
+    )
