@@ -267,6 +267,7 @@ class BatchEngine:
     def _sort_out(self, watcher: str, started: Mapping[str, float]) -> None:
         """Sort the images by what the journal and this try's past tell of them."""
         flying: list[tuple[str, str, str]] = []
+        claimed: list[Item] = []
         for one, item in self.plan.items.items():
             listed = self.plan.known.get(one)
             if listed is not None and listed.buyer == watcher:
@@ -285,10 +286,15 @@ class BatchEngine:
                 and listed.stage in (Stage.SUBMITTED, Stage.SUCCEEDED)
             ):
                 flying.append((listed.submitted_at or "", listed.request_id, one))
+            elif listed is not None and listed.stage is Stage.INTENT:
+                claimed.append(
+                    item
+                )  # by whoever was killed, perhaps: it takes minutes to be sure, so it comes last
             elif listed is not None:
                 self._pending.appendleft(item)  # paid for, perhaps: that comes first
             else:
                 self._pending.append(item)
+        self._pending.extend(claimed)
         for submitted_at, request_id, one in sorted(flying):
             at = started.get(request_id)
             if self._memory.done_before is None:
