@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -95,10 +96,13 @@ def screenshot(request: pytest.FixtureRequest) -> Callable[[Page, str], None]:
     """Writes a screenshot for the documentation, if that was asked for."""
 
     from browser_support import STATIC
+    from PIL import Image
 
     def take(page: Page, name: str) -> None:
         if request.config.getoption("--screenshots", default=False):
             time.sleep(0.5)  # pictures and fonts that are still being painted
-            page.screenshot(path=str(STATIC / name))
+            picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+            # 256 colours are enough for a page, and a third of the bytes.
+            picture.quantize(256, Image.Quantize.MAXCOVERAGE).save(STATIC / name, optimize=True)
 
     return take
