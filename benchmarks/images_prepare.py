@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prepare 12-megapixel photographs with ``prepare_many`` against a plain Pillow loop, both in JPEG draft mode.
 
-    python benchmarks/images_prepare.py [--photographs 200] [--ways loop threads processes] [--rounds 3]
+    python benchmarks/images_prepare.py [--photographs 200] [--size 4000x3000] [--ways loop threads processes]
 
 Makes the photographs in a temporary directory (about 4 MB each), then runs each way in a process of its own, in turn,
 and prints the best time of each, the ratio to the loop, and the peak memory of the process (of ``processes``: without
@@ -35,17 +35,18 @@ PHOTOS = Path(__file__).resolve().parent.parent / "demo" / "photos"
 SIZE = (4000, 3000)
 
 
-def make_photographs(folder: Path, count: int) -> None:
+def make_photographs(folder: Path, count: int, size: tuple[int, int] = SIZE) -> None:
     """Write photographs as a phone would: 12 megapixels, sensor noise, a camera's EXIF, every third one rotated."""
-    bases = [Image.open(PHOTOS / name).convert("RGB").resize(SIZE, Image.Resampling.BICUBIC) for name in
+    bases = [Image.open(PHOTOS / name).convert("RGB").resize(size, Image.Resampling.BICUBIC) for name in
              ("astronaut.jpg", "coffee.jpg", "hubble_deep_field.jpg", "rocket.jpg", "chelsea.jpg")]  # fmt: skip
     # one sheet of noise, cut at another place for each photograph: drawing it anew costs a second each
-    noise = Image.frombytes("L", (4500, 3500), random.Random(7).randbytes(4500 * 3500)).convert("RGB")
+    width, height = size[0] + 500, size[1] + 500
+    noise = Image.frombytes("L", (width, height), random.Random(7).randbytes(width * height)).convert("RGB")
 
     def one(number: int) -> None:
         place = random.Random(number)
         left, top = place.randrange(500), place.randrange(500)
-        grain = noise.crop((left, top, left + SIZE[0], top + SIZE[1]))
+        grain = noise.crop((left, top, left + size[0], top + size[1]))
         exif = Image.Exif()
         exif[0x010F] = "Example Camera Works"
         exif[0x0112] = 6 if number % 3 == 0 else 1
@@ -111,6 +112,7 @@ def run_one_way(way: str, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photographs", type=int, default=200)
+    parser.add_argument("--size", default="4000x3000", help="in px; phones also have 4032x3024")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=["loop", "threads"])
     parser.add_argument("--run", choices=list(WAYS), help=argparse.SUPPRESS)
@@ -121,9 +123,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="wan-photographs-") as temporary:
         folder = Path(temporary)
-        make_photographs(folder, args.photographs)
+        width, height = map(int, args.size.split("x"))
+        make_photographs(folder, args.photographs, (width, height))
         size_mb = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
-        what = f"{args.photographs} photographs of {SIZE[0]}x{SIZE[1]} px, {size_mb:.0f} MB"
+        what = f"{args.photographs} photographs of {args.size} px, {size_mb:.0f} MB"
         print(f"{what}; {usable_cores()} cores; load {os.getloadavg()[0]:.2f}")
         found: dict[str, list[dict[str, float]]] = {way: [] for way in args.ways}
         for _ in range(args.rounds):

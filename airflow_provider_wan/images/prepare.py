@@ -201,9 +201,19 @@ def _decode_scaled(
             changes.append(words)
         image = workable(opened)
         if image.size != stored_target:
-            image = image.resize(stored_target, Image.Resampling.LANCZOS, reducing_gap=3.0)
+            image = _at_size(image, stored_target)
         image.info = {}  # or profile, comment and text would be written again
         return image, icc
+
+
+def _at_size(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Scale; or where the decoder came within a pixel of the size (2000 of 4000 px, for 1999), cut that pixel off.
+
+    Resampling every pixel to get rid of one blurs them all, and takes half the time of everything.
+    """
+    if all(0 <= has - wanted <= 1 for has, wanted in zip(image.size, size, strict=True)):
+        return image.crop((0, 0, *size))
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def _is_turned_here(facts: ImageFacts) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import image_samples as samples
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images.check import check
@@ -397,3 +397,14 @@ def test_a_wrong_suffix_is_noted_and_changes_nothing() -> None:
     data = samples.encoded(samples.photo(), "PNG")
     result = prepare(data, rules=RULES, name="photo.jpg")
     assert (result.data, result.notes) == (data, ("named as JPEG, and is PNG",))
+
+
+def test_a_pixel_too_many_is_cut_off_and_the_others_stay_sharp() -> None:
+    source = samples.encoded(samples.noise(4000, 3000), "JPEG", quality=90)
+    with Image.open(io.BytesIO(source)) as image:
+        image.draft("RGB", (1999, 1499))
+        decoded = image.crop((0, 0, 1999, 1499)).convert("L")
+    with Image.open(io.BytesIO(_prepared(source).data)) as image:
+        assert image.size == decoded.size
+        difference = ImageChops.difference(image.convert("L"), decoded)
+    assert ImageStat.Stat(difference).mean[0] < 3
