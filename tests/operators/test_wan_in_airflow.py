@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators in Airflow's own hands: task state store, retries, mapping, teardowns, skipping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from dag_runs import DagFolder
+from face_runs import connect, posts, purchases
+from sandboxes import INPUTS
+
+from airflow_provider_wan.model_api import polling
+from airflow_provider_wan.sandbox.server import Sandbox
+
+INPUT_LINES = (
+    f"prompt={INPUTS['prompt']!r}, img_url={INPUTS['img_url']!r}, check_image=False, poll_interval=0.05"
+)
+
+
+@pytest.fixture(autouse=True)
+def _connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(monkeypatch, sandbox, timeout=2, not_found_patience=0.05)
+    monkeypatch.setattr(polling, "_FIRST_ERROR_PAUSE_S", 0.02)
+
+
+def test_a_try_that_fails_after_its_purchase_does_not_buy_again(sandbox: Sandbox, dags: DagFolder) -> None:
+    """All that is left of the first try is in Airflow's own task state store."""
+    run = dags.write(
+        f"""
+        WanSubmitOperator(
+            task_id="generate", {INPUT_LINES}, wait_for_completion=True, timeout=0.3, retries=1,
+        )
+        """
+    )
+    sandbox.control("speed", {"generation_seconds": 3600})
+    stuck = run()
+    assert stuck.states() == {"generate": "failed"}
+    assert len(purchases(sandbox)) == posts(sandbox) == 1, "both tries waited for the same request"
+    assert {cancel["outcome"] for cancel in sandbox.ledger()["cancels"]} == {"not_cancellable"}
+
+
+def test_a_failed_generation_is_bought_again_by_the_retry(sandbox: Sandbox, dags: DagFolder) -> None:
+    sandbox.add_fault("generation", "fail", count=1)
+    run = dags.write(
+        f'WanSubmitOperator(task_id="generate", {INPUT_LINES}, wait_for_completion=True, retries=1)'
+    )()
+    assert run.states() == {"generate": "success"}
+    assert run.xcom("generate")["state"] == "succeeded"
+    assert len(purchases(sandbox)) == 2
+
+
+def test_a_lost_submission_is_not_retried(sandbox: Sandbox, dags: DagFolder) -> None:
+    sandbox.add_fault("submit", "reset_after")
+    run = dags.write(f'WanSubmitOperator(task_id="submit", {INPUT_LINES}, retries=3)')()
+    assert run.states() == {"submit": "failed"}
+    assert posts(sandbox) == 1
+
+
+def test_a_refusal_is_not_retried_and_an_overload_is(sandbox: Sandbox, dags: DagFolder) -> None:
+    write = dags.write(f'WanSubmitOperator(task_id="submit", {INPUT_LINES}, retries=3)')
+    sandbox.add_fault("submit", "no_balance")
+    assert write().states() == {"submit": "failed"}
+    assert posts(sandbox) == 1
+    sandbox.clear_faults()
+    sandbox.add_fault("submit", "status", status=429, retry_after=600, count=2)
+    assert write().states() == {"submit": "success"}
+    assert len(purchases(sandbox)) == 1
+
+
+def test_a_whole_path_is_mapped_over_what_was_submitted(sandbox: Sandbox, dags: DagFolder) -> None:
+    run = dags.write(
+        f"""
+        submit = WanSubmitOperator.partial(task_id="submit", img_url={INPUTS["img_url"]!r}, check_image=False).expand(
+            prompt=["one", "two", "three"]
+        )
+        wait = WanRequestSensor.partial(task_id="wait", poke_interval=0.05).expand(request=submit.output)
+        land = WanToGCSOperator.partial(task_id="land", bucket_name="videos", object_name="mapped/")
+        land.expand(request=wait.output)
+        """
+    )()
+    assert set(run.states().values()) == {"success"}
+    landed = [run.xcom("land", map_index=index)[0]["request_id"] for index in range(3)]
+    assert sorted(landed) == sorted(purchases(sandbox))
+
+
+def test_what_jinja_renders_from_the_run_reaches_the_api(sandbox: Sandbox, dags: DagFolder) -> None:
+    run = dags.write(
+        f"""
+        WanSubmitOperator(
+            task_id="submit", img_url={INPUTS["img_url"]!r}, check_image=False,
+            prompt="{{{{ dag_run.conf['prompt'] }}}}",
+            seed="{{{{ params.seed }}}}", duration="{{{{ params.duration }}}}",
+            prompt_extend="{{{{ params.extend }}}}", template="{{{{ params.effect }}}}",
+            resolve="{{{{ dag_run.conf.get('resolve') }}}}", request="{{{{ dag_run.conf.get('request') }}}}",
+        )
+        """,
+        params={"seed": 7, "duration": 5, "extend": False, "effect": None},
+    )
+    markup = "<b>é</b> {{ not_jinja }} 'x' \\ 漢 \u202e ; DROP"
+    assert run({"prompt": markup}).states() == {"submit": "success"}
+    [bought] = sandbox.ledger()["purchases"]
+    assert bought["inputs"] == {
+        "prompt": markup,
+        "img_url": INPUTS["img_url"],
+        "seed": 7,
+        "duration": 5,
+        "prompt_extend": False,
+    }
+    taken = run({"prompt": "another", "request": bought["request_id"]})
+    assert taken.xcom("submit")["request_id"] == bought["request_id"]
+    resolved = run({"prompt": "a third", "resolve": {INPUTS["img_url"]: bought["request_id"]}})
+    assert resolved.xcom("submit")["request_id"] == bought["request_id"]
+    assert posts(sandbox) == 1
+
+
+def test_a_bad_image_skips_its_own_path_only(sandbox: Sandbox, dags: DagFolder) -> None:
+    run = dags.write(
+        f"""
+        submit = WanSubmitOperator.partial(
+            task_id="submit", img_url={INPUTS["img_url"]!r}, check_image=False, on_invalid="skip"
+        ).expand(prompt=["good", "bad" * 400])
+        WanRequestSensor.partial(task_id="wait", poke_interval=0.05).expand(request=submit.output)
+        """
+    )()
+    states = run.states()
+    assert (states["submit[0]"], states["submit[1]"]) == ("success", "skipped")
+    assert run.state == "success"
+    assert "800" in run.xcom("submit", key="refused", map_index=1)[0]["rule"]
+    assert len(purchases(sandbox)) == 1
+
+
+def test_a_teardown_cancels_what_is_queued_when_its_run_fails(sandbox: Sandbox, dags: DagFolder) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    sandbox.control("account", {"concurrency": 1})
+    write = dags.write(
+        f"""
+        submit = WanSubmitOperator(task_id="submit", {INPUT_LINES}, variation="{{{{ run_id }}}}")
+
+        @task
+        def spoil():
+            raise RuntimeError("for another reason")
+
+        take_back = WanCancelOperator(task_id="take_back", request=submit.output)
+        submit >> spoil() >> take_back.as_teardown(setups=submit)
+        """
+    )
+    running, queued = write(), write()
+    for run in (running, queued):
+        assert run.states() == {"submit": "success", "spoil": "failed", "take_back": "success"}
+    assert running.xcom("take_back")["outcome"] == "not_cancellable"
+    assert queued.xcom("take_back")["cancelled"] is True
+
+
+def test_a_teardown_has_nothing_to_do_where_nothing_was_submitted(sandbox: Sandbox, dags: DagFolder) -> None:
+    run = dags.write(
+        f"""
+        submit = WanSubmitOperator(task_id="submit", img_url={INPUTS["img_url"]!r}, prompt="")
+        take_back = WanCancelOperator(task_id="take_back", request=submit.output, trigger_rule="all_done")
+        submit >> take_back
+        """
+    )()
+    assert run.states() == {"submit": "failed", "take_back": "success"}
+    assert sandbox.ledger()["calls"] == {}
+
+
+SENSORS: list[tuple[str, dict[str, Any]]] = [
+    ("deferred", {}),
+    ("reschedule", {"deferrable": False}),
+    ("poke", {"deferrable": False, "mode": "poke"}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), SENSORS, ids=[name for name, _ in SENSORS])
+def test_soft_fail_skips_what_came_to_nothing(
+    sandbox: Sandbox, dags: DagFolder, name: str, options: dict[str, Any]
+) -> None:
+    sandbox.add_fault("generation", "fail")
+    given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    run = dags.write(
+        f"""
+        submit = WanSubmitOperator(task_id="submit", {INPUT_LINES})
+        wait = WanRequestSensor(task_id="wait", request=submit.output, poke_interval=0.1, soft_fail=True, {given})
+        submit >> wait
+        """
+    )()
+    assert run.states() == {"submit": "success", "wait": "skipped"}
+
+
+def test_a_second_run_buys_its_own_without_a_journal_and_takes_over_with_one(
+    sandbox: Sandbox, dags: DagFolder
+) -> None:
+    alone = dags.write(f'WanSubmitOperator(task_id="submit", {INPUT_LINES})')
+    assert alone().xcom("submit")["request_id"] != alone().xcom("submit")["request_id"]
+    shared = dags.write(f'WanSubmitOperator(task_id="submit", {INPUT_LINES}, journal="gs://videos/_journal")')
+    assert shared().xcom("submit")["request_id"] == shared().xcom("submit")["request_id"]
+    assert len(purchases(sandbox)) == 3
