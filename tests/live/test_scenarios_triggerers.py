@@ -10,7 +10,8 @@ from scenario_case import HAS_ON_KILL, Case
 from demo.airflow_client import TaskKey
 from demo.local_airflow import Triggerer
 
-WAIT = "scenario_wait"
+WAIT, BATCH = "scenario_wait", "scenario_batch"
+LEFT = "the task's state is deferred"
 
 
 def waiting_in_a_triggerer(case: Case) -> tuple[TaskKey, Triggerer, str]:
@@ -19,10 +20,23 @@ def waiting_in_a_triggerer(case: Case) -> tuple[TaskKey, Triggerer, str]:
     make = case.task(WAIT, case.start(WAIT), "make")
     case.wait_task(make, "deferred")
     case.wait_asked(request_id := case.wait_purchase())
-    triggerer = case.live.airflow.triggerer_of(make)
-    if len(case.live.airflow.triggerers) < 2:
-        case.live.airflow.start_triggerer()
-    return make, triggerer, request_id
+    return make, case.live.airflow.triggerer_of(make), request_id
+
+
+def batch_waiting_in_a_triggerer(case: Case) -> tuple[TaskKey, Triggerer]:
+    images = case.more_images(1)
+    for image in images:
+        case.api_fault("generation", "stuck_queue", img_url=image)
+    batch = case.task(BATCH, case.start(BATCH, images=case.manifest(images)), "batch")
+    case.wait_task(batch, "deferred")
+    for request_id in case.request_ids(2):
+        case.wait_asked(request_id)
+    return batch, case.live.airflow.triggerer_of(batch)
+
+
+def with_another(live: Live) -> None:
+    if len(live.airflow.triggerers) < 2:
+        live.airflow.start_triggerer()
 
 
 def goes_on(case: Case, make: TaskKey, request_id: str) -> None:
@@ -34,26 +48,40 @@ def goes_on(case: Case, make: TaskKey, request_id: str) -> None:
 
 @scenario(alone=True)
 def test_a_frozen_triggerer_that_wakes_up_cancels_nothing_that_another_one_waits_for(live: Live) -> None:
-    case = Case(live, "triggerer-frozen", journal=True)
+    case, crowd = Case(live, "triggerer-frozen", journal=True), Case(live, "triggerer-frozen-batch")
     make, frozen, request_id = waiting_in_a_triggerer(case)
+    batch, frozen_too = batch_waiting_in_a_triggerer(crowd)
+    live.airflow.start_triggerer()
 
-    frozen.process.pause()
+    for triggerer in {frozen, frozen_too}:
+        triggerer.process.pause()
     case.harmed()
+    crowd.harmed()
     try:
         live.airflow.wait_taken_over(make, lost=frozen)
         case.recovered()
+        live.airflow.wait_taken_over(batch, lost=frozen_too)
+        crowd.recovered()
     finally:
-        frozen.process.resume()
+        for triggerer in {frozen, frozen_too}:
+            triggerer.process.resume()
 
     if HAS_ON_KILL:
-        case.wait_log(make, "is left alone: the task's state is deferred")
+        case.wait_log(make, LEFT)
+        crowd.wait_log(batch, LEFT)
+    for one in crowd.request_ids(2):
+        live.force(one, "succeeded")
     goes_on(case, make, request_id)
+    crowd.ends(BATCH, batch.run_id)
+    assert crowd.cancels() == []
+    crowd.judge(bought=2, landed=2)
 
 
 @scenario(alone=True)
 def test_a_triggerer_that_is_asked_to_end_hands_its_requests_over(live: Live) -> None:
     case = Case(live, "triggerer-terminated", journal=True)
     make, ended, request_id = waiting_in_a_triggerer(case)
+    with_another(live)
 
     case.harmed()
     live.airflow.terminate_triggerer(ended)
@@ -67,6 +95,7 @@ def test_a_triggerer_that_is_asked_to_end_hands_its_requests_over(live: Live) ->
 def test_the_requests_of_a_killed_triggerer_are_taken_over(live: Live) -> None:
     case = Case(live, "triggerer-killed", journal=True)
     make, killed, request_id = waiting_in_a_triggerer(case)
+    with_another(live)
 
     live.airflow.kill_triggerer(killed)
     case.harmed()
