@@ -7,7 +7,6 @@ from harness_live import Live
 from harness_scenarios import scenario
 
 from demo.airflow_client import TaskKey
-from demo.local_airflow import Triggerer
 
 
 @scenario
@@ -67,34 +66,3 @@ def test_a_deferred_task_can_be_marked_failed_and_cleared(live: Live) -> None:
 
     assert second["try_number"] == 2
     assert client.wait_run("harness_defer", run_id, timeout_s=60) == "failed"
-
-
-def deferred_run(live: Live, *, wait_s: float) -> tuple[TaskKey, Triggerer]:
-    run_id = live.start("harness_defer", {"wait_s": wait_s})
-    task = TaskKey("harness_defer", run_id, "wait")
-    live.client.wait_task(task, "deferred", timeout_s=60)
-    return task, live.airflow.triggerer_of(task)
-
-
-@scenario(alone=True)
-def test_the_triggers_of_a_frozen_triggerer_are_taken_over(live: Live) -> None:
-    task, frozen = deferred_run(live, wait_s=15)
-    live.airflow.start_triggerer()
-
-    frozen.process.pause()
-    try:
-        live.airflow.wait_taken_over(task, lost=frozen)
-        live.assert_ends("harness_defer", task.run_id)
-    finally:
-        frozen.process.resume()
-
-
-@scenario(alone=True)
-def test_the_triggers_of_a_killed_triggerer_are_taken_over(live: Live) -> None:
-    task, killed = deferred_run(live, wait_s=15)
-
-    live.airflow.kill_triggerer(killed)
-    live.airflow.start_triggerer()
-
-    live.airflow.wait_taken_over(task, lost=killed)
-    live.assert_ends("harness_defer", task.run_id)
