@@ -8,7 +8,7 @@ would take more calls than an API allows, so:
   tells how many before it have started: its place in our order less its ``queue_position``. Such a *probe* is made
   after something has ended, not for each request.
 * **The running ones.** How long this model takes is learned from those that are done. A running request is looked
-  at first when it may be ready, and then every eighth of the usual time.
+  at first when it may be ready, and then every tenth of the usual time.
 * **The belief can be wrong.** A request that runs or ends before one of its elders has started shows that the queue
   is not in order. From then on each request is looked at for itself, as often as the rate allows. Other users of
   the account are no disorder: they only make ``queue_position`` larger than what stands before us in our order,
@@ -35,7 +35,7 @@ from airflow_provider_wan.model_api.states import State
 from airflow_provider_wan.model_api.values import RequestStatus
 
 #: Between two looks at a running request, and between two probes, as shares of the usual time.
-_LOOK_SHARE = 0.12
+_LOOK_SHARE = 0.1
 _PROBE_SHARE = 0.06
 #: Without any end seen, the queue is probed this often, as a share of the usual time.
 _CALM_PROBE_SHARE = 0.4

@@ -23,14 +23,14 @@ STATUS_CALLS = 6.0
         (Account(requests=1000, concurrency=100, first_position=1), STATUS_CALLS),
         (Account(requests=1000, concurrency=100, usual_s=30.0), STATUS_CALLS),
         (Account(requests=1000, concurrency=100, spread=0.02), STATUS_CALLS),
-        (Account(requests=300, concurrency=10), STATUS_CALLS),
+        (Account(requests=300, concurrency=10), STATUS_CALLS + 0.5),
         # One or two at a time take a probe for each, and what is learned comes late.
         (Account(requests=100, concurrency=2), STATUS_CALLS + 1.5),
         (Account(requests=40, concurrency=1, first_position=1), STATUS_CALLS + 3),
         (Account(requests=500, concurrency=50, others=1), STATUS_CALLS + 1),
         (Account(requests=1000, concurrency=100, overtaking=8), STATUS_CALLS),
         (Account(requests=100, concurrency=5, overtaking=5), STATUS_CALLS + 3),
-        (Account(requests=1000, concurrency=100, spread=0.5), STATUS_CALLS + 2),
+        (Account(requests=1000, concurrency=100, spread=0.5), STATUS_CALLS + 3),
     ],
     ids=lambda value: str(value) if isinstance(value, Account) else "",
 )
