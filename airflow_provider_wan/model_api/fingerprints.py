@@ -32,6 +32,7 @@ _BESIDE_SIG = frozenset(
     {"se", "sp", "sr", "ss", "st", "sv", "sdd", "ses", "sip", "spr", "srt", "ske", "sks", "skt", "skv"}
 )
 _BESIDE_SIG |= {"skoid", "sktid", "saoid", "suoid", "scid"}
+_SECRET_NAMES = ("signature", "sig", "token", "policy")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -60,6 +61,17 @@ def canonical_url(url: str) -> str:
         )
     ]
     return urlunsplit((parts.scheme, host, parts.path, "&".join(kept), ""))
+
+
+def signatures_in(url: str) -> list[str]:
+    """Give what in a URL lets whoever has it read the file: the values of its signatures, as they stand there.
+
+    :param url: an ``http`` or ``https`` URL; anything else has none.
+    """
+    if not is_http_url(url):
+        return []
+    pairs = [pair.partition("=") for pair in urlsplit(url).query.split("&")]
+    return [value for name, _, value in pairs if unquote(name).lower().endswith(_SECRET_NAMES) and value]
 
 
 def fingerprint(

@@ -34,7 +34,13 @@ from airflow_provider_wan.faces.references import (
     seconds_of,
 )
 from airflow_provider_wan.faces.seen import Seen, is_waiting, saw_obtained, saw_result
-from airflow_provider_wan.faces.wanting import INPUT_PARAMETERS, given_inputs, shown_url, wanted_of
+from airflow_provider_wan.faces.wanting import (
+    INPUT_PARAMETERS,
+    given_inputs,
+    mask_signatures,
+    shown_url,
+    wanted_of,
+)
 from airflow_provider_wan.links.wan import WanGenerationsLink, WanVideoLink
 from airflow_provider_wan.operators.wan_cancel import WanCancelOperator
 from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in, event_of, is_over_for_good
@@ -210,6 +216,12 @@ class WanSubmitOperator(BaseOperator):
         self.impersonation_chain = impersonation_chain
         self.seen = Seen()
         self._killed: threading.Event | None = None  # Airflow copies tasks, and this can't be copied
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        """Set an attribute; of what is rendered, Airflow keeps a copy in its database before it executes the task."""
+        if key in ("img_url", "inputs", "image"):
+            mask_signatures(value)
+        super().__setattr__(key, value)
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Obtain the request, and wait for it where that was asked for."""
