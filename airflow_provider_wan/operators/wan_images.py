@@ -13,6 +13,7 @@ from airflow_provider_wan.faces.errors import as_airflow_errors
 from airflow_provider_wan.faces.imaging import TooSmall, image_sources
 from airflow_provider_wan.faces.journals import bucket_journal
 from airflow_provider_wan.faces.references import DEFAULT_MODEL_ID, given_or_none, mapping_of
+from airflow_provider_wan.faces.wanting import mask_signatures
 
 if TYPE_CHECKING:
     from airflow_provider_wan.generation.image_dataset import DatasetReader
@@ -139,6 +140,12 @@ class WanPrepareImagesOperator(BaseOperator):
         self.wan_conn_id = wan_conn_id
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        """Hide signatures of what a template became before Airflow keeps it."""
+        if key == "dataset":
+            mask_signatures(value)
+        super().__setattr__(key, value)
 
     def execute(self, context: Any) -> Any:
         """Prepare the dataset, or plan it."""
