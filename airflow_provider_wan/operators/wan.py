@@ -99,7 +99,8 @@ class WanSubmitOperator(BaseOperator):
     :param on_unknown_submission: what to do where a submit went out and nobody got the answer: ``fail``
         (default, without retry) or ``resubmit`` (may buy twice).
     :param resolve: how a person settled exactly that: ``{image or fingerprint: request_id or "resubmit"}``, for
-        instance from ``dag_run.conf``. (templated)
+        instance from ``dag_run.conf``. Should what is sent again get lost too, its error asks for ``resubmit-2``: a
+        word counts once, however often a run that has it in its configuration is tried again. (templated)
     :param request: take over this request instead of submitting: an id, or what another task returned. (templated)
     :param check_image: whether to look at the image before buying, default True: at its header, and at all of it
         where it lies in a bucket.

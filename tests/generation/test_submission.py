@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -445,6 +446,23 @@ def test_a_claim_whose_writer_died_is_unknown_after_its_posts_time(
         thread.join()
     assert len(outcomes) == 3
     assert posts(sandbox) == 0
+
+
+def test_a_task_that_is_cleared_while_at_its_post_is_waited_for_by_its_successor(
+    sandbox: Sandbox, store: StoreInMemory
+) -> None:
+    """Airflow's store has no preconditions, and the old process lives on for a while."""
+    sandbox.control("speed", {"generation_seconds": 3600})
+    sandbox.add_fault("submit", "delay", seconds=0.5, count=1)
+    old: list[Any] = []
+    cleared = threading.Thread(target=lambda: old.append(submission(TaskStateJournal(store)).obtain(VIDEO)))
+    cleared.start()
+    while not posts(sandbox):
+        time.sleep(0.01)
+    new = submission(TaskStateJournal(store)).obtain(VIDEO)
+    cleared.join()
+    assert (old[0].how, new.how) == ("submitted", "adopted")
+    assert purchases(sandbox) == [new.request_id]
 
 
 def test_who_was_stopped_between_claim_and_post_does_not_send_any_more(
