@@ -21,6 +21,8 @@ from demo.airflow_client import OVER, TASK_OVER, TaskKey, wait_until
 VIDEO_BYTES = 300_000
 PATIENCE_S = 240
 """How long anything is waited for: a busy machine is slow, and that proves nothing."""
+QUICK_S = 2
+"""A ``timeout`` of the connection that makes the claim of a dead process old within seconds."""
 HAS_STATE_STORE = tuple(int(part) for part in airflow_version.split(".")[:2]) >= (3, 3)
 HAS_ON_KILL = HAS_STATE_STORE
 """Both came with Airflow 3.3."""

@@ -12,11 +12,9 @@ import re
 
 from harness_live import Live
 from harness_scenarios import scenario
-from scenario_case import Case
+from scenario_case import QUICK_S, Case
 
 CHAIN, IN_WORKER = "scenario_chain", "scenario_wait_in_worker"
-QUICK_S = 2
-"""A ``timeout`` of the connection that makes the claim of a dead process old within seconds."""
 
 
 @scenario

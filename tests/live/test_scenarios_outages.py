@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from harness_live import Live
 from harness_scenarios import scenario
-from scenario_case import Case
+from scenario_case import QUICK_S, Case
 
 CHAIN, WAIT = "scenario_chain", "scenario_wait"
 
@@ -30,13 +30,13 @@ def test_too_many_submits_are_sent_again_when_they_may_be(live: Live) -> None:
 
 @scenario
 def test_a_submit_that_met_an_outage_says_so_and_a_person_sends_it_again(live: Live) -> None:
-    case = Case(live, "submit-answered-503", journal=True)
+    case = Case(live, "submit-answered-503", journal=True, account=True)
     unknown_submit(case, "status", "resubmit", bought=0)
 
 
 @scenario
 def test_a_submit_whose_answer_was_cut_off_says_so_and_a_person_names_the_request(live: Live) -> None:
-    case = Case(live, "submit-answer-lost", journal=True)
+    case = Case(live, "submit-answer-lost", journal=True, account=True)
     unknown_submit(case, "reset_after", None, bought=1)
 
 
@@ -50,6 +50,7 @@ def unknown_submit(case: Case, fault: str, answer: str | None, *, bought: int) -
     case.judge(bought=bought, landed=0)
 
     answer = answer or case.purchases()[0]["request_id"]
+    case.give_up_on_answers_after(QUICK_S)
     case.settling()
     run_id = case.start(WAIT, resolve={case.img_url: answer})
     case.finish(WAIT, run_id)
