@@ -13,8 +13,6 @@ import pytest
 if TYPE_CHECKING:
     from .conftest import Installed
 
-pytestmark = pytest.mark.xdist_group("wheel")
-
 
 @pytest.fixture(scope="module")
 def names(wheel: Path) -> list[str]:
