@@ -29,7 +29,7 @@ class There(StrEnum):
     CANCELLED = "cancelled"
     #: 404001 in the API's own JSON, three times over a minute.
     GONE = "gone"
-    #: The same of its result alone: that it has ended is still known there, so it may well have been paid for.
+    #: The same of its result alone, or of one that is old: it has ended, so it may well have been paid for.
     RESULT_GONE = "result_gone"
     #: A 403, or a 404 that is not the API's own.
     UNCLEAR = "unclear"

@@ -149,6 +149,11 @@ class Record:
                 raise ValueError(f"not a record: {error}") from error
         if (self.request_id is None) != (self.stage is Stage.INTENT):
             raise ValueError(f"not a record: {self.stage} with request id {self.request_id}")
+        for moment in (self.claimed_at, self.submitted_at):
+            if moment is not None and not isinstance(moment, str):
+                raise ValueError(f"not a record: {moment!r} is no moment")
+            if moment is not None:
+                datetime.fromisoformat(moment)
         if not isinstance(self.lost_submissions, int):
             raise ValueError("not a record: lost_submissions is no number")
 

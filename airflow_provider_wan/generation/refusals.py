@@ -52,8 +52,8 @@ def refusal_of(decision: Decision, record: Record, where: str) -> WanError:
             )
         case Do.FAIL_PAID_AND_GONE:
             return WanRefusedError(
-                f"Request {request_id} was bought and had ended, but RunComfy no longer has its result. Nothing was "
-                "bought. A new value of variation buys the video again.",
+                f"Request {request_id} was bought and has ended, as far as can be told, but RunComfy no longer has its "
+                "result. It is not bought again. A new value of variation buys the video again.",
                 request_id=request_id,
             )
         case _:

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from logging import Logger
 from typing import Any, Literal
 
@@ -62,6 +63,8 @@ __all__ = [
 CLAIM_MARGIN_S = 5.0
 #: How long the id of a bought request is tried to be written, in seconds, before the task gives up.
 WRITE_ID_FOR_S = 900.0
+#: A request that is older than this has ended, in seconds: a clip takes minutes, and a queue some hours.
+ENDED_AFTER_S = 86_400.0
 _FIRST_NAP_S = 0.1
 _LONGEST_NAP_S = 2.0
 
@@ -136,6 +139,7 @@ class Submission:
         self._send_within_s = hook.submit_takes_at_most_s
         self._claim_window_s = self._send_within_s + hook.submit_takes_at_most_s + CLAIM_MARGIN_S
         self._claims_seen: dict[str, float] = {}
+        self._claims_told: set[str] = set()
 
     def obtain(self, wanted: Wanted, *, is_new: bool = False) -> Obtained:
         """Take over, reuse or buy, as the decision table says.
@@ -209,7 +213,7 @@ class Submission:
                 return Obtained(held.record, "reused")
             case Do.WAIT_FOR_CLAIM:
                 assert held is not None
-                self._nap_beside(held.record.claim)
+                self._nap_beside(held.record)
                 return None
         assert held is not None
         raise refusal_of(decision, held.record, self._journal.where if self._journal else "")
@@ -376,6 +380,8 @@ class Submission:
         assert record.request_id is not None
         there, result = look(self._hook, record.request_id, sleep=self._sleep)
         changed = with_result(record, result) if result else record
+        if there is There.GONE and _has_surely_ended(record):
+            there = There.RESULT_GONE
         if there is There.RESULT_GONE:
             changed = as_paid(record)
         if changed != record and self._journal is not None:
@@ -385,23 +391,30 @@ class Submission:
     def _claim_may_be_alive(self, held: Held | None) -> bool:
         if self._journal is None or held is None or held.record.request_id is not None:
             return False
-        claim = held.record.claim
-        if claim not in self._claims_seen:
-            self._claims_seen[claim] = time.monotonic()
-            self._log.info(
-                "Somebody claimed this video at %s and has not written a request id. Waiting up to %.0f s for it.",
-                held.record.claimed_at,
-                self._claim_window_s,
-            )
-        seen_for_s = time.monotonic() - self._claims_seen[claim]
-        if seen_for_s > self._claim_window_s:
+        seen_since = self._claims_seen.setdefault(held.record.claim, time.monotonic())
+        if time.monotonic() - seen_since > self._claim_window_s:
             return False
         return self._journal.age_s(held) <= self._claim_window_s
 
-    def _nap_beside(self, claim: str) -> None:
+    def _nap_beside(self, record: Record) -> None:
         """Sleep a little before looking again at somebody else's claim, the longer the longer it stands."""
-        seen_for_s = time.monotonic() - self._claims_seen[claim]
+        if record.claim not in self._claims_told:
+            self._claims_told.add(record.claim)
+            self._log.info(
+                "Somebody claimed this video at %s and has not written a request id. Waiting up to %.0f s for it.",
+                record.claimed_at,
+                self._claim_window_s,
+            )
+        seen_for_s = time.monotonic() - self._claims_seen[record.claim]
         self._sleep(min(max(_FIRST_NAP_S, seen_for_s / 2), _LONGEST_NAP_S))
+
+
+def _has_surely_ended(record: Record) -> bool:
+    """A request that RunComfy knows no more was deleted early on, or has ended and expired: its age tells."""
+    if record.submitted_at is None:
+        return False
+    age = datetime.now(UTC) - datetime.fromisoformat(record.submitted_at).astimezone(UTC)
+    return age.total_seconds() > ENDED_AFTER_S
 
 
 def _resolution(given: str) -> str:

@@ -95,6 +95,8 @@ SOUND: dict[str, Any] = Record("f", "m", Stage.SUBMITTED, request_id="r").as_dic
                 {"videos": [{"uri": "gs://b/o"}]},
                 {"videos": 3},
                 {"watchers": 5},
+                {"claimed_at": "yesterday"},
+                {"submitted_at": 1700000000},
                 {"lost_submissions": "many"},
             )
         ),

@@ -596,6 +596,18 @@ def test_gone_and_paid_for_is_not_bought_again(sandbox: Sandbox, journal: Bucket
     assert posts(sandbox) == 0
 
 
+def test_gone_after_days_is_not_bought_again_by_a_clear(sandbox: Sandbox, store: StoreInMemory) -> None:
+    """A run that is cleared after weeks, without a journal: its store never heard that its video landed."""
+    journal = TaskStateJournal(store)
+    remember(
+        journal, submitted_at=(datetime.now(UTC) - timedelta(days=14)).isoformat(timespec="milliseconds")
+    )
+    for _ in range(2):
+        with pytest.raises(WanRefusedError, match=r"req-gone.*variation"):
+            submission(journal).obtain(VIDEO)
+    assert posts(sandbox) == 0
+
+
 def test_a_result_that_expired_before_anybody_read_it_is_not_bought_again(
     sandbox: Sandbox, journal: BucketJournal
 ) -> None:

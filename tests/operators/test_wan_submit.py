@@ -323,8 +323,9 @@ def test_missing_protection_is_not_said_where_it_does_not_matter(
 
 
 def test_a_lost_submission_fails_without_retry_and_is_settled_from_the_runs_configuration(
-    sandbox: Sandbox, bucket: Bucket
+    sandbox: Sandbox, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    connect(monkeypatch, sandbox, timeout=0.2)
     sandbox.add_fault("submit", "reset_after", count=1)
     with pytest.raises(WanUnknownSubmissionError) as error:
         run(submit(journal=JOURNAL), a_context())
