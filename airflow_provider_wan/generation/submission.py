@@ -23,6 +23,7 @@ from airflow_provider_wan.exceptions import (
     WanUnknownSubmissionError,
 )
 from airflow_provider_wan.generation.api import Api
+from airflow_provider_wan.generation.claims import ClaimWatch
 from airflow_provider_wan.generation.decide import (
     Decision,
     Do,
@@ -58,15 +59,11 @@ __all__ = [
     "with_result",
 ]
 
-#: A claim is believed to be alive for as long as its POST may take, from the claim on, and this much longer, in
-#: seconds: that is for writing the id.
-CLAIM_MARGIN_S = 5.0
 #: How long the id of a bought request is tried to be written, in seconds, before the task gives up.
 WRITE_ID_FOR_S = 900.0
 #: A request that is older than this has ended, in seconds: a clip takes minutes, and a queue some hours.
 ENDED_AFTER_S = 86_400.0
-_FIRST_NAP_S = 0.1
-_LONGEST_NAP_S = 2.0
+_BEFORE_WRITING_AGAIN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +132,7 @@ class Submission:
         self._resolve = {canonical_url(key): _resolution(value) for key, value in (resolve or {}).items()}
         self._retry = retry or RetryPolicy()
         self._sleep = sleep
-        # A POST may leave this long after its claim at the latest, and is answered, or lost, this much later.
-        self._send_within_s = hook.submit_takes_at_most_s
-        self._claim_window_s = self._send_within_s + hook.submit_takes_at_most_s + CLAIM_MARGIN_S
-        self._claims_seen: dict[str, float] = {}
-        self._claims_told: set[str] = set()
+        self._claims = ClaimWatch(hook, journal, log, sleep=sleep)
 
     def obtain(self, wanted: Wanted, *, is_new: bool = False) -> Obtained:
         """Take over, reuse or buy, as the decision table says.
@@ -189,7 +182,7 @@ class Submission:
         remembered = (held.record.fingerprint, held.record.image) if held else ()
         names = [name for name in (*remembered, wanted.fingerprint, wanted.image) if name]
         resolution = next((self._resolve[name] for name in names if name in self._resolve), None)
-        return Policy(self._on_unknown, resolution, self._claim_may_be_alive(held))
+        return Policy(self._on_unknown, resolution, self._claims.may_be_alive(held))
 
     def _carry_out(self, decision: Decision, wanted: Wanted, held: Held | None) -> Obtained | None:
         """Do what was decided; None: look again from the start."""
@@ -213,7 +206,7 @@ class Submission:
                 return Obtained(held.record, "reused")
             case Do.WAIT_FOR_CLAIM:
                 assert held is not None
-                self._nap_beside(held.record)
+                self._claims.nap_beside(held.record)
                 return None
         assert held is not None
         raise refusal_of(decision, held.record, self._journal.where if self._journal else "")
@@ -226,7 +219,7 @@ class Submission:
         while True:
             # Before the claim: nobody may come to believe that a claim is dead while it waits for its turn.
             self._hook.take_turn()
-            send_by = time.monotonic() + self._send_within_s
+            send_by = time.monotonic() + self._claims.send_within_s
             intent = self._intent(wanted, held)
             claimed = self._claim(intent, held)
             try:
@@ -322,7 +315,7 @@ class Submission:
                 raise self._id_not_written(record, str(trouble or "it kept changing"))
             if trouble is not None:
                 self._log.warning("The id of request %s is not written yet: %s", record.request_id, trouble)
-                self._sleep(_LONGEST_NAP_S)
+                self._sleep(_BEFORE_WRITING_AGAIN_S)
             try:
                 replaces = self._journal.read(record.fingerprint)
             except Exception as error:
@@ -387,26 +380,6 @@ class Submission:
         if changed != record and self._journal is not None:
             held = self._journal.write(changed, replaces=held)
         return there, held
-
-    def _claim_may_be_alive(self, held: Held | None) -> bool:
-        if self._journal is None or held is None or held.record.request_id is not None:
-            return False
-        seen_since = self._claims_seen.setdefault(held.record.claim, time.monotonic())
-        if time.monotonic() - seen_since > self._claim_window_s:
-            return False
-        return self._journal.age_s(held) <= self._claim_window_s
-
-    def _nap_beside(self, record: Record) -> None:
-        """Sleep a little before looking again at somebody else's claim, the longer the longer it stands."""
-        if record.claim not in self._claims_told:
-            self._claims_told.add(record.claim)
-            self._log.info(
-                "Somebody claimed this video at %s and has not written a request id. Waiting up to %.0f s for it.",
-                record.claimed_at,
-                self._claim_window_s,
-            )
-        seen_for_s = time.monotonic() - self._claims_seen[record.claim]
-        self._sleep(min(max(_FIRST_NAP_S, seen_for_s / 2), _LONGEST_NAP_S))
 
 
 def _has_surely_ended(record: Record) -> bool:
