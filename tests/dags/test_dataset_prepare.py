@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import airflow
 import pytest
 from image_samples import encoded, exif_with, photo, quadrants
 from sandboxes import Bucket
@@ -116,6 +117,9 @@ def _answer(option: str) -> None:
     raise AssertionError("nobody asked")
 
 
+@pytest.mark.skipif(
+    airflow.__version__.startswith(("3.1.", "3.2.")), reason="dag.test() runs no approval before Airflow 3.3"
+)
 @pytest.mark.usefixtures("airflow_db", "dataset")
 @pytest.mark.parametrize(("option", "prepared"), [("Approve", "success"), ("Reject", "skipped")])
 def test_a_person_decides_about_the_cost(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import airflow
 import pytest
 from hook_faces import Face, connection
 from wires import Wire, always, closed_port, reply
@@ -105,7 +106,13 @@ def test_the_extra_is_read(
         ({"extra": {"download_hosts": ["https://a.com/path"]}}, "'download_hosts'"),
         ({"extra": {"download_hosts": ["a.com/path"]}}, "'download_hosts'"),
         ({"extra": {"download_hosts": ["a.com:8080"]}}, "'download_hosts'"),
-        ({"extra": "[1]"}, "extra"),
+        pytest.param(
+            {"extra": "[1]"},
+            "extra",
+            marks=pytest.mark.skipif(
+                airflow.__version__.startswith("3.1."), reason="Airflow 3.1 refuses such a connection itself"
+            ),
+        ),
     ],
     ids=str,
 )

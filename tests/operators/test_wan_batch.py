@@ -55,7 +55,7 @@ def play(ti: TaskInstance, **changes: Any) -> tuple[dict[str, Any], list[WanBatc
     """Run it as a worker and a triggerer do: a new operator for each part of it."""
     import asyncio
 
-    from airflow.sdk.exceptions import TaskDeferred
+    from airflow.providers.common.compat.sdk import TaskDeferred
 
     triggers: list[WanBatchTrigger] = []
     work = lambda task: task.execute({"ti": ti})  # noqa: E731
@@ -103,7 +103,7 @@ def test_in_a_worker_alone_it_does_the_same(sandbox: Sandbox) -> None:
 
 
 def test_a_failed_task_tells_its_summary_too(sandbox: Sandbox) -> None:
-    from airflow.sdk.exceptions import AirflowFailException
+    from airflow.providers.common.compat.sdk import AirflowFailException
 
     from airflow_provider_wan.exceptions import WanBudgetError
 
@@ -163,7 +163,7 @@ def test_templates_that_make_nonsense_fail_before_anything_is_bought(
 def test_a_killed_worker_leaves_what_is_in_flight_to_the_next_try(sandbox: Sandbox) -> None:
     import threading
 
-    from airflow.sdk.exceptions import AirflowException
+    from airflow.providers.common.compat.sdk import AirflowException
 
     sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
     task = operator(deferrable=False)

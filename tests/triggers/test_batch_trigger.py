@@ -154,7 +154,7 @@ def test_a_kill_cancels_what_is_queued_only_if_nobody_owns_it(
     remember(request_ids)
     monkeypatch.setattr(kills, "task_state", lambda ti: state)  # Airflow's answer, from a database
     one = trigger(request_ids)
-    one._task_instance = SimpleNamespace()  # type: ignore[assignment]
+    one.task_instance = SimpleNamespace(task_id="batch")  # type: ignore[assignment]
     asyncio.run(one.on_kill())
     states = sandbox.ledger()["states"]
     if state in kills.OVER_FOR_GOOD:
