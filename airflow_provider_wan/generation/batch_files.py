@@ -13,7 +13,7 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
@@ -110,19 +110,3 @@ class BatchFiles:
         except (WanError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("What this batch noted before its wait can't be used: %s", error)
             return None
-
-    def lines_of(self, uri: str) -> Iterator[bytes]:
-        """Give the lines of a file in a bucket.
-
-        :param uri: ``gs://bucket/object``.
-        """
-        bucket, name = split_gs_uri(uri, name="images", needs_object=True)
-        with (
-            tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as file,
-            storage_errors(f"Reading {uri}"),
-        ):
-            self._client.bucket(bucket).blob(name).download_to_file(
-                file, timeout=TIMEOUT_S, retry=retry_policy()
-            )
-            file.seek(0)
-            yield from file
