@@ -25,7 +25,8 @@ from airflow_provider_wan.generation.batch_outcomes import Ending, MaxFailures, 
 from airflow_provider_wan.generation.batch_plan import InputCheck, Item, Plan, plan_rows
 from airflow_provider_wan.generation.batch_progress import Progress
 from airflow_provider_wan.generation.batch_sources import open_rows
-from airflow_provider_wan.generation.batch_watch import QueueWatch, policy_of
+from airflow_provider_wan.generation.batch_watch import QueueWatch
+from airflow_provider_wan.generation.batch_watched import policy_of
 from airflow_provider_wan.generation.batch_work import BatchWork
 from airflow_provider_wan.generation.decide import OnUnknownSubmission
 from airflow_provider_wan.generation.download import Downloader, DownloadPolicy

@@ -482,9 +482,8 @@ class BatchEngine:
             case WanTransientError():  # not over after all, or no answer
                 self._late_results[one] += 1
                 self._in_flight[request_id] = one
-                self.watch.add(request_id, now, started_at=now)
                 pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self._late_results[one] - 1, 10))
-                self.watch.look_at(request_id, now + pause_s)
+                self.watch.add_apart(request_id, now, look_at=now + pause_s)
             case WanDownloadError() | WanStorageError() if brought.retry_helps and self._may_land_again(one):
                 self._log.warning("Landing again: %s", brought)
                 self._over[request_id] = one

@@ -123,7 +123,8 @@ class WanBatchTrigger(BaseTrigger):
         )
 
     async def _new_watch(self, hook: WanAsyncHook) -> QueueWatch:
-        from airflow_provider_wan.generation.batch_watch import QueueWatch, policy_of
+        from airflow_provider_wan.generation.batch_watch import QueueWatch
+        from airflow_provider_wan.generation.batch_watched import policy_of
 
         while True:
             try:

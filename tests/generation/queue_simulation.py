@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from airflow_provider_wan.exceptions import WanTransientError
-from airflow_provider_wan.generation.batch_watch import QueueWatch, WatchPolicy
+from airflow_provider_wan.generation.batch_watch import QueueWatch
+from airflow_provider_wan.generation.batch_watched import WatchPolicy
 from airflow_provider_wan.model_api.states import State
 from airflow_provider_wan.model_api.values import RequestStatus
 

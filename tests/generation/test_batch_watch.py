@@ -8,7 +8,8 @@ from queue_simulation import Account, watch_all
 
 from airflow_provider_wan.exceptions import WanAuthError, WanNotFoundError, WanTransientError
 from airflow_provider_wan.generation.batch_learning import Durations
-from airflow_provider_wan.generation.batch_watch import QueueWatch, WatchPolicy
+from airflow_provider_wan.generation.batch_watch import QueueWatch
+from airflow_provider_wan.generation.batch_watched import WatchPolicy
 from airflow_provider_wan.model_api.states import State
 from airflow_provider_wan.model_api.values import RequestStatus
 
@@ -160,16 +161,30 @@ def test_a_refused_token_is_worth_a_look_at_the_connection() -> None:
     assert not watch.wants_fresh_connection
 
 
-def test_one_that_is_over_only_by_its_status_is_watched_on() -> None:
+def over(request_id: str) -> RequestStatus:
+    return RequestStatus(request_id, State.UNKNOWN, "completed")
+
+
+def test_one_that_is_over_only_by_its_status_is_watched_on_and_teaches_nothing() -> None:
     watch = QueueWatch()
-    watch.add("a", 0.0, started_at=0.0)
-    watch.due(watch.next_at(0.0))
-    watch.saw_status(RequestStatus("a", State.UNKNOWN, "completed"), 3.0)
+    for name in "abc":
+        watch.add(name, 0.0, started_at=0.0)
+    watch.due(2.0)
+    for name in "abc":
+        watch.saw_status(over(name), 100.0)
+    learned = watch.learned()
+    for name in "abc":
+        watch.forget(name)
+    # Nobody answers to a call for the result, or it says that it is not over: as the batch goes on then.
+    watch.add("queued", 100.0)
+    watch.add_apart("a", 100.0, look_at=103.0)
+    assert watch.queued == 1
+    assert list(watch.started()) == ["a"]
+    assert "a" in watch.due(103.0)
+    watch.saw_status(over("a"), 103.0)
     assert list(watch.ready) == ["a"]
-    watch.back_to_watch("a", 3.0)
-    assert not watch.ready
-    assert 3.0 < watch.next_at(3.0) < 60
-    assert watch.due(watch.next_at(3.0)) == ["a"]
+    assert watch.learned() == learned
+    assert watch.in_order
 
 
 def test_an_answer_about_a_request_that_is_forgotten_is_passed_over() -> None:
