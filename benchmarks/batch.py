@@ -77,7 +77,7 @@ def run_batch(images: list[str], *, in_flight: int, land: int | None = None) -> 
     """Carry a batch out in this process, as a task with ``deferrable=False`` does."""
     from airflow_provider_wan.faces.imaging import image_sources
     from airflow_provider_wan.generation.batch import Batch, BatchSpec
-    from airflow_provider_wan.generation.batch_engine import Pace
+    from airflow_provider_wan.generation.batch_values import Pace
     from airflow_provider_wan.hooks.gcs import storage_client
     from airflow_provider_wan.hooks.wan import WanHook
 

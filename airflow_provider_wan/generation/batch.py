@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanBatchError, WanError
 from airflow_provider_wan.generation.batch_budget import Budget, Limits
-from airflow_provider_wan.generation.batch_engine import BatchEngine, Memory, Pace, Pause
+from airflow_provider_wan.generation.batch_engine import BatchEngine
 from airflow_provider_wan.generation.batch_files import BatchFiles
 from airflow_provider_wan.generation.batch_outcomes import Ending, MaxFailures, Outcome, count_outcomes
 from airflow_provider_wan.generation.batch_plan import InputCheck, Item, Plan, plan_rows
 from airflow_provider_wan.generation.batch_progress import Progress
 from airflow_provider_wan.generation.batch_sources import open_rows
+from airflow_provider_wan.generation.batch_standing import Standing
+from airflow_provider_wan.generation.batch_values import Memory, Pace, Pause
 from airflow_provider_wan.generation.batch_watch import QueueWatch
 from airflow_provider_wan.generation.batch_watched import policy_of
 from airflow_provider_wan.generation.batch_work import BatchWork
@@ -160,8 +162,8 @@ class Batch:
             policy_of(self._hook.settings), event.get("learned"), (), event.get("started") or {}, time.time()
         )
         engine = self._engine(self._plan(), watch, started=event.get("started") or {})
-        engine.noticed(event.get("ready") or ())
-        engine.lost(event.get("gone") or ())
+        engine.standing.noticed(event.get("ready") or ())
+        engine.standing.lost(event.get("gone") or ())
         return engine
 
     def note(self, engine: BatchEngine) -> None:
@@ -203,18 +205,22 @@ class Batch:
         self, plan: Plan, watch: QueueWatch, *, started: Mapping[str, float] | None = None
     ) -> BatchEngine:
         spec = self._spec
-        return BatchEngine(
+        standing = Standing(
             plan,
-            self._work(),
             Budget(spec.limits, self._price_usd),
             watch,
-            spec.pace,
             self._log,
             memory=self._memory,
-            check=InputCheck(spec.model_id, self._sources.input_name),
             watcher=self._watcher,
+            started=started or {},
+        )
+        return BatchEngine(
+            standing,
+            self._work(),
+            spec.pace,
+            self._log,
+            check=InputCheck(spec.model_id, self._sources.input_name),
             stop=self._stop,
-            started=started,
             on_progress=self._on_progress,
         )
 
@@ -311,14 +317,15 @@ class Batch:
 
     def report(self, engine: BatchEngine) -> Report:
         """Write the manifest, and say how it ended."""
-        engine.close()
+        standing = engine.standing
+        standing.leave_the_rest()
         progress = engine.progress()
-        outcomes: Counter[Outcome] = Counter(ending.outcome for ending in engine.endings.values())
-        outcomes[Outcome.REFUSED] += len(engine.plan.refused)
-        manifest = self._files.write_manifest(self._all_endings(engine))
-        budget = engine.budget
+        outcomes: Counter[Outcome] = Counter(ending.outcome for ending in standing.endings.values())
+        outcomes[Outcome.REFUSED] += len(standing.plan.refused)
+        manifest = self._files.write_manifest(self._all_endings(standing))
+        budget = standing.budget
         summary: dict[str, Any] = {
-            "total": engine.plan.total,
+            "total": standing.plan.total,
             **count_outcomes(outcomes),
             "bought": budget.bought,
             "cost_usd": round(budget.spent_usd, 6),
@@ -329,29 +336,29 @@ class Batch:
             "journal": self._spec.journal,
         }
         self._log.info("%s. Manifest: %s", progress.line(), manifest)
-        return Report(summary, self._error(engine, outcomes, manifest))
+        return Report(summary, self._error(standing, outcomes, manifest))
 
     @staticmethod
-    def _all_endings(engine: BatchEngine) -> Iterator[Ending]:
-        return chain((engine.endings[one] for one in engine.plan.items), engine.plan.refused)
+    def _all_endings(standing: Standing) -> Iterator[Ending]:
+        return chain((standing.endings[one] for one in standing.plan.items), standing.plan.refused)
 
-    def _error(self, engine: BatchEngine, outcomes: Counter[Outcome], manifest: str) -> WanError | None:
+    def _error(self, standing: Standing, outcomes: Counter[Outcome], manifest: str) -> WanError | None:
         left = outcomes[Outcome.LEFT]
-        if left and engine.halted is not None:
+        if left and standing.halted is not None:
             message = (
-                f"{left} of {engine.plan.total} images are not done. {engine.halted} Manifest: {manifest}"
+                f"{left} of {standing.plan.total} images are not done. {standing.halted} Manifest: {manifest}"
             )
-            engine.halted.args = (message, *engine.halted.args[1:])
-            return engine.halted
+            standing.halted.args = (message, *standing.halted.args[1:])
+            return standing.halted
         failures = sum(count for outcome, count in outcomes.items() if outcome.is_failure)
-        if self._spec.max_failures.allows(failures, engine.plan.total):
+        if self._spec.max_failures.allows(failures, standing.plan.total):
             return None
-        bad = [ending for ending in self._all_endings(engine) if ending.outcome.is_failure]
+        bad = [ending for ending in self._all_endings(standing) if ending.outcome.is_failure]
         first = "; ".join(f"{ending.image}: {ending.error}" for ending in bad[:_SHOWN_ERRORS])
         more = f" and {len(bad) - _SHOWN_ERRORS} more" if len(bad) > _SHOWN_ERRORS else ""
         helps = any(ending.outcome not in (Outcome.REFUSED, Outcome.UNKNOWN) for ending in bad)
         return WanBatchError(
-            f"{failures} of {engine.plan.total} images have no video, more than max_failures allows; all others were "
+            f"{failures} of {standing.plan.total} images have no video, more than max_failures allows; all others were "
             f"finished. {first}{more}. Manifest: {manifest}",
             retry_helps=helps,
         )

@@ -18,8 +18,8 @@ from logging import Logger
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanError
-from airflow_provider_wan.generation.batch_engine import Memory
 from airflow_provider_wan.generation.batch_outcomes import Ending
+from airflow_provider_wan.generation.batch_values import Memory
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ from airflow_provider_wan.generation.submission import (
     raise_unless_succeeded,
     with_result,
 )
+from airflow_provider_wan.hooks.settings import WanSettings
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.model_api.calls import RequestStatus
 from airflow_provider_wan.model_api.inputs import without_signatures
@@ -119,14 +120,17 @@ class BatchWork:
         raise_unless_succeeded(result)
 
     @property
-    def token(self) -> str:
-        """The token that calls are made with now."""
-        return self.hook.settings.token
+    def settings(self) -> WanSettings:
+        """The connection as it is known now."""
+        return self.hook.settings
 
-    def refresh(self, refused: str) -> bool:
-        """Read the connection again; tells whether the token is another one than the one that was refused."""
+    def refresh(self, refused: WanSettings) -> bool:
+        """Read the connection again, as after a rotated token; tells whether the token is another one.
+
+        :param refused: the settings whose token was not taken.
+        """
         try:
-            return self.token != refused or self.hook.refresh()
+            return self.hook.refresh(refused)
         except Exception as error:
             self.log.warning("The connection could not be read again: %s", type(error).__name__)
             return False

@@ -24,8 +24,9 @@ from airflow_provider_wan.triggers.wan import WanBatchTrigger, deadline_in, is_o
 
 if TYPE_CHECKING:
     from airflow_provider_wan.generation.batch import Batch, BatchSpec, Report
-    from airflow_provider_wan.generation.batch_engine import BatchEngine, Pause
+    from airflow_provider_wan.generation.batch_engine import BatchEngine
     from airflow_provider_wan.generation.batch_progress import Progress
+    from airflow_provider_wan.generation.batch_values import Pause
 
 #: Signed links of images work for as long by default.
 DEFAULT_BATCH_TIMEOUT = timedelta(hours=12)
@@ -337,8 +338,8 @@ class WanBatchOperator(BaseOperator):
 
     def _spec(self, context: Any, deadline: float) -> BatchSpec:
         from airflow_provider_wan.generation.batch import BatchSpec
-        from airflow_provider_wan.generation.batch_engine import Pace
         from airflow_provider_wan.generation.batch_outcomes import MaxFailures
+        from airflow_provider_wan.generation.batch_values import Pace
         from airflow_provider_wan.hooks.gcs import split_gs_uri
 
         bucket_name, _ = split_gs_uri(f"gs://{self.bucket_name.removeprefix('gs://')}", name="bucket_name")

@@ -20,8 +20,8 @@ from airflow_provider_wan.exceptions import (
     WanTimeoutError,
 )
 from airflow_provider_wan.generation.batch_budget import Limits
-from airflow_provider_wan.generation.batch_engine import Pause
 from airflow_provider_wan.generation.batch_outcomes import MaxFailures
+from airflow_provider_wan.generation.batch_values import Pause
 from airflow_provider_wan.sandbox.server import Sandbox
 
 

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The landing half of a batch: what is over is copied into the bucket, and what follows when that fails."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+from logging import Logger
+
+from airflow_provider_wan.exceptions import (
+    WanCancelledError,
+    WanDownloadError,
+    WanError,
+    WanGenerationFailedError,
+    WanStorageError,
+    WanTransientError,
+)
+from airflow_provider_wan.generation.batch_crew import Crew
+from airflow_provider_wan.generation.batch_outcomes import Outcome
+from airflow_provider_wan.generation.batch_standing import Standing
+from airflow_provider_wan.generation.batch_values import Pace, pause_after_s
+from airflow_provider_wan.generation.batch_work import BatchWork
+from airflow_provider_wan.generation.records import Record
+
+_LANDING_TRIES = 4
+
+
+class Landings:
+    """Begins landings, and takes in how they went."""
+
+    def __init__(self, standing: Standing, work: BatchWork, pace: Pace, crew: Crew, log: Logger) -> None:
+        self._standing = standing
+        self._work = work
+        self._pace = pace
+        self._crew = crew
+        self._log = log
+        self._tries: Counter[str] = Counter()
+        self._late_results: Counter[str] = Counter()
+
+    def begin(self) -> None:
+        """Begin as many as there are threads."""
+        standing = self._standing
+        while standing.to_land and len(standing.landing) < self._pace.landing_threads:
+            request_id = standing.to_land.popleft()
+            standing.landing.add(request_id)
+            item = standing.plan.items[standing.over[request_id]]
+            self._crew.do("land", request_id, partial(self._work.land, item, request_id))
+
+    def saw(self, request_id: str, brought: Record | BaseException, now: float) -> None:
+        """Take in what a landing has brought."""
+        standing = self._standing
+        standing.landing.discard(request_id)
+        one = standing.over[request_id]
+        match brought:
+            case WanTransientError():  # not over after all, or no answer
+                self._late_results[one] += 1
+                standing.fly_on(request_id, now, look_at=now + pause_after_s(self._late_results[one]))
+                return
+            case WanDownloadError() | WanStorageError() if brought.retry_helps and self._may_try_again(one):
+                self._log.warning("Landing again: %s", brought)
+                standing.to_land.append(request_id)
+                return
+        del standing.over[request_id]
+        self._saw_end(one, request_id, brought)
+
+    def _saw_end(self, one: str, request_id: str, brought: Record | BaseException) -> None:
+        standing = self._standing
+        match brought:
+            case Record():
+                if brought.cost_usd is not None:
+                    standing.budget.settle(one, brought.cost_usd)
+                uri = brought.videos[0].uri if brought.videos else None
+                standing.end(one, Outcome.LANDED, request_id=request_id, uri=uri, cost_usd=brought.cost_usd)
+            case WanGenerationFailedError() | WanCancelledError():
+                self._saw_failed(one, request_id, brought)
+            case WanError():
+                self._log.error("%s", brought)
+                standing.end(one, Outcome.NOT_LANDED, request_id=request_id, error=str(brought))
+            case _:
+                self._log.error("Landing request %s failed: %s", request_id, brought, exc_info=brought)
+                standing.end(one, Outcome.NOT_LANDED, request_id=request_id, error=repr(brought))
+
+    def _may_try_again(self, one: str) -> bool:
+        self._tries[one] += 1
+        return self._tries[one] < _LANDING_TRIES
+
+    def _saw_failed(
+        self, one: str, request_id: str, error: WanGenerationFailedError | WanCancelledError
+    ) -> None:
+        standing = self._standing
+        is_inherited = one in standing.inherited
+        standing.inherited.discard(one)
+        standing.failures[one] += not is_inherited
+        cost_usd = self._work.costs.get(request_id)
+        if cost_usd is not None:
+            standing.budget.settle(one, cost_usd)
+        may_retry = is_inherited or standing.failures[one] <= self._pace.retries_per_image
+        if may_retry and not standing.halted:
+            self._log.info("%s It is tried again.", error)
+            standing.to_submit.append(standing.plan.items[one])
+            return
+        outcome = Outcome.CANCELLED if isinstance(error, WanCancelledError) else Outcome.FAILED
+        standing.end(one, outcome, request_id=request_id, error=str(error), cost_usd=cost_usd)

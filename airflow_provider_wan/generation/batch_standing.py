@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where each image of a batch stands: to do, in flight, over, or ended. One thread owns it all.
+
+Nothing that must survive is kept here: requests are in the journal before this file hears of them, and videos are in
+the bucket.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from logging import Logger
+from typing import Any
+
+from airflow_provider_wan.exceptions import WanBudgetError, WanError
+from airflow_provider_wan.generation.batch_budget import Budget
+from airflow_provider_wan.generation.batch_outcomes import Outcome
+from airflow_provider_wan.generation.batch_plan import Item, Plan
+from airflow_provider_wan.generation.batch_progress import Progress
+from airflow_provider_wan.generation.batch_values import Memory
+from airflow_provider_wan.generation.batch_watch import QueueWatch
+from airflow_provider_wan.generation.journal import Listed
+from airflow_provider_wan.generation.records import Stage
+
+
+class Standing:
+    """Knows where each image stands; images are named by their fingerprints.
+
+    :param watch: is told of every request in flight.
+    :param memory: of this try, from an earlier process; goes on being written.
+    :param watcher: how records name this task instance.
+    :param started: of requests in flight, when they began to run, as far as it is known.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        budget: Budget,
+        watch: QueueWatch,
+        log: Logger,
+        *,
+        memory: Memory,
+        watcher: str,
+        started: Mapping[str, float],
+    ) -> None:
+        self.plan = plan
+        self.budget = budget
+        self.watch = watch
+        self.failures = memory.failures
+        self.inherited = memory.inherited
+        self.endings = dict(memory.endings)
+        #: Why nothing more is bought, and the batch ends early.
+        self.halted: WanError | None = None
+        #: A limit that one image has met; others may still be within it.
+        self.over_budget: WanBudgetError | None = None
+        self.to_submit: deque[Item] = deque()
+        self.submitting: set[str] = set()
+        #: Fingerprints by request id, from here on.
+        self.in_flight: dict[str, str] = {}
+        self.over: dict[str, str] = {}
+        self.to_land: deque[str] = deque()
+        self.landing: set[str] = set()
+        self._later: list[tuple[float, str]] = []
+        self._memory = memory
+        self._watcher = watcher
+        self._log = log
+        self._sort_out(started)
+        if memory.done_before is None:
+            memory.done_before = sum(ending.outcome.is_there for ending in self.endings.values())
+
+    # -- at the beginning ----------------------------------------------------------------------------------
+
+    def _sort_out(self, started: Mapping[str, float]) -> None:
+        """Sort the images by what the journal and this try's past tell of them."""
+        flying: list[tuple[str, str, str]] = []
+        claimed: list[Item] = []
+        for one, item in self.plan.items.items():
+            listed = self.plan.known.get(one)
+            if listed is None:
+                if one not in self.endings:
+                    self.to_submit.append(item)
+                continue
+            if self._is_mine(listed):
+                self.budget.bought_before(one, purchases=listed.purchases, cost_usd=listed.cost_usd)
+            if listed.stage is Stage.LANDED:
+                self._has_landed(item, listed)
+            elif one in self.endings:
+                continue
+            elif (
+                self._is_mine(listed)
+                and listed.request_id
+                and listed.stage in (Stage.SUBMITTED, Stage.SUCCEEDED)
+            ):
+                flying.append((listed.submitted_at or "", listed.request_id, one))
+            elif listed.stage is Stage.INTENT:
+                claimed.append(item)  # by one that was killed, perhaps: it takes minutes to be sure
+            else:
+                self.to_submit.appendleft(item)  # paid for, perhaps: that comes first
+        self.to_submit.extend(claimed)
+        for submitted_at, request_id, one in sorted(flying):
+            if self._memory.done_before is None:
+                self.inherited.add(one)
+            at = unix(submitted_at) or self._memory.started_at
+            self.fly(request_id, one, at, started_at=started.get(request_id))
+
+    def _is_mine(self, listed: Listed) -> bool:
+        return listed.buyer == self._watcher
+
+    def _has_landed(self, item: Item, listed: Listed) -> None:
+        outcome = Outcome.LANDED if self._is_mine(listed) else Outcome.REUSED
+        self.end(
+            item.fingerprint,
+            outcome,
+            request_id=listed.request_id,
+            uri=listed.uri,
+            cost_usd=listed.cost_usd,
+        )
+
+    # -- from stage to stage -------------------------------------------------------------------------------
+
+    def again_at(self, one: str, at: float) -> None:
+        """Submit an image, but not before a moment."""
+        heapq.heappush(self._later, (at, one))
+
+    def next_later_at(self) -> float | None:
+        """Give the first such moment."""
+        return self._later[0][0] if self._later else None
+
+    def take_up_later(self, now: float) -> None:
+        """Take up those whose moment has come."""
+        while self._later and self._later[0][0] <= now:
+            self.to_submit.append(self.plan.items[heapq.heappop(self._later)[1]])
+
+    def fly(self, request_id: str, one: str, submitted_at: float, *, started_at: float | None = None) -> None:
+        """Take in that a request is in flight."""
+        self.in_flight[request_id] = one
+        self.watch.add(request_id, submitted_at, started_at=started_at)
+
+    def fly_on(self, request_id: str, now: float, *, look_at: float) -> None:
+        """Take in that a request that was taken for over is not, or that nobody can tell."""
+        self.in_flight[request_id] = self.over.pop(request_id)
+        self.watch.add_apart(request_id, now, look_at=look_at)
+
+    def noticed(self, request_ids: Iterable[str]) -> None:
+        """Take in what was found to be over."""
+        for request_id in request_ids:
+            if request_id in self.in_flight:
+                self.watch.forget(request_id)
+                self.over[request_id] = self.in_flight.pop(request_id)
+                self.to_land.append(request_id)
+
+    def lost(self, request_ids: Iterable[str]) -> None:
+        """Take in what the API does not know any more: the decision table says what follows."""
+        for request_id in request_ids:
+            one = self.in_flight.pop(request_id, None)
+            if one is not None:
+                self.watch.forget(request_id)
+                self.failures[one] += 1
+                self.to_submit.append(self.plan.items[one])
+
+    def end(self, one: str, outcome: Outcome, **more: Any) -> None:
+        """Take in how an image has ended."""
+        self.endings[one] = self.plan.items[one].ending(outcome, **more)
+
+    def halt(self, error: WanError) -> None:
+        """Buy nothing more from now on; what is paid for is finished."""
+        if self.halted is None:
+            self.halted = error
+            self._log.warning("Nothing more is submitted: %s What is paid for is finished.", error)
+
+    # -- where all of them stand ---------------------------------------------------------------------------
+
+    def is_over(self) -> bool:
+        """Whether nothing is in flight and nothing will be."""
+        more = not self.halted and (self.to_submit or self._later)
+        return not self.in_flight and not more
+
+    def leave_in_flight(self, error: str) -> None:
+        """Write down what is in flight as left: a rerun takes it over."""
+        for request_id in list(self.in_flight):
+            self.watch.forget(request_id)
+            self.end(self.in_flight.pop(request_id), Outcome.LEFT, request_id=request_id, error=error)
+
+    def leave_the_rest(self) -> None:
+        """Write down what has no end as left."""
+        self.halted = self.halted or self.over_budget
+        why = str(self.halted) if self.halted else "the task was ended early"
+        for one in self.plan.items:
+            if one not in self.endings:
+                self.end(one, Outcome.LEFT, error=why)
+
+    def progress(self) -> Progress:
+        """Give the figures of now."""
+        outcomes = Counter(ending.outcome for ending in self.endings.values())
+        failed = sum(count for outcome, count in outcomes.items() if outcome.is_failure)
+        queued = min(self.watch.queued, len(self.in_flight))
+        return Progress(
+            total=self.plan.total,
+            done=outcomes[Outcome.LANDED] + outcomes[Outcome.REUSED],
+            before=self._memory.done_before or 0,
+            failed=failed + len(self.plan.refused),
+            running=len(self.in_flight) - queued,
+            queued=queued,
+            ready=len(self.to_land) + len(self.landing),
+            to_submit=len(self.to_submit) + len(self._later) + len(self.submitting),
+            cost_usd=self.budget.spent_usd,
+            cost_is_exact=not self.budget.unpriced,
+            elapsed_s=time.time() - self._memory.started_at,
+        )
+
+
+def unix(text: str | None) -> float | None:
+    """Read a time of a record, in unix seconds; None where there is none."""
+    try:
+        return datetime.fromisoformat(text).timestamp() if text else None
+    except ValueError:
+        return None

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The submitting half of a batch: what is bought next, and what follows when that fails."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from logging import Logger
+from typing import Any
+
+from airflow_provider_wan.exceptions import (
+    WanAuthError,
+    WanBalanceError,
+    WanBudgetError,
+    WanDownloadError,
+    WanError,
+    WanInputError,
+    WanRefusedError,
+    WanStorageError,
+    WanTransientError,
+    WanUnknownSubmissionError,
+)
+from airflow_provider_wan.generation.batch_budget import Budget
+from airflow_provider_wan.generation.batch_crew import Crew
+from airflow_provider_wan.generation.batch_outcomes import Outcome
+from airflow_provider_wan.generation.batch_plan import InputCheck, Item
+from airflow_provider_wan.generation.batch_standing import Standing, unix
+from airflow_provider_wan.generation.batch_values import Pace, pause_after_s
+from airflow_provider_wan.generation.batch_work import BatchWork
+from airflow_provider_wan.generation.records import Stage
+from airflow_provider_wan.generation.submission import Obtained
+from airflow_provider_wan.hooks.settings import WanSettings
+
+_IMAGE_TRIES = 3
+_IMAGE_PAUSE_S = 5.0
+
+
+class Submits:
+    """Begins submits as long as there is room and money, and takes in how they went.
+
+    :param check: validates inputs before anything is bought.
+    """
+
+    def __init__(
+        self, standing: Standing, work: BatchWork, pace: Pace, crew: Crew, check: InputCheck, log: Logger
+    ) -> None:
+        self._standing = standing
+        self._work = work
+        self._pace = pace
+        self._crew = crew
+        self._check = check
+        self._log = log
+        #: With which connection each submit was begun: a refused token is read again only once.
+        self._settings: dict[str, WanSettings] = {}
+        self._image_tries: Counter[str] = Counter()
+        self._not_before = 0.0
+        self._troubles = 0
+        self._trouble_since: float | None = None
+
+    # -- beginning -----------------------------------------------------------------------------------------
+
+    def _has_room(self) -> bool:
+        standing, pace = self._standing, self._pace
+        submitting = len(standing.submitting)
+        return submitting < pace.submit_threads and len(standing.in_flight) + submitting < pace.max_in_flight
+
+    def may_begin(self, now: float) -> bool:
+        """Whether another submit could be begun."""
+        standing = self._standing
+        later_at = standing.next_later_at()
+        waits = standing.to_submit or (later_at is not None and later_at <= now)
+        return bool(waits) and not standing.halted and self._has_room() and now >= self._not_before
+
+    def next_at(self) -> float | None:
+        """Give the moment at which one can be begun again; None: only something else can tell."""
+        standing = self._standing
+        moments = [standing.next_later_at()]
+        if standing.to_submit and not standing.halted and self._has_room():
+            moments.append(self._not_before)
+        return min((at for at in moments if at is not None), default=None)
+
+    def begin(self, now: float) -> None:
+        """Begin as many as there is room for."""
+        standing = self._standing
+        standing.take_up_later(now)
+        while standing.to_submit and self.may_begin(now):
+            item = standing.to_submit.popleft()
+            problem = self._check.problem(item)
+            if problem is not None:
+                standing.end(item.fingerprint, Outcome.REFUSED, error=str(problem))
+                continue
+            is_new = item.fingerprint not in standing.plan.known and not standing.failures[item.fingerprint]
+            why_not = standing.budget.why_not()
+            if is_new and why_not:
+                standing.to_submit.appendleft(item)
+                standing.halt(WanBudgetError(why_not))
+                return
+            self._begin_one(item, is_new=is_new and standing.plan.known_is_complete)
+
+    def _begin_one(self, item: Item, *, is_new: bool) -> None:
+        one = item.fingerprint
+        self._standing.submitting.add(one)
+        self._settings[one] = self._work.settings
+        obtain = partial(_obtain, self._work, self._standing.budget, self._check, item, is_new=is_new)
+        self._crew.do("submit", one, obtain)
+
+    # -- what came of it -----------------------------------------------------------------------------------
+
+    def saw(self, one: str, brought: Obtained | BaseException, now: float) -> None:
+        """Take in what a submit has brought."""
+        self._standing.submitting.discard(one)
+        settings = self._settings.pop(one)
+        item = self._standing.plan.items[one]
+        if isinstance(brought, BaseException):
+            self._saw_no_request(item, brought, settings, now)
+        else:
+            self._troubles, self._trouble_since = 0, None
+            self._saw_request(one, brought, now)
+
+    def _saw_request(self, one: str, brought: Obtained, now: float) -> None:
+        standing, record = self._standing, brought.record
+        if record.stage is Stage.LANDED:
+            uri = record.videos[0].uri if record.videos else None
+            standing.end(one, Outcome.REUSED, request_id=record.request_id, uri=uri, cost_usd=record.cost_usd)
+            return
+        standing.fly(brought.request_id, one, unix(record.submitted_at) or now)
+        if brought.how == "submitted":
+            standing.inherited.discard(one)
+        else:
+            standing.inherited.add(one)
+        if brought.how == "reused":
+            standing.noticed([brought.request_id])
+
+    def _saw_no_request(self, item: Item, error: BaseException, settings: WanSettings, now: float) -> None:
+        standing, one = self._standing, item.fingerprint
+        request_id = getattr(error, "request_id", None)
+        match error:
+            case WanUnknownSubmissionError():
+                standing.end(one, Outcome.UNKNOWN, error=str(error))
+                self._log.error("%s: %s", item.source.shown, error)
+            case WanStorageError() if request_id is not None:
+                self._log.error("%s: %s", item.source.shown, error)
+                standing.fly(request_id, one, now)  # it is bought: go on, and write its id when it lands
+            case WanTransientError() | WanStorageError():
+                standing.to_submit.appendleft(item)
+                self._saw_trouble(error, now)
+            case WanAuthError() if self._work.refresh(settings):
+                standing.to_submit.appendleft(item)
+            case WanBudgetError():
+                standing.end(one, Outcome.LEFT, error=str(error))
+                standing.over_budget = error
+            case WanBalanceError() | WanAuthError():
+                standing.to_submit.appendleft(item)
+                standing.halt(error)
+            case WanDownloadError() if error.retry_helps and self._image_tries[one] + 1 < _IMAGE_TRIES:
+                self._image_tries[one] += 1
+                standing.again_at(one, now + _IMAGE_PAUSE_S * self._image_tries[one])
+            case WanInputError() | WanDownloadError():
+                self._refused(item, error)
+            case WanRefusedError() if request_id is not None:
+                standing.end(one, Outcome.NOT_LANDED, request_id=request_id, error=str(error))
+            case WanRefusedError():
+                self._refused(item, error)
+            case _:
+                self._log.error("%s: %s", item.source.shown, error, exc_info=error)
+                standing.end(one, Outcome.UNKNOWN, error=f"{type(error).__name__}: {error}")
+
+    def _refused(self, item: Item, error: WanError) -> None:
+        self._log.warning("%s is refused: %s", item.source.shown, error)
+        self._standing.end(item.fingerprint, Outcome.REFUSED, error=str(error))
+
+    def _saw_trouble(self, error: WanTransientError | WanStorageError, now: float) -> None:
+        """Nothing was bought: wait a little, longer each time, before anything is submitted again."""
+        self._trouble_since = self._trouble_since or now
+        if now - self._trouble_since > self._pace.outage_s:
+            self._standing.halt(error)
+            return
+        asked_s = getattr(error, "retry_after_s", None) or 0.0
+        if now >= self._not_before:  # several threads bring the same trouble: it counts once
+            self._troubles += 1
+            self._log.warning("Submits pause: %s", error)
+        self._not_before = max(self._not_before, now + max(pause_after_s(self._troubles), asked_s))
+
+
+def _obtain(work: BatchWork, budget: Budget, check: InputCheck, item: Item, *, is_new: bool) -> Obtained:
+    """Obtain the request for an image, in a thread: a purchase is counted exactly where it is made."""
+    one = item.fingerprint
+
+    def make_inputs() -> Mapping[str, Any]:
+        budget.reserve(one)
+        return check.validated(item, item.source.make_address())
+
+    try:
+        obtained = work.obtain(item, make_inputs, is_new=is_new)
+    except WanError as error:
+        is_stored = isinstance(error, WanStorageError) and error.request_id is not None
+        if is_stored or isinstance(error, WanUnknownSubmissionError):
+            budget.made(one)
+        else:
+            budget.release(one)
+        raise
+    if obtained.how == "submitted":
+        budget.made(one)
+    else:
+        budget.release(one)
+    return obtained
