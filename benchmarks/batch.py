@@ -76,7 +76,8 @@ def in_own_process(way: str, env: dict[str, str], *arguments: str) -> dict[str, 
 def run_batch(images: list[str], *, in_flight: int, land: int | None = None) -> dict[str, Any]:
     """Carry a batch out in this process, as a task with ``deferrable=False`` does."""
     from airflow_provider_wan.faces.imaging import image_sources
-    from airflow_provider_wan.generation.batch import Batch, BatchSpec
+    from airflow_provider_wan.generation.batch import Batch
+    from airflow_provider_wan.generation.batch_planning import BatchSpec
     from airflow_provider_wan.generation.batch_values import Pace
     from airflow_provider_wan.hooks.gcs import storage_client
     from airflow_provider_wan.hooks.wan import WanHook

@@ -11,74 +11,36 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanBatchError, WanError
-from airflow_provider_wan.generation.batch_budget import Budget, Limits
+from airflow_provider_wan.generation.batch_budget import Budget
 from airflow_provider_wan.generation.batch_engine import BatchEngine
 from airflow_provider_wan.generation.batch_files import BatchFiles
-from airflow_provider_wan.generation.batch_outcomes import Ending, MaxFailures, Outcome, count_outcomes
-from airflow_provider_wan.generation.batch_plan import InputCheck, Item, Plan, plan_rows
+from airflow_provider_wan.generation.batch_outcomes import Ending, Outcome, count_outcomes
+from airflow_provider_wan.generation.batch_plan import InputCheck, Plan
+from airflow_provider_wan.generation.batch_planning import BatchSpec, Planner
 from airflow_provider_wan.generation.batch_progress import Progress
-from airflow_provider_wan.generation.batch_sources import open_rows
 from airflow_provider_wan.generation.batch_standing import Standing
-from airflow_provider_wan.generation.batch_values import Memory, Pace, Pause
+from airflow_provider_wan.generation.batch_values import Memory, Pause
 from airflow_provider_wan.generation.batch_watch import QueueWatch
 from airflow_provider_wan.generation.batch_watched import policy_of
 from airflow_provider_wan.generation.batch_work import BatchWork
-from airflow_provider_wan.generation.decide import OnUnknownSubmission
 from airflow_provider_wan.generation.download import Downloader, DownloadPolicy
-from airflow_provider_wan.generation.image_dataset import DatasetReader
 from airflow_provider_wan.generation.image_source import ImageSources
-from airflow_provider_wan.generation.journal import BucketJournal, Listed, as_listed
-from airflow_provider_wan.generation.landing import IfExists, Landing
+from airflow_provider_wan.generation.journal import BucketJournal
+from airflow_provider_wan.generation.landing import Landing
 from airflow_provider_wan.generation.submission import Submission
 from airflow_provider_wan.hooks.wan import WanHook
-from airflow_provider_wan.images.dataset import Columns
 from airflow_provider_wan.model_api.faults import RetryPolicy
-from airflow_provider_wan.model_api.inputs import load_schema
 
 if TYPE_CHECKING:
     from google.cloud import storage
 
-#: A journal of many batches is listed up to this many records, or so many for each image; beyond that the records
-#: of the wanted images are read one by one.
-_LIST_AT_LEAST, _LIST_PER_IMAGE = 5_000, 50
-_READ_THREADS = 16
 _SHOWN_ERRORS = 5
-_DEFAULT_CLIP_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class BatchSpec:
-    """What a batch is to do.
-
-    :param images: whatever :class:`~airflow_provider_wan.generation.image_dataset.DatasetReader` reads.
-    :param inputs: the inputs that all rows share, less what rows say themselves.
-    :param object_name: see :func:`~airflow_provider_wan.generation.batch_plan.plan_rows`.
-    :param journal: ``gs://bucket/prefix``.
-    """
-
-    images: Any
-    bucket_name: str
-    object_name: str
-    journal: str
-    model_id: str
-    pace: Pace
-    inputs: Mapping[str, Any] = field(default_factory=dict)
-    variation: str | None = None
-    passthrough: tuple[str, ...] = ()
-    limits: Limits = field(default_factory=Limits)
-    price_usd: float | None = None
-    max_failures: MaxFailures = field(default_factory=lambda: MaxFailures(count=0))
-    on_unknown_submission: OnUnknownSubmission = "fail"
-    resolve: Mapping[str, str] = field(default_factory=dict)
-    if_exists: IfExists = "skip"
-    max_size_bytes: int = 2 * 1024**3
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +85,7 @@ class Batch:
         self._journal = BucketJournal(client, spec.journal)
         self._files = BatchFiles(client, spec.journal, watcher)
         self._sources = sources
+        self._planner = Planner(spec, hook, client, self._journal, sources, log)
         self._price_usd: float | None = None
         self._memory = Memory(time.time())
 
@@ -134,9 +97,9 @@ class Batch:
         :raises WanBudgetError: there is a limit in money and no price; nothing was bought.
         :raises WanInputError: what is wanted can't be read.
         """
-        self._price_usd = self._find_price()
+        self._price_usd = self._planner.find_price()
         Budget(self._spec.limits, self._price_usd)  # before anything takes long
-        plan = self._plan()
+        plan = self._planner.plan()
         done = sum(plan.is_done(one) for one in plan.items)
         self._log.info(
             "%d images: %d have landed before, %d are to do, %d can't be used.",
@@ -154,14 +117,14 @@ class Batch:
         """
         noted = self._files.read_note(self._log)
         if noted is None:
-            self._price_usd = self._find_price()
+            self._price_usd = self._planner.find_price()
         else:
             self._memory, note = noted
             self._price_usd = note.get("price_usd")
         watch = QueueWatch.resume(
             policy_of(self._hook.settings), event.get("learned"), (), event.get("started") or {}, time.time()
         )
-        engine = self._engine(self._plan(), watch, started=event.get("started") or {})
+        engine = self._engine(self._planner.plan(), watch, started=event.get("started") or {})
         engine.standing.noticed(event.get("ready") or ())
         engine.standing.lost(event.get("gone") or ())
         return engine
@@ -176,9 +139,9 @@ class Batch:
 
     def dry_run(self) -> Report:
         """Plan only: what would be bought, and for how much."""
-        self._price_usd = self._find_price()
+        self._price_usd = self._planner.find_price()
         budget = Budget(self._spec.limits, self._price_usd)
-        plan = self._plan()
+        plan = self._planner.plan()
         check = InputCheck(self._spec.model_id, self._sources.input_name)
         to_do = plan.to_do()
         refused = [item for item in to_do if check.problem(item) is not None]
@@ -252,66 +215,6 @@ class Batch:
             watcher=self._watcher,
             if_exists=spec.if_exists,
         )
-
-    # -- the plan ------------------------------------------------------------------------------------------
-
-    def _plan(self) -> Plan:
-        spec = self._spec
-        schema = load_schema(spec.model_id)
-        known_inputs = None if schema is None else set(schema.fields) - {self._sources.input_name}
-        columns = Columns(
-            inputs=known_inputs,
-            defaults=spec.inputs,
-            variation=spec.variation,
-            passthrough=spec.passthrough,
-        )
-        reader = DatasetReader(lambda: self._client, columns)
-        plan = plan_rows(
-            open_rows(reader.rows(spec.images), self._sources),
-            model_id=spec.model_id,
-            image_field=self._sources.input_name,
-            object_name=spec.object_name,
-        )
-        plan.known, plan.known_is_complete = self._look_up(plan.items)
-        return plan
-
-    def _look_up(self, wanted: Mapping[str, Item]) -> tuple[dict[str, Listed], bool]:
-        """List the journal; where it is far larger than the batch, read what is wanted instead."""
-        known: dict[str, Listed] = {}
-        most = max(_LIST_AT_LEAST, _LIST_PER_IMAGE * len(wanted))
-        for number, listed in enumerate(self._journal.listing()):
-            if listed.fingerprint in wanted:
-                known[listed.fingerprint] = listed
-            if len(known) == len(wanted):
-                return known, True
-            if number >= most:
-                break
-        else:
-            return known, True
-        missing = [one for one in wanted if one not in known]
-        with ThreadPoolExecutor(_READ_THREADS, "wan-read") as pool:
-            for held in pool.map(self._journal.read, missing):
-                listed_again = as_listed(held.record) if held is not None else None
-                if listed_again is not None:
-                    known[listed_again.fingerprint] = listed_again
-        return known, True
-
-    def _find_price(self) -> float | None:
-        spec = self._spec
-        if spec.price_usd is not None:
-            return spec.price_usd
-        try:
-            model = self._hook.get_model(spec.model_id)
-        except WanError as error:
-            if spec.limits.max_cost_usd is not None:
-                raise
-            self._log.info("What a request costs is not known: %s", error)
-            return None
-        if model.base_price_usd is None:
-            return None
-        if model.price_unit == "second":
-            return model.base_price_usd * float(spec.inputs.get("duration") or _DEFAULT_CLIP_S)
-        return model.base_price_usd
 
     # -- the end -------------------------------------------------------------------------------------------
 

@@ -23,8 +23,9 @@ from airflow_provider_wan.links.wan import WanBucketLink, WanGenerationsLink
 from airflow_provider_wan.triggers.wan import WanBatchTrigger, deadline_in, is_over_for_good
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.generation.batch import Batch, BatchSpec, Report
+    from airflow_provider_wan.generation.batch import Batch, Report
     from airflow_provider_wan.generation.batch_engine import BatchEngine
+    from airflow_provider_wan.generation.batch_planning import BatchSpec
     from airflow_provider_wan.generation.batch_progress import Progress
     from airflow_provider_wan.generation.batch_values import Pause
 
@@ -337,8 +338,8 @@ class WanBatchOperator(BaseOperator):
         )
 
     def _spec(self, context: Any, deadline: float) -> BatchSpec:
-        from airflow_provider_wan.generation.batch import BatchSpec
         from airflow_provider_wan.generation.batch_outcomes import MaxFailures
+        from airflow_provider_wan.generation.batch_planning import BatchSpec
         from airflow_provider_wan.generation.batch_values import Pace
         from airflow_provider_wan.hooks.gcs import split_gs_uri
 

@@ -14,7 +14,8 @@ from google.cloud import storage
 
 from airflow_provider_wan.faces.imaging import image_sources
 from airflow_provider_wan.faces.references import DEFAULT_MODEL_ID
-from airflow_provider_wan.generation.batch import Batch, BatchSpec, Report, finish
+from airflow_provider_wan.generation.batch import Batch, Report, finish
+from airflow_provider_wan.generation.batch_planning import BatchSpec
 from airflow_provider_wan.generation.batch_values import Pace
 from airflow_provider_wan.hooks.gcs import storage_client
 from airflow_provider_wan.hooks.wan import WanHook

@@ -282,7 +282,7 @@ def test_a_note_that_is_lost_or_broken_loses_nothing(sandbox: Sandbox) -> None:
 def test_in_a_journal_of_many_batches_only_what_is_wanted_is_read(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from airflow_provider_wan.generation import batch as module
+    from airflow_provider_wan.generation import batch_planning as module
 
     run(addresses(12))
     monkeypatch.setattr(module, "_LIST_AT_LEAST", 4)

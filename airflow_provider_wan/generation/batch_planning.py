@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a batch is to do, and the plan of it: images, journal and price are asked, and nothing is bought."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from logging import Logger
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_wan.exceptions import WanError
+from airflow_provider_wan.generation.batch_budget import Limits
+from airflow_provider_wan.generation.batch_outcomes import MaxFailures
+from airflow_provider_wan.generation.batch_plan import Item, Plan, plan_rows
+from airflow_provider_wan.generation.batch_sources import open_rows
+from airflow_provider_wan.generation.batch_values import Pace
+from airflow_provider_wan.generation.decide import OnUnknownSubmission
+from airflow_provider_wan.generation.image_dataset import DatasetReader
+from airflow_provider_wan.generation.image_source import ImageSources
+from airflow_provider_wan.generation.journal import BucketJournal, Listed, as_listed
+from airflow_provider_wan.generation.landing import IfExists
+from airflow_provider_wan.hooks.wan import WanHook
+from airflow_provider_wan.images.dataset import Columns
+from airflow_provider_wan.model_api.inputs import load_schema
+
+if TYPE_CHECKING:
+    from google.cloud import storage
+
+#: A journal of many batches is listed up to this many records, or so many for each image; beyond that the records
+#: of the wanted images are read one by one.
+_LIST_AT_LEAST, _LIST_PER_IMAGE = 5_000, 50
+_READ_THREADS = 16
+_DEFAULT_CLIP_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSpec:
+    """What a batch is to do.
+
+    :param images: whatever :class:`~airflow_provider_wan.generation.image_dataset.DatasetReader` reads.
+    :param inputs: the inputs that all rows share, less what rows say themselves.
+    :param object_name: see :func:`~airflow_provider_wan.generation.batch_plan.plan_rows`.
+    :param journal: ``gs://bucket/prefix``.
+    """
+
+    images: Any
+    bucket_name: str
+    object_name: str
+    journal: str
+    model_id: str
+    pace: Pace
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    variation: str | None = None
+    passthrough: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    price_usd: float | None = None
+    max_failures: MaxFailures = field(default_factory=lambda: MaxFailures(count=0))
+    on_unknown_submission: OnUnknownSubmission = "fail"
+    resolve: Mapping[str, str] = field(default_factory=dict)
+    if_exists: IfExists = "skip"
+    max_size_bytes: int = 2 * 1024**3
+
+
+class Planner:
+    """Plans one batch.
+
+    :param sources: opens source images.
+    """
+
+    def __init__(
+        self,
+        spec: BatchSpec,
+        hook: WanHook,
+        client: storage.Client,
+        journal: BucketJournal,
+        sources: ImageSources,
+        log: Logger,
+    ) -> None:
+        self._spec = spec
+        self._hook = hook
+        self._client = client
+        self._journal = journal
+        self._sources = sources
+        self._log = log
+
+    def plan(self) -> Plan:
+        """Tell what is wanted, and what the journal knows of it.
+
+        :raises WanInputError: what is wanted can't be read.
+        """
+        spec = self._spec
+        schema = load_schema(spec.model_id)
+        known_inputs = None if schema is None else set(schema.fields) - {self._sources.input_name}
+        columns = Columns(
+            inputs=known_inputs,
+            defaults=spec.inputs,
+            variation=spec.variation,
+            passthrough=spec.passthrough,
+        )
+        reader = DatasetReader(lambda: self._client, columns)
+        plan = plan_rows(
+            open_rows(reader.rows(spec.images), self._sources),
+            model_id=spec.model_id,
+            image_field=self._sources.input_name,
+            object_name=spec.object_name,
+        )
+        plan.known, plan.known_is_complete = self._look_up(plan.items)
+        return plan
+
+    def _look_up(self, wanted: Mapping[str, Item]) -> tuple[dict[str, Listed], bool]:
+        """List the journal; where it is far larger than the batch, read what is wanted instead."""
+        known: dict[str, Listed] = {}
+        most = max(_LIST_AT_LEAST, _LIST_PER_IMAGE * len(wanted))
+        for number, listed in enumerate(self._journal.listing()):
+            if listed.fingerprint in wanted:
+                known[listed.fingerprint] = listed
+            if len(known) == len(wanted):
+                return known, True
+            if number >= most:
+                break
+        else:
+            return known, True
+        missing = [one for one in wanted if one not in known]
+        with ThreadPoolExecutor(_READ_THREADS, "wan-read") as pool:
+            for held in pool.map(self._journal.read, missing):
+                listed_again = as_listed(held.record) if held is not None else None
+                if listed_again is not None:
+                    known[listed_again.fingerprint] = listed_again
+        return known, True
+
+    def find_price(self) -> float | None:
+        """Find out what a request costs, in USD; None where that is not known and no limit needs it.
+
+        :raises WanError: a limit needs it, and the model's page can't be read.
+        """
+        spec = self._spec
+        if spec.price_usd is not None:
+            return spec.price_usd
+        try:
+            model = self._hook.get_model(spec.model_id)
+        except WanError as error:
+            if spec.limits.max_cost_usd is not None:
+                raise
+            self._log.info("What a request costs is not known: %s", error)
+            return None
+        if model.base_price_usd is None:
+            return None
+        if model.price_unit == "second":
+            return model.base_price_usd * float(spec.inputs.get("duration") or _DEFAULT_CLIP_S)
+        return model.base_price_usd
