@@ -233,14 +233,6 @@ def is_about_the_id(error: BaseException) -> bool:
     return isinstance(error, WanRefusedError) and error.code in (400001, 403001, 404001)
 
 
-def is_definite_refusal(error: BaseException) -> bool:
-    """Whether this error of a **submit** proves that nothing was bought.
-
-    :param error: what the submit raised.
-    """
-    return isinstance(error, WanRefusedError | WanTransientError)
-
-
 _SECONDS = re.compile(r"\d{1,400}(\.\d{0,400})?", re.ASCII)
 #: A longer wait than this (100 years) is given back as this: it stays a number to reckon with.
 RETRY_AFTER_CEILING_S = 100 * 365 * 86_400.0

@@ -28,11 +28,13 @@ from airflow_provider_wan.model_api.faults import (
     error_of_no_reply,
     error_of_reply,
     is_auth_error,
-    is_definite_refusal,
     retry_after_s,
 )
 
 HTML = b"<html><body>Bad gateway</body></html>"
+
+#: Of a submit: that nothing was bought, and the intent is withdrawn.
+REFUSED_FOR_CERTAIN = (WanRefusedError, WanTransientError)
 
 
 def own(code: int, text: str = "no") -> dict[str, Any]:
@@ -106,7 +108,7 @@ def test_a_submit_is_refused_only_where_that_is_certain(
 ) -> None:
     found = of_submit(status, body)
     assert type(found) is error
-    assert is_definite_refusal(found) is (error is not WanUnknownSubmissionError)
+    assert isinstance(found, REFUSED_FOR_CERTAIN) is (error is not WanUnknownSubmissionError)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +260,7 @@ def test_no_answer_makes_a_submit_refused_unless_it_is_definite(status: int, bod
     assert not isinstance(error, WanNotFoundError)
     if status == 429:
         assert isinstance(error, WanTransientError)
-    elif is_definite_refusal(error):
+    elif isinstance(error, REFUSED_FOR_CERTAIN):
         found = json.loads(body)
         assert isinstance(found, dict)
         assert 200 <= status < 300 or (400 <= status < 500 and status != 408)
