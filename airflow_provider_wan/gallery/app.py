@@ -6,8 +6,10 @@ Every one demands what reading the Dag's XComs demands, and gives only what thos
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -18,7 +20,8 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, StreamingResponse
 
 from airflow_provider_wan.exceptions import WanError
-from airflow_provider_wan.gallery.cards import MANIFEST, Look, Place, film_at, image_at, manifest_of
+from airflow_provider_wan.gallery.batch_cards import FILE_KEYS, MANIFEST, file_of, with_record
+from airflow_provider_wan.gallery.cards import Card, Look, Place, film_at, image_at
 from airflow_provider_wan.gallery.html import escaped
 from airflow_provider_wan.gallery.live import Questions
 from airflow_provider_wan.gallery.media import Media, Video, media_of
@@ -26,17 +29,20 @@ from airflow_provider_wan.gallery.page import Asked, chosen, render_page, versio
 from airflow_provider_wan.gallery.run_data import RunData
 from airflow_provider_wan.gallery.thumbnails import ThumbnailCache, read_image
 
+log = logging.getLogger(__name__)
+
 _PRIVATE = {
     "Cache-Control": "private, no-store",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+_RECORDS_AT_ONCE = 8
 _MEDIA_SOURCES = "'self' https://storage.googleapis.com https://*.storage.googleapis.com"
 
 _may_read_xcoms = Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM))
 
 RunId = Annotated[str, Query(min_length=1, max_length=250)]
-State = Annotated[Literal["all", "landed", "open", "failed", "refused"], Query()]
+State = Annotated[Literal["all", "landed", "open", "todo", "left", "failed", "refused"], Query()]
 PageNumber = Annotated[int, Query(ge=1, le=100_000)]
 TaskId = Annotated[str, Query(min_length=1, max_length=250)]
 MapIndex = Annotated[int, Query(ge=-1)]
@@ -81,14 +87,18 @@ def show_videos(
     if not run.exists():
         raise HTTPException(404, "There is no such Dag run.")
     asked = Asked(run_id, state, page)
-    cards = run.cards(_read_manifest)
+    cards, notes = run.look(_read_lines)
     shown, pages = chosen(cards, asked)
+    shown = run.completed(shown)
+    fields = run.rendered_of(card for card in shown if card.record)
+    session.close()  # reading a bucket takes a while, and connections to the database are few
+    shown = _with_records(shown, fields)
     nonce = secrets.token_urlsafe(16)
     policy = (
         f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; img-src 'self'; "
         f"media-src {_MEDIA_SOURCES}; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
     )
-    html = render_page(cards, run.completed(shown), asked=asked, pages=pages, nonce=nonce)
+    html = render_page(cards, shown, asked=asked, pages=pages, nonce=nonce, notes=notes)
     return HTMLResponse(html, headers={**_PRIVATE, "Content-Security-Policy": policy})
 
 
@@ -98,16 +108,17 @@ def tell_progress(
 ) -> JSONResponse:
     """Tell what has become of those that a page shows as in progress."""
     run, asked = RunData(session, dag_id, run_id), Asked(run_id, state, page)
-    cards = run.cards(_read_manifest)
+    cards, notes = run.look(_read_lines)
     shown, _ = chosen(cards, asked)
     waiting = [card for card in shown if card.look is Look.OPEN and card.request_id]
-    wanted = []
-    for card in waiting:
-        fields = run.rendered(card.place.task_id, card.place.map_index)
-        wanted.append((str(card.request_id), str(fields.get("wan_conn_id") or "wan_default")))
-    version = version_of(cards)
+    fields = run.rendered_of(waiting)
+    wanted = [
+        (str(card.request_id), str(fields[card.place.task].get("wan_conn_id") or "wan_default"))
+        for card in waiting
+    ]
     session.close()  # a look at RunComfy takes seconds, and connections to the database are few
-    return JSONResponse({"version": version, "words": _questions.words(wanted)}, headers=_PRIVATE)
+    news = {"version": version_of(cards), "figures": notes.figures, "words": _questions.words(wanted)}
+    return JSONResponse(news, headers=_PRIVATE)
 
 
 @app.get("/dags/{dag_id}/video")
@@ -169,7 +180,7 @@ def show_image(
     value = _xcom(run, where)
     session.close()
     if key == MANIFEST:
-        value = _read_manifest(str(value), fields)
+        value = _read_lines(str(value), fields)
     uri = image_at(value, place) if key else str(fields.get("img_url") or "")
     jpeg = _thumbnails.get(uri, lambda: _read_image(uri, fields)) if uri else None
     if jpeg is None:
@@ -179,16 +190,17 @@ def show_image(
 
 
 def _xcom(run: RunData, where: Place) -> Any:
-    """Give the value behind a place: of a manifest, its address."""
+    """Give the value behind a place: of a batch, the address of its file."""
     if where.key != MANIFEST:
         return run.xcom(where)
-    return manifest_of("summary", run.xcom(replace(where, key="summary")))
+    named = (file_of(key, run.xcom(replace(where, key=key))) for key in reversed(FILE_KEYS))
+    return next(filter(None, named), None)
 
 
 def _video(media: Media, where: Place, value: Any) -> Video | None:
     """Find the video that stands at a place."""
     if where.key == MANIFEST:
-        lines = media.manifest(value) if value else []
+        lines = media.lines(value) if value else []
         line = lines[where.place] if where.place < len(lines) else {}
         known = line.get("uri") and line.get("request_id")
         return media.landed_as(line["uri"], line["request_id"]) if known else None
@@ -196,8 +208,31 @@ def _video(media: Media, where: Place, value: Any) -> Video | None:
     return Video.of(plain) if plain else None
 
 
-def _read_manifest(uri: str, fields: Mapping[str, Any]) -> list[Any]:
-    return _media(fields).manifest(uri)
+def _read_lines(uri: str, fields: Mapping[str, Any]) -> list[Any]:
+    try:
+        return _media(fields).lines(uri)
+    except Exception as error:  # no such connection here: the page says that nothing could be read
+        log.warning("The file of a batch can't be read: %s", type(error).__name__)
+        return []
+
+
+def _with_records(cards: list[Card], fields: Mapping[tuple[str, int], Mapping[str, Any]]) -> list[Card]:
+    """Read what the journal knows of the cards of batches on a page.
+
+    :param fields: the rendered fields of their tasks.
+    """
+
+    def read(card: Card) -> Card:
+        if not card.record or not card.request_id:
+            return card
+        try:
+            return with_record(card, _media(fields[card.place.task]).record(card.record))
+        except Exception as error:  # the page shows what it has
+            log.warning("A record can't be read: %s", type(error).__name__)
+            return card
+
+    with ThreadPoolExecutor(_RECORDS_AT_ONCE, "wan-gallery") as pool:
+        return list(pool.map(read, cards))
 
 
 def _read_image(uri: str, fields: Any) -> bytes:

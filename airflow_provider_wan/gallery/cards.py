@@ -7,7 +7,7 @@ functions that use the hooks are shown too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -23,6 +23,10 @@ class Look(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     REFUSED = "refused"
+    #: Of a batch that is under way: nothing was bought for it yet.
+    WAITING = "to do"
+    #: Of a batch that is over: a limit, a deadline or an empty wallet came first.
+    LEFT = "left undone"
 
 
 #: What can be chosen to be shown: the name in the address, and which looks it stands for.
@@ -30,14 +34,16 @@ FILTERS: Mapping[str, frozenset[Look]] = {
     "all": frozenset(Look),
     "landed": frozenset({Look.LANDED}),
     "open": frozenset({Look.OPEN, Look.SUCCEEDED}),
+    "todo": frozenset({Look.WAITING}),
+    "left": frozenset({Look.LEFT}),
     "failed": frozenset({Look.FAILED, Look.CANCELLED}),
     "refused": frozenset({Look.REFUSED}),
 }
+#: A page with one of these is read again when something has changed.
+LIVE = FILTERS["open"] | FILTERS["todo"]
 
 #: XCom keys that cards are made from.
-KEYS = ("return_value", "request", "failed", "refused", "summary")
-#: In a :class:`Place`, of a line in the manifest that a batch's summary names.
-MANIFEST = "manifest"
+KEYS = ("return_value", "request", "failed", "refused", "progress", "summary")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,11 @@ class Place:
     map_index: int = -1
     key: str = "return_value"
     place: int = 0
+
+    @property
+    def task(self) -> tuple[str, int]:
+        """The task instance."""
+        return self.task_id, self.map_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +103,7 @@ class Card:
     :param place: of the XCom that says what was wanted.
     :param image: address of the source image, without signature.
     :param thumbnail: address of a small picture of it, in a page that is a file.
+    :param record: address of the journal's record, where that is yet to be read.
     """
 
     look: Look
@@ -108,6 +120,7 @@ class Card:
     error: str | None = None
     films: tuple[Film, ...] = ()
     thumbnail: str = ""
+    record: str | None = None
 
     @property
     def prompt(self) -> str:
@@ -133,11 +146,28 @@ class Card:
         return None
 
 
-def cards_of(entries: Iterable[Entry], submitters: Iterable[Submitter]) -> list[Card]:
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What is said above the cards of a run.
+
+    :param figures: how far its batches are, a line each.
+    :param troubles: why batches ended as they did.
+    """
+
+    figures: str = ""
+    troubles: tuple[str, ...] = ()
+
+
+def cards_of(
+    entries: Iterable[Entry],
+    submitters: Iterable[Submitter],
+    batches: Collection[tuple[str, int]] = (),
+) -> list[Card]:
     """Make the cards of a run, in the order of its tasks and map indexes.
 
     :param entries: its XComs under :data:`KEYS`.
     :param submitters: the task instances that submit; one that has left no XCom yet gets a card of its own.
+    :param batches: task instances whose videos are told elsewhere: how such a task failed is no card.
     """
     entries = sorted(entries, key=lambda entry: (entry.task_id, entry.map_index, entry.key != "return_value"))
     about: dict[str, Card] = {}
@@ -149,7 +179,7 @@ def cards_of(entries: Iterable[Entry], submitters: Iterable[Submitter]) -> list[
         if entry.key == "return_value":
             _take_videos(about, entry)
     for entry in entries:
-        if entry.key == "failed":
+        if entry.key == "failed" and (entry.task_id, entry.map_index) not in batches:
             _take_failure(about, others, entry)
         elif entry.key == "refused":
             others += _refused(entry)
@@ -180,46 +210,6 @@ def film_at(value: Any, place: int) -> Mapping[str, Any] | None:
         found: Mapping[str, Any] = value[place]
         return found
     return None
-
-
-_LOOK_OF_OUTCOME = {
-    "landed": Look.LANDED,
-    "reused": Look.LANDED,
-    "cancelled": Look.CANCELLED,
-    "refused": Look.REFUSED,
-    "left": Look.OPEN,
-}
-
-
-def manifest_of(key: str, value: Any) -> str | None:
-    """Give the address of the manifest that an XCom names, if it is the summary of a batch."""
-    uri = value.get("manifest") if key == "summary" and isinstance(value, Mapping) else None
-    return uri if isinstance(uri, str) and uri.startswith("gs://") else None
-
-
-def cards_of_manifest(task_id: str, map_index: int, lines: Iterable[Any]) -> list[Card]:
-    """Make the cards of a batch.
-
-    :param lines: of its manifest, as JSON values.
-    """
-    cards = []
-    for number, line in enumerate(lines):
-        if not isinstance(line, Mapping):
-            continue
-        place = Place(task_id, map_index, MANIFEST, number)
-        uri = line.get("uri")
-        cards.append(
-            Card(
-                _LOOK_OF_OUTCOME.get(str(line.get("outcome")), Look.FAILED),
-                place,
-                request_id=line.get("request_id"),
-                image=line.get("image"),
-                cost_usd=line.get("cost_usd"),
-                error=line.get("error"),
-                films=(Film(str(uri), place=place),) if uri else (),
-            )
-        )
-    return cards
 
 
 def _is_request(value: Any) -> bool:

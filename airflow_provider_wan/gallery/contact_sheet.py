@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from airflow_provider_wan.gallery.batch_cards import Sheet, cards_of_lines
 from airflow_provider_wan.gallery.cards import Card, Film, Look, Place
 from airflow_provider_wan.gallery.html import escaped, render_card, summary
 from airflow_provider_wan.gallery.style import CSS
@@ -69,13 +70,13 @@ def card_of_record(record: Mapping[str, Any], *, beside: str) -> Card:
     )
 
 
-def refused_card(image: str, rule: str) -> Card:
-    """Make the card of an image that was refused.
+def cards_without_video(lines: Iterable[Any]) -> list[Card]:
+    """Make the cards of those images of a batch that have no video.
 
-    :param image: its address or name.
-    :param rule: what was wrong with it.
+    :param lines: of its manifest, as JSON values.
     """
-    return Card(Look.REFUSED, Place("", -1), image=image, inputs={"prompt": ""}, error=f"{image}: {rule}")
+    cards = cards_of_lines(Sheet("", -1, None, None), lines)
+    return [replace(card, films=()) for card in cards if card.look is not Look.LANDED]
 
 
 def with_thumbnail(card: Card, jpeg: bytes | None) -> Card:

@@ -16,6 +16,8 @@ _CLASS_OF = {
     Look.FAILED: "bad",
     Look.CANCELLED: "bad",
     Look.REFUSED: "bad",
+    Look.WAITING: "dim",
+    Look.LEFT: "open",
 }
 
 Address = Callable[[Any], str]
@@ -65,6 +67,8 @@ def _why_none(card: Card) -> str:
         Look.CANCELLED: "cancelled, not charged",
         Look.OPEN: "not there yet",
         Look.SUCCEEDED: "not landed yet",
+        Look.WAITING: "nothing bought yet",
+        Look.LEFT: "a rerun goes on with it",
     }.get(card.look, "no video")
 
 

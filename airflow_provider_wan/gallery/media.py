@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -31,7 +34,8 @@ SIGNED_FOR = timedelta(minutes=15)
 _ONE_RANGE = re.compile(r"bytes=(\d+-\d*|-\d+)")
 _PASSED_ON = ("Content-Length", "Content-Range")
 _PIECE_BYTES = 256 * 1024
-_MANIFEST_KEPT_S = 20.0
+#: For how long what was read of a batch stands: pages that show one are read again and again.
+_KEPT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +91,16 @@ class Media:
             return None
         return Video(uri, request_id, int(blob.generation), blob.crc32c)
 
-    def manifest(self, uri: str) -> list[Any]:
-        """Read the lines of a batch's manifest; an empty list where it can't be read."""
-        return list(_lines_of(self._client, uri, int(time.monotonic() // _MANIFEST_KEPT_S)))
+    def lines(self, uri: str) -> list[Any]:
+        """Read the lines of a batch's file; an empty list where it can't be read."""
+        lines: list[Any] = _lines.get((self._client, uri), lambda: _lines_of(self._client, uri))
+        return lines
+
+    def record(self, uri: str) -> Mapping[str, Any] | None:
+        """Read a record of a journal; None where there is none that can be read."""
+        key = (self._client, uri)
+        record: Mapping[str, Any] | None = _records.get(key, lambda: _record_of(self._client, uri))
+        return record
 
     def is_what_landed(self, video: Video) -> bool:
         """Tell whether the object is what the provider landed for that request.
@@ -143,23 +154,55 @@ class Media:
         return f"{endpoint}{path}?alt=media&generation={video.generation}"
 
 
-@lru_cache(maxsize=8)
-def _lines_of(client: storage.Client, uri: str, now: int) -> tuple[Any, ...]:
-    """Read a manifest, once in a while.
+class _Kept:
+    """What was read a moment ago: whoever looks at a page reads the same again and again.
 
-    :param now: which while it is.
+    :param most: how much is kept.
     """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Hashable, tuple[float, Any]] = OrderedDict()
+
+    def get(self, key: Hashable, read: Callable[[], Any]) -> Any:
+        with self._lock:
+            at, value = self._kept.get(key, (-math.inf, None))
+        if time.monotonic() - at < _KEPT_S:
+            return value
+        value = read()
+        with self._lock:
+            self._kept[key] = (time.monotonic(), value)
+            self._kept.move_to_end(key)
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        return value
+
+
+_lines, _records = _Kept(64), _Kept(1024)
+
+
+def _lines_of(client: storage.Client, uri: str) -> list[Any]:
     try:
-        bucket, name = split_gs_uri(uri, name="manifest", needs_object=True)
-        with storage_errors(f"Reading {uri}"):
-            body = (
-                client.bucket(bucket)
-                .blob(name)
-                .download_as_bytes(timeout=TIMEOUT_S, retry=retry_policy(10.0))
-            )
-        return tuple(json.loads(line) for line in body.splitlines())
+        return [json.loads(line) for line in _read(client, uri).splitlines()]
     except (WanError, ValueError):
-        return ()
+        return []
+
+
+def _record_of(client: storage.Client, uri: str) -> Mapping[str, Any] | None:
+    try:
+        record = json.loads(_read(client, uri))
+    except (WanError, ValueError):
+        return None
+    return record if isinstance(record, Mapping) else None
+
+
+def _read(client: storage.Client, uri: str) -> bytes:
+    bucket, name = split_gs_uri(uri, name="address", needs_object=True)
+    with storage_errors(f"Reading {uri}"):
+        blob = client.bucket(bucket).blob(name)
+        body: bytes = blob.download_as_bytes(timeout=TIMEOUT_S, retry=retry_policy(5.0))
+    return body
 
 
 @lru_cache(maxsize=8)

@@ -6,12 +6,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from urllib.parse import urlencode
 
-from airflow_provider_wan.gallery.cards import FILTERS, Card, Film, Place
+from airflow_provider_wan.gallery.cards import FILTERS, LIVE, Card, Film, Notes, Place
 from airflow_provider_wan.gallery.html import escaped, render_card, summary
 from airflow_provider_wan.gallery.style import CSS, SCRIPT
 
 PAGE_SIZE = 24
-_LABELS = {"open": "in progress"}
+_LABELS = {"open": "in progress", "todo": "to do", "left": "left undone"}
+#: Filters that stand there only where they show something: most runs have none of it.
+_RARE = frozenset({"todo", "left"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +47,21 @@ def version_of(cards: list[Card]) -> str:
     return "-".join(map(str, [*counts, known]))
 
 
-def render_page(cards: list[Card], shown: list[Card], *, asked: Asked, pages: int, nonce: str) -> str:
+def render_page(
+    cards: list[Card],
+    shown: list[Card],
+    *,
+    asked: Asked,
+    pages: int,
+    nonce: str,
+    notes: Notes | None = None,
+) -> str:
     """Render the page.
 
     :param cards: of the whole run.
     :param shown: of this page, in full.
     :param nonce: allows the page's own style and script, and no other.
+    :param notes: what is said above the cards.
     """
     body = "".join(
         render_card(
@@ -60,7 +71,9 @@ def render_page(cards: list[Card], shown: list[Card], *, asked: Asked, pages: in
         )
         for card in shown
     )
-    is_live = any(card.look in FILTERS["open"] for card in cards)
+    is_live = any(card.look in LIVE for card in cards)
+    notes = notes or Notes()
+    troubles = "".join(f'<p class="error">{escaped(one)}</p>' for one in notes.troubles)
     live = "live" + asked.query(number=asked.number) if is_live else ""
     return (
         "<!doctype html>"
@@ -69,6 +82,7 @@ def render_page(cards: list[Card], shown: list[Card], *, asked: Asked, pages: in
         f'<style nonce="{nonce}">{CSS}</style><script nonce="{nonce}">{SCRIPT}</script></head>'
         f'<body data-live="{escaped(live)}" data-version="{escaped(version_of(cards))}">'
         f'<h1>Videos</h1><p class="sum">{escaped(summary(cards))}</p>'
+        f'<p class="figures">{escaped(notes.figures)}</p>{troubles}'
         f"{_navigation(cards, asked, pages)}"
         f'<ul class="cards">{body}</ul>{"" if shown else _nothing(asked)}</body></html>'
     )
@@ -77,7 +91,10 @@ def render_page(cards: list[Card], shown: list[Card], *, asked: Asked, pages: in
 def _navigation(cards: list[Card], asked: Asked, pages: int) -> str:
     items = []
     for name, looks in FILTERS.items():
-        label = f"{_LABELS.get(name, name)} ({sum(1 for card in cards if card.look in looks)})"
+        count = sum(1 for card in cards if card.look in looks)
+        if name in _RARE and not count and name != asked.state:
+            continue
+        label = f"{_LABELS.get(name, name)} ({count})"
         items.append(_choice(label, asked.query(state=name), here=name == asked.state))
     number = min(asked.number, pages)
     if pages > 1:

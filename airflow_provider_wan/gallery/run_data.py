@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,24 +15,18 @@ from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from sqlalchemy import select, tuple_
 
-from airflow_provider_wan.gallery.cards import (
-    KEYS,
-    Card,
-    Entry,
-    Place,
-    Submitter,
-    cards_of,
-    cards_of_manifest,
-    manifest_of,
-)
+from airflow_provider_wan.gallery.batch_cards import MANIFEST, Sheet, cards_of_lines, notes_of, sheets_of
+from airflow_provider_wan.gallery.cards import KEYS, Card, Entry, Notes, Place, Submitter, cards_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-ReadManifest = Callable[[str, Mapping[str, Any]], Sequence[Any]]
+ReadLines = Callable[[str, Mapping[str, Any]], Sequence[Any]]
 
 #: Classes of tasks that submit; those that have left no XCom yet are shown too.
-_SUBMITTERS = ("WanSubmitOperator", "WanDecoratedOperator")
+_SUBMITTERS = ("WanSubmitOperator", "WanDecoratedOperator", "WanBatchOperator")
+#: A run may be many batches, and a page waits for the files of all of them.
+_FILES_AT_ONCE = 8
 #: A larger XCom is not one of ours, and parsing it would hold up the page.
 _LONGEST_XCOM = 1_000_000
 #: Template fields of the model's inputs, as a task shows them before it has returned anything.
@@ -63,11 +58,13 @@ class RunData:
         query = select(DagRun.id).where(DagRun.dag_id == self._dag_id, DagRun.run_id == self._run_id)
         return self._session.scalar(query) is not None
 
-    def cards(self, read_manifest: ReadManifest) -> list[Card]:
-        """Give a card for every wanted video of the run.
+    def look(self, read_lines: ReadLines) -> tuple[list[Card], Notes]:
+        """Give a card for every wanted video of the run, and what is to be said besides.
 
-        :param read_manifest: gives the lines of a batch's manifest; called with its address and the rendered fields
-            of the batch.
+        The connection to the database is given back before anything is read from a bucket.
+
+        :param read_lines: gives the lines of a batch's file; called from threads with its address and the rendered
+            fields of the batch.
         """
         query = select(XComModel.task_id, XComModel.map_index, XComModel.key, XComModel.value).where(
             XComModel.dag_id == self._dag_id, XComModel.run_id == self._run_id, XComModel.key.in_(KEYS)
@@ -76,12 +73,24 @@ class RunData:
             Entry(task_id, map_index, key, _plain(value))
             for task_id, map_index, key, value in self._session.execute(query)
         ]
-        cards = cards_of(entries, self._submitters())
-        for entry in entries:
-            if uri := manifest_of(entry.key, entry.value):
-                lines = read_manifest(uri, self.rendered(entry.task_id, entry.map_index))
-                cards += cards_of_manifest(entry.task_id, entry.map_index, lines)
-        return cards
+        sheets = sheets_of(entries)
+        places = {sheet.task for sheet in sheets}
+        cards = cards_of(entries, self._submitters(), places)
+        fields = self._rendered(places)
+        self._session.close()
+
+        def read(sheet: Sheet) -> list[Card]:
+            if sheet.uri is None:
+                return []
+            return cards_of_lines(sheet, read_lines(sheet.uri, fields.get(sheet.task, {})))
+
+        unread = []
+        with ThreadPoolExecutor(_FILES_AT_ONCE, "wan-gallery") as pool:
+            for sheet, of_batch in zip(sheets, pool.map(read, sheets), strict=True):
+                cards += of_batch
+                if sheet.uri and not of_batch:
+                    unread.append(sheet)
+        return cards, notes_of(sheets, entries, unread)
 
     def xcom(self, place: Place) -> Any:
         """Give the value of one XCom; None where there is none."""
@@ -98,14 +107,17 @@ class RunData:
         """Give the template fields of a task instance as they were rendered, secrets masked."""
         return self._rendered({(task_id, map_index)}).get((task_id, map_index), {})
 
+    def rendered_of(self, cards: Iterable[Card]) -> dict[tuple[str, int], Mapping[str, Any]]:
+        """Give the same for the task instances of cards."""
+        wanted = {card.place.task for card in cards}
+        return {one: {} for one in wanted} | self._rendered(wanted)
+
     def completed(self, cards: Iterable[Card]) -> list[Card]:
         """Add the inputs to cards whose task has not returned them, from its rendered fields."""
         cards = list(cards)
-        missing = {(card.place.task_id, card.place.map_index) for card in cards if not card.inputs}
-        rendered = self._rendered(missing)
-        return [
-            _with_fields(card, rendered.get((card.place.task_id, card.place.map_index))) for card in cards
-        ]
+        # Not of a batch: what its rows say overrides what its fields say.
+        rendered = self.rendered_of(card for card in cards if not card.inputs and card.place.key != MANIFEST)
+        return [_with_fields(card, rendered.get(card.place.task)) for card in cards]
 
     def _submitters(self) -> list[Submitter]:
         query = select(TaskInstance.task_id, TaskInstance.map_index, TaskInstance.state).where(

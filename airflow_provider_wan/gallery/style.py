@@ -15,7 +15,8 @@ CSS = """
 body { margin: 0; padding: 16px; background: var(--bg); color: var(--text);
   font: 14px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
 h1 { font-size: 18px; margin: 0 0 4px; } a { color: var(--link); }
-.sum { color: var(--dim); margin: 0 0 12px; }
+.sum { color: var(--dim); margin: 0 0 12px; } .dim { color: var(--dim); }
+.figures { margin: -6px 0 12px; white-space: pre-line; } .figures:empty { display: none; }
 nav { display: flex; flex-wrap: wrap; gap: 6px; margin: 0 0 14px; align-items: center; }
 nav a, nav span.here { padding: 4px 10px; border: 1px solid var(--line); border-radius: 999px; text-decoration: none; }
 nav span.here { background: var(--chosen); font-weight: 600; }
@@ -76,6 +77,7 @@ SCRIPT = """
             const word = news.words[cell.dataset.request];
             if (word) cell.textContent = word;
           }
+          if (news.figures) document.querySelector(".figures").textContent = news.figures;
           if (news.version !== document.body.dataset.version && !playing()) { location.reload(); return; }
         } else if (answer.status === 401 || answer.status === 403) return;
       } catch (e) { /* the next look may work */ }

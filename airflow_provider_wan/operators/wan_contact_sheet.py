@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
@@ -29,11 +29,16 @@ class WanContactSheetOperator(BaseOperator):
     So it works in a bucket viewer, on a static web site and in a downloaded folder. It is made from the records that
     :class:`WanToGCSOperator` leaves beside the videos, of this run and of earlier ones under the same prefix.
 
+    Images of a batch that have no video are shown with the reason, where its ``manifest`` is given.
+
     Returns ``{"uri", "videos"}``.
 
     :param bucket_name: the bucket, without ``gs://``. (templated)
     :param prefix: the folder of the videos; all that lies under it is shown. Default: the whole bucket. (templated)
     :param object_name: name of the page within the prefix, default ``index.html``. (templated)
+    :param manifest: of batches whose images without a video are shown too: what a ``WanBatchOperator`` returned, the
+        address of its manifest, or a list of either; ``manifest=batch.output`` works, mapped or not. A batch that
+        failed has returned nothing, and left the same as XCom ``summary``. (templated)
     :param title: heading of the page; default: bucket and prefix. (templated)
     :param thumbnails: whether to put small pictures of the source images into the page, about 10 kB each; default
         True. One that can't be read any more is left out.
@@ -49,6 +54,7 @@ class WanContactSheetOperator(BaseOperator):
         "bucket_name",
         "prefix",
         "object_name",
+        "manifest",
         "title",
         "wan_conn_id",
         "gcp_conn_id",
@@ -63,6 +69,7 @@ class WanContactSheetOperator(BaseOperator):
         bucket_name: str,
         prefix: str = "",
         object_name: str = "index.html",
+        manifest: Any = None,
         title: str | None = None,
         thumbnails: bool = True,
         max_videos: int = 1000,
@@ -75,6 +82,7 @@ class WanContactSheetOperator(BaseOperator):
         self.bucket_name = bucket_name
         self.prefix = prefix
         self.object_name = object_name
+        self.manifest = manifest
         self.title = title
         self.thumbnails = thumbnails
         self.max_videos = max_videos
@@ -101,6 +109,8 @@ class WanContactSheetOperator(BaseOperator):
             name = check_object_name(posixpath.join(prefix, self.object_name))
             client = storage_client(self.gcp_conn_id, self.impersonation_chain)
             cards = list(self._cards(client, bucket, prefix, name))
+            videos = len(cards)
+            cards += self._cards_without_video(client)
             page = render_contact_sheet(cards, title=self.title or posixpath.join(bucket, prefix))
             blob = client.bucket(bucket).blob(name)
             blob.cache_control = "no-cache"
@@ -112,8 +122,8 @@ class WanContactSheetOperator(BaseOperator):
                     retry=retry_policy(),
                 )
         self.seen = Seen(landed=(bucket, name))
-        self.log.info("Wrote gs://%s/%s with %d videos.", bucket, name, len(cards))
-        return {"uri": f"gs://{bucket}/{name}", "videos": len(cards)}
+        self.log.info("Wrote gs://%s/%s with %d videos.", bucket, name, videos)
+        return {"uri": f"gs://{bucket}/{name}", "videos": videos}
 
     def _cards(self, client: storage.Client, bucket: str, prefix: str, page: str) -> Iterator[Card]:
         from concurrent.futures import ThreadPoolExecutor
@@ -130,13 +140,15 @@ class WanContactSheetOperator(BaseOperator):
     def _card(
         self, client: storage.Client, bucket: str, name: str, *, page: str, allow_private: bool
     ) -> Card | None:
-        from airflow_provider_wan.gallery.contact_sheet import card_of_record, with_thumbnail
-        from airflow_provider_wan.gallery.thumbnails import read_image, thumbnail_of
+        from airflow_provider_wan.gallery.contact_sheet import card_of_record
 
         record = self._read(client, bucket, name)
-        if record is None:
-            return None
-        card = card_of_record(record, beside=page)
+        return None if record is None else self._pictured(card_of_record(record, beside=page), allow_private)
+
+    def _pictured(self, card: Card, allow_private: bool) -> Card:
+        from airflow_provider_wan.gallery.contact_sheet import with_thumbnail
+        from airflow_provider_wan.gallery.thumbnails import read_image, thumbnail_of
+
         if not self.thumbnails or not card.image:
             return card
         try:
@@ -145,6 +157,22 @@ class WanContactSheetOperator(BaseOperator):
         except WanError as error:  # an image that is gone is no reason to show no video
             self.log.info("No picture of %s: %s", card.image, error)
             return card
+
+    def _cards_without_video(self, client: storage.Client) -> list[Card]:
+        from concurrent.futures import ThreadPoolExecutor
+
+        from airflow_provider_wan.gallery.contact_sheet import cards_without_video
+        from airflow_provider_wan.hooks.gcs import split_gs_uri
+
+        cards: list[Card] = []
+        for uri in _addresses(self.manifest):
+            bucket, name = split_gs_uri(uri, name="manifest", needs_object=True)
+            cards += cards_without_video(self._read_lines(client, bucket, name))
+        if len(cards) > self.max_videos:
+            self.log.warning("%d images have no video; %d are shown.", len(cards), self.max_videos)
+        allow_private = self.thumbnails and self._allows_private_images()
+        with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+            return list(pool.map(lambda card: self._pictured(card, allow_private), cards[: self.max_videos]))
 
     def _allows_private_images(self) -> bool:
         from airflow.providers.common.compat.sdk import AirflowNotFoundException
@@ -175,6 +203,14 @@ class WanContactSheetOperator(BaseOperator):
         return [blob.name for blob in found[: self.max_videos]]
 
     def _read(self, client: storage.Client, bucket: str, name: str) -> dict[str, Any] | None:
+        lines = self._read_lines(client, bucket, name)
+        if len(lines) != 1 or not isinstance(lines[0], dict):
+            self.log.warning("gs://%s/%s is not a record; it is left out.", bucket, name)
+            return None
+        return lines[0]
+
+    def _read_lines(self, client: storage.Client, bucket: str, name: str) -> list[Any]:
+        """Read a file with a JSON value on each line; of one that is no such file, nothing."""
         import json
 
         from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
@@ -182,10 +218,17 @@ class WanContactSheetOperator(BaseOperator):
         with storage_errors(f"Reading gs://{bucket}/{name}"):
             body = client.bucket(bucket).blob(name).download_as_bytes(timeout=TIMEOUT_S, retry=retry_policy())
         try:
-            record = json.loads(body)
+            return [json.loads(line) for line in body.splitlines()]
         except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            self.log.warning("gs://%s/%s is not a record; it is left out.", bucket, name)
-            return None
-        return record
+            return []
+
+
+def _addresses(given: Any) -> list[str]:
+    """Give the addresses of manifests, however they were given."""
+    if given is None or (isinstance(given, str) and given.strip() in ("", "None")):
+        return []
+    if isinstance(given, str):
+        return [given.strip()]
+    if isinstance(given, Mapping):
+        return [str(given["manifest"])] if given.get("manifest") else []
+    return [address for one in given for address in _addresses(one)]

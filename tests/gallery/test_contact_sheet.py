@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from test_gallery_page import HOSTILE, Tags
 
 from airflow_provider_wan.gallery.cards import cards_of
 from airflow_provider_wan.gallery.contact_sheet import (
-    refused_card,
+    cards_without_video,
     relative_address,
     render_contact_sheet,
     write_contact_sheet,
@@ -95,6 +96,39 @@ def test_a_prefix_without_videos_gives_an_empty_page(bucket: Bucket) -> None:
     assert made["videos"] == 0
 
 
+def test_images_of_a_batch_without_a_video_are_shown_with_the_reason(bucket: Bucket, image: str) -> None:
+    land("a wave", "2026/a.mp4", image)
+    lines = [
+        {"image": image, "outcome": "landed", "uri": "gs://videos/2026/a.mp4", "request_id": "1"},
+        {"image": image, "outcome": "refused", "error": "it is too small"},
+        {"image": image, "outcome": "failed", "error": HOSTILE, "request_id": "2"},
+        {"image": image, "outcome": "left", "error": "the limit came first"},
+    ]
+    body = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    bucket.put("_manifests/a.jsonl", body, "application/x-ndjson")
+    manifest = "gs://videos/_manifests/a.jsonl"
+
+    for given in (manifest, {"manifest": manifest}, [{"manifest": manifest}], f" {manifest} "):
+        made = WanContactSheetOperator(
+            task_id="sheet", bucket_name="videos", prefix="2026", manifest=given
+        ).execute(CONTEXT)
+
+        assert made["videos"] == 1
+        html = sheet(bucket, "2026/index.html")
+        assert len(html.all("li")) == 4
+        assert len(html.all("video")) == 1
+        assert len(html.all("img")) == 4
+        assert "it is too small" in html.text
+        assert HOSTILE in html.text
+        assert "1 landed, 1 failed, 1 refused, 1 left undone" in html.text
+
+
+def test_no_manifest_is_none(bucket: Bucket) -> None:
+    for given in (None, "", "None", {}, [], {"dry_run": True}):
+        made = WanContactSheetOperator(task_id="sheet", bucket_name="videos", manifest=given).execute(CONTEXT)
+        assert made["videos"] == 0
+
+
 @pytest.mark.parametrize(
     ("object_name", "page", "address"),
     [
@@ -110,7 +144,8 @@ def test_links_are_relative(object_name: str, page: str, address: str) -> None:
 
 
 def test_a_folder_gets_the_same_page(tmp_path: Path) -> None:
-    cards = [*cards_of([submitted(), landed()], []), refused_card("b.png", HOSTILE)]
+    refused = {"image": "b.png", "outcome": "refused", "error": HOSTILE}
+    cards = [*cards_of([submitted(), landed()], []), *cards_without_video([refused])]
     path = write_contact_sheet(tmp_path, cards, title="Demo")
     assert path == tmp_path / "index.html"
     assert path.read_text(encoding="utf-8") == render_contact_sheet(cards, title="Demo")

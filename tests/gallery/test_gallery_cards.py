@@ -6,15 +6,7 @@ from __future__ import annotations
 import pytest
 from gallery_entries import IMAGE, MODEL, failed, landed, refused, request_id, submitted, waited
 
-from airflow_provider_wan.gallery.cards import (
-    MANIFEST,
-    Entry,
-    Look,
-    Submitter,
-    cards_of,
-    cards_of_manifest,
-    manifest_of,
-)
+from airflow_provider_wan.gallery.cards import Entry, Look, Submitter, cards_of
 
 
 @pytest.mark.parametrize(
@@ -99,44 +91,3 @@ def test_xcoms_of_other_tasks_are_passed_over(value: object) -> None:
         # A mapping under the key of failures is one, whoever pushed it.
         cards_of([Entry("other", 0, "failed", value)], []),
     )
-
-
-@pytest.mark.parametrize(
-    ("outcome", "look"),
-    [
-        ("landed", Look.LANDED),
-        ("reused", Look.LANDED),
-        ("failed", Look.FAILED),
-        ("unknown", Look.FAILED),
-        ("not_landed", Look.FAILED),
-        ("cancelled", Look.CANCELLED),
-        ("refused", Look.REFUSED),
-        ("left", Look.OPEN),
-    ],
-)
-def test_a_batch_is_shown_by_its_manifest(outcome: str, look: Look) -> None:
-    line = {"image": IMAGE, "outcome": outcome, "request_id": request_id(), "uri": "gs://videos/a.mp4"}
-    (card,) = cards_of_manifest("batch", 3, [line])
-    assert (card.look, card.image, card.place.key, card.place.map_index) == (look, IMAGE, MANIFEST, 3)
-    assert card.films[0].uri == "gs://videos/a.mp4"
-
-
-def test_every_outcome_of_a_batch_has_a_look() -> None:
-    from airflow_provider_wan.generation.batch_outcomes import Outcome
-
-    for outcome in Outcome:
-        assert len(cards_of_manifest("batch", -1, [{"outcome": str(outcome)}])) == 1
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "uri"),
-    [
-        ("summary", {"manifest": "gs://videos/_manifests/a.jsonl"}, "gs://videos/_manifests/a.jsonl"),
-        ("return_value", {"manifest": "gs://videos/_manifests/a.jsonl"}, None),
-        ("summary", {"manifest": "/etc/passwd"}, None),
-        ("summary", {}, None),
-        ("summary", None, None),
-    ],
-)
-def test_a_manifest_is_read_only_where_a_batch_names_one(key: str, value: object, uri: str | None) -> None:
-    assert manifest_of(key, value) == uri

@@ -118,7 +118,15 @@ def test_a_batch_names_its_videos_by_address_and_request(media: Media, video: Vi
 def test_a_manifest_gives_its_lines_and_a_broken_one_none(media: Media, bucket: Bucket) -> None:
     bucket.put("_manifests/a.jsonl", b'{"outcome":"landed"}\n{"outcome":"left"}\n', "application/x-ndjson")
     bucket.put("_manifests/b.jsonl", b"not json", "application/x-ndjson")
-    assert media.manifest("gs://videos/_manifests/a.jsonl") == [{"outcome": "landed"}, {"outcome": "left"}]
-    assert media.manifest("gs://videos/_manifests/b.jsonl") == []
-    assert media.manifest("gs://videos/_manifests/none.jsonl") == []
-    assert media.manifest("no address") == []
+    assert media.lines("gs://videos/_manifests/a.jsonl") == [{"outcome": "landed"}, {"outcome": "left"}]
+    assert media.lines("gs://videos/_manifests/b.jsonl") == []
+    assert media.lines("gs://videos/_manifests/none.jsonl") == []
+    assert media.lines("no address") == []
+
+
+def test_a_record_is_read_where_there_is_one(media: Media, bucket: Bucket) -> None:
+    bucket.put("_journal/a.json", b'{"request_id":"request-1"}', "application/json")
+    bucket.put("_journal/b.json", b"[]", "application/json")
+    assert media.record("gs://videos/_journal/a.json") == {"request_id": "request-1"}
+    assert media.record("gs://videos/_journal/b.json") is None
+    assert media.record("gs://videos/_journal/none.json") is None
