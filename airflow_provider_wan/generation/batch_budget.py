@@ -17,33 +17,46 @@ class Limits:
 
     :param max_cost_usd: in USD; None: no limit.
     :param max_requests: how many requests; None: no limit.
+    :param index: of a mapped whole: which part this is, from 0; in Airflow the map index.
+    :param of: of how many parts; the two limits are for all of them together.
     """
 
     max_cost_usd: float | None = None
     max_requests: int | None = None
+    index: int = 0
+    of: int = 1
 
     def __post_init__(self) -> None:
         for name in ("max_cost_usd", "max_requests"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1e12:
                 raise WanInputError(f"{name}={value!r} must be 0 or more.")
-
-    def share(self, index: int, of: int) -> Limits:
-        """Give one of so many parts, such that all of them together make the whole exactly.
-
-        :param index: which part, from 0; in Airflow the map index.
-        """
-        if of < 1:
-            raise WanInputError(f"share_of={of} must be 1 or more: it is the number of mapped tasks.")
-        if not 0 <= index < of:
+        if self.of < 1:
+            raise WanInputError(f"share_of={self.of} must be 1 or more: it is the number of mapped tasks.")
+        if not 0 <= self.index < self.of:
             raise WanInputError(
-                f"share_of={of}, but this is mapped task {index} of more. Give the number of chunks as share_of."
+                f"share_of={self.of}, but this is mapped task {self.index} of more. Give the number of chunks as "
+                "share_of."
             )
-        micro = None if self.max_cost_usd is None else round(self.max_cost_usd * _MICRO)
-        return Limits(
-            None if micro is None else _part(micro, index, of) / _MICRO,
-            None if self.max_requests is None else _part(self.max_requests, index, of),
-        )
+
+    def part(self, price_usd: float | None) -> Limits:
+        """Give what is for this task instance alone, such that all parts together make the whole exactly.
+
+        Money is divided by requests that it can pay: a tenth of a dollar for each of a hundred tasks buys nothing.
+
+        :param price_usd: of one request, if it is known.
+        """
+        requests = None if self.max_requests is None else _part(self.max_requests, self.index, self.of)
+        if self.max_cost_usd is None:
+            return Limits(None, requests)
+        whole, price = round(self.max_cost_usd * _MICRO), round((price_usd or 0.0) * _MICRO)
+        if not price:
+            return Limits(_part(whole, self.index, self.of) / _MICRO, requests)
+        payable = whole // price if self.max_requests is None else min(whole // price, self.max_requests)
+        micro = _part(payable, self.index, self.of) * price
+        if self.index == self.of - 1:
+            micro += whole - payable * price
+        return Limits(micro / _MICRO, requests)
 
 
 def _part(whole: int, index: int, of: int) -> int:
@@ -67,8 +80,10 @@ class Budget:
                 "max_cost_usd can't be kept: what a request costs is not known, for the model's page states no "
                 "price. Nothing was bought. Give price_usd, or limit the number with max_requests."
             )
-        self._limit = None if limits.max_cost_usd is None else round(limits.max_cost_usd * _MICRO)
-        self._max_requests = limits.max_requests
+        mine = limits.part(price_usd)
+        self._limits = limits
+        self._limit = None if mine.max_cost_usd is None else round(mine.max_cost_usd * _MICRO)
+        self._max_requests = mine.max_requests
         self._price = 0 if price_usd is None else round(price_usd * _MICRO)
         self.price_usd = price_usd
         self._lock = threading.Lock()
@@ -141,13 +156,17 @@ class Budget:
 
     def _why_not(self) -> str | None:
         if self._max_requests is not None and self._count >= self._max_requests:
-            return f"max_requests={self._max_requests} is reached."
+            return f"max_requests={self._limits.max_requests}{self._share(self._max_requests)} is reached."
         if self._limit is not None and self._spent + self._price > self._limit:
             return (
-                f"max_cost_usd={self._limit / _MICRO:g} would be passed: {self._spent / _MICRO:.2f} USD are spent "
-                f"or promised, and the next request costs {self._price / _MICRO:g}."
+                f"max_cost_usd={self._limits.max_cost_usd:g}{self._share(self._limit / _MICRO)} would be passed: "
+                f"{self._spent / _MICRO:.2f} USD are spent or promised, and the next request costs "
+                f"{self._price / _MICRO:g}."
             )
         return None
+
+    def _share(self, mine: float) -> str:
+        return f" (of which {mine:g} is this mapped task's share)" if self._limits.of > 1 else ""
 
     @property
     def bought(self) -> int:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import posixpath
 import threading
 from collections.abc import Mapping, Sequence
@@ -381,7 +382,9 @@ class WanBatchOperator(BaseOperator):
 
         count, of = _number(self.max_requests, "max_requests"), _number(self.share_of, "share_of")
         limits = Limits(_number(self.max_cost_usd, "max_cost_usd"), None if count is None else int(count))
-        return limits if of is None else limits.share(max(0, context["ti"].map_index or 0), int(of))
+        if of is None:
+            return limits
+        return dataclasses.replace(limits, index=max(0, context["ti"].map_index or 0), of=int(of))
 
     def _journal_uri(self) -> str:
         given: str | None = given_or_none(self.journal)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -101,18 +102,35 @@ def test_what_others_bought_is_not_settled() -> None:
     assert budget.spent_usd == 0
 
 
+@pytest.mark.parametrize("price", [None, 0.0, 0.2, 0.3])
 @pytest.mark.parametrize("of", [1, 3, 7, 100])
-def test_shares_make_the_whole_exactly(of: int) -> None:
-    whole = Limits(max_cost_usd=10.0, max_requests=23)
-    shares = [whole.share(index, of) for index in range(of)]
+def test_shares_make_the_whole_exactly(of: int, price: float | None) -> None:
+    shares = [
+        Limits(max_cost_usd=10.0, max_requests=23, index=index, of=of).part(price) for index in range(of)
+    ]
     assert sum(share.max_requests or 0 for share in shares) == 23
     assert sum(round((share.max_cost_usd or 0) * 1e6) for share in shares) == 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("whole", "bought"),
+    [({"max_cost_usd": 2.1}, 10), ({"max_requests": 7}, 7), ({"max_cost_usd": 2.1, "max_requests": 4}, 4)],
+)
+def test_many_tasks_together_buy_what_the_whole_can_pay(whole: dict[str, Any], bought: int) -> None:
+    parts = [Budget(Limits(**whole, index=index, of=100), 0.2) for index in range(100)]
+    assert sum(buy(part, 5) for part in parts) == bought
+
+
+def test_a_share_that_is_used_up_names_the_whole() -> None:
+    budget = Budget(Limits(max_cost_usd=2.0, index=1, of=4), 0.5)
+    assert buy(budget, 5) == 1
+    assert "max_cost_usd=2 (of which 0.5 is this mapped task's share)" in str(budget.why_not())
 
 
 @pytest.mark.parametrize(("index", "of"), [(0, 0), (3, 3), (-1, 3), (0, -1)])
 def test_a_share_that_can_not_be_is_refused(index: int, of: int) -> None:
     with pytest.raises(WanInputError, match="share_of"):
-        Limits(max_requests=5).share(index, of)
+        Limits(max_requests=5, index=index, of=of)
 
 
 @pytest.mark.parametrize(
