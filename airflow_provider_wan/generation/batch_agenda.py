@@ -26,8 +26,6 @@ class Agenda:
         self._credit_at: float | None = None
         self._errors = 0
         self._pause_until = 0.0
-        #: Whether the last failed look was about the token, so that a rotated one is worth reading.
-        self.wants_fresh_connection = False
 
     def schedule(self, one: Watched, at: float) -> None:
         """Look at a request at this moment, and not at the one that was set before."""
@@ -69,12 +67,11 @@ class Agenda:
 
     def saw_answer(self) -> None:
         """Take in that the API answers."""
-        self._errors, self.wants_fresh_connection = 0, False
+        self._errors = 0
 
     def saw_outage(self, error: WanError, now: float) -> None:
         """Take in that a look failed, and pause if that is not one request's trouble."""
         self._errors += 1
-        self.wants_fresh_connection = not isinstance(error, WanTransientError)
         if isinstance(error, WanTransientError) and error.retry_after_s:
             self._pause_until = max(self._pause_until, now + error.retry_after_s)
         elif self._errors >= _OUTAGE_AFTER:

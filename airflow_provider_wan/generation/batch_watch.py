@@ -79,11 +79,6 @@ class QueueWatch:
         """How many are believed to wait in the queue."""
         return len(self._queue)
 
-    @property
-    def wants_fresh_connection(self) -> bool:
-        """Whether the last error was about the token, so that a rotated one is worth a look."""
-        return self._agenda.wants_fresh_connection
-
     def add(self, request_id: str, submitted_at: float, *, started_at: float | None = None) -> None:
         """Watch one more.
 
@@ -139,6 +134,11 @@ class QueueWatch:
             for one in self._all.values()
             if one.started_at is not None and one.request_id not in self.ready
         }
+
+    def started_at(self, request_id: str) -> float | None:
+        """Tell when one is believed to have started, also if it is over; None: not known."""
+        one = self._all.get(request_id)
+        return None if one is None or one.is_apart else one.started_at
 
     # -- what to look at -----------------------------------------------------------------------------------
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _LOOKS_AT_ONCE = 20
 _LONGEST_NAP_S = 30.0
+#: Between two lines in the log that tell how many wait.
+_TELL_EVERY_S = 300.0
 _ON_KILL_S = 300.0
 _CANCELS_AT_ONCE = 8
 #: Of one event: it is written to the log and the database. Whatever else is over is found again.
@@ -110,7 +112,9 @@ class WanBatchTrigger(BaseTrigger):
             watch = await self._new_watch(hook)
             outcome = await self._watch(hook, watch)
         ready = list(watch.ready)[:_MOST_READY]
-        started = dict(list(watch.started().items())[:_MOST_STARTED])
+        # Of what is over too: how long it queued and ran is told when it has landed.
+        over = {one: round(at) for one in ready if (at := watch.started_at(one)) is not None}
+        started = dict(list({**watch.started(), **over}.items())[:_MOST_STARTED])
         yield TriggerEvent(
             {
                 "outcome": outcome,
@@ -142,9 +146,13 @@ class WanBatchTrigger(BaseTrigger):
 
     async def _watch(self, hook: WanAsyncHook, watch: QueueWatch) -> str:
         looking: dict[asyncio.Task[None], str] = {}
+        tell_at = time.time() + _TELL_EVERY_S
         try:
             while True:
                 now = time.time()
+                if now >= tell_at:
+                    tell_at = now + _TELL_EVERY_S
+                    self._tell(watch)
                 outcome = self._outcome(watch, now)
                 if outcome is not None:
                     return outcome
@@ -163,6 +171,11 @@ class WanBatchTrigger(BaseTrigger):
             for task in looking:
                 task.cancel()
             await asyncio.gather(*looking, return_exceptions=True)
+
+    def _tell(self, watch: QueueWatch) -> None:
+        over, queued = len(watch.ready), watch.queued
+        running = len(watch) - over - queued
+        self.log.info("Still waiting: %d running, %d queued, %d over.", running, queued, over)
 
     def _outcome(self, watch: QueueWatch, now: float) -> str | None:
         waits = len(watch) - len(watch.ready)
@@ -189,16 +202,10 @@ class WanBatchTrigger(BaseTrigger):
         from airflow_provider_wan.exceptions import WanError, WanTransientError
 
         try:
-            settings = await hook.get_settings()
             status = await hook.get_status(request_id, retry=False)
         except WanError as error:
             watch.saw_error(request_id, error, time.time())
-            if watch.wants_fresh_connection:
-                try:
-                    await hook.refresh(settings)
-                except Exception as trouble:
-                    self.log.warning("The connection can't be read again: %s", type(trouble).__name__)
-        except Exception as error:
+        except Exception as error:  # the connection can't be read again, perhaps
             watch.saw_error(request_id, WanTransientError(type(error).__name__), time.time())
         else:
             watch.saw_status(status, time.time())

@@ -150,15 +150,19 @@ def test_a_retry_after_stops_all_looks_until_then() -> None:
     assert watch.due(46.1)
 
 
-def test_a_refused_token_is_worth_a_look_at_the_connection() -> None:
+def test_looks_that_fail_in_a_row_pause_them_all_ever_longer() -> None:
     watch = QueueWatch()
-    watch.add("a", 0.0)
-    watch.due(0.0)
-    watch.saw_error("a", WanAuthError("no"), 0.0)
-    assert watch.wants_fresh_connection
-    watch.due(watch.next_at(0.0))
-    watch.saw_status(queued("a", 0), 5.0)
-    assert not watch.wants_fresh_connection
+    for name in "abc":
+        watch.add(name, 0.0)
+    now, pauses = 0.0, []
+    for _ in range(12):
+        (probe,) = watch.due(now)
+        watch.saw_error(probe, WanAuthError("no"), now)
+        pauses.append(watch.next_at(now) - now)
+        now = watch.next_at(now)
+    assert pauses[4:] == sorted(pauses[4:])
+    assert pauses[-1] == 60.0
+    assert watch.gone == []
 
 
 def over(request_id: str) -> RequestStatus:

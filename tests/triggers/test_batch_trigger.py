@@ -127,6 +127,37 @@ def test_a_connection_that_can_not_be_read_at_first_ends_nothing(
     assert asyncio.run(mended())["outcome"] == "ready"
 
 
+def test_a_token_that_is_rotated_meanwhile_is_read_again(
+    sandbox: Sandbox, request_ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox.control("speed", {"speed": 100_000})
+    old = sandbox.env()["AIRFLOW_CONN_WAN_DEFAULT"]
+
+    def wait_for_a_refusal() -> None:
+        while not sandbox.ledger()["refusals"]:
+            time.sleep(0.01)
+
+    async def rotated() -> dict[str, Any]:
+        sandbox.control("tokens", {"revoke": sandbox.token})
+        waiting = asyncio.ensure_future(anext(trigger(request_ids).run()))
+        await asyncio.to_thread(wait_for_a_refusal)
+        sandbox.control("tokens", {"add": "another-token"})
+        monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", old.replace(sandbox.token, "another-token"))
+        return dict((await waiting).payload)
+
+    assert asyncio.run(rotated())["outcome"] == "ready"
+
+
+def test_a_long_wait_tells_how_many_wait(
+    request_ids: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from airflow_provider_wan.triggers import wan_batch
+
+    monkeypatch.setattr(wan_batch, "_TELL_EVERY_S", 0.3)
+    fire(trigger(request_ids, not_later_than=time.time() + 3.0))
+    assert "Still waiting: 2 running, 4 queued, 0 over." in capfd.readouterr().out
+
+
 def remember(request_ids: list[str], **watchers: Any) -> None:
     from airflow_provider_wan.generation.journal import BucketJournal
     from airflow_provider_wan.generation.records import Record, Stage
