@@ -70,6 +70,11 @@ class Plan:
         listed = self.known.get(one)
         return listed is not None and listed.stage is Stage.LANDED
 
+    def is_taken_over(self, one: str) -> bool:
+        """Whether the journal knows a request for it, or a claim of one, that has not failed: none is bought."""
+        listed = self.known.get(one)
+        return listed is not None and listed.stage not in (Stage.FAILED, Stage.CANCELLED)
+
     def to_do(self) -> list[Item]:
         """Give what has not landed yet."""
         return [item for one, item in self.items.items() if not self.is_done(one)]

@@ -147,6 +147,21 @@ def test_a_dry_run_sends_nothing(sandbox: Sandbox) -> None:
     assert len(sandbox.ledger()["submits"]) == 5
 
 
+def test_a_dry_run_counts_what_has_failed_and_not_what_is_under_way(sandbox: Sandbox) -> None:
+    sandbox.add_fault("generation", "fail", img_url_contains="00001.jpg", count=1)
+    run(addresses(3))
+    sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
+    batch(addresses(5)).begin().run(may_pause=True)  # buys the failed one again, and two more
+    summary = batch(addresses(6)).dry_run().summary
+    assert (summary["reused"], summary["in_journal"], summary["to_buy"]) == (2, 3, 1)
+
+    sandbox.control("speed", {"speed": 100_000})
+    sandbox.add_fault("generation", "fail", img_url_contains="00005.jpg", count=1)
+    run(addresses(6))
+    summary = batch(addresses(6)).dry_run().summary
+    assert (summary["reused"], summary["in_journal"], summary["to_buy"]) == (5, 0, 1)
+
+
 def test_a_lost_submit_is_reported_and_never_sent_again_unasked(sandbox: Sandbox) -> None:
     lost = addresses(8)[5]
     sandbox.add_fault("submit", "no_id", img_url_contains="00005.jpg", count=1)
