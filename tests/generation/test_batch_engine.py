@@ -184,6 +184,13 @@ def test_failing_calls_cost_time_and_nothing_else(sandbox: Sandbox) -> None:
     assert len(videos()) == 60
 
 
+def test_a_result_that_is_not_there_yet_is_waited_for(sandbox: Sandbox) -> None:
+    sandbox.add_fault("result", "pending", img_url_contains="0000", rate=0.5)
+    report = run(addresses(8))
+    assert report.error is None
+    assert bought(sandbox) == dict.fromkeys(addresses(8), 1)
+
+
 def test_two_runs_at_once_buy_each_image_once(sandbox: Sandbox) -> None:
     with ThreadPoolExecutor(2) as pool:
         images = addresses(50)
