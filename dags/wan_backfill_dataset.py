@@ -3,7 +3,7 @@
 
 Images lie under ``{source}/dt=YYYY-MM-DD/``; videos go to ``gs://{bucket}/{prefix}/dt=YYYY-MM-DD/``, with journal and
 manifest beside them. The days since the first one are caught up. A day that runs again, or twice at once, buys nothing
-that was bought before.
+that was bought before. A day without images is skipped.
 
 Needs a pool, which says how many chunks are under way at the same time::
 
@@ -40,6 +40,8 @@ with DAG(
         dataset="{{ params.source }}/dt={{ ds }}/",
         staging="gs://{{ params.bucket }}/{{ params.prefix }}/_staging",
         chunk_size=300,
+        on_invalid="skip",  # one bad image stops nobody else; the report tells which
+        on_empty="skip",
     )
     # [START howto_operator_wan_batch]
     WanBatchOperator.partial(

@@ -42,11 +42,13 @@ class DatasetReader:
     :param client: gives the Cloud Storage client; asked only where one is needed.
     :param columns: what a manifest's columns may be, and the task's defaults for what a row does not say.
     :param suffixes: which objects of a prefix are images, in lower case with their dot.
+    :param may_be_empty: whether a prefix without any image has no rows, rather than being wrong.
     """
 
     client: Callable[[], storage.Client]
     columns: Columns = field(default_factory=Columns)
     suffixes: Sequence[str] = IMAGE_SUFFIXES
+    may_be_empty: bool = False
 
     def rows(self, dataset: Any) -> Iterator[Row]:
         """Give the rows in order; one that can't be used is given as an error, and the rest goes on.
@@ -122,7 +124,7 @@ class DatasetReader:
                 line=number,
                 known=known,
             )
-        if not seen:
+        if not seen and not self.may_be_empty:
             raise WanInputError(
                 f"There is no image under {uri}: no object's name starts so and ends with one of "
                 f"{', '.join(self.suffixes)}."

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from airflow.providers.common.compat.sdk import BaseOperator
+from airflow.providers.common.compat.sdk import AirflowSkipException, BaseOperator
 
 from airflow_provider_wan.exceptions import WanError, WanInputError
 from airflow_provider_wan.faces.errors import as_airflow_errors
@@ -60,6 +60,8 @@ class WanPrepareImagesOperator(BaseOperator):
         long as their share is at most ``tolerated_share``. The report is written in either case, and what could be
         prepared is kept.
     :param tolerated_share: with ``skip``, default 0.1. Where no row can be used at all, the task fails.
+    :param on_empty: what to do where there is no image at all: ``fail`` (default, without retry), or ``skip`` the task
+        and what comes after it, as for a day of a partitioned dataset that has none.
     :param dry_run: whether only to plan, default False; also ``"true"`` from a template. (templated)
     :param journal: where the videos of earlier runs are remembered: the plan counts what is bought already. Give the
         same ``inputs`` and ``variation`` as the submitting task. (templated)
@@ -105,6 +107,7 @@ class WanPrepareImagesOperator(BaseOperator):
         too_small: TooSmall = "upscale",
         on_invalid: Literal["fail", "skip"] = "fail",
         tolerated_share: float = 0.1,
+        on_empty: Literal["fail", "skip"] = "fail",
         dry_run: bool | str = False,
         journal: str | None = None,
         workers: int = 8,
@@ -117,6 +120,8 @@ class WanPrepareImagesOperator(BaseOperator):
         super().__init__(**kwargs)
         if on_invalid not in ("fail", "skip"):
             raise ValueError('on_invalid must be "fail" or "skip"')
+        if on_empty not in ("fail", "skip"):
+            raise ValueError('on_empty must be "fail" or "skip"')
         if not 0 <= tolerated_share <= 1:
             raise ValueError("tolerated_share must be between 0 and 1")
         if chunk_size < 1 or workers < 1:
@@ -133,6 +138,7 @@ class WanPrepareImagesOperator(BaseOperator):
         self.too_small: TooSmall = too_small
         self.on_invalid = on_invalid
         self.tolerated_share = tolerated_share
+        self.on_empty = on_empty
         self.dry_run = dry_run  # in place of a method of Airflow's that Airflow 3 does not call
         self.journal = journal
         self.workers = workers
@@ -180,6 +186,8 @@ class WanPrepareImagesOperator(BaseOperator):
                 written.add(one.row.as_dict())
             if counts.total % _TELL_EVERY == 0:
                 self.log.info("%d images so far, %d of them can't be used.", counts.total, counts.unusable)
+        if not counts.total and self.on_empty == "skip":
+            raise AirflowSkipException(f"There is no image in {self.dataset!s:.200}: nothing is prepared.")
         report = written.finish()
         self._tell(counts, shown, "fixed")
         context["ti"].xcom_push(
@@ -327,7 +335,8 @@ class WanPrepareImagesOperator(BaseOperator):
             passthrough=tuple(self.passthrough),
         )
         suffixes = IMAGE_SUFFIXES if self.suffixes is None else tuple(one.lower() for one in self.suffixes)
-        return DatasetReader(lambda: sources.client, columns, suffixes)
+        may_be_empty = self.on_empty == "skip"
+        return DatasetReader(lambda: sources.client, columns, suffixes, may_be_empty)
 
     def _tell(self, counts: Counts, shown: _Table, fixed: str) -> None:
         self.log.info(

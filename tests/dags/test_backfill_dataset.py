@@ -90,3 +90,21 @@ def test_a_day_that_may_cost_no_more_says_what_is_left(dag: DAG, sandbox: Sandbo
     assert state == "failed"
     assert summary["landed"] == summary["left"] == 1
     assert len(sandbox.ledger()["purchases"]) == 1
+
+
+def test_a_bad_image_stops_nobody_else_and_a_day_without_any_is_skipped(dag: DAG, sandbox: Sandbox) -> None:
+    from google.cloud import storage
+
+    folder = f"set/dt={DAYS[0].to_date_string()}"
+    for number in range(12):
+        photo = storage.Client().bucket("photos").blob(f"{folder}/more{number}.png")
+        body = (PHOTOS / "horse_rgba.png").read_bytes() if number else b"this is no image"
+        photo.upload_from_string(body, content_type="image/png")
+
+    state, (summary,) = run(dag, DAYS[0])
+    assert state == "success"
+    assert summary["landed"] == summary["total"] == 3  # the same picture eleven times is one video
+
+    state, summaries = run(dag, DAYS[0].subtract(days=1))
+    assert state == "success"
+    assert not any(summaries)

@@ -366,7 +366,13 @@ def test_a_plan_knows_what_was_prepared_and_bought_before(
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"on_invalid": "maybe"}, {"tolerated_share": 2}, {"chunk_size": 0}, {"workers": 0}],
+    [
+        {"on_invalid": "maybe"},
+        {"on_empty": "maybe"},
+        {"tolerated_share": 2},
+        {"chunk_size": 0},
+        {"workers": 0},
+    ],
 )
 def test_nonsense_is_refused_when_the_dag_is_read(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
