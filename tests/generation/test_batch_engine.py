@@ -106,6 +106,14 @@ def test_a_failed_generation_is_tried_again_as_often_as_asked(sandbox: Sandbox) 
     assert sum(counts.values()) == 10
 
 
+def test_failed_requests_are_tried_again_within_the_limits(sandbox: Sandbox) -> None:
+    sandbox.add_fault("generation", "fail", img_url_contains="00001.jpg")
+    report = run(addresses(3), pace={"retries_per_image": 5}, limits=Limits(max_requests=5))
+    assert isinstance(report.error, WanBudgetError)
+    assert outcomes(report) == {"landed": 2, "left": 1}
+    assert bought(sandbox)[addresses(3)[1]] == 3
+
+
 def test_an_empty_wallet_leaves_the_rest_clear_and_a_rerun_goes_on(sandbox: Sandbox) -> None:
     sandbox.control("account", {"balance_usd": 3.0})
     report = run(addresses(25))
