@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker that is killed with SIGKILL again and again: nothing is bought twice, and nothing is lost."""
+"""Two hundred images through kills, outages and an empty wallet: nothing is bought twice, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from batch_support import addresses, bought, connection, outcomes, run, videos
 
+from airflow_provider_wan.exceptions import WanBalanceError
+from airflow_provider_wan.generation.batch import Report
 from airflow_provider_wan.generation.batch_outcomes import MaxFailures
 from airflow_provider_wan.sandbox.server import Sandbox
 
@@ -90,3 +93,30 @@ def test_ten_kills_at_random_moments_buy_each_image_once(
     again = run(addresses(IMAGES), max_failures=MaxFailures(share=1.0))
     assert again.summary["unknown"] == ended["unknown"]
     assert len(sandbox.ledger()["purchases"]) == purchases
+
+
+def test_two_runs_through_outages_and_an_empty_wallet_buy_each_image_once(sandbox: Sandbox) -> None:
+    images = addresses(IMAGES)
+    sandbox.control("account", {"balance_usd": 20.0})  # for half of them
+    sandbox.add_fault("bucket.*", "status", status=503, skip=250, count=25)
+
+    def overlapping() -> list[Report]:
+        with ThreadPoolExecutor(2) as pool:
+            one = pool.submit(run, images, watcher="dag/one/task/-1")
+            other = pool.submit(run, images[::-1], watcher="dag/other/task/-1")
+            return [one.result(), other.result()]
+
+    for report in overlapping():
+        assert isinstance(report.error, WanBalanceError)
+        ended = outcomes(report)
+        assert ended["left"] > 0
+        assert sum(ended.values()) == IMAGES
+    sandbox.control("account", {"balance_usd": 1000.0})
+    assert [report.error for report in overlapping()] == [None, None]
+    assert bought(sandbox) == dict.fromkeys(images, 1)
+    assert len(videos()) == IMAGES
+
+    again = run(images).summary
+    assert again["reused"] + again["landed"] == IMAGES
+    assert again["bought"] == 0
+    assert len(sandbox.ledger()["purchases"]) == IMAGES
