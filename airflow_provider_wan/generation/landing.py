@@ -82,12 +82,13 @@ class Landing:
         :raises WanRefusedError: RunComfy does not know it any more, and it has not landed elsewhere.
         """
         request_id = id_of(record)
-        there = self._already_there(request_id, destination)
+        first = self._look_first(request_id, destination)
+        there = self._already_there(first, request_id, destination)
         if there:
             self._log.info("Request %s has landed before: %s", request_id, ", ".join(v.uri for v in there))
             landed = replace(record, videos=there)
         else:
-            landed = self._copy(record, destination) or self._fetch_all(record, destination)
+            landed = self._copy_or_fetch(record, first, destination)
         landed = replace(
             landed,
             stage=Stage.LANDED,
@@ -97,9 +98,14 @@ class Landing:
         self._record.write(landed, destination)
         return landed
 
-    def _already_there(self, request_id: str, destination: Destination) -> tuple[LandedVideo, ...]:
+    def _look_first(self, request_id: str, destination: Destination) -> storage.Blob | None:
+        """Look at what stands under the first video's name: once, for each look takes a round trip."""
+        return self._get_blob(destination.bucket_name, destination.name_of(0, request_id))
+
+    def _already_there(
+        self, first: storage.Blob | None, request_id: str, destination: Destination
+    ) -> tuple[LandedVideo, ...]:
         """Find the videos of this very request, all of them, without asking the API."""
-        first = self._get_blob(destination.bucket_name, destination.name_of(0, request_id))
         if first is None or not is_of(first, request_id, 0):
             return ()
         blobs = [first]
@@ -111,7 +117,19 @@ class Landing:
             blobs.append(blob)
         return tuple(landed_as(blob, request_id) for blob in blobs)
 
-    def _copy(self, record: Record, destination: Destination) -> Record | None:
+    def _copy_or_fetch(self, record: Record, first: storage.Blob | None, destination: Destination) -> Record:
+        """Copy the videos from where they have landed before, else fetch them.
+
+        :param first: what stands under the first video's name.
+        """
+        copied = self._copy(record, first, destination)
+        if copied is not None:
+            return copied
+        if record.videos:  # some of them may have been copied before one was missing
+            first = self._look_first(id_of(record), destination)
+        return self._fetch_all(record, first, destination)
+
+    def _copy(self, record: Record, first: storage.Blob | None, destination: Destination) -> Record | None:
         """Copy what has landed elsewhere; None where nothing has, or not all of it is there any more."""
         request_id = id_of(record)
         before = record.videos
@@ -119,7 +137,7 @@ class Landing:
             return None
         copies = []
         for index, video in enumerate(before):
-            there = self._standing(request_id, index, destination)
+            there = self._standing(first, request_id, index, destination)
             source = LandedBefore(self._client, video)
             try:
                 copies.append(self._place(source, record, index, len(before), destination, there))
@@ -128,14 +146,14 @@ class Landing:
                 return None
         return replace(record, videos=tuple(copies))
 
-    def _fetch_all(self, record: Record, destination: Destination) -> Record:
+    def _fetch_all(self, record: Record, first: storage.Blob | None, destination: Destination) -> Record:
         """Fetch the files of the result."""
         request_id = id_of(record)
         result = self._result(request_id, record.videos)
         count = len(result.video_urls)
         landed = []
         for index in range(count):
-            there = self._standing(request_id, index, destination)
+            there = self._standing(first, request_id, index, destination)
             if there is not None and is_of(there, request_id, index):
                 landed.append(landed_as(there, request_id))
                 continue
@@ -180,9 +198,13 @@ class Landing:
                     raise
         return self._downloader.fetch(result.video_urls[index], request_id=result.request_id)
 
-    def _standing(self, request_id: str, index: int, destination: Destination) -> storage.Blob | None:
-        """Look at what stands under a name, before anything is fetched for it."""
-        there = self._get_blob(destination.bucket_name, destination.name_of(index, request_id))
+    def _standing(
+        self, first: storage.Blob | None, request_id: str, index: int, destination: Destination
+    ) -> storage.Blob | None:
+        """Look at what stands under a name, before anything is fetched for it; the first was looked at already."""
+        there = first
+        if index:
+            there = self._get_blob(destination.bucket_name, destination.name_of(index, request_id))
         if there is not None and destination.if_exists == "fail" and not is_of(there, request_id, index):
             raise conflict(there, request_id, destination)
         return there

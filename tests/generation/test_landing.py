@@ -104,6 +104,11 @@ def test_a_repeated_landing_downloads_nothing(bucket: Bucket, sandbox: Sandbox) 
     assert sandbox.ledger()["calls"]["result"] == 1
 
 
+def test_a_new_landing_looks_once_at_each_name(bucket: Bucket) -> None:
+    landing(bucket).land(buy(), to(bucket))
+    assert bucket.calls()["bucket.metadata"] == 2, "the video's name and the record's"
+
+
 def test_a_landing_that_ended_between_two_videos_goes_on_there(bucket: Bucket, sandbox: Sandbox) -> None:
     sandbox.add_fault("generation", "output_shape", shape="videos", n=2)
     record = buy()
@@ -343,6 +348,16 @@ def test_a_copy_whose_source_is_gone_falls_back_to_the_result(
     landed = landing(bucket).land(first, to(bucket, "other.mp4"))
     assert landed.videos[0].crc32c == first.videos[0].crc32c
     assert downloads(sandbox) == 2
+
+
+def test_what_was_copied_before_one_was_missing_is_not_fetched(bucket: Bucket, sandbox: Sandbox) -> None:
+    sandbox.add_fault("generation", "output_shape", shape="videos", n=2)
+    first = landing(bucket).land(buy(), to(bucket))
+    bucket.client.bucket(bucket.name).blob("v/clip-2.mp4").delete()
+    landed = landing(bucket).land(first, to(bucket, "other.mp4"))
+    assert [video.crc32c for video in landed.videos] == [video.crc32c for video in first.videos]
+    assert [bucket.objects()[name]["writes"] for name in ("other.mp4", "other-2.mp4")] == [1, 1]
+    assert downloads(sandbox) == 3
 
 
 def test_where_neither_source_nor_result_is_left_the_error_names_both(
