@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Landings over links as long and narrow as real ones, against downloading to a file and uploading that.
 
-    python benchmarks/landing.py [one] [eight] [memory] [--round-trip-ms 20] [--mb-per-s 25]
+    python benchmarks/landing.py [one] [eight] [memory] [--video-mb 25]
 
 The sandbox (API, videos and bucket), the links and whoever lands run in processes of their own; every call goes over a
 link (see ``shaped_links.py``). The alternative does what such tasks usually do: ask for the result, download the video
 whole to a temporary file with ``requests``, upload that with ``upload_from_filename``, next video. It checks nothing.
 
-``one`` lands a video of 25 MB; ``eight`` lands eight of them at once, against the alternative one after another, and
-eight times at once for comparison. The two sides take turns; the medians are compared. ``memory`` lands one video of
-500 MB, and compares the peak of the process with the same process before it began.
+``one`` lands a video of 25 MB (``--video-mb``); ``eight`` lands eight of them at once, against the alternative one
+after another, and in eight threads for comparison. The sides take turns; the medians are compared. ``memory`` lands one
+video of 500 MB, and compares the peak of the process with the same process before it began.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from batch import BUCKET, MODEL, sandbox
 from shaped_links import shaped_links
 
-VIDEO_BYTES = 25_000_000
 LONG_VIDEO_BYTES = 500_000_000
 
 
@@ -196,15 +195,15 @@ def compare(where: World, count: int, ways: dict[str, str], rounds: int) -> dict
     return medians
 
 
-def one(where: World, rounds: int) -> None:
-    print(f"one video of {VIDEO_BYTES / 1e6:.0f} MB, {rounds} rounds")
+def one(where: World, video_mb: float, rounds: int) -> None:
+    print(f"one video of {video_mb:.0f} MB, {rounds} rounds")
     ways = {"copy": "download to a file, upload", "land": "landing"}
     times = compare(where, 1, ways, rounds)
     print(f"  landing is {times['copy'] / times['land']:.2f} times as fast (goal: 0.95 or better)")
 
 
-def eight(where: World, rounds: int) -> None:
-    print(f"eight videos of {VIDEO_BYTES / 1e6:.0f} MB, {rounds} rounds")
+def eight(where: World, video_mb: float, rounds: int) -> None:
+    print(f"eight videos of {video_mb:.0f} MB, {rounds} rounds")
     ways = {
         "copy": "download, upload, one after another",
         "copy-at-once": "the same in eight threads",
@@ -232,6 +231,7 @@ def main() -> None:
     parser.add_argument("what", nargs="*", metavar="one|eight|memory", help="default: all three")
     parser.add_argument("--round-trip-ms", type=float, default=20)
     parser.add_argument("--mb-per-s", type=float, default=25, help="of each direction of a connection")
+    parser.add_argument("--video-mb", type=float, default=25, help="size of one and of eight videos")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -249,11 +249,11 @@ def main() -> None:
         f"load {os.getloadavg()[0]:.1f}"
     )
     if "one" in what or "eight" in what:
-        with world(VIDEO_BYTES, 8, **shape) as where:
+        with world(round(options.video_mb * 1e6), 8, **shape) as where:
             if "one" in what:
-                one(where, options.rounds)
+                one(where, options.video_mb, options.rounds)
             if "eight" in what:
-                eight(where, options.rounds)
+                eight(where, options.video_mb, options.rounds)
     if "memory" in what:
         with world(LONG_VIDEO_BYTES, 1, **shape) as where:
             memory(where)
