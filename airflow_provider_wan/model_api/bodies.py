@@ -125,9 +125,7 @@ def read_error_body(status: int, body: bytes) -> ErrorBody:
     found = object_of(body)
     if found is None:
         return ErrorBody(None, _reason(status), readable=False, has_detail_list=False)
-    code = _code(found.get("error_code"))
-    if code is None:
-        code = _code(found.get("code"))
+    code = error_code_of(found)
     text = next((t for key in _TEXT_KEYS if (t := clean_text(text_of(found.get(key))))), "")
     detail = found.get("detail")
     return ErrorBody(
@@ -136,6 +134,15 @@ def read_error_body(status: int, body: bytes) -> ErrorBody:
         readable=code is not None or bool(text),
         has_detail_list=isinstance(detail, list) and bool(detail),
     )
+
+
+def error_code_of(found: Mapping[str, Any]) -> int | None:
+    """Give the API's own error code, ``None`` where a body has none.
+
+    :param found: a body as JSON.
+    """
+    code = _code(found.get("error_code"))
+    return _code(found.get("code")) if code is None else code
 
 
 def _code(value: Any) -> int | None:

@@ -13,7 +13,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_provider_wan.exceptions import WanInputError, WanTransientError
-from airflow_provider_wan.model_api.bodies import clean_text, object_of, read_error_body, text_of
+from airflow_provider_wan.model_api.bodies import (
+    clean_text,
+    error_code_of,
+    object_of,
+    read_error_body,
+    text_of,
+)
 from airflow_provider_wan.model_api.faults import NOT_READY_CODE, OWN_CODES, error_of_reply
 from airflow_provider_wan.model_api.outputs import output_urls, video_urls
 from airflow_provider_wan.model_api.states import (
@@ -206,7 +212,7 @@ def read_status(reply: Reply, request_id: str) -> RequestStatus:
     :raises WanError: the answer says something else; see :func:`.faults.error_of_reply`.
     """
     found = _request_body(reply, request_id, what="status")
-    word = clean_text(found["status"], 80)
+    word = _clean_word(found["status"])
     position = found.get("queue_position")
     if not isinstance(position, int) or isinstance(position, bool) or not 0 <= position < 10**9:
         position = None
@@ -223,7 +229,7 @@ def read_result(reply: Reply, request_id: str) -> RequestResult:
     if reply.status < 500 and read_error_body(reply.status, reply.body).code == NOT_READY_CODE:
         return RequestResult(request_id, State.UNKNOWN, NOT_READY_WORD)
     found = _request_body(reply, request_id, what="result")
-    word, output = clean_text(found["status"], 80), found.get("output")
+    word, output = _clean_word(found["status"]), found.get("output")
     urls = output_urls(output)
     state = state_of_result_word(word, bool(urls))
     error = clean_text(text_of(found.get("error"))) or None
@@ -247,7 +253,7 @@ def _request_body(reply: Reply, request_id: str, *, what: str) -> Mapping[str, A
     """Give the body of a good answer about this very request; HTTP 200 alone does not make it one."""
     found = object_of(reply.body) if 200 <= reply.status < 300 else None
     word = found.get("status") if found else None
-    if found is None or not isinstance(word, str) or _is_error_body(reply, word):
+    if found is None or not isinstance(word, str) or _is_error_body(found, word):
         raise error_of_reply(reply, what=what, request_id=request_id)
     named = found.get("request_id")
     if isinstance(named, str) and named.strip().casefold() != request_id.casefold():
@@ -259,9 +265,14 @@ def _request_body(reply: Reply, request_id: str, *, what: str) -> Mapping[str, A
     return found
 
 
-def _is_error_body(reply: Reply, word: str) -> bool:
+def _clean_word(word: str) -> str:
+    """Make a status word fit for a message; those of the two vocabularies, by the thousands a minute, at once."""
+    return word.strip() if is_known_word(word) else clean_text(word, 80)
+
+
+def _is_error_body(found: Mapping[str, Any], word: str) -> bool:
     """Whether a 2xx with a status word is an error: the API's own code, or any code and no known word."""
-    code = read_error_body(reply.status, reply.body).code
+    code = error_code_of(found)
     return code in OWN_CODES or (code is not None and code >= 400 and not is_known_word(word))
 
 
