@@ -9,6 +9,8 @@ from airflow_provider_wan.model_api.values import RequestResult, RequestStatus
 
 _NOTE_EVERY_ERRORS = 10
 _NOTED_WORDS = 20
+#: In a queue of thousands the place changes with every look: worth a line is one that is a quarter nearer.
+_NEARER = 0.75
 
 
 class Notebook:
@@ -20,7 +22,8 @@ class Notebook:
     def __init__(self, request_id: str) -> None:
         self.last_seen = "never seen"
         self._request_id = request_id
-        self._unknown_words: set[str] = set()
+        self._noted_place: int | None = None
+        self._unknown_words: frozenset[str] = frozenset()
         self._notes: list[str] = []
 
     def drain(self) -> list[str]:
@@ -35,7 +38,7 @@ class Notebook:
         elif status.state is State.UNKNOWN:
             self._saw_unknown(status.word)
         elif status.queue_position is not None:
-            self._seen(f"{status.state}, at position {status.queue_position}")
+            self._saw_place(status.state, status.queue_position)
         else:
             self._seen(status.state.value)
 
@@ -59,6 +62,14 @@ class Notebook:
                 f"Request {self._request_id}: answered again after {errors_before} failed looks."
             )
 
+    def _saw_place(self, state: State, place: int) -> None:
+        what, noted = f"{state}, at position {place}", self._noted_place
+        if noted is not None and _NEARER * noted < place <= noted and self.last_seen.startswith(state):
+            self.last_seen = what
+        else:
+            self._seen(what)
+            self._noted_place = place
+
     def _seen(self, what: str) -> None:
         if what != self.last_seen:
             self._notes.append(f"Request {self._request_id}: {what}.")
@@ -67,7 +78,7 @@ class Notebook:
     def _saw_unknown(self, word: str) -> None:
         self.last_seen = f"in a state unknown here, {word!r}"
         if word not in self._unknown_words and len(self._unknown_words) < _NOTED_WORDS:
-            self._unknown_words.add(word)
+            self._unknown_words |= {word}
             self._notes.append(
                 f"Request {self._request_id}: RunComfy says {word!r}, a word that is unknown here; neither a success "
                 "nor a failure, looking on until the deadline."
