@@ -14,22 +14,29 @@ from typing import Any
 from airflow_provider_wan.exceptions import WanError, WanTransientError
 from airflow_provider_wan.hooks.settings import WanSettings
 from airflow_provider_wan.hooks.wan import WanAsyncHook, WanHook
+from airflow_provider_wan.model_api.pace import Experience
 from airflow_provider_wan.model_api.polling import Ask, Over, RequestWait, WaitPolicy
 
 _LONGEST_NAP_S = 5.0
 
 
 def start_wait(
-    request_id: str, *, deadline: float, poll_interval_s: float | None, is_known: bool = True
+    request_id: str,
+    *,
+    deadline: float,
+    poll_interval_s: float | None,
+    is_known: bool = True,
+    experience: Experience | None = None,
 ) -> RequestWait:
     """Begin a wait.
 
     :param deadline: its absolute end, in unix seconds.
     :param poll_interval_s: seconds between looks; None: adaptive.
     :param is_known: whether a task submitted it; false for an id that a person typed in.
+    :param experience: what the waits of the same connection share, if there are others in this process.
     """
     policy = WaitPolicy(deadline, poll_interval_s, is_known=is_known)
-    return RequestWait(request_id, policy, random.random)
+    return RequestWait(request_id, policy, random.random, experience=experience)
 
 
 def wait_in_worker(hook: WanHook, wait: RequestWait, log: Logger, *, stop: threading.Event) -> Over | None:

@@ -48,10 +48,14 @@ from airflow_provider_wan.model_api.calls import (
     SubmittedRequest,
 )
 from airflow_provider_wan.model_api.faults import NoReplyKind, RetryPolicy, error_of_no_reply
+from airflow_provider_wan.model_api.pace import Experience
 
 _T = TypeVar("_T")
 #: A trigger that starts later than this after the last look-up looks the connection up again, in seconds.
 _SETTINGS_FRESH_FOR_S = 30.0
+#: Thousands of triggers that start together would otherwise all begin a call before anything else gets its turn.
+_CALLS_AT_ONCE = 100
+_RETRY = RetryPolicy()
 
 
 class _SharedClient:
@@ -63,6 +67,9 @@ class _SharedClient:
         self._settings: WanSettings | None = None
         self._read_at = 0.0
         self._session: aiohttp.ClientSession | None = None
+        self._proxies: dict[str, str | None] = {}
+        self.calls_at_once = asyncio.Semaphore(_CALLS_AT_ONCE)
+        self.experience = Experience()
         self.users = 0
 
     async def settings(
@@ -73,13 +80,27 @@ class _SharedClient:
         :param instead_of: a token that the API did not take: look up again, unless somebody just has.
         :param newer_than_s: look up again if what is known is older, in seconds.
         """
+        known = self._known(instead_of, newer_than_s)
+        if known is not None:
+            return known
         async with self._lock:
-            known = self._settings
-            too_old = newer_than_s is not None and time.monotonic() - self._read_at > newer_than_s
-            if known is None or too_old or (instead_of is not None and known.token == instead_of):
+            known = self._known(instead_of, newer_than_s)
+            if known is None:
                 known = read_settings(await get_async_connection(self._conn_id))
                 self._settings, self._read_at = known, time.monotonic()
+                self._proxies.clear()
             return known
+
+    def _known(self, instead_of: str | None, newer_than_s: float | None) -> WanSettings | None:
+        known = self._settings
+        too_old = newer_than_s is not None and time.monotonic() - self._read_at > newer_than_s
+        return None if known is None or too_old or known.token == instead_of else known
+
+    def proxy_of(self, url: str, origin: str) -> str | None:
+        """Give the proxy for an address; the whole environment is searched for it, so once an origin."""
+        if origin not in self._proxies:
+            self._proxies[origin] = proxy_of(url)
+        return self._proxies[origin]
 
     @property
     def session(self) -> aiohttp.ClientSession:
@@ -127,7 +148,7 @@ class WanAsyncHook:
 
     def __init__(self, wan_conn_id: str = "wan_default", *, retry: RetryPolicy | None = None) -> None:
         self.wan_conn_id = wan_conn_id
-        self.retry = retry or RetryPolicy()
+        self.retry = retry or _RETRY
         self._shared: _SharedClient | None = None
 
     async def __aenter__(self) -> WanAsyncHook:
@@ -145,6 +166,11 @@ class WanAsyncHook:
             shared.users -= 1
             if not shared.users:
                 await shared.close()
+
+    @property
+    def experience(self) -> Experience:
+        """What the waits of this connection on this event loop have learned from each other."""
+        return self._client().experience
 
     async def get_settings(self) -> WanSettings:
         """Give the connection's settings."""
@@ -236,10 +262,23 @@ class WanAsyncHook:
     async def _send(self, call: Call, *, what: str, request_id: str | None = None) -> Reply:
         """Send one call once."""
         settings = await self.get_settings()
-        await asyncio.sleep(pacer_of(settings).reserve())
-        submit = is_submit(call)
+        if (pause_s := pacer_of(settings).reserve()) > 0:
+            await asyncio.sleep(pause_s)
+        if not is_submit(call):
+            async with self._client().calls_at_once:
+                return await self._exchange(self._client().session, call, settings, what, request_id)
         # A kept connection that the server closed while it was idle looks just like a lost answer.
-        session = _new_session() if submit else self._client().session
+        async with _new_session() as session:
+            return await self._exchange(session, call, settings, what, request_id)
+
+    async def _exchange(
+        self,
+        session: aiohttp.ClientSession,
+        call: Call,
+        settings: WanSettings,
+        what: str,
+        request_id: str | None,
+    ) -> Reply:
         url = url_of(call, settings)
         connect_s = min(web.CONNECT_TIMEOUT_S, settings.timeout_s)
         failure: Exception
@@ -247,10 +286,10 @@ class WanAsyncHook:
             async with session.request(
                 call.method,
                 url,
-                params=dict(call.query),
+                params=call.query or None,
                 json=json_body(call),
                 headers={"Authorization": f"Bearer {settings.token}"},
-                proxy=proxy_of(url),
+                proxy=self._client().proxy_of(url, url.removesuffix(call.path)),
                 timeout=aiohttp.ClientTimeout(total=settings.timeout_s + connect_s, sock_connect=connect_s),
                 allow_redirects=False,
             ) as response:
@@ -258,12 +297,9 @@ class WanAsyncHook:
                 return Reply(response.status, response.headers, body, received_at=datetime.now(UTC))
         except (aiohttp.ClientError, OSError, ValueError, asyncio.IncompleteReadError) as error:
             failure = error
-        finally:
-            if submit:
-                await session.close()
         # Outside of the except block: the original would hang on to the new error, token and all.
         raise error_of_no_reply(
-            _kind_of(failure), what=what, request_id=request_id, submit=submit
+            _kind_of(failure), what=what, request_id=request_id, submit=is_submit(call)
         ) from _without_token(failure)
 
 

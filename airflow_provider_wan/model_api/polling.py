@@ -10,7 +10,8 @@ Everything that affects a wait lives here:
 * ``Retry-After`` is never undercut, and the deadline is never passed. Where the two do not fit together,
   nothing is asked any more and the wait ends at its deadline;
 * a wait that finds its deadline passed (the process was down) looks once before it gives up, since what was
-  paid for may be there.
+  paid for may be there;
+* looks are left out while they can tell nothing, but never for long: see :mod:`.pace`.
 
 A loop does this, with ``now`` in unix seconds:
 
@@ -37,16 +38,13 @@ from airflow_provider_wan.exceptions import (
 from airflow_provider_wan.model_api.bodies import clean_text
 from airflow_provider_wan.model_api.faults import is_about_the_id, is_auth_error
 from airflow_provider_wan.model_api.notebook import Notebook
+from airflow_provider_wan.model_api.pace import SHORTEST_INTERVAL_S, Experience, Pace
 from airflow_provider_wan.model_api.states import State, is_unpaid_word
 from airflow_provider_wan.model_api.values import RequestResult, RequestStatus
 
 AskedFor = Literal["status", "result"]
 Outcome = Literal["succeeded", "failed", "cancelled", "gone", "refused", "timeout"]
 
-_SHORTEST_INTERVAL_S = 2.0
-_SHARE_OF_ELAPSED = 0.1
-_S_PER_QUEUE_PLACE = 3.0  # a place in the queue takes a clip's time, of which 1 to 5 minutes were seen
-_INTERVAL_JITTER = 0.1
 _FIRST_ERROR_PAUSE_S = 2.0
 _LONGEST_ERROR_PAUSE_S = 60.0
 _OUTCOME_OF_STATE: dict[State, Outcome] = {
@@ -61,12 +59,13 @@ class WaitPolicy:
     """How long and how closely to watch a request.
 
     :param deadline: the absolute end of the wait, in unix seconds; a restart does not move it.
-    :param poll_interval_s: seconds between looks, give or take 10 %; ``None`` (default) adapts: about a
-        tenth of the time waited so far, from 2 s to ``max_interval_s``, and longer deep in the queue, all
-        give or take 10 % too.
+    :param poll_interval_s: seconds between looks that may find it over, give or take 10 %; ``None`` (default)
+        adapts: about a tenth of the time waited so far, once it runs of the time since then, from 2 s to
+        ``max_interval_s``, and longer deep in the queue, all give or take 10 % too.
     :param gone_after_times: how many 404001 in a row mean that the request is gone, default 3.
     :param gone_after_s: over how many seconds they must have come, default 60.
-    :param max_interval_s: the longest adaptive interval in seconds, default 30.
+    :param max_interval_s: the longest adaptive interval in seconds, default 30; and the longest for which looks
+        are left out because it can't be over yet, in the queue twice that.
     :param is_known: whether the request is known to have been submitted, default true: then an answer that its
         id is malformed, or another account's (403001: the token was changed for a while), is no end.
     """
@@ -111,9 +110,17 @@ class RequestWait:
     :param request_id: the request.
     :param policy: how long and how closely.
     :param rnd: gives a fresh random number from 0 to 1 at each call.
+    :param experience: what waits of the same account share; by default it has its own.
     """
 
-    def __init__(self, request_id: str, policy: WaitPolicy, rnd: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        request_id: str,
+        policy: WaitPolicy,
+        rnd: Callable[[], float],
+        *,
+        experience: Experience | None = None,
+    ) -> None:
         self.request_id = request_id
         self.policy = policy
         #: Whether the last thing seen was an auth error, so that a rotated token is worth a look.
@@ -123,13 +130,15 @@ class RequestWait:
         #: Whether ``/status`` has said that it ended, and not that it failed or was cancelled.
         self.may_be_paid = False
         self._saw_any_answer = False
+        self._pace = Pace(experience or Experience(), rnd)
+        self._ended_at = 0.0
         self._rnd = rnd
         self._over: Over | None = None
         self._next_call: AskedFor = "status"
         self._started_at: float | None = None
         self._next_at = 0.0
         self._not_before = 0.0
-        self._looked_late: set[AskedFor] = set()
+        self._looked_late: frozenset[AskedFor] = frozenset()
         self._early_results = 0
         self._errors = 0
         self._last_error: WanError | None = None
@@ -159,9 +168,9 @@ class RequestWait:
                 self.running_since = now
             if status.is_over:
                 self.may_be_paid = not is_unpaid_word(status.word)
-                self._next_call, self._next_at = "result", now
+                self._next_call, self._next_at, self._ended_at = "result", now, now
             else:
-                self._next_at = now + self._interval_s(now, status.queue_position or 0)
+                self._next_at = now + self._pause_s(status, now)
 
     def saw_result(self, result: RequestResult, now: float) -> None:
         """Take in what ``/result`` said; a terminal state there ends the wait.
@@ -173,11 +182,13 @@ class RequestWait:
         self._saw_answer()
         self._notebook.saw_result(result)
         if result.state.is_terminal:
+            if result.state is State.SUCCEEDED:
+                self._pace.saw_success(self._ended_at)
             over = Over(_OUTCOME_OF_STATE[result.state], result)
             self._over = replace(over, error=error_of_outcome(over, self.request_id))
             return
         # /status has said that it ended, so the result is only late: nothing but /result is worth asking.
-        late_s = _SHORTEST_INTERVAL_S * min(self._early_results, 5)
+        late_s = SHORTEST_INTERVAL_S * min(self._early_results, 5)
         self._early_results += 1
         self._next_at = now + self._interval_s(now) + late_s
 
@@ -212,7 +223,7 @@ class RequestWait:
         """Count a look that ended after the deadline; false if the wait is over and nothing matters any more."""
         self._start(now)
         if now >= self.policy.deadline:
-            self._looked_late.add(call)
+            self._looked_late |= {call}
         return self._over is None
 
     def _may_look_late(self, now: float) -> bool:
@@ -225,15 +236,25 @@ class RequestWait:
         self._errors, self._last_error, self._not_found_times = 0, None, 0
         self.wants_fresh_connection = False
 
-    def _interval_s(self, now: float, queue_position: int = 0) -> float:
-        interval_s = self.policy.poll_interval_s
-        if interval_s is None:
-            waited_s = now - (now if self._started_at is None else self._started_at)
-            wished_s = max(
-                _SHORTEST_INTERVAL_S, _SHARE_OF_ELAPSED * waited_s, _S_PER_QUEUE_PLACE * queue_position
-            )
-            interval_s = min(wished_s, self.policy.max_interval_s)
-        return interval_s * (1 + _INTERVAL_JITTER * (2 * self._rnd() - 1))
+    def _interval_s(self, now: float) -> float:
+        return self._pace.interval_s(
+            now,
+            waited_s=self._waited_s(now),
+            given_s=self.policy.poll_interval_s,
+            max_s=self.policy.max_interval_s,
+        )
+
+    def _pause_s(self, status: RequestStatus, now: float) -> float:
+        return self._pace.pause_s(
+            status,
+            now,
+            waited_s=self._waited_s(now),
+            given_s=self.policy.poll_interval_s,
+            max_s=self.policy.max_interval_s,
+        )
+
+    def _waited_s(self, now: float) -> float:
+        return 0.0 if self._started_at is None else now - self._started_at
 
     def _after_error(self, error: WanError, now: float) -> float:
         longest_s = min(_LONGEST_ERROR_PAUSE_S, _FIRST_ERROR_PAUSE_S * 2.0 ** min(self._errors - 1, 10))

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import importlib
 import time
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -32,7 +35,8 @@ class WanRequestTrigger(BaseTrigger):
     :param wan_conn_id: the connection.
     :param request_id: the request.
     :param deadline: the absolute end of the wait, in unix seconds; no restart of a triggerer moves it.
-    :param poll_interval: seconds between looks; None (default) adapts to the time waited and the queue.
+    :param poll_interval: seconds between looks, less those that can tell nothing yet; None (default) adapts to the time
+        waited and the queue.
     :param cancel_on_kill: whether a request that is still queued is cancelled when somebody marks the task, or
         its run, failed or successful (Airflow 3.3 and later).
     :param fingerprint: of the record, for the event.
@@ -93,6 +97,8 @@ class WanRequestTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait."""
+        if not (loaded := _loaded()).done():
+            await asyncio.shield(asyncio.wrap_future(loaded))
         from airflow_provider_wan.generation.waiting import start_wait, wait_in_triggerer
         from airflow_provider_wan.hooks.wan import WanAsyncHook
 
@@ -102,6 +108,7 @@ class WanRequestTrigger(BaseTrigger):
                 deadline=self.deadline,
                 poll_interval_s=self.poll_interval,
                 is_known=self.is_known,
+                experience=hook.experience,
             )
             over = await wait_in_triggerer(hook, wait, self.log)
         event = {"request_id": self.request_id, "fingerprint": self.fingerprint, **event_of(over, wait)}
@@ -140,6 +147,15 @@ class WanRequestTrigger(BaseTrigger):
                 self.request_id,
                 outcome.word,
             )
+
+
+@functools.cache
+def _loaded() -> Future[Any]:
+    """Import what a wait needs, once and in a thread: on the event loop all other triggers would stand still."""
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wan-import")
+    loading = thread.submit(importlib.import_module, "airflow_provider_wan.generation.waiting")
+    thread.shutdown(wait=False)
+    return loading
 
 
 def event_of(over: Over, wait: RequestWait) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
@@ -15,6 +16,7 @@ from sandboxes import INPUTS, MODEL
 from wires import Wire, read_request, reply
 
 from airflow_provider_wan.exceptions import WanTransientError
+from airflow_provider_wan.hooks import wan_async
 from airflow_provider_wan.hooks.common import Pacer, pacer_of
 from airflow_provider_wan.hooks.wan import WanAsyncHook, WanHook
 from airflow_provider_wan.sandbox.server import Sandbox
@@ -131,6 +133,46 @@ def test_async_hooks_of_a_loop_share_their_connections(monkeypatch: pytest.Monke
         assert wire.connections == 1
         asyncio.run(two_hooks())  # another loop has its own
         assert wire.connections == 2
+
+
+def test_a_wait_that_is_taken_away_makes_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of a loop are limited to so many at once; a trigger is cancelled in the middle of one."""
+    monkeypatch.setattr(wan_async, "_CALLS_AT_ONCE", 3)
+    asked = threading.Semaphore(0)
+
+    def answer_last(sock: Any) -> None:
+        if b"/last/" in read_request(sock):
+            sock.sendall(reply(b'{"request_id": "last", "status": "in_progress"}'))
+        else:
+            asked.release()
+            sock.recv(1)  # until the client is gone
+
+    async def taken_away() -> None:
+        async with WanAsyncHook(retry=QUICK) as hook:
+            stuck = [asyncio.create_task(hook.get_status(f"stuck-{number}")) for number in range(3)]
+            for _ in stuck:
+                await asyncio.to_thread(asked.acquire)
+            last = asyncio.create_task(hook.get_status("last"))
+            for task in stuck:
+                task.cancel()
+            await asyncio.gather(*stuck, return_exceptions=True)
+            assert (await last).word == "in_progress"
+
+    with Wire(answer_last) as wire:
+        monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url))
+        asyncio.run(taken_away())
+
+
+def test_waits_learn_from_others_of_their_connection_alone() -> None:
+    async def three_hooks() -> None:
+        async with WanAsyncHook() as first, WanAsyncHook() as second, WanAsyncHook("wan_other") as other:
+            assert first.experience is second.experience
+            assert first.experience is not other.experience
+            known = first.experience
+        async with WanAsyncHook() as later:
+            assert later.experience is known, "what was learned outlives the last wait"
+
+    asyncio.run(three_hooks())
 
 
 def test_a_submit_never_goes_over_a_kept_connection(monkeypatch: pytest.MonkeyPatch, hook: Face) -> None:

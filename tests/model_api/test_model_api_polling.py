@@ -293,6 +293,30 @@ def test_only_changes_are_noted() -> None:
     ]
 
 
+def test_a_long_queue_is_a_few_lines_in_the_log() -> None:
+    answers = [status("in_queue", place) for place in range(4000, -1, -1)]
+    done = run([*answers, status("in_progress"), status("completed"), result("succeeded")], WaitPolicy(1e9))
+    places = [note for note in done.notes if "position" in note]
+    assert len(places) < 40
+    assert places[0] == "Request r-1: queued, at position 4000."
+    assert places[-1] == "Request r-1: queued, at position 0."
+
+
+def test_falling_back_in_the_queue_is_noted() -> None:
+    done = run(
+        [status("in_queue", place) for place in (40, 39, 50)] + [status("completed"), result("failed")]
+    )
+    assert [note for note in done.notes if "position" in note] == [
+        "Request r-1: queued, at position 40.",
+        "Request r-1: queued, at position 50.",
+    ]
+
+
+def test_a_timeout_tells_the_last_place_though_it_was_not_worth_a_line() -> None:
+    done = run([status("in_queue", 40), status("in_queue", 39)])
+    assert "position 39" in str(done.over.error)
+
+
 def test_the_end_of_a_wait_that_was_told_elsewhere_has_a_full_message_too() -> None:
     expected: dict[Outcome, type[WanError] | None] = {
         "succeeded": None,

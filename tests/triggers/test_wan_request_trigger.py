@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -131,6 +133,36 @@ def test_a_triggerer_that_stops_cancels_nothing(sandbox: Sandbox) -> None:
 
     asyncio.run(stop_in_the_middle())
     assert sandbox.ledger()["cancels"] == []
+
+
+def test_others_go_on_while_the_first_wait_of_a_triggerer_imports_what_it_needs(sandbox: Sandbox) -> None:
+    """Imports take most of a second, in which an event loop would stand still."""
+    script = """
+import asyncio, sys, threading, time
+
+class Watch:
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in ("aiohttp", "requests"):
+            assert threading.current_thread() is not threading.main_thread(), name
+            seen.append(name)
+
+seen = []
+from airflow_provider_wan.triggers.wan import WanRequestTrigger
+sys.meta_path.insert(0, Watch())
+
+async def wait():
+    deadline = time.time() + 60
+    trigger = WanRequestTrigger(wan_conn_id="wan_default", request_id=sys.argv[1], deadline=deadline)
+    async for event in trigger.run():
+        return event.payload["outcome"]
+
+async def main():
+    return await asyncio.gather(wait(), wait())
+
+print(asyncio.run(main()), "aiohttp" in seen)
+"""
+    done = subprocess.run([sys.executable, "-c", script, buy()], capture_output=True, text=True, check=False)
+    assert "['succeeded', 'succeeded'] True" in done.stdout, done.stderr
 
 
 # -- on_kill -----------------------------------------------------------------------------------------------
