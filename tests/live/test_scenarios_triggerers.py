@@ -1,26 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A triggerer that ends, dies or is frozen: another one goes on, and no request is cancelled."""
+"""A triggerer that ends or is frozen: another one goes on, and no request is cancelled."""
 
 from __future__ import annotations
 
 from harness_live import Live
 from harness_scenarios import scenario
 from scenario_case import HAS_ON_KILL, Case
+from scenario_waits import goes_on, waiting_in_a_triggerer
 
 from demo.airflow_client import TaskKey
 from demo.local_airflow import Triggerer
 
-WAIT, BATCH = "scenario_wait", "scenario_batch"
+BATCH = "scenario_batch"
 LEFT = "the task's state is deferred"
-
-
-def waiting_in_a_triggerer(case: Case) -> tuple[TaskKey, Triggerer, str]:
-    """A queued request that is waited for, and that a false cancel would reach."""
-    case.api_fault("generation", "stuck_queue")
-    make = case.task(WAIT, case.start(WAIT), "make")
-    case.wait_task(make, "deferred")
-    case.wait_asked(request_id := case.wait_purchase())
-    return make, case.live.airflow.triggerer_of(make), request_id
 
 
 def batch_waiting_in_a_triggerer(case: Case) -> tuple[TaskKey, Triggerer]:
@@ -37,13 +29,6 @@ def batch_waiting_in_a_triggerer(case: Case) -> tuple[TaskKey, Triggerer]:
 def with_another(live: Live) -> None:
     if len(live.airflow.triggerers) < 2:
         live.airflow.start_triggerer()
-
-
-def goes_on(case: Case, make: TaskKey, request_id: str) -> None:
-    case.live.force(request_id, "succeeded")
-    case.ends(WAIT, make.run_id)
-    assert case.cancels() == []
-    case.judge()
 
 
 @scenario(alone=True)
@@ -87,19 +72,5 @@ def test_a_triggerer_that_is_asked_to_end_hands_its_requests_over(live: Live) ->
     live.airflow.terminate_triggerer(ended)
 
     live.airflow.wait_taken_over(make, lost=ended)
-    case.recovered()
-    goes_on(case, make, request_id)
-
-
-@scenario(alone=True)
-def test_the_requests_of_a_killed_triggerer_are_taken_over(live: Live) -> None:
-    case = Case(live, "triggerer-killed", journal=True)
-    make, killed, request_id = waiting_in_a_triggerer(case)
-    with_another(live)
-
-    live.airflow.kill_triggerer(killed)
-    case.harmed()
-
-    live.airflow.wait_taken_over(make, lost=killed)
     case.recovered()
     goes_on(case, make, request_id)

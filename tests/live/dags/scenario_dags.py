@@ -67,14 +67,19 @@ with DAG("scenario_mark_mapped", schedule=None, default_args=RETRIES):
 with DAG("scenario_run_timeout", schedule=None, default_args=RETRIES, dagrun_timeout=timedelta(hours=1)):
     WanSubmitOperator(task_id="make", img_url=IMG_URL, **WANTED, **WAIT)
 
+BATCH: dict[str, Any] = {
+    "images": "{{ dag_run.conf.images }}",
+    "bucket_name": "live-videos",
+    "object_name": "{{ dag_run.conf.name }}/",
+    "prompt": WANTED["prompt"],
+    "resolve": WANTED["resolve"],
+    "wan_conn_id": CONN_ID,
+    "resume_after": 2,
+}
+
 with DAG("scenario_batch", schedule=None, default_args=RETRIES):
-    WanBatchOperator(
-        task_id="batch",
-        images="{{ dag_run.conf.images }}",
-        bucket_name="live-videos",
-        object_name="{{ dag_run.conf.name }}/",
-        prompt=WANTED["prompt"],
-        resolve=WANTED["resolve"],
-        wan_conn_id=CONN_ID,
-        resume_after=2,
-    )
+    WanBatchOperator(task_id="batch", **BATCH)
+
+# Every kill of its worker costs a try.
+with DAG("scenario_batch_crowd", schedule=None, default_args=RETRIES | {"retries": 30}):
+    WanBatchOperator(task_id="batch", max_in_flight=60, max_failures="100%", check_image=False, **BATCH)

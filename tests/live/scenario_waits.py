@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A single request that waits in a triggerer, for scenarios about triggerers."""
+
+from __future__ import annotations
+
+from scenario_case import Case
+
+from demo.airflow_client import TaskKey
+from demo.local_airflow import Triggerer
+
+WAIT = "scenario_wait"
+
+
+def waiting_in_a_triggerer(case: Case) -> tuple[TaskKey, Triggerer, str]:
+    """Give a task whose queued request is waited for, and that a false cancel would reach."""
+    case.api_fault("generation", "stuck_queue")
+    make = case.task(WAIT, case.start(WAIT), "make")
+    case.wait_task(make, "deferred")
+    case.wait_asked(request_id := case.wait_purchase())
+    return make, case.live.airflow.triggerer_of(make), request_id
+
+
+def goes_on(case: Case, make: TaskKey, request_id: str) -> None:
+    """Let its request succeed, and hold the promise."""
+    case.live.force(request_id, "succeeded")
+    case.ends(WAIT, make.run_id)
+    assert case.cancels() == []
+    case.judge()
