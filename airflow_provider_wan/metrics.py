@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -31,6 +31,13 @@ LANDED_VIDEOS: Final = "wan.landing.videos"
 LANDED_BYTES: Final = "wan.landing.bytes"
 
 Tags = Mapping[str, str]
+
+#: Of a request that a task has obtained, by how.
+COUNTER_OF_OBTAINED: Final[Mapping[str, str]] = {
+    "submitted": SUBMITTED,
+    "adopted": ADOPTED,
+    "reused": REUSED,
+}
 
 #: Of an error, by the name of its class: which counter it is. The others are no outcome of a request.
 COUNTER_OF_ERROR: Final[Mapping[str, str]] = {
@@ -95,6 +102,16 @@ def tell_result(
     if running_since is not None:
         time_s(QUEUED, min(running_since, finished) - created, tags=tags)
         time_s(GENERATING, finished - running_since, tags=tags)
+
+
+def tell_landing(sizes_bytes: Sequence[int], took_s: float, *, tags: Tags) -> None:
+    """Count the videos of one request that have landed, and how long it took.
+
+    :param sizes_bytes: of each of them.
+    """
+    time_s(LANDING, took_s, tags=tags)
+    count(LANDED_VIDEOS, len(sizes_bytes), tags=tags)
+    count(LANDED_BYTES, sum(sizes_bytes), tags=tags)
 
 
 def _unix(moment: str | None) -> float | None:

@@ -44,8 +44,8 @@ def saw_obtained(task: Watched, context: Mapping[str, Any], obtained: Obtained) 
     """Take in that a request was submitted, taken over or found."""
     record = obtained.record
     task.seen = Seen(record.request_id)
-    name = {"submitted": metrics.SUBMITTED, "adopted": metrics.ADOPTED, "reused": metrics.REUSED}
-    metrics.count(name[obtained.how], tags=metrics.tags_of(context, record.model_id))
+    name = metrics.COUNTER_OF_OBTAINED[obtained.how]
+    metrics.count(name, tags=metrics.tags_of(context, record.model_id))
 
 
 def is_waiting(context: Mapping[str, Any], ref: RequestRef) -> None:

@@ -28,6 +28,7 @@ from airflow_provider_wan.generation.batch_standing import Standing
 from airflow_provider_wan.generation.batch_values import Memory, Pause
 from airflow_provider_wan.generation.batch_watch import QueueWatch
 from airflow_provider_wan.generation.batch_watched import policy_of
+from airflow_provider_wan.generation.batch_witness import Witness
 from airflow_provider_wan.generation.batch_work import BatchWork
 from airflow_provider_wan.generation.download import Downloader, DownloadPolicy
 from airflow_provider_wan.generation.image_source import ImageSources
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from google.cloud import storage
 
 _SHOWN_ERRORS = 5
+#: Of a batch with more images it is not told at every wait where each of them stands, but so many of them a second.
+_TOLD_AT_EVERY_WAIT, _TOLD_PER_SECOND = 2_000, 200.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ class Batch:
     :param sources: opens source images.
     :param watcher: how records name the task instance.
     :param stop: set to end early.
+    :param witness: is told what happens.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Batch:
         watcher: str,
         stop: threading.Event | None = None,
         on_progress: Callable[[Progress], None] | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self._spec = spec
         self._hook = hook
@@ -82,12 +87,19 @@ class Batch:
         self._watcher = watcher
         self._stop = stop or threading.Event()
         self._on_progress = on_progress
+        self._witness = witness
         self._journal = BucketJournal(client, spec.journal)
         self._files = BatchFiles(client, spec.journal, watcher)
         self._sources = sources
         self._planner = Planner(spec, hook, client, self._journal, sources, log)
         self._price_usd: float | None = None
         self._memory = Memory(time.time())
+        self._shown_at = 0.0
+
+    @property
+    def standing_uri(self) -> str | None:
+        """Where it is told how far each image is; None before the first wait or line of progress."""
+        return self._files.standing_uri if self._shown_at else None
 
     # -- beginning and going on ----------------------------------------------------------------------------
 
@@ -120,7 +132,7 @@ class Batch:
             self._price_usd = self._planner.find_price()
         else:
             self._memory, note = noted
-            self._price_usd = note.get("price_usd")
+            self._price_usd, self._shown_at = note.get("price_usd"), float(note.get("shown_at") or 0.0)
         watch = QueueWatch.resume(
             policy_of(self._hook.settings), event.get("learned"), (), event.get("started") or {}, time.time()
         )
@@ -135,7 +147,19 @@ class Batch:
         self._memory.endings = {
             one: ending for one, ending in engine.endings.items() if ending.outcome not in telling
         }
-        self._files.write_note(self._memory, {"price_usd": self._price_usd})
+        self._show(engine.standing)
+        self._files.write_note(self._memory, {"price_usd": self._price_usd, "shown_at": self._shown_at})
+
+    def _show(self, standing: Standing) -> None:
+        """Write for people where each image stands; it is not worth a failure."""
+        total, now = standing.plan.total, time.time()
+        if total > _TOLD_AT_EVERY_WAIT and now - self._shown_at < total / _TOLD_PER_SECOND:
+            return
+        try:
+            self._files.write_standing(standing.lines())
+            self._shown_at = now
+        except WanError as error:
+            self._log.info("Where each image stands could not be written: %s", error)
 
     def dry_run(self) -> Report:
         """Plan only: what would be bought, and for how much."""
@@ -147,7 +171,7 @@ class Batch:
         refused = [item for item in to_do if check.problem(item) is not None]
         for item in refused[:_SHOWN_ERRORS]:
             self._log.warning("%s would be refused: %s", item.source.shown, check.problem(item))
-        remembered = sum(1 for item in to_do if item.fingerprint in plan.known)
+        remembered = sum(plan.is_taken_over(item.fingerprint) for item in to_do)
         to_buy = len(to_do) - len(refused) - remembered
         price = budget.price_usd
         summary = {
@@ -176,7 +200,16 @@ class Batch:
             memory=self._memory,
             watcher=self._watcher,
             started=started or {},
+            witness=self._witness,
         )
+
+        def tell(progress: Progress) -> None:
+            self._show(standing)
+            if self._on_progress is not None:
+                self._on_progress(progress)
+            else:
+                self._log.info("%s", progress.line())
+
         return BatchEngine(
             standing,
             self._work(),
@@ -184,7 +217,7 @@ class Batch:
             self._log,
             check=InputCheck(spec.model_id, self._sources.input_name),
             stop=self._stop,
-            on_progress=self._on_progress,
+            on_progress=tell,
         )
 
     def _work(self) -> BatchWork:
@@ -233,6 +266,7 @@ class Batch:
             "bought": budget.bought,
             "cost_usd": round(budget.spent_usd, 6),
             "cost_is_exact": not budget.unpriced,
+            "size_bytes": sum(ending.size_bytes or 0 for ending in standing.endings.values()),
             "duration_s": round(progress.elapsed_s, 1),
             "videos_a_minute": round(progress.videos_a_minute, 2),
             "manifest": manifest,

@@ -36,7 +36,7 @@ class BatchEngine:
     :param work: does what takes time: submit, land, look, cancel.
     :param check: validates inputs.
     :param stop: set to end early: nothing more is begun, and what was begun is finished.
-    :param on_progress: is given the figures every so often; None: they go to the log.
+    :param on_progress: is given the figures every so often.
     """
 
     def __init__(
@@ -48,13 +48,12 @@ class BatchEngine:
         *,
         check: InputCheck,
         stop: threading.Event,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: Callable[[Progress], None],
     ) -> None:
         self.standing = standing
         self._watch = standing.watch
         self._work = work
         self._pace = pace
-        self._log = log
         self._stop = stop
         self._on_progress = on_progress
         self._crew = Crew(pace)
@@ -165,7 +164,4 @@ class BatchEngine:
         if now < self._next_progress:
             return
         self._next_progress = now + self._pace.progress_every_s
-        if self._on_progress is not None:
-            self._on_progress(self.progress())
-        else:
-            self._log.info("%s", self.progress().line())
+        self._on_progress(self.progress())

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch keeps in the bucket besides journal and videos: its manifest, and a note to itself.
+"""What a batch keeps in the bucket besides journal and videos: its manifest, and a note to itself; and, for people,
+where each image stands while it is under way.
 
 The note is for going on after a wait in the triggerer. It holds what the journal does not tell: how images ended that
 nothing was bought for, and how often requests failed in this try. Without it nothing is lost or bought twice; a
@@ -41,7 +42,8 @@ class BatchFiles:
         self._client = client
         self._bucket, prefix = split_gs_uri(journal, name="journal")
         folder = prefix.rstrip("/") + "/" if prefix else ""
-        self._note = f"{folder}_notes/{hashlib.sha256(watcher.encode()).hexdigest()[:24]}.json"
+        note = f"{folder}_notes/{hashlib.sha256(watcher.encode()).hexdigest()[:24]}"
+        self._note, self._standing = f"{note}.json", f"{note}.jsonl"
         self._manifest = folder + "_manifests/" + "/".join(_ODD.sub("_", part) for part in watcher.split("/"))
 
     @property
@@ -49,23 +51,36 @@ class BatchFiles:
         """Where the manifest lies."""
         return f"gs://{self._bucket}/{self._manifest}.jsonl"
 
+    @property
+    def standing_uri(self) -> str:
+        """Where it is told how far each image is."""
+        return f"gs://{self._bucket}/{self._standing}"
+
     def write_manifest(self, endings: Iterable[Ending]) -> str:
         """Write how every image ended, a line each; gives the address."""
+        self._write_lines(f"{self._manifest}.jsonl", (ending.to_json() for ending in endings))
+        return self.manifest_uri
+
+    def write_standing(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Write where each image stands, a line each."""
+        plain = (json.dumps(line, separators=(",", ":")) for line in lines)
+        self._write_lines(self._standing, plain, retry_for_s=10.0)
+
+    def _write_lines(self, name: str, lines: Iterable[str], *, retry_for_s: float | None = None) -> None:
         with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as file:
-            for ending in endings:
-                file.write(ending.to_json().encode() + b"\n")
+            for line in lines:
+                file.write(line.encode() + b"\n")
             size = file.tell()
             file.seek(0)
-            blob = self._client.bucket(self._bucket).blob(f"{self._manifest}.jsonl")
-            with storage_errors(f"Writing {self.manifest_uri}"):
+            blob = self._client.bucket(self._bucket).blob(name)
+            with storage_errors(f"Writing gs://{self._bucket}/{name}"):
                 blob.upload_from_file(
                     file,
                     size=size,
                     content_type="application/x-ndjson",
                     timeout=TIMEOUT_S,
-                    retry=retry_policy(),
+                    retry=retry_policy(retry_for_s),
                 )
-        return self.manifest_uri
 
     def write_note(self, memory: Memory, more: Mapping[str, Any]) -> None:
         """Note what the journal does not tell.

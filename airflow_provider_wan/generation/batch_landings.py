@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from logging import Logger
 
@@ -19,8 +20,8 @@ from airflow_provider_wan.generation.batch_crew import Crew
 from airflow_provider_wan.generation.batch_outcomes import Outcome
 from airflow_provider_wan.generation.batch_standing import Standing
 from airflow_provider_wan.generation.batch_values import Pace, pause_after_s
+from airflow_provider_wan.generation.batch_witness import Landed
 from airflow_provider_wan.generation.batch_work import BatchWork
-from airflow_provider_wan.generation.records import Record
 
 _LANDING_TRIES = 4
 
@@ -46,7 +47,7 @@ class Landings:
             item = standing.plan.items[standing.over[request_id]]
             self._crew.do("land", request_id, partial(self._work.land, item, request_id))
 
-    def saw(self, request_id: str, brought: Record | BaseException, now: float) -> None:
+    def saw(self, request_id: str, brought: Landed | BaseException, now: float) -> None:
         """Take in what a landing has brought."""
         standing = self._standing
         standing.landing.discard(request_id)
@@ -63,14 +64,11 @@ class Landings:
         del standing.over[request_id]
         self._saw_end(one, request_id, brought)
 
-    def _saw_end(self, one: str, request_id: str, brought: Record | BaseException) -> None:
+    def _saw_end(self, one: str, request_id: str, brought: Landed | BaseException) -> None:
         standing = self._standing
         match brought:
-            case Record():
-                if brought.cost_usd is not None:
-                    standing.budget.settle(one, brought.cost_usd)
-                uri = brought.videos[0].uri if brought.videos else None
-                standing.end(one, Outcome.LANDED, request_id=request_id, uri=uri, cost_usd=brought.cost_usd)
+            case Landed():
+                self._saw_landed(one, request_id, brought)
             case WanGenerationFailedError() | WanCancelledError():
                 self._saw_failed(one, request_id, brought)
             case WanError():
@@ -79,6 +77,14 @@ class Landings:
             case _:
                 self._log.error("Landing request %s failed: %s", request_id, brought, exc_info=brought)
                 standing.end(one, Outcome.NOT_LANDED, request_id=request_id, error=repr(brought))
+
+    def _saw_landed(self, one: str, request_id: str, landed: Landed) -> None:
+        standing, record = self._standing, landed.record
+        if record.cost_usd is not None:
+            standing.budget.settle(one, record.cost_usd)
+        running_since = standing.running_since.pop(request_id, None)
+        standing.witness.landed(replace(landed, running_since=running_since))
+        standing.end_there(one, Outcome.LANDED, record)
 
     def _may_try_again(self, one: str) -> bool:
         self._tries[one] += 1
@@ -94,6 +100,7 @@ class Landings:
         cost_usd = self._work.costs.get(request_id)
         if cost_usd is not None:
             standing.budget.settle(one, cost_usd)
+        standing.witness.made_nothing(error, cost_usd)
         may_retry = is_inherited or standing.failures[one] <= self._pace.retries_per_image
         if may_retry and not standing.halted:
             self._log.info("%s It is tried again.", error)

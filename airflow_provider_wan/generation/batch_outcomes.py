@@ -48,6 +48,7 @@ class Ending:
     :param image: its address, without signature.
     :param row: where it stands in the source manifest.
     :param uri: of its first video.
+    :param size_bytes: of all its videos, where it is known.
     """
 
     image: str
@@ -55,6 +56,7 @@ class Ending:
     fingerprint: str | None = None
     request_id: str | None = None
     uri: str | None = None
+    size_bytes: int | None = None
     cost_usd: float | None = None
     error: str | None = None
     row: str | None = None

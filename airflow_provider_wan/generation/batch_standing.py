@@ -10,8 +10,9 @@ from __future__ import annotations
 import heapq
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
+from itertools import chain
 from logging import Logger
 from typing import Any
 
@@ -22,8 +23,9 @@ from airflow_provider_wan.generation.batch_plan import Item, Plan
 from airflow_provider_wan.generation.batch_progress import Progress
 from airflow_provider_wan.generation.batch_values import Memory
 from airflow_provider_wan.generation.batch_watch import QueueWatch
+from airflow_provider_wan.generation.batch_witness import Witness
 from airflow_provider_wan.generation.journal import Listed
-from airflow_provider_wan.generation.records import Stage
+from airflow_provider_wan.generation.records import Record, Stage
 
 
 class Standing:
@@ -33,6 +35,7 @@ class Standing:
     :param memory: of this try, from an earlier process; goes on being written.
     :param watcher: how records name this task instance.
     :param started: of requests in flight, when they began to run, as far as it is known.
+    :param witness: is told what happens.
     """
 
     def __init__(
@@ -45,10 +48,12 @@ class Standing:
         memory: Memory,
         watcher: str,
         started: Mapping[str, float],
+        witness: Witness | None = None,
     ) -> None:
         self.plan = plan
         self.budget = budget
         self.watch = watch
+        self.witness = witness or Witness()
         self.failures = memory.failures
         self.inherited = memory.inherited
         self.endings = dict(memory.endings)
@@ -63,6 +68,8 @@ class Standing:
         self.over: dict[str, str] = {}
         self.to_land: deque[str] = deque()
         self.landing: set[str] = set()
+        #: Of what is over, when it is believed to have begun to run, where that is known.
+        self.running_since: dict[str, float] = {}
         self._later: list[tuple[float, str]] = []
         self._memory = memory
         self._watcher = watcher
@@ -70,6 +77,9 @@ class Standing:
         self._sort_out(started)
         if memory.done_before is None:
             memory.done_before = sum(ending.outcome.is_there for ending in self.endings.values())
+            self.witness.began(
+                adopted=len(self.in_flight), reused=memory.done_before, refused=len(plan.refused)
+            )
 
     # -- at the beginning ----------------------------------------------------------------------------------
 
@@ -116,6 +126,7 @@ class Standing:
             outcome,
             request_id=listed.request_id,
             uri=listed.uri,
+            size_bytes=listed.size_bytes,
             cost_usd=listed.cost_usd,
         )
 
@@ -148,6 +159,8 @@ class Standing:
         """Take in what was found to be over."""
         for request_id in request_ids:
             if request_id in self.in_flight:
+                if (since := self.watch.started_at(request_id)) is not None:
+                    self.running_since[request_id] = since
                 self.watch.forget(request_id)
                 self.over[request_id] = self.in_flight.pop(request_id)
                 self.to_land.append(request_id)
@@ -164,6 +177,22 @@ class Standing:
     def end(self, one: str, outcome: Outcome, **more: Any) -> None:
         """Take in how an image has ended."""
         self.endings[one] = self.plan.items[one].ending(outcome, **more)
+
+    def end_there(self, one: str, outcome: Outcome, record: Record) -> None:
+        """Take in that the videos of a request are in the bucket."""
+        self.end(
+            one,
+            outcome,
+            request_id=record.request_id,
+            uri=record.videos[0].uri if record.videos else None,
+            size_bytes=sum(video.size_bytes for video in record.videos),
+            cost_usd=record.cost_usd,
+        )
+
+    def refuse(self, one: str, error: WanError) -> None:
+        """Take in that an image breaks a rule; nothing was bought."""
+        self.witness.refused()
+        self.end(one, Outcome.REFUSED, error=str(error))
 
     def halt(self, error: WanError) -> None:
         """Buy nothing more from now on; what is paid for is finished."""
@@ -191,6 +220,18 @@ class Standing:
         for one in self.plan.items:
             if one not in self.endings:
                 self.end(one, Outcome.LEFT, error=why)
+
+    def lines(self) -> Iterator[Mapping[str, Any]]:
+        """Say where each image stands now, in the order of a manifest, which has such lines for those that are over."""
+        requests = {one: request_id for request_id, one in chain(self.in_flight.items(), self.over.items())}
+        for one, item in self.plan.items.items():
+            ending = self.endings.get(one)
+            if ending is not None:
+                yield ending.as_dict()
+                continue
+            line = {"image": item.source.shown, "outcome": "to_do", "fingerprint": one}
+            yield line | ({"outcome": "in_flight", "request_id": requests[one]} if one in requests else {})
+        yield from (ending.as_dict() for ending in self.plan.refused)
 
     def progress(self) -> Progress:
         """Give the figures of now."""

@@ -88,7 +88,7 @@ class Submits:
             item = standing.to_submit.popleft()
             problem = self._check.problem(item)
             if problem is not None:
-                standing.end(item.fingerprint, Outcome.REFUSED, error=str(problem))
+                standing.refuse(item.fingerprint, problem)
                 continue
             is_new = item.fingerprint not in standing.plan.known and not standing.failures[item.fingerprint]
             why_not = standing.budget.why_not()
@@ -120,9 +120,9 @@ class Submits:
 
     def _saw_request(self, one: str, brought: Obtained, now: float) -> None:
         standing, record = self._standing, brought.record
+        standing.witness.obtained(brought.how)
         if record.stage is Stage.LANDED:
-            uri = record.videos[0].uri if record.videos else None
-            standing.end(one, Outcome.REUSED, request_id=record.request_id, uri=uri, cost_usd=record.cost_usd)
+            standing.end_there(one, Outcome.REUSED, record)
             return
         standing.fly(brought.request_id, one, unix(record.submitted_at) or now)
         if brought.how == "submitted":
@@ -137,10 +137,12 @@ class Submits:
         request_id = getattr(error, "request_id", None)
         match error:
             case WanUnknownSubmissionError():
+                standing.witness.unknown()
                 standing.end(one, Outcome.UNKNOWN, error=str(error))
                 self._log.error("%s: %s", item.source.shown, error)
             case WanStorageError() if request_id is not None:
                 self._log.error("%s: %s", item.source.shown, error)
+                standing.witness.obtained("submitted")
                 standing.fly(request_id, one, now)  # it is bought: go on, and write its id when it lands
             case WanTransientError() | WanStorageError():
                 standing.to_submit.appendleft(item)
@@ -164,11 +166,12 @@ class Submits:
                 self._refused(item, error)
             case _:
                 self._log.error("%s: %s", item.source.shown, error, exc_info=error)
+                standing.witness.unknown()
                 standing.end(one, Outcome.UNKNOWN, error=f"{type(error).__name__}: {error}")
 
     def _refused(self, item: Item, error: WanError) -> None:
         self._log.warning("%s is refused: %s", item.source.shown, error)
-        self._standing.end(item.fingerprint, Outcome.REFUSED, error=str(error))
+        self._standing.refuse(item.fingerprint, error)
 
     def _saw_trouble(self, error: WanTransientError | WanStorageError, now: float) -> None:
         """Nothing was bought: wait a little, longer each time, before anything is submitted again."""

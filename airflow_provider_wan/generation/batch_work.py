@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from airflow_provider_wan.exceptions import (
     WanStorageError,
 )
 from airflow_provider_wan.generation.batch_plan import Item
+from airflow_provider_wan.generation.batch_witness import Landed
 from airflow_provider_wan.generation.journal import Held, Journal, Lost
 from airflow_provider_wan.generation.landing import Destination, IfExists, Landing, as_landed
 from airflow_provider_wan.generation.records import Record, Stage
@@ -75,12 +77,13 @@ class BatchWork:
         """Look where a request stands, once."""
         return self.hook.get_status(request_id, retry=False)
 
-    def land(self, item: Item, request_id: str) -> Record:
+    def land(self, item: Item, request_id: str) -> Landed:
         """Land what a request has made.
 
         :raises WanGenerationFailedError: it made nothing; its record then says so.
         :raises WanTransientError: it is not over yet, or nobody answers.
         """
+        started = time.monotonic()
         held = self._held(item, request_id)
         destination = Destination(self.bucket_name, item.object_name, self.if_exists)
         try:
@@ -88,8 +91,9 @@ class BatchWork:
         except (WanGenerationFailedError, WanCancelledError):
             self._remember_failure(item, request_id)
             raise
+        took_s = time.monotonic() - started
         self._write_landed(held, landed)
-        return landed
+        return Landed(landed, took_s, is_first_seen=not held.record.succeeded_once)
 
     def _held(self, item: Item, request_id: str) -> Held:
         held = self.journal.read(item.fingerprint)

@@ -44,6 +44,7 @@ class Listed:
     """What a listing tells of a record.
 
     :param uri: of the first video that has landed.
+    :param size_bytes: of all its videos; None: it has none, or was written before listings told it.
     :param buyer: the task instance that made the latest purchase.
     :param watchers: how many task instances count on the request.
     :param purchases: how many requests were bought for this fingerprint, as far as can be told, failed ones and
@@ -55,6 +56,7 @@ class Listed:
     request_id: str | None = None
     cost_usd: float | None = None
     uri: str | None = None
+    size_bytes: int | None = None
     submitted_at: str | None = None
     buyer: str | None = None
     watchers: int = 0
@@ -219,6 +221,7 @@ def _shown_in_listings(record: Record) -> dict[str, str]:
         "request_id": record.request_id or "",
         "cost_usd": "" if record.cost_usd is None else str(record.cost_usd),
         "uri": record.videos[0].uri if record.videos else "",
+        "size_bytes": str(sum(video.size_bytes for video in record.videos)) if record.videos else "",
         "submitted_at": record.submitted_at or "",
         "buyer": record.watchers[0] if record.watchers else "",
         "watchers": str(len(record.watchers)),
@@ -235,12 +238,14 @@ def _listed(name: str, metadata: dict[str, str]) -> Listed | None:
     if metadata.get("stage") not in set(Stage) or not name.endswith(".json"):
         return None
     cost, purchases = metadata.get("cost_usd"), metadata.get("purchases", "")
+    size = metadata.get("size_bytes", "")
     return Listed(
         fingerprint=name.removesuffix(".json"),
         stage=Stage(metadata["stage"]),
         request_id=metadata.get("request_id") or None,
         cost_usd=float(cost) if cost else None,
         uri=metadata.get("uri") or None,
+        size_bytes=int(size) if size.isdigit() else None,
         submitted_at=metadata.get("submitted_at") or None,
         buyer=metadata.get("buyer") or None,
         watchers=int(metadata.get("watchers") or 0),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What OpenLineage is told about a landing. Imported only by OpenLineage's own call, so only where it is installed."""
+"""What OpenLineage is told about landings. Imported only by OpenLineage's own call, so only where it is installed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from openlineage.client.event_v2 import InputDataset, OutputDataset
 from openlineage.client.facet_v2 import RunFacet, external_query_run, output_statistics_output_dataset
 
 from airflow_provider_wan import __version__
+from airflow_provider_wan.generation.batch_outcomes import Outcome
 from airflow_provider_wan.generation.records import LandedVideo, Record
+from airflow_provider_wan.lineage.batches import BatchEnd, outputs_of, places_of
 
 _PRODUCER = f"https://pypi.org/project/airflow-provider-wan/{__version__}/"
 _SCHEMA = f"{_PRODUCER}#WanRequestRunFacet"
+_BATCH_SCHEMA = f"{_PRODUCER}#WanBatchRunFacet"
 
 
 @attrs.define
@@ -41,6 +44,65 @@ class WanRequestRunFacet(RunFacet):
         return _SCHEMA
 
 
+@attrs.define
+class WanBatchRunFacet(RunFacet):
+    """The requests behind the videos of a batch: how many, how they ended, what they cost, and how long it took.
+
+    :param outcomes: how many images ended how.
+    :param bought: requests that this task instance has bought, over all its tries.
+    :param processing_seconds: from the beginning of the try to its end.
+    """
+
+    model_id: str
+    total: int
+    outcomes: dict[str, int]
+    bought: int
+    cost_usd: float | None
+    cost_is_exact: bool
+    size_bytes: int
+    processing_seconds: float | None
+    manifest: str
+    journal: str
+
+    @staticmethod
+    def _get_schema() -> str:
+        return _BATCH_SCHEMA
+
+
+def lineage_of_batch(end: BatchEnd) -> Any:
+    """Give the inputs, outputs and run facets of a batch: each of them where they are few, else folders.
+
+    :return: an ``OperatorLineage``.
+    """
+    landed = end.landed
+    each = outputs_of(end) != [end.uri]
+    outputs = [_output(ending.uri, ending.size_bytes) for ending in landed if ending.uri] if each else []
+    if landed and not each:
+        size_bytes = sum(ending.size_bytes or 0 for ending in landed)
+        outputs = [_output(end.uri, size_bytes, files=len(landed))]
+    return OperatorLineage(
+        inputs=[_image(place) for place in places_of(ending.image for ending in landed)],
+        outputs=outputs,
+        run_facets={"wan_batch": _batch(end)},
+    )
+
+
+def _batch(end: BatchEnd) -> WanBatchRunFacet:
+    summary = end.summary
+    return WanBatchRunFacet(
+        model_id=end.model_id,
+        total=summary["total"],
+        outcomes={str(outcome): summary[str(outcome)] for outcome in Outcome},
+        bought=summary["bought"],
+        cost_usd=summary["cost_usd"],
+        cost_is_exact=summary["cost_is_exact"],
+        size_bytes=summary["size_bytes"],
+        processing_seconds=summary["duration_s"],
+        manifest=summary["manifest"],
+        journal=summary["journal"],
+    )
+
+
 def lineage_of(record: Record) -> Any:
     """Give the inputs, outputs and run facets of a landing.
 
@@ -62,16 +124,21 @@ def lineage_of(record: Record) -> Any:
 def _image(uri: str) -> InputDataset:
     """Name an image as OpenLineage names data: where it is, and what it is called there."""
     parts = urlsplit(uri)
-    return InputDataset(namespace=f"{parts.scheme}://{parts.netloc}", name=parts.path.lstrip("/") or "/")
+    return InputDataset(namespace=f"{parts.scheme}://{parts.netloc}", name=parts.path.strip("/") or "/")
 
 
 def _video(video: LandedVideo) -> OutputDataset:
+    return _output(video.uri, video.size_bytes)
+
+
+def _output(uri: str, size_bytes: int | None, *, files: int = 1) -> OutputDataset:
+    bucket, _, name = uri.removeprefix("gs://").partition("/")
     statistics = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
-        size=video.size_bytes, fileCount=1
+        size=size_bytes, fileCount=files
     )
     return OutputDataset(
-        namespace=f"gs://{video.bucket}",
-        name=video.object_name,
+        namespace=f"gs://{bucket}",
+        name=name.rstrip("/") or "/",
         outputFacets={"outputStatistics": statistics},
     )
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from airflow_provider_wan.generation.batch_planning import BatchSpec
     from airflow_provider_wan.generation.batch_progress import Progress
     from airflow_provider_wan.generation.batch_values import Pause
+    from airflow_provider_wan.lineage.batches import BatchEnd
 
 #: Signed links of images work for as long by default.
 DEFAULT_BATCH_TIMEOUT = timedelta(hours=12)
@@ -47,10 +48,12 @@ class WanBatchOperator(BaseOperator):
     One bad image stops nobody else. When all that can be done is done, the task fails if more than ``max_failures``
     images have no video, or if a limit came first. How each image ended stands in the manifest, a JSON line each.
 
+    An outlet gets one event, whose extra has the summary's figures, and ``videos`` where there are at most 20.
+
     Returns the summary: ``total``, a count for each outcome (``landed``, ``reused``, ``failed``, ``cancelled``,
-    ``refused``, ``unknown``, ``not_landed``, ``left``), ``bought``, ``cost_usd``, ``duration_s``, ``manifest`` and
-    ``journal``. The XCom ``summary`` is the same and is there for a failed task too; ``progress`` has the figures of
-    now.
+    ``refused``, ``unknown``, ``not_landed``, ``left``), ``bought``, ``cost_usd``, ``size_bytes``, ``duration_s``,
+    ``manifest`` and ``journal``. The XCom ``summary`` is the same and is there for a failed task too; ``progress`` has
+    the figures of now.
 
     :param images: ``gs://bucket/prefix/`` (all images under it), the address of a manifest (``.csv``, ``.jsonl``;
         also a chunk that ``WanPrepareImagesOperator`` wrote), or a list of addresses and rows. A row's own columns
@@ -238,6 +241,7 @@ class WanBatchOperator(BaseOperator):
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.seen = Seen()
+        self._end: BatchEnd | None = None
         self._stop = threading.Event()
 
     def execute(self, context: Any) -> dict[str, Any]:
@@ -247,7 +251,9 @@ class WanBatchOperator(BaseOperator):
             batch = self._batch(context, deadline)
             if _flag(self.dry_run):
                 return batch.dry_run().summary
-            return self._carry_on(context, batch, batch.begin(), deadline)
+            engine = batch.begin()
+            self._push(context, batch, engine.progress())
+            return self._carry_on(context, batch, engine, deadline)
 
     def execute_complete(self, context: Any, event: Mapping[str, Any]) -> dict[str, Any]:
         """Go on after a wait in the triggerer."""
@@ -255,6 +261,14 @@ class WanBatchOperator(BaseOperator):
             deadline = float(event["deadline"])
             batch = self._batch(context, deadline)
             return self._carry_on(context, batch, batch.go_on(event), deadline)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """Give images, videos, cost and time to OpenLineage, which calls this where it is installed."""
+        if self._end is None:
+            return None
+        from airflow_provider_wan.lineage.openlineage import lineage_of_batch
+
+        return lineage_of_batch(self._end)
 
     def on_kill(self) -> None:
         """Begin nothing more; what was begun is finished and written down."""
@@ -266,10 +280,11 @@ class WanBatchOperator(BaseOperator):
             raise self._was_killed(context, engine)
         if pause is not None:
             batch.note(engine)
-            self._show(context, engine.progress())
+            self._see(engine, pause.request_ids[0])
+            self._show(context, batch, engine.progress())
             self._wait_in_triggerer(context, pause, deadline)
         report = batch.report(engine)
-        self._tell(context, engine, report)
+        self._tell(context, batch, engine, report)
         if report.error is not None:
             raise report.error
         return report.summary
@@ -308,13 +323,14 @@ class WanBatchOperator(BaseOperator):
     # -- what is wanted ------------------------------------------------------------------------------------
 
     def _batch(self, context: Any, deadline: float) -> Batch:
+        from airflow_provider_wan.faces.batch_telling import BatchMetrics
         from airflow_provider_wan.generation.batch import Batch
         from airflow_provider_wan.hooks.gcs import storage_client
         from airflow_provider_wan.hooks.wan import WanHook
 
         hook = WanHook(self.wan_conn_id)
         threads = self.parallel_submits + self.parallel_landings + 16
-        return Batch(
+        batch = Batch(
             self._spec(context, deadline),
             hook,
             storage_client(self.gcp_conn_id, self.impersonation_chain, pool_size=threads),
@@ -335,8 +351,10 @@ class WanBatchOperator(BaseOperator):
             self.log,
             watcher=watcher_of(context),
             stop=self._stop,
-            on_progress=lambda progress: self._show(context, progress),
+            on_progress=lambda progress: self._show(context, batch, progress),
+            witness=BatchMetrics(metrics.tags_of(context, self.model_id)),
         )
+        return batch
 
     def _spec(self, context: Any, deadline: float) -> BatchSpec:
         from airflow_provider_wan.generation.batch_outcomes import MaxFailures
@@ -390,32 +408,47 @@ class WanBatchOperator(BaseOperator):
         given: str | None = given_or_none(self.journal)
         if given:
             return given.rstrip("/")
+        return f"gs://{self.bucket_name.removeprefix('gs://').rstrip('/')}/{self._prefix()}_journal"
+
+    def _bucket(self) -> str:
+        return self.bucket_name.removeprefix("gs://").partition("/")[0]
+
+    def _prefix(self) -> str:
+        """Give the folder under which all videos lie, with its slash."""
         folder = posixpath.dirname(self.object_name.partition("{")[0])
-        return "/".join(filter(None, (f"gs://{self.bucket_name.removeprefix('gs://')}", folder, "_journal")))
+        return f"{folder}/" if folder else ""
 
     # -- what is shown -------------------------------------------------------------------------------------
 
-    def _show(self, context: Any, progress: Progress) -> None:
+    def _show(self, context: Any, batch: Batch, progress: Progress) -> None:
         self.log.info("%s", progress.line())
-        context["ti"].xcom_push(key=PROGRESS_KEY, value=progress.as_dict())
+        self._push(context, batch, progress)
 
-    def _tell(self, context: Any, engine: BatchEngine, report: Report) -> None:
-        landed = next((one.uri for one in engine.endings.values() if one.uri), None)
-        if landed is not None:
-            bucket, _, name = landed.removeprefix("gs://").partition("/")
-            self.seen = Seen(next(one.request_id for one in engine.endings.values()), landed=(bucket, name))
-        context["ti"].xcom_push(key=PROGRESS_KEY, value=engine.progress().as_dict())
+    def _push(self, context: Any, batch: Batch, progress: Progress) -> None:
+        """Push the figures, and where the gallery finds how far each image is."""
+        more = {"standing": batch.standing_uri, "journal": self._journal_uri()}
+        context["ti"].xcom_push(key=PROGRESS_KEY, value=progress.as_dict() | more)
+
+    def _see(self, engine: BatchEngine, request_id: str | None = None) -> None:
+        """Take in what the links on the task's page lead to."""
+        endings = engine.endings.values()
+        request_id = request_id or next((one.request_id for one in endings if one.request_id), None)
+        is_there = any(one.outcome.is_there for one in endings)
+        self.seen = Seen(request_id, landed=(self._bucket(), self._prefix()) if is_there else None)
+
+    def _tell(self, context: Any, batch: Batch, engine: BatchEngine, report: Report) -> None:
+        """Tell links, assets and lineage how it ended."""
+        from airflow_provider_wan.hooks.wan import WanHook
+        from airflow_provider_wan.lineage.batches import BatchEnd, tell_batch_hook_lineage, tell_batch_outlets
+
+        self._see(engine)
+        self._push(context, batch, engine.progress())
         context["ti"].xcom_push(key=SUMMARY_KEY, value=report.summary)
-        tags = metrics.tags_of(context, self.model_id)
-        for outcome, name in (
-            ("landed", metrics.LANDED_VIDEOS),
-            ("reused", metrics.REUSED),
-            ("failed", metrics.FAILED),
-            ("refused", metrics.REFUSED),
-            ("unknown", metrics.UNKNOWN),
-        ):
-            if report.summary[outcome]:
-                metrics.count(name, report.summary[outcome], tags=tags)
+        endings = tuple(engine.endings[one] for one in engine.standing.plan.items)
+        self._end = end = BatchEnd(self.model_id, self._bucket(), self._prefix(), report.summary, endings)
+        tell_batch_hook_lineage(WanHook(self.wan_conn_id), end, self.log)
+        if report.error is None:
+            tell_batch_outlets(context, self.outlets, end)
 
 
 def _flag(value: bool | str) -> bool:

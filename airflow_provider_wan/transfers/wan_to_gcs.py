@@ -116,10 +116,8 @@ class WanToGCSOperator(BaseOperator):
         first = landed.videos[0]
         self.seen = Seen(first.request_id, landed=(first.bucket, first.object_name))
         tell_outlets(context, self.outlets, landed)
-        tags = metrics.tags_of(context, landed.model_id or None)
-        metrics.time_s(metrics.LANDING, took_s, tags=tags)
-        metrics.count(metrics.LANDED_VIDEOS, len(landed.videos), tags=tags)
-        metrics.count(metrics.LANDED_BYTES, sum(video.size_bytes for video in landed.videos), tags=tags)
+        sizes = [video.size_bytes for video in landed.videos]
+        metrics.tell_landing(sizes, took_s, tags=metrics.tags_of(context, landed.model_id or None))
 
     def _land(self, ref: RequestRef) -> Record:
         from airflow_provider_wan.exceptions import WanInputError

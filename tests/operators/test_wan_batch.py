@@ -8,12 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from batch_runs import IMAGES, TaskInstance, operator, play
 
-from airflow_provider_wan.operators.wan_batch import WanBatchOperator
 from airflow_provider_wan.sandbox.server import Sandbox
-from airflow_provider_wan.triggers.wan import WanBatchTrigger
-
-IMAGES = [f"https://images.example.com/{number:03d}.jpg" for number in range(12)]
 
 
 @pytest.fixture
@@ -23,56 +20,6 @@ def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
         for name, value in started.env().items():
             monkeypatch.setenv(name, value)
         yield started
-
-
-class TaskInstance:
-    """What the operator needs of one, with its XComs."""
-
-    dag_id, run_id, task_id, map_index, try_number = "dag", "run", "batch", -1, 1
-
-    def __init__(self, map_index: int = -1) -> None:
-        self.map_index = map_index
-        self.xcoms: dict[str, Any] = {}
-
-    def xcom_push(self, key: str, value: Any) -> None:
-        self.xcoms[key] = json.loads(json.dumps(value))
-
-
-def operator(**changes: Any) -> WanBatchOperator:
-    given: dict[str, Any] = {
-        "images": IMAGES,
-        "bucket_name": "videos",
-        "object_name": "out/",
-        "prompt": "waves",
-        "check_image": False,
-        "max_in_flight": 6,
-        "timeout": 120,
-    }
-    return WanBatchOperator(task_id="batch", **{**given, **changes})
-
-
-def play(ti: TaskInstance, **changes: Any) -> tuple[dict[str, Any], list[WanBatchTrigger]]:
-    """Run it as a worker and a triggerer do: a new operator for each part of it."""
-    import asyncio
-
-    from airflow.providers.common.compat.sdk import TaskDeferred
-
-    triggers: list[WanBatchTrigger] = []
-    work = lambda task: task.execute({"ti": ti})  # noqa: E731
-    while True:
-        try:
-            return work(operator(**changes)), triggers
-        except TaskDeferred as deferred:
-            path, given = deferred.trigger.serialize()
-            assert path == "airflow_provider_wan.triggers.wan_batch.WanBatchTrigger"
-            again = WanBatchTrigger(**json.loads(json.dumps(given)))
-            triggers.append(again)
-
-        async def first(trigger: WanBatchTrigger = again) -> Any:
-            return (await anext(trigger.run())).payload
-
-        event = json.loads(json.dumps(asyncio.run(first())))
-        work = lambda task, event=event: task.execute_complete({"ti": ti}, event)  # noqa: E731
 
 
 def test_one_trigger_at_a_time_watches_all_and_comes_back_seldom(sandbox: Sandbox) -> None:

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the batch operator as workers and a triggerer do, without the rest of Airflow around it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow.providers.common.compat.sdk import TaskDeferred
+
+from airflow_provider_wan.operators.wan_batch import WanBatchOperator
+from airflow_provider_wan.triggers.wan import WanBatchTrigger
+
+IMAGES = [f"https://images.example.com/{number:03d}.jpg" for number in range(12)]
+
+
+class TaskInstance:
+    """What the operator needs of one, with its XComs."""
+
+    dag_id, run_id, task_id, map_index, try_number = "dag", "run", "batch", -1, 1
+
+    def __init__(self, map_index: int = -1) -> None:
+        self.map_index = map_index
+        self.xcoms: dict[str, Any] = {}
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.xcoms[key] = json.loads(json.dumps(value))
+
+
+def operator(**changes: Any) -> WanBatchOperator:
+    given: dict[str, Any] = {
+        "images": IMAGES,
+        "bucket_name": "videos",
+        "object_name": "out/",
+        "prompt": "waves",
+        "check_image": False,
+        "max_in_flight": 6,
+        "timeout": 120,
+    }
+    return WanBatchOperator(task_id="batch", **{**given, **changes})
+
+
+@dataclass
+class Played:
+    """One try of a batch, from its beginning to its end.
+
+    :param tasks: a new operator for each part of it, as each had a process of its own.
+    """
+
+    tasks: list[WanBatchOperator] = field(default_factory=list)
+    triggers: list[WanBatchTrigger] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    error: Exception | None = None
+
+    @property
+    def links(self) -> list[dict[str, str]]:
+        """What the buttons led to after each part."""
+        return [
+            {link.name: link.get_link(task, ti_key=None) for link in task.operator_extra_links}
+            for task in self.tasks
+        ]
+
+
+def play_try(ti: TaskInstance, *, outlet_events: Any = None, **changes: Any) -> Played:
+    """Run it as a worker and a triggerer do, and keep what it raises."""
+    played = Played()
+    context = {"ti": ti, "outlet_events": outlet_events}
+    event: dict[str, Any] | None = None
+    while True:
+        task = operator(**changes)
+        played.tasks.append(task)
+        try:
+            if event is None:
+                played.summary = task.execute(context)
+            else:
+                played.summary = task.execute_complete(context, event)
+            return played
+        except TaskDeferred as deferred:
+            path, given = deferred.trigger.serialize()
+            assert path == "airflow_provider_wan.triggers.wan_batch.WanBatchTrigger"
+            trigger = WanBatchTrigger(**json.loads(json.dumps(given)))
+            played.triggers.append(trigger)
+        except Exception as error:
+            played.error = error
+            return played
+        event = json.loads(json.dumps(asyncio.run(_first_event(trigger))))
+
+
+async def _first_event(trigger: WanBatchTrigger) -> Any:
+    return (await anext(trigger.run())).payload
+
+
+def play(ti: TaskInstance, **changes: Any) -> tuple[dict[str, Any], list[WanBatchTrigger]]:
+    """Run a try to its end, and raise what it raises."""
+    played = play_try(ti, **changes)
+    if played.error is not None:
+        raise played.error
+    return played.summary, played.triggers
