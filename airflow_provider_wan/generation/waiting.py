@@ -14,7 +14,7 @@ from typing import Any
 from airflow_provider_wan.exceptions import WanError, WanTransientError
 from airflow_provider_wan.hooks.settings import WanSettings
 from airflow_provider_wan.hooks.wan import WanAsyncHook, WanHook
-from airflow_provider_wan.model_api.pace import Experience
+from airflow_provider_wan.model_api.pace import Experience, nap_s
 from airflow_provider_wan.model_api.polling import Ask, Over, RequestWait, WaitPolicy
 
 _LONGEST_NAP_S = 5.0
@@ -72,7 +72,7 @@ async def wait_in_triggerer(hook: WanAsyncHook, wait: RequestWait, log: Logger) 
         if isinstance(step, Over):
             return step
         if (ahead := step.at - time.time()) > 0:
-            await asyncio.sleep(ahead)
+            await asyncio.sleep(nap_s(ahead, asyncio.get_running_loop().time()))
             continue
         settings: WanSettings | None = None
         try:

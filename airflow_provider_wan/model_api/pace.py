@@ -37,6 +37,20 @@ _REMEMBERED = 100
 _ENOUGH = 8
 #: Of the shortest generation seen: the next one may be a little shorter still.
 _MARGIN = 0.9
+_TICK_S = 0.1
+_SHORTEST_TO_SHARE_S = 1.0
+
+
+def nap_s(ahead_s: float, clock_s: float) -> float:
+    """Say how long to sleep so that many waits wake up together.
+
+    A process that wakes up for each of thousands of waits spends more on waking up than on looking. So a wait of a
+    second or more goes on at the next full tenth of a second.
+
+    :param ahead_s: how long to sleep at least, in seconds.
+    :param clock_s: the time now on a clock that all waits of the process share, in seconds.
+    """
+    return ahead_s if ahead_s < _SHORTEST_TO_SHARE_S else ahead_s + -(clock_s + ahead_s) % _TICK_S
 
 
 class Experience:

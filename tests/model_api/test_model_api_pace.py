@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from airflow_provider_wan.model_api.calls import RequestResult, RequestStatus
-from airflow_provider_wan.model_api.pace import Experience
+from airflow_provider_wan.model_api.pace import Experience, nap_s
 from airflow_provider_wan.model_api.polling import Over, RequestWait, WaitPolicy
 from airflow_provider_wan.model_api.states import State, state_of_result_word, state_of_status_word
 
@@ -154,3 +154,17 @@ def test_who_went_back_to_the_queue_starts_anew() -> None:
     _, late_s = wait_for(Restarted(20.0, 150.0), experience)
     assert experience.least_s == before
     assert 0 <= late_s <= BOUND_S
+
+
+def test_waits_that_are_due_at_about_the_same_time_wake_up_together() -> None:
+    clock_s = 1234.567
+    for due_s in (1.0, 1.04, 4.41, 30.0):
+        wakes_at = clock_s + nap_s(due_s, clock_s)
+        assert 0 <= wakes_at - (clock_s + due_s) <= 0.1
+        assert wakes_at * 10 == pytest.approx(round(wakes_at * 10))
+    later_s = clock_s + 0.3
+    assert clock_s + nap_s(4.41, clock_s) == pytest.approx(later_s + nap_s(4.1, later_s))
+
+
+def test_a_wait_that_is_due_at_once_waits_for_nobody() -> None:
+    assert [nap_s(ahead_s, 1234.567) for ahead_s in (0.0, 0.02, 0.5)] == [0.0, 0.02, 0.5]
