@@ -18,6 +18,27 @@ if TYPE_CHECKING:
     from airflow_provider_wan.model_api.calls import RequestResult
 
 
+def result_if_over(hook: WanHook, ref: RequestRef) -> RequestResult | None:
+    """Look once, before a worker is left for the triggerer: most of what a later try waits for has ended by then.
+
+    It spares a way through scheduler and triggerer, and what Airflow makes of a trigger that fires before the
+    scheduler has heard of it: it can take the try for lost. What stands in the way of this look is left to the wait.
+
+    :raises WanRefusedError: a person named the request, and RunComfy says that there can be no such one.
+    """
+    from airflow_provider_wan.model_api.faults import is_about_the_id
+
+    try:
+        if not hook.get_status(ref.request_id, retry=False).is_over:
+            return None
+        result = hook.get_result(ref.request_id, retry=False)
+    except WanError as error:
+        if ref.fingerprint is None and is_about_the_id(error) and not isinstance(error, WanNotFoundError):
+            raise
+        return None
+    return result if result.state.is_terminal else None
+
+
 def finished(
     hook: WanHook,
     journal: Journal | None,

@@ -13,7 +13,13 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowSkipExc
 
 from airflow_provider_wan import metrics
 from airflow_provider_wan.exceptions import WanInputError, WanTransientError
-from airflow_provider_wan.faces.ending import cancel_what_is_queued, finished, paid_and_gone, timed_out
+from airflow_provider_wan.faces.ending import (
+    cancel_what_is_queued,
+    finished,
+    paid_and_gone,
+    result_if_over,
+    timed_out,
+)
 from airflow_provider_wan.faces.errors import as_airflow_errors
 from airflow_provider_wan.faces.imaging import given_image, image_sources, shown_image
 from airflow_provider_wan.faces.journals import (
@@ -244,7 +250,7 @@ class WanSubmitOperator(BaseOperator):
             if obtained.how == "reused":
                 result = finished(hook, journal, ref, self.log, has_succeeded=True)
                 return saw_result(self, context, result, is_new=False)
-            return self._wait(context, hook, journal, ref)
+            return self._wait(context, hook, journal, ref, is_new=obtained.how == "submitted")
 
     def execute_complete(self, context: Any, event: Mapping[str, Any]) -> dict[str, Any]:
         """Go on after the wait in the triggerer."""
@@ -387,9 +393,14 @@ class WanSubmitOperator(BaseOperator):
 
     # -- waiting for it ------------------------------------------------------------------------------------
 
-    def _wait(self, context: Any, hook: WanHook, journal: Journal | None, ref: RequestRef) -> dict[str, Any]:
+    def _wait(
+        self, context: Any, hook: WanHook, journal: Journal | None, ref: RequestRef, *, is_new: bool = False
+    ) -> dict[str, Any]:
         is_waiting(context, ref)
         if self.deferrable:
+            if not is_new and (result := result_if_over(hook, ref)) is not None:
+                xcom = finished(hook, journal, ref, self.log, result=result)
+                return saw_result(self, context, xcom)
             self._defer(context, ref)
         return self._wait_here(context, hook, journal, ref)
 

@@ -23,7 +23,7 @@ from airflow_provider_wan.exceptions import (
     WanRefusedError,
     WanTransientError,
 )
-from airflow_provider_wan.faces.ending import finished, paid_and_gone, timed_out
+from airflow_provider_wan.faces.ending import finished, paid_and_gone, result_if_over, timed_out
 from airflow_provider_wan.faces.errors import as_airflow_errors
 from airflow_provider_wan.faces.journals import bucket_journal, watchers_of
 from airflow_provider_wan.faces.references import DEFAULT_TIMEOUT, RequestRef, request_of
@@ -95,12 +95,17 @@ class WanRequestSensor(BaseSensorOperator):
         self._looked = False
 
     def execute(self, context: Any) -> Any:
-        """Wait in the triggerer, or in the usual way."""
+        """Look once, and wait in the triggerer; or in the usual way."""
+        from airflow_provider_wan.hooks.wan import WanHook
+
         with as_airflow_errors(context):
             ref = request_of(self.request)
             self.seen = Seen(ref.request_id)
             if not self.deferrable:
                 return self._wait_as_sensors_do(context, ref)
+            hook = WanHook(self.wan_conn_id)
+            if (result := result_if_over(hook, ref)) is not None:
+                return saw_result(self, context, self._finished(hook, ref, result=result))
             self.defer(
                 trigger=WanRequestTrigger(
                     wan_conn_id=self.wan_conn_id,

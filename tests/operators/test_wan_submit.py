@@ -427,6 +427,19 @@ def test_it_waits_and_returns_the_result(sandbox: Sandbox, store: StoreInMemory,
     assert len(purchases(sandbox)) == 1
 
 
+def test_a_try_that_takes_over_what_is_over_needs_no_triggerer(
+    sandbox: Sandbox, store: StoreInMemory
+) -> None:
+    long_ones(sandbox)
+    waiting = start(submit(wait_for_completion=True), a_context(store=store))
+    assert isinstance(waiting, Deferred)
+    sandbox.control(f"requests/{waiting.trigger.request_id}", {"state": "succeeded"})
+    result = start(submit(wait_for_completion=True), a_context(store=store))
+    assert result["request_id"] == waiting.trigger.request_id
+    assert result["state"] == "succeeded"
+    assert len(purchases(sandbox)) == 1
+
+
 def test_the_deadline_is_absolute_and_in_the_triggers_arguments(
     sandbox: Sandbox, store: StoreInMemory
 ) -> None:

@@ -202,12 +202,28 @@ def test_what_a_task_submitted_is_waited_for_through_any_answer(
 def test_its_trigger_knows_what_came_from_a_task_and_on_whose_behalf_it_waits(
     sandbox: Sandbox, bucket: Bucket
 ) -> None:
+    sandbox.control("speed", {"generation_seconds": 60})
     request = bought(a_context(task_id="submit"), journal=JOURNAL)
     trigger = start(sensor(request), a_context(task_id="wait")).trigger
     assert trigger.is_known
     assert trigger.watchers == ["dag/manual__1/submit/-1", "dag/manual__1/wait/-1"]
     assert (trigger.journal, trigger.fingerprint) == (JOURNAL, request["fingerprint"])
     assert not start(sensor("some-id"), a_context(task_id="wait")).trigger.is_known
+
+
+@pytest.mark.parametrize("ending", ["succeeded", "failed"])
+def test_what_is_over_already_needs_no_triggerer(sandbox: Sandbox, ending: str) -> None:
+    """A trigger that fires at once can be heard of too early, and cost the task a try."""
+    sandbox.control("speed", {"generation_seconds": 60})
+    request = bought()
+    sandbox.control(f"requests/{request['request_id']}", {"state": ending})
+    if ending == "failed":
+        with pytest.raises(WanGenerationFailedError):
+            start(sensor(request), a_context(task_id="wait"))
+        return
+    result = start(sensor(request), a_context(task_id="wait"))
+    assert result["state"] == "succeeded"
+    assert len(result["videos"]) == 1
 
 
 def test_what_it_saw_is_remembered_in_the_journal(sandbox: Sandbox, bucket: Bucket) -> None:
