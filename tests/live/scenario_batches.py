@@ -23,10 +23,7 @@ def processes_of(case: Case, task: TaskKey) -> list[str]:
 
     Airflow puts the id of the task instance, or its run and task, into the titles of both.
     """
-    [ti_id] = case.database.row(
-        "SELECT id FROM task_instance WHERE dag_id = %s AND run_id = %s AND task_id = %s AND map_index = %s",
-        *(task.dag_id, task.run_id, task.task_id, task.map_index),
-    ) or [None]
+    [ti_id] = case.database.task_instance("id", task) or [None]
     titles = []
     for own in case.live.airflow.processes:
         for pid in own.pids():

@@ -126,11 +126,7 @@ class Case:
         """Wait until a task is in one of the states, in this try or a later one; give the try's number."""
 
         def reached() -> int | None:
-            row = self.database.row(
-                "SELECT state, try_number FROM task_instance "
-                "WHERE dag_id = %s AND run_id = %s AND task_id = %s AND map_index = %s",
-                *(task.dag_id, task.run_id, task.task_id, task.map_index),
-            )
+            row = self.database.task_instance("state, try_number", task)
             if row is None or row[0] not in (states or TASK_OVER) or row[1] < try_number:
                 return None
             return int(row[1])

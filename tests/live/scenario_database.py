@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import threading
-from functools import cache
-from typing import Any
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
+
+if TYPE_CHECKING:
+    from demo.airflow_client import TaskKey
 
 
 class Database:
@@ -27,6 +30,23 @@ class Database:
             cursor.execute(query, values)
             row: tuple[Any, ...] | None = cursor.fetchone()
         return row
+
+    def task_instance(self, columns: str, task: TaskKey) -> tuple[Any, ...] | None:
+        """Give columns of a task instance."""
+        query = f"SELECT {columns} FROM task_instance WHERE dag_id = %s AND run_id = %s AND task_id = %s"
+        return self.row(
+            f"{query} AND {self._index_column} = %s",
+            *(task.dag_id, task.run_id, task.task_id, task.map_index),
+        )
+
+    @cached_property
+    def _index_column(self) -> str:
+        """How Airflow calls the index of a mapped task: another word since 3.4."""
+        has_regions = self.row(
+            "SELECT 1 FROM information_schema.columns WHERE table_name = %s AND column_name = %s",
+            *("task_instance", "region_index"),
+        )
+        return "region_index" if has_regions else "map_index"
 
     def change(self, statement: str, *values: Any) -> None:
         """Change something, as the passing of time would."""
