@@ -95,7 +95,7 @@ class Landing:
             succeeded_once=True,
             landed_at=(landed.landed_at if there else None) or utc_text(),
         )
-        self._record.write(landed, destination)
+        self._record.write(landed, destination, is_first=not there)
         return landed
 
     def _look_first(self, request_id: str, destination: Destination) -> storage.Blob | None:

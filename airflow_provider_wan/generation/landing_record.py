@@ -31,14 +31,19 @@ class RecordBeside:
         self._client = client
         self._log = log
 
-    def write(self, record: Record, destination: Destination) -> None:
+    def write(self, record: Record, destination: Destination, *, is_first: bool = False) -> None:
         """Write it, unless it is there; a video that is there never fails on it.
 
         Something else under that name is only replaced where it is the record of a video that was replaced too.
+
+        :param is_first: whether the video has just landed, so that nothing is there most likely: then the name is
+            looked at only where the write finds that something is, which saves a round trip.
         """
         request_id = id_of(record)
         name = f"{destination.name_of(0, request_id)}.json"
         try:
+            if is_first and self._put_record(self._complete(record), destination.bucket_name, name, None):
+                return
             there = self._get_blob(destination.bucket_name, name)
             owner = (there.metadata or {}).get(META_REQUEST) if there is not None else None
             if owner == request_id:
@@ -55,22 +60,24 @@ class RecordBeside:
         except WanError as error:
             self._log.warning("The record beside the video could not be written: %s", error)
 
-    def _put_record(self, record: Record, bucket: str, name: str, there: storage.Blob | None) -> None:
+    def _put_record(self, record: Record, bucket: str, name: str, there: storage.Blob | None) -> bool:
+        """Write it in place of what was seen there; False: something else is there, as another try's record."""
         from google.api_core.exceptions import PreconditionFailed
 
         blob = self._client.bucket(bucket).blob(name)
         blob.metadata = {META_REQUEST: id_of(record)}
-        with (
-            storage_errors(f"Writing gs://{bucket}/{name}"),
-            contextlib.suppress(PreconditionFailed),  # another try has just written it
-        ):
-            blob.upload_from_string(
-                (replace(record, claim="", watchers=()).to_json() + "\n").encode(),
-                content_type="application/json",
-                if_generation_match=int(there.generation) if there is not None else 0,
-                timeout=TIMEOUT_S,
-                retry=retry_policy(),
-            )
+        with storage_errors(f"Writing gs://{bucket}/{name}"):
+            try:
+                blob.upload_from_string(
+                    (replace(record, claim="", watchers=()).to_json() + "\n").encode(),
+                    content_type="application/json",
+                    if_generation_match=int(there.generation) if there is not None else 0,
+                    timeout=TIMEOUT_S,
+                    retry=retry_policy(),
+                )
+            except PreconditionFailed:
+                return False
+        return True
 
     def _is_ours(self, record: Record) -> bool:
         """Whether the first video itself says that it is this request's, and does not just have its bytes."""
