@@ -24,6 +24,8 @@ PIECE_BYTES = 128 * 1024
 WINDOW_BYTES = 1024 * 1024
 #: How much time a direction that was served late may catch up: that of a busy machine's scheduler, no more.
 CATCH_UP_S = 0.02
+#: Bytes that are there within this time were waiting.
+AT_ONCE_S = 0.001
 
 
 class Links:
@@ -70,8 +72,12 @@ class Links:
         try:
             data = b"-"
             while data:
+                ready_at = loop.time()
                 data = await loop.sock_recv(source, PIECE_BYTES)
-                leaves_at = max(leaves_at, loop.time() - CATCH_UP_S) + len(data) / self._bytes_per_s
+                now = loop.time()
+                # Only bytes that waited for us may catch up; those after a pause find an idle link.
+                earliest = now - CATCH_UP_S if now - ready_at < AT_ONCE_S else now
+                leaves_at = max(leaves_at, earliest) + len(data) / self._bytes_per_s
                 under_way.put_nowait((leaves_at + self._round_trip_s / 2, data))
                 await asyncio.sleep(max(0.0, leaves_at - loop.time()))
             await delivering
