@@ -49,7 +49,8 @@ test-compat:  ## The suite under other Airflows: AIRFLOW="3.1.8 3.2.2", or any v
 	@for version in $(AIRFLOW); do \
 		$(STEP) "The suite under Airflow $$version" sh .ci/compat "$(PYTHON)" "$$version" || exit 1; \
 	done
-	@$(STEP) "The suite under the next Airflow, which may fail" timeout 1200 sh .ci/compat "$(PYTHON)" prerelease || true
+	@$(STEP) "The suite under the next Airflow, which may fail" \
+		timeout --signal=INT --kill-after=60 1200 sh .ci/compat "$(PYTHON)" prerelease || true
 
 docs: setup  ## Build the documentation into docs/_build/html
 	@$(STEP) "Documentation" $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
