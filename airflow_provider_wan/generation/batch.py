@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Callable, Mapping
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_wan.exceptions import WanBatchError, WanError
+from airflow_provider_wan.exceptions import WanError
 from airflow_provider_wan.generation.batch_budget import Budget
 from airflow_provider_wan.generation.batch_engine import BatchEngine
 from airflow_provider_wan.generation.batch_files import BatchFiles
-from airflow_provider_wan.generation.batch_outcomes import Ending, Outcome, count_outcomes
+from airflow_provider_wan.generation.batch_outcomes import Outcome
 from airflow_provider_wan.generation.batch_plan import InputCheck, Plan
 from airflow_provider_wan.generation.batch_planning import BatchSpec, Planner
 from airflow_provider_wan.generation.batch_progress import Progress
+from airflow_provider_wan.generation.batch_report import (
+    SHOWN_ERRORS,
+    Report,
+    all_endings,
+    error_of,
+    summary_of,
+)
 from airflow_provider_wan.generation.batch_standing import Standing
 from airflow_provider_wan.generation.batch_values import Memory, Pause
 from airflow_provider_wan.generation.batch_watch import QueueWatch
@@ -41,21 +45,8 @@ from airflow_provider_wan.model_api.faults import RetryPolicy
 if TYPE_CHECKING:
     from google.cloud import storage
 
-_SHOWN_ERRORS = 5
 #: Of a batch with more images it is not told at every wait where each of them stands, but so many of them a second.
 _TOLD_AT_EVERY_WAIT, _TOLD_PER_SECOND = 2_000, 200.0
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """How a batch ended.
-
-    :param summary: small, for the XCom.
-    :param error: what to raise, if anything.
-    """
-
-    summary: dict[str, Any]
-    error: WanError | None = None
 
 
 class Batch:
@@ -169,7 +160,7 @@ class Batch:
         check = InputCheck(self._spec.model_id, self._sources.input_name)
         to_do = plan.to_do()
         refused = [item for item in to_do if check.problem(item) is not None]
-        for item in refused[:_SHOWN_ERRORS]:
+        for item in refused[:SHOWN_ERRORS]:
             self._log.warning("%s would be refused: %s", item.source.shown, check.problem(item))
         remembered = sum(plan.is_taken_over(item.fingerprint) for item in to_do)
         to_buy = len(to_do) - len(refused) - remembered
@@ -255,50 +246,12 @@ class Batch:
         """Write the manifest, and say how it ended."""
         standing = engine.standing
         standing.leave_the_rest()
-        progress = engine.progress()
-        outcomes: Counter[Outcome] = Counter(ending.outcome for ending in standing.endings.values())
-        outcomes[Outcome.REFUSED] += len(standing.plan.refused)
-        manifest = self._files.write_manifest(self._all_endings(standing))
-        budget = standing.budget
-        summary: dict[str, Any] = {
-            "total": standing.plan.total,
-            **count_outcomes(outcomes),
-            "bought": budget.bought,
-            "cost_usd": round(budget.spent_usd, 6),
-            "cost_is_exact": not budget.unpriced,
-            "size_bytes": sum(ending.size_bytes or 0 for ending in standing.endings.values()),
-            "duration_s": round(progress.elapsed_s, 1),
-            "videos_a_minute": round(progress.videos_a_minute, 2),
-            "manifest": manifest,
-            "journal": self._spec.journal,
-        }
+        progress = standing.progress()
+        manifest = self._files.write_manifest(all_endings(standing))
         self._log.info("%s. Manifest: %s", progress.line(), manifest)
-        return Report(summary, self._error(standing, outcomes, manifest))
-
-    @staticmethod
-    def _all_endings(standing: Standing) -> Iterator[Ending]:
-        return chain((standing.endings[one] for one in standing.plan.items), standing.plan.refused)
-
-    def _error(self, standing: Standing, outcomes: Counter[Outcome], manifest: str) -> WanError | None:
-        left = outcomes[Outcome.LEFT]
-        if left and standing.halted is not None:
-            message = (
-                f"{left} of {standing.plan.total} images are not done. {standing.halted} Manifest: {manifest}"
-            )
-            standing.halted.args = (message, *standing.halted.args[1:])
-            return standing.halted
-        failures = sum(count for outcome, count in outcomes.items() if outcome.is_failure)
-        if self._spec.max_failures.allows(failures, standing.plan.total):
-            return None
-        bad = [ending for ending in self._all_endings(standing) if ending.outcome.is_failure]
-        first = "; ".join(f"{ending.image}: {ending.error}" for ending in bad[:_SHOWN_ERRORS])
-        more = f" and {len(bad) - _SHOWN_ERRORS} more" if len(bad) > _SHOWN_ERRORS else ""
-        helps = any(ending.outcome not in (Outcome.REFUSED, Outcome.UNKNOWN) for ending in bad)
-        return WanBatchError(
-            f"{failures} of {standing.plan.total} images have no video, more than max_failures allows; all others were "
-            f"finished. {first}{more}. Manifest: {manifest}",
-            retry_helps=helps,
-        )
+        where = {"manifest": manifest, "journal": self._spec.journal}
+        summary = summary_of(standing, progress) | where
+        return Report(summary, error_of(standing, self._spec.max_failures, manifest))
 
 
 def finish(batch: Batch, engine: BatchEngine) -> Report:

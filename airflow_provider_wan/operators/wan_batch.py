@@ -24,10 +24,11 @@ from airflow_provider_wan.links.wan import WanBucketLink, WanGenerationsLink
 from airflow_provider_wan.triggers.wan import WanBatchTrigger, deadline_in, is_over_for_good
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.generation.batch import Batch, Report
+    from airflow_provider_wan.generation.batch import Batch
     from airflow_provider_wan.generation.batch_engine import BatchEngine
     from airflow_provider_wan.generation.batch_planning import BatchSpec
     from airflow_provider_wan.generation.batch_progress import Progress
+    from airflow_provider_wan.generation.batch_report import Report
     from airflow_provider_wan.generation.batch_values import Pause
     from airflow_provider_wan.lineage.batches import BatchEnd
 

@@ -14,8 +14,9 @@ from google.cloud import storage
 
 from airflow_provider_wan.faces.imaging import image_sources
 from airflow_provider_wan.faces.references import DEFAULT_MODEL_ID
-from airflow_provider_wan.generation.batch import Batch, Report, finish
+from airflow_provider_wan.generation.batch import Batch, finish
 from airflow_provider_wan.generation.batch_planning import BatchSpec
+from airflow_provider_wan.generation.batch_report import Report
 from airflow_provider_wan.generation.batch_values import Pace
 from airflow_provider_wan.hooks.gcs import storage_client
 from airflow_provider_wan.hooks.wan import WanHook

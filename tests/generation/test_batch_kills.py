@@ -17,8 +17,8 @@ import pytest
 from batch_support import addresses, bought, connection, outcomes, run, videos
 
 from airflow_provider_wan.exceptions import WanBalanceError
-from airflow_provider_wan.generation.batch import Report
 from airflow_provider_wan.generation.batch_outcomes import MaxFailures
+from airflow_provider_wan.generation.batch_report import Report
 from airflow_provider_wan.sandbox.server import Sandbox
 
 IMAGES, KILLS = 200, 10
