@@ -122,3 +122,22 @@ def test_a_killed_worker_leaves_what_is_in_flight_to_the_next_try(sandbox: Sandb
     summary, _ = play(TaskInstance())
     assert summary["landed"] == 12
     assert len(sandbox.ledger()["purchases"]) == 12
+
+
+def test_where_each_image_stands_is_told_while_the_batch_waits(sandbox: Sandbox) -> None:
+    from airflow.providers.common.compat.sdk import TaskDeferred
+    from google.cloud import storage
+
+    sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
+    sandbox.add_fault("submit", "invalid", img_url_contains="001.jpg")
+    ti = TaskInstance()
+    with pytest.raises(TaskDeferred):
+        operator().execute({"ti": ti})
+    progress = ti.xcoms["progress"]
+    bucket, _, name = progress["standing"].removeprefix("gs://").partition("/")
+    text = storage.Client().bucket(bucket).blob(name).download_as_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["image"] for line in lines] == IMAGES
+    assert [line["outcome"] for line in lines] == ["in_flight", "refused", *["in_flight"] * 5, *["to_do"] * 5]
+    assert all(line["request_id"] for line in lines if line["outcome"] == "in_flight")
+    assert (progress["journal"], progress["total"]) == ("gs://videos/out/_journal", 12)
