@@ -149,12 +149,14 @@ class LocalAirflow:
 
     def triggerer_of(self, task: TaskKey, *, timeout_s: float = 30) -> Triggerer:
         """Who runs the trigger of this deferred task, waiting until somebody does."""
-        by_job = {triggerer.job_id: triggerer for triggerer in self.triggerers}
-        return wait_until(
-            lambda: by_job.get(self.client.triggerer_of(task) or -1),
-            f"a triggerer that runs the trigger of {task}",
-            timeout_s=timeout_s,
-        )
+
+        def runs_it() -> Triggerer | None:
+            by_job = {
+                triggerer.job_id: triggerer for triggerer in self.triggerers
+            }  # more may start meanwhile
+            return by_job.get(self.client.triggerer_of(task) or -1)
+
+        return wait_until(runs_it, f"a triggerer that runs the trigger of {task}", timeout_s=timeout_s)
 
     def kill_triggerer(self, triggerer: Triggerer) -> None:
         """SIGKILL a triggerer with all its processes, and no longer expect it to live."""
