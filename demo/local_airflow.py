@@ -151,9 +151,8 @@ class LocalAirflow:
         """Who runs the trigger of this deferred task, waiting until somebody does."""
 
         def runs_it() -> Triggerer | None:
-            by_job = {
-                triggerer.job_id: triggerer for triggerer in self.triggerers
-            }  # more may start meanwhile
+            # Each time anew: more may start meanwhile.
+            by_job = {triggerer.job_id: triggerer for triggerer in self.triggerers}
             return by_job.get(self.client.triggerer_of(task) or -1)
 
         return wait_until(runs_it, f"a triggerer that runs the trigger of {task}", timeout_s=timeout_s)
