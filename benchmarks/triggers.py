@@ -223,6 +223,7 @@ async def measure(way: Coroutine[Any, Any, None], seconds: float) -> dict[str, A
         "wall_s": wall,
         "lag_ms": shown(lags, 0.5, 0.99, scale=1000),
         "first_lag_ms": shown(lags[:first_lags], 0.5, 0.99, scale=1000),
+        "later_lag_ms": shown(lags[first_lags:], 0.5, 0.99, scale=1000),
     }
     for task in (watching, waiting):
         task.cancel()
@@ -296,7 +297,8 @@ def compare(options: argparse.Namespace) -> None:
         )
         print(
             f"           of which the first 10 s: {got['first_cpu_s']:.1f} s, "
-            f"loop lag p99 {got['first_lag_ms'][1]:.1f} ms; {len(got['late'])} ended, "
+            f"loop lag p99 {got['first_lag_ms'][1]:.1f} ms, later {got['later_lag_ms'][1]:.1f} ms; "
+            f"{len(got['late'])} ended, "
             f"mean {statistics.fmean(got['late']):.2f} s; {got['queued']} still queued; {got['calls']}"
         )
     print(f"  CPU, triggers over fixed: {cpu['triggers'] / cpu['fixed']:.2f} (goal: 0.5 at most)")
