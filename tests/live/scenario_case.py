@@ -224,13 +224,14 @@ class Case:
         self.wait_until(lambda: len(self.purchases()) >= count, f"{count} purchases")
         return [str(one["request_id"]) for one in self.purchases()]
 
-    def wait_asked(self, request_id: str) -> None:
+    def wait_asked(self, request_id: str, *, times: int = 1) -> None:
         """Wait until somebody asks for a request: it is remembered by then."""
 
         def asked() -> bool:
-            return any(one["request_id"] == request_id and one["status_calls"] for one in self.purchases())
+            calls = [one["status_calls"] for one in self.purchases() if one["request_id"] == request_id]
+            return sum(calls) >= times
 
-        self.wait_until(asked, f"a call for request {request_id}")
+        self.wait_until(asked, f"call {times} for request {request_id}")
 
     def cancels(self) -> list[dict[str, Any]]:
         """Cancels that were asked for, whatever came of them."""

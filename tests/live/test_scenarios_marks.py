@@ -101,7 +101,7 @@ def test_a_sensor_marked_failed_cancels_what_its_own_run_submitted(live: Live) -
     run_id = case.start(CHAIN)
     wait = case.task(CHAIN, run_id, "wait")
     case.wait_task(wait, "deferred")
-    case.wait_asked(case.wait_purchase())
+    case.wait_asked(case.wait_purchase(), times=2)  # the task looks once; the second look is its trigger's
 
     live.client.set_state(wait, "failed")
     case.harmed()
