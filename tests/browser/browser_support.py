@@ -16,6 +16,8 @@ from demo.sandbox_process import SandboxProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 DAG_ID = "wan_daily_content"
+BATCH_DAG_ID = "photos_in_a_batch"
+BATCH_SIZE = 30
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script> & a slow pan"
 USERS = {"ada": "admin", "victor": "viewer", "nobody": ""}
 STATIC = ROOT / "docs" / "_static"
@@ -45,10 +47,22 @@ class Seen:
         conf = {"bucket": VIDEOS_BUCKET, "images": images}
         return self.airflow.client.trigger(DAG_ID, conf, logical_date=f"{day}T00:00:00+00:00")
 
-    def tab(self, run_id: str | None = None) -> str:
+    def start_batch(self) -> str:
+        """Start a batch of photographs, of which two can't be used and three fail, and give the id of its run."""
+        good = ["astronaut.jpg", "coffee.jpg", "hubble_deep_field.jpg"]
+        rows = [
+            {"image": self.photos[good[number % 3]], "prompt": f"Take {number}: nearer", "seed": number}
+            for number in range(BATCH_SIZE)
+        ]
+        rows[1]["image"], rows[4]["image"] = self.photos["chelsea.jpg"], self.photos["horse_rgba.png"]
+        for number in (2, 10, 20):
+            rows[number]["prompt"] = f"Take {number}: a rocket starts"
+        return self.airflow.client.trigger(BATCH_DAG_ID, {"rows": rows, "bucket": VIDEOS_BUCKET})
+
+    def tab(self, run_id: str | None = None, dag_id: str = DAG_ID) -> str:
         """Address of the tab of a run, as a click on it shows."""
         run = quote(run_id or self.run_id, safe="")
-        return f"{self.airflow.url}/dags/{DAG_ID}/runs/{run}/plugin/wan-videos"
+        return f"{self.airflow.url}/dags/{dag_id}/runs/{run}/plugin/wan-videos"
 
     def landed_objects(self) -> list[str]:
         """Names of the videos in the bucket."""

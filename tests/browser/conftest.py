@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     """A run with three landed videos, one failed generation and two refused photographs."""
-    from browser_support import DAG_ID, USERS, Seen
+    from browser_support import BATCH_DAG_ID, DAG_ID, USERS, Seen
     from chromium import chromium
     from postgres import Postgres
 
@@ -47,13 +47,14 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         photos = Gallery(sandbox.bucket_url).publish_photos()
         with LocalAirflow(
             home / "airflow",
-            dags_folders=[ROOT / "dags"],
+            dags_folders=[ROOT / "dags", Path(__file__).parent / "dags"],
             env=sandbox.env,
             database=postgres.url,
             users=USERS,
         ) as airflow:
-            airflow.wait_for_dags(DAG_ID)
+            airflow.wait_for_dags(DAG_ID, BATCH_DAG_ID)
             airflow.client.unpause(DAG_ID)
+            airflow.client.unpause(BATCH_DAG_ID)
             found = Seen(airflow, sandbox, photos, "", postgres.url)
             sandbox.add_fault(
                 "generation", "fail", prompt_contains="rocket", error="the picture shows too much"

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from browser_support import DAG_ID, HOSTILE, Seen, Windows
+from browser_support import BATCH_DAG_ID, BATCH_SIZE, DAG_ID, HOSTILE, Seen, Windows
 from crowds import multiply
 from playwright.sync_api import FrameLocator, Page, expect
 
 from demo import contact_sheet
-from demo.gallery import Gallery
+from demo.airflow_client import TaskKey
+from demo.gallery import VIDEOS_BUCKET, Gallery
 from demo.table import Row
 
 pytestmark = pytest.mark.live
@@ -33,9 +34,9 @@ SEEK = """(video, to) => new Promise((resolve, reject) => {
 })"""
 
 
-def open_tab(page: Page, seen: Seen, run_id: str | None = None) -> FrameLocator:
+def open_tab(page: Page, seen: Seen, run_id: str | None = None, dag_id: str = DAG_ID) -> FrameLocator:
     """Open a run as a person does, and click on the tab."""
-    page.goto(seen.tab(run_id).rsplit("/plugin/", 1)[0])
+    page.goto(seen.tab(run_id, dag_id).rsplit("/plugin/", 1)[0])
     page.get_by_role("link", name="Videos", exact=True).or_(
         page.get_by_text("Videos", exact=True)
     ).first.click()
@@ -51,6 +52,12 @@ def slow_run(seen: Seen) -> Iterator[str]:
     names = ["astronaut.jpg", "coffee.jpg", "hubble_deep_field.jpg", "rocket.jpg"]
     yield seen.start("2026-01-16", names, HOSTILE)
     seen.sandbox.control("speed", {"speed": 600})
+
+
+@pytest.fixture(scope="module")
+def batch_runs() -> dict[str, str]:
+    """What one test starts and another one looks at again."""
+    return {}
 
 
 def test_the_tab_shows_as_many_videos_as_landed(seen: Seen, page_of: Windows, screenshot: Screenshot) -> None:
@@ -145,6 +152,33 @@ def test_a_hostile_prompt_stays_text_and_a_queue_is_shown(
     expect(frame.locator("li.card")).to_have_count(4)
 
 
+def test_a_batch_shows_each_image_while_it_is_under_way(
+    seen: Seen, batch_runs: dict[str, str], page_of: Windows, screenshot: Screenshot
+) -> None:
+    seen.sandbox.control("speed", {"speed": 0.5})
+    try:
+        run_id = batch_runs["run"] = seen.start_batch()
+        task = TaskKey(BATCH_DAG_ID, run_id, "make_videos")
+        seen.airflow.client.wait_task(task, "deferred", timeout_s=60)
+        page = page_of()
+        frame = open_tab(page, seen, run_id, BATCH_DAG_ID)
+        expect(frame.locator("nav")).to_contain_text(f"all ({BATCH_SIZE})")
+        expect(frame.locator(".figures")).to_contain_text(f"make_videos: 0 of {BATCH_SIZE} done")
+        frame.get_by_role("link", name="in progress (20)").click()
+        expect(frame.locator("li.card")).to_have_count(20)
+        expect(frame.locator(".state", has_text="queued, position").first).to_be_visible(timeout=30_000)
+        expect(frame.locator(".prompt").first).to_contain_text("Take 0: nearer")
+        screenshot(page, "gallery-batch.png")
+        frame.get_by_role("link", name="refused (2)").click()
+        expect(frame.locator("ul.cards")).to_contain_text("at least 360 px")
+        frame.get_by_role("link", name=f"to do ({BATCH_SIZE - 22})").click()
+        expect(frame.locator("li.card")).to_have_count(BATCH_SIZE - 22)
+        page.goto(seen.tab(run_id, BATCH_DAG_ID).rsplit("/plugin/", 1)[0] + "/tasks/make_videos/details")
+        expect(page.get_by_role("link", name="RunComfy generations")).to_be_visible()
+    finally:
+        seen.sandbox.control("speed", {"speed": 600})
+
+
 def test_a_user_without_permission_sees_nothing(seen: Seen, page_of: Windows) -> None:
     may, may_not = page_of("victor"), page_of("nobody")
     base = f"{seen.airflow.url}/wan/dags/{DAG_ID}"
@@ -196,6 +230,28 @@ def test_the_page_beside_the_videos_plays_them_from_a_folder(
     assert page.locator("img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
     page.reload()
     screenshot(page, "contact-sheet.png")
+
+
+def test_a_batch_that_is_over_shows_how_each_image_ended(
+    seen: Seen, batch_runs: dict[str, str], page_of: Windows
+) -> None:
+    run_id = batch_runs["run"]
+    assert seen.airflow.client.wait_run(BATCH_DAG_ID, run_id, timeout_s=120) == "success"
+    page = page_of()
+    frame = open_tab(page, seen, run_id, BATCH_DAG_ID)
+    expect(frame.locator(".sum")).to_contain_text("25 landed, 3 failed, 2 refused, 5.00 USD")
+    expect(frame.locator(".figures")).to_be_hidden()
+    expect(frame.locator("li.card").first).to_contain_text("Take 0: nearer")
+    expect(frame.locator("li.card").first).to_contain_text("0.2 USD")
+    frame.get_by_role("link", name="next").click()
+    video = frame.locator("video").first
+    assert video.evaluate(PLAY_TO_THE_END)[0] == pytest.approx(5, abs=0.1)
+    frame.get_by_role("link", name="failed (3)").click()
+    expect(frame.locator("ul.cards")).to_contain_text("shows too much")
+    page.goto(seen.tab(run_id, BATCH_DAG_ID).rsplit("/plugin/", 1)[0] + "/tasks/make_videos/details")
+    expect(page.get_by_role("link", name="Bucket")).to_be_visible()
+    html = seen.sandbox.bucket_control(f"objects?bucket={VIDEOS_BUCKET}&prefix=batch/index.html")["objects"]
+    assert [item["name"] for item in html] == ["batch/index.html"]
 
 
 def test_a_thousand_videos_stay_usable(
