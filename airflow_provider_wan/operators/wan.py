@@ -94,7 +94,8 @@ class WanSubmitOperator(BaseOperator):
         (templated)
     :param wait_for_completion: whether to wait for the result, default False.
     :param deferrable: whether that wait is in the triggerer, where it holds no worker; default True.
-    :param poll_interval: seconds between looks; None (default) adapts to the time waited and the queue.
+    :param poll_interval: seconds between looks, less those that can tell nothing yet; None (default) adapts to the
+        time waited and the queue.
     :param timeout: the most that one try waits, default 6 hours. A request that is still queued then is
         cancelled; one that runs is taken over by the next try.
     :param cancel_on_kill: whether a queued request is cancelled when the task is marked failed or successful while

@@ -50,8 +50,8 @@ class WanRequestSensor(BaseSensorOperator):
         works. (templated)
     :param deferrable: whether to wait in the triggerer, default True. False: the usual ``mode``, of which
         ``reschedule`` is the default here.
-    :param poke_interval: seconds between looks; None (default) adapts to the time waited and the queue where it
-        is deferred, and is 60 s where it is not.
+    :param poke_interval: seconds between looks, less those, where it is deferred, that can tell nothing yet; None
+        (default) adapts to the time waited and the queue there, and is 60 s where it is not deferred.
     :param timeout: the most that one try waits, default 6 hours. A request that is still queued then is cancelled;
         one that runs is taken over by the next try.
     :param cancel_on_timeout: whether to cancel it then, default True.
