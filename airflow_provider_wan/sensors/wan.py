@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
+    AirflowException,
     AirflowSensorTimeout,
     AirflowSkipException,
     BaseSensorOperator,
@@ -96,16 +97,13 @@ class WanRequestSensor(BaseSensorOperator):
 
     def execute(self, context: Any) -> Any:
         """Look once, and wait in the triggerer; or in the usual way."""
-        from airflow_provider_wan.hooks.wan import WanHook
-
         with as_airflow_errors(context):
             ref = request_of(self.request)
             self.seen = Seen(ref.request_id)
             if not self.deferrable:
                 return self._wait_as_sensors_do(context, ref)
-            hook = WanHook(self.wan_conn_id)
-            if (result := result_if_over(hook, ref)) is not None:
-                return saw_result(self, context, self._finished(hook, ref, result=result))
+            if (xcom := self._first_look(context, ref)) is not None:
+                return xcom
             self.defer(
                 trigger=WanRequestTrigger(
                     wan_conn_id=self.wan_conn_id,
@@ -122,6 +120,21 @@ class WanRequestSensor(BaseSensorOperator):
                 ),
                 method_name="execute_complete",
             )
+
+    def _first_look(self, context: Any, ref: RequestRef) -> dict[str, Any] | None:
+        """Give the result of a request that is over already; a failure skips here where it does after a deferral."""
+        from airflow_provider_wan.hooks.wan import WanHook
+
+        hook = WanHook(self.wan_conn_id)
+        try:
+            with as_airflow_errors(context):
+                result = result_if_over(hook, ref)
+                xcom = None if result is None else self._finished(hook, ref, result=result)
+        except AirflowException as error:
+            if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(str(error)) from error
+            raise
+        return None if xcom is None else saw_result(self, context, xcom)
 
     def execute_complete(self, context: Any, event: Mapping[str, Any]) -> dict[str, Any]:
         """Go on after the wait in the triggerer."""

@@ -153,7 +153,7 @@ def test_soft_fail_skips_and_still_cancels_at_the_timeout(sandbox: Sandbox, mode
     assert [cancel["outcome"] for cancel in sandbox.ledger()["cancels"]] == ["cancelled"]
 
 
-@pytest.mark.parametrize("mode", MODES[1:], ids=["poke", "reschedule"])
+@in_each_mode
 def test_soft_fail_skips_a_failed_request(sandbox: Sandbox, mode: dict[str, Any]) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     request = bought()
