@@ -36,10 +36,11 @@ lint: setup  ## Style, types and layers
 	@$(STEP) "Types (mypy --strict)" $(BIN)/mypy
 	@$(STEP) "Layers (import-linter)" $(BIN)/lint-imports
 
-# With loadfile, tests that share something expensive (the wheel's environment) stay on one worker; the file that
-# takes longest comes first, so that no worker is left alone with it at the end.
+# Three at once on two cores: much of a test is waiting. With loadfile, tests that share something expensive (the
+# wheel's environment) stay on one worker; the file that takes longest comes first, so that no worker is left alone with
+# it at the end.
 test-unit: setup  ## All tests but the live ones; docs and wheel are built in them. ARGS=... goes to pytest
-	@$(STEP) "Unit tests, docs and wheel" $(BIN)/pytest -n 2 --dist loadfile -m "not live" tests/packaging tests $(ARGS)
+	@$(STEP) "Unit tests, docs and wheel" $(BIN)/pytest -n 3 --dist loadfile -m "not live" tests/packaging tests $(ARGS)
 
 test-live: setup  ## Tests that boot Airflow's scheduler and triggerer. ARGS=... goes to pytest
 	@$(STEP) "Live tests" $(BIN)/pytest -m live tests/live $(ARGS)
