@@ -159,13 +159,13 @@ class LocalAirflow:
 
     def kill_triggerer(self, triggerer: Triggerer) -> None:
         """SIGKILL a triggerer with all its processes, and no longer expect it to live."""
+        self._forget(triggerer)  # first: a triggerer that is just being started looks whether all others live
         triggerer.process.kill()
-        self._forget(triggerer)
 
     def terminate_triggerer(self, triggerer: Triggerer) -> None:
         """SIGTERM a triggerer, let it end politely, and no longer expect it to live."""
-        triggerer.process.terminate()
         self._forget(triggerer)
+        triggerer.process.terminate()
 
     def _forget(self, triggerer: Triggerer) -> None:
         self.triggerers.remove(triggerer)
@@ -232,8 +232,8 @@ class LocalAirflow:
 
         :raises LocalAirflowError: with the useful end of its log.
         """
-        for process in self.processes:
-            if not process.alive:
+        for process in tuple(self.processes):
+            if not process.alive and process in self.processes:  # another thread may end and forget one
                 raise LocalAirflowError(
                     f"the {process.name} ended with code {process.exit_code}. "
                     f"The end of {process.log_path}:\n{process.log_end()}"

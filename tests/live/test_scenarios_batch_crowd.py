@@ -18,7 +18,7 @@ from demo.airflow_client import TaskKey
 
 BATCH = "scenario_batch_crowd"
 COUNT, KILLS = 200, 3
-SLOW, FAST = 6, 100
+SLOW, FAST = 4, 100
 """Generations at a time: so few while it is harmed that it is not over before the last kill."""
 ANSWER_S = 4
 """The connection's ``timeout``, after which a claim of a dead process is old."""
