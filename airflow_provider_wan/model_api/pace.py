@@ -37,7 +37,7 @@ _REMEMBERED = 100
 _ENOUGH = 8
 #: Of the shortest generation seen: the next one may be a little shorter still.
 _MARGIN = 0.9
-_TICK_S = 0.1
+_TICK_S = 0.05
 _SHORTEST_TO_SHARE_S = 1.0
 
 
@@ -45,7 +45,7 @@ def nap_s(ahead_s: float, clock_s: float) -> float:
     """Say how long to sleep so that many waits wake up together.
 
     A process that wakes up for each of thousands of waits spends more on waking up than on looking. So a wait of a
-    second or more goes on at the next full tenth of a second.
+    second or more goes on at the next full twentieth of a second: more at once would make the loop wait.
 
     :param ahead_s: how long to sleep at least, in seconds.
     :param clock_s: the time now on a clock that all waits of the process share, in seconds.
