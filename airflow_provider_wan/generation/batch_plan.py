@@ -51,14 +51,12 @@ class Plan:
     """All that is wanted, in order.
 
     :param refused: rows that nothing can be made of.
-    :param known: what the journal knew at the start, by fingerprint.
+    :param known: what the journal knew at the start, by fingerprint; all of it that is about ``items``.
     """
 
     items: dict[str, Item] = field(default_factory=dict)
     refused: list[Ending] = field(default_factory=list)
     known: dict[str, Listed] = field(default_factory=dict)
-    #: Whether a fingerprint that is not in ``known`` had no record when it was looked.
-    known_is_complete: bool = True
 
     @property
     def total(self) -> int:

@@ -105,10 +105,10 @@ class Planner:
             image_field=self._sources.input_name,
             object_name=spec.object_name,
         )
-        plan.known, plan.known_is_complete = self._look_up(plan.items)
+        plan.known = self._look_up(plan.items)
         return plan
 
-    def _look_up(self, wanted: Mapping[str, Item]) -> tuple[dict[str, Listed], bool]:
+    def _look_up(self, wanted: Mapping[str, Item]) -> dict[str, Listed]:
         """List the journal; where it is far larger than the batch, read what is wanted instead."""
         known: dict[str, Listed] = {}
         most = max(_LIST_AT_LEAST, _LIST_PER_IMAGE * len(wanted))
@@ -116,18 +116,18 @@ class Planner:
             if listed.fingerprint in wanted:
                 known[listed.fingerprint] = listed
             if len(known) == len(wanted):
-                return known, True
+                return known
             if number >= most:
                 break
         else:
-            return known, True
+            return known
         missing = [one for one in wanted if one not in known]
         with ThreadPoolExecutor(_READ_THREADS, "wan-read") as pool:
             for held in pool.map(self._journal.read, missing):
                 listed_again = as_listed(held.record) if held is not None else None
                 if listed_again is not None:
                     known[listed_again.fingerprint] = listed_again
-        return known, True
+        return known
 
     def find_price(self) -> float | None:
         """Find out what a request costs, in USD; None where that is not known and no limit needs it.

@@ -96,7 +96,7 @@ class Submits:
                 standing.to_submit.appendleft(item)
                 standing.halt(WanBudgetError(why_not))
                 return
-            self._begin_one(item, is_new=is_new and standing.plan.known_is_complete)
+            self._begin_one(item, is_new=is_new)
 
     def _begin_one(self, item: Item, *, is_new: bool) -> None:
         one = item.fingerprint
