@@ -44,12 +44,8 @@ print("TOLD" + json.dumps([len(second.triggers), second.summary, third.summary])
 
 
 @pytest.fixture
-def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    settings = {"speed": 300, "concurrency": 4, "video_bytes": 20_000, "check_images": False}
-    with Sandbox(**settings, buckets=("videos",)) as started:
-        for name, value in started.env().items():
-            monkeypatch.setenv(name, value)
-        yield started
+def sandbox(queueing_sandbox: Sandbox) -> Sandbox:
+    return queueing_sandbox
 
 
 @pytest.fixture
@@ -77,15 +73,12 @@ def by_try(port: socket.socket) -> list[Counter[str]]:
         return tries
 
 
-def test_each_event_is_counted_once_over_waits_and_tries(sandbox: Sandbox, port: socket.socket) -> None:
-    pytest.importorskip("statsd")
-    sandbox.add_fault("generation", "fail", img_url_contains="007.jpg", count=1)
-    sandbox.add_fault("generation", "fail", img_url_contains="008.jpg")
-    sandbox.add_fault("submit", "no_id", img_url_contains="lost.jpg", count=1)
+def told_by(code: str, port: socket.socket) -> list[Counter[str]]:
+    """Run code in a process of its own that sends its metrics to the port; give what arrived, for each try."""
     settings = {"STATSD_ON": "True", "STATSD_HOST": "127.0.0.1", "STATSD_PORT": str(port.getsockname()[1])}
     env = {**os.environ, **{f"AIRFLOW__METRICS__{name}": value for name, value in settings.items()}}
     done = subprocess.run(
-        [sys.executable, "-c", _TRIES],
+        [sys.executable, "-c", code],
         env=env | {"PYTHONPATH": str(TESTS)},
         capture_output=True,
         text=True,
@@ -93,8 +86,15 @@ def test_each_event_is_counted_once_over_waits_and_tries(sandbox: Sandbox, port:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return by_try(port)
 
-    first, second, third = by_try(port)
+
+def test_each_event_is_counted_once_over_waits_and_tries(sandbox: Sandbox, port: socket.socket) -> None:
+    pytest.importorskip("statsd")
+    sandbox.add_fault("generation", "fail", img_url_contains="007.jpg", count=1)
+    sandbox.add_fault("generation", "fail", img_url_contains="008.jpg")
+    sandbox.add_fault("submit", "no_id", img_url_contains="lost.jpg", count=1)
+    first, second, third = told_by(_TRIES, port)
 
     assert first[metrics.SUBMITTED] == first[metrics.LANDED_VIDEOS] == 5
     assert second[metrics.REUSED] == 5
@@ -117,24 +117,13 @@ def test_each_event_is_counted_once_over_waits_and_tries(sandbox: Sandbox, port:
 
 def test_a_try_that_takes_over_counts_what_it_adopts(sandbox: Sandbox, port: socket.socket) -> None:
     pytest.importorskip("statsd")
-    settings = {"STATSD_ON": "True", "STATSD_HOST": "127.0.0.1", "STATSD_PORT": str(port.getsockname()[1])}
-    env = {**os.environ, **{f"AIRFLOW__METRICS__{name}": value for name, value in settings.items()}}
     code = _TRIES[: _TRIES.index("rows = ")] + (
         "from batch_runs import operator\n"
         "from airflow.providers.common.compat.sdk import TaskDeferred\n"
         "try:\n    operator(images=images).execute({'ti': TaskInstance()})\nexcept TaskDeferred:\n    mark('first')\n"
         "assert play_try(TaskInstance(), images=images).error is None\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=env | {"PYTHONPATH": str(TESTS)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = by_try(port)
+    first, second = told_by(code, port)
     assert first[metrics.SUBMITTED] == second[metrics.ADOPTED] == 6
     assert second[metrics.SUBMITTED] == 6
     assert second[metrics.SUCCEEDED] == second[metrics.LANDED_VIDEOS] == 12
