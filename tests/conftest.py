@@ -141,6 +141,18 @@ def sandbox(sandbox_server: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox
 
 
 @pytest.fixture
+def queueing_sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    """Give a sandbox of a test's own whose requests queue and run, for batches: four at a time, 300 times as fast."""
+    from airflow_provider_wan.sandbox.server import Sandbox
+
+    settings = {"speed": 300, "concurrency": 4, "video_bytes": 20_000, "check_images": False}
+    with Sandbox(**settings, buckets=("videos",)) as started:
+        for name, value in started.env().items():
+            monkeypatch.setenv(name, value)
+        yield started
+
+
+@pytest.fixture
 def bucket(sandbox: Sandbox) -> Bucket:
     """Give the bucket ``videos`` of the sandbox with a real client of it."""
     from sandboxes import Bucket

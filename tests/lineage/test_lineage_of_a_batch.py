@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,8 @@ TESTS = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
-def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    settings = {"speed": 300, "concurrency": 4, "video_bytes": 20_000, "check_images": False}
-    with Sandbox(**settings, buckets=("videos",)) as started:
-        for name, value in started.env().items():
-            monkeypatch.setenv(name, value)
-        yield started
+def sandbox(queueing_sandbox: Sandbox) -> Sandbox:
+    return queueing_sandbox
 
 
 def outlet_events() -> Any:

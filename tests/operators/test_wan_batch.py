@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,12 +13,8 @@ from airflow_provider_wan.sandbox.server import Sandbox
 
 
 @pytest.fixture
-def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    settings = {"speed": 300, "concurrency": 4, "video_bytes": 20_000, "check_images": False}
-    with Sandbox(**settings, buckets=("videos",)) as started:
-        for name, value in started.env().items():
-            monkeypatch.setenv(name, value)
-        yield started
+def sandbox(queueing_sandbox: Sandbox) -> Sandbox:
+    return queueing_sandbox
 
 
 def test_one_trigger_at_a_time_watches_all_and_comes_back_seldom(sandbox: Sandbox) -> None:
