@@ -44,7 +44,6 @@ def wait_in_worker(hook: WanHook, wait: RequestWait, log: Logger, *, stop: threa
 
     :param stop: set from a signal handler to end the wait; then None is returned.
     """
-    patient = False
     while not stop.is_set():
         step = wait.next_step(time.time())
         if isinstance(step, Over):
@@ -53,8 +52,7 @@ def wait_in_worker(hook: WanHook, wait: RequestWait, log: Logger, *, stop: threa
             stop.wait(min(ahead, _LONGEST_NAP_S))
             continue
         try:
-            if not patient:
-                patient = _be_patient(wait, hook.settings)
+            _be_patient(wait, hook.settings)
             _tell(wait, step, _ask(hook, step, wait.request_id))
         except Exception as error:
             wait.saw_error(_as_wan_error(error, wait.request_id), time.time())
@@ -65,8 +63,7 @@ def wait_in_worker(hook: WanHook, wait: RequestWait, log: Logger, *, stop: threa
 
 
 async def wait_in_triggerer(hook: WanAsyncHook, wait: RequestWait, log: Logger) -> Over:
-    """Wait on an event loop, beside many others."""
-    patient = False
+    """Wait on an event loop, beside thousands of others: what sleeps for minutes holds on to little."""
     while True:
         step = wait.next_step(time.time())
         if isinstance(step, Over):
@@ -74,24 +71,27 @@ async def wait_in_triggerer(hook: WanAsyncHook, wait: RequestWait, log: Logger) 
         if (ahead := step.at - time.time()) > 0:
             await asyncio.sleep(nap_s(ahead, asyncio.get_running_loop().time()))
             continue
-        settings: WanSettings | None = None
-        try:
-            settings = await hook.get_settings()
-            if not patient:
-                patient = _be_patient(wait, settings)
-            look = hook.get_status if step.call == "status" else hook.get_result
-            _tell(wait, step, await look(wait.request_id, retry=False))
-        except Exception as error:
-            wait.saw_error(_as_wan_error(error, wait.request_id), time.time())
-        if wait.wants_fresh_connection and settings and await _refreshed_async(hook, settings):
-            log.info("The connection's token has changed; going on with the new one.")
-        _show(wait, log)
+        await _look(hook, wait, step, log)
 
 
-def _be_patient(wait: RequestWait, settings: WanSettings) -> bool:
+async def _look(hook: WanAsyncHook, wait: RequestWait, step: Ask, log: Logger) -> None:
+    settings: WanSettings | None = None
+    try:
+        settings = await hook.get_settings()
+        _be_patient(wait, settings)
+        look = hook.get_status if step.call == "status" else hook.get_result
+        _tell(wait, step, await look(wait.request_id, retry=False))
+    except Exception as error:
+        wait.saw_error(_as_wan_error(error, wait.request_id), time.time())
+    if wait.wants_fresh_connection and settings and await _refreshed_async(hook, settings):
+        log.info("The connection's token has changed; going on with the new one.")
+    _show(wait, log)
+
+
+def _be_patient(wait: RequestWait, settings: WanSettings) -> None:
     """Give the wait the connection's patience with 404001, known only when the connection has been read."""
-    wait.policy = replace(wait.policy, gone_after_s=settings.not_found_patience_s)
-    return True
+    if wait.policy.gone_after_s != settings.not_found_patience_s:
+        wait.policy = replace(wait.policy, gone_after_s=settings.not_found_patience_s)
 
 
 def _as_wan_error(error: Exception, request_id: str) -> WanError:

@@ -154,7 +154,9 @@ class WanAsyncHook:
     async def __aenter__(self) -> WanAsyncHook:
         """Join the shared session; nothing is looked up or connected yet."""
         clients = _clients.setdefault(asyncio.get_running_loop(), {})
-        self._shared = clients.setdefault(self.wan_conn_id, _SharedClient(self.wan_conn_id))
+        if self.wan_conn_id not in clients:
+            clients[self.wan_conn_id] = _SharedClient(self.wan_conn_id)
+        self._shared = clients[self.wan_conn_id]
         self._shared.users += 1
         self._looked_up = False
         return self

@@ -23,7 +23,7 @@ class Notebook:
         self.last_seen = "never seen"
         self._request_id = request_id
         self._noted_place: int | None = None
-        self._unknown_words: frozenset[str] = frozenset()
+        self._unknown_words: tuple[str, ...] = ()
         self._notes: list[str] = []
 
     def drain(self) -> list[str]:
@@ -78,7 +78,7 @@ class Notebook:
     def _saw_unknown(self, word: str) -> None:
         self.last_seen = f"in a state unknown here, {word!r}"
         if word not in self._unknown_words and len(self._unknown_words) < _NOTED_WORDS:
-            self._unknown_words |= {word}
+            self._unknown_words += (word,)
             self._notes.append(
                 f"Request {self._request_id}: RunComfy says {word!r}, a word that is unknown here; neither a success "
                 "nor a failure, looking on until the deadline."

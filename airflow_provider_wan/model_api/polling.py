@@ -138,7 +138,7 @@ class RequestWait:
         self._started_at: float | None = None
         self._next_at = 0.0
         self._not_before = 0.0
-        self._looked_late: frozenset[AskedFor] = frozenset()
+        self._looked_late: tuple[AskedFor, ...] = ()
         self._early_results = 0
         self._errors = 0
         self._last_error: WanError | None = None
@@ -223,7 +223,7 @@ class RequestWait:
         """Count a look that ended after the deadline; false if the wait is over and nothing matters any more."""
         self._start(now)
         if now >= self.policy.deadline:
-            self._looked_late |= {call}
+            self._looked_late += (call,)
         return self._over is None
 
     def _may_look_late(self, now: float) -> bool:

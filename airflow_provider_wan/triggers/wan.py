@@ -4,17 +4,15 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import importlib
 import time
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_wan.faces.journals import bucket_journal, is_watched_by_others
 from airflow_provider_wan.triggers.kills import cancel_if_over, is_over_for_good
+from airflow_provider_wan.triggers.loading import load
 from airflow_provider_wan.triggers.wan_batch import WanBatchTrigger
 
 __all__ = ["WanBatchTrigger", "WanRequestTrigger", "deadline_in", "event_of", "is_over_for_good"]
@@ -97,8 +95,7 @@ class WanRequestTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait."""
-        if not (loaded := _loaded()).done():
-            await asyncio.shield(asyncio.wrap_future(loaded))
+        await load()
         from airflow_provider_wan.generation.waiting import start_wait, wait_in_triggerer
         from airflow_provider_wan.hooks.wan import WanAsyncHook
 
@@ -110,7 +107,7 @@ class WanRequestTrigger(BaseTrigger):
                 is_known=self.is_known,
                 experience=hook.experience,
             )
-            over = await wait_in_triggerer(hook, wait, self.log)
+            over = await wait_in_triggerer(hook, wait, self.logger())
         event = {"request_id": self.request_id, "fingerprint": self.fingerprint, **event_of(over, wait)}
         yield TriggerEvent(event)
 
@@ -147,15 +144,6 @@ class WanRequestTrigger(BaseTrigger):
                 self.request_id,
                 outcome.word,
             )
-
-
-@functools.cache
-def _loaded() -> Future[Any]:
-    """Import what a wait needs, once and in a thread: on the event loop all other triggers would stand still."""
-    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wan-import")
-    loading = thread.submit(importlib.import_module, "airflow_provider_wan.generation.waiting")
-    thread.shutdown(wait=False)
-    return loading
 
 
 def event_of(over: Over, wait: RequestWait) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_wan.faces.journals import bucket_journal
 from airflow_provider_wan.triggers.kills import cancel_if_over
+from airflow_provider_wan.triggers.loading import load
 
 if TYPE_CHECKING:
     from airflow_provider_wan.generation.batch_watch import QueueWatch
@@ -106,6 +107,7 @@ class WanBatchTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Watch."""
+        await load()
         from airflow_provider_wan.hooks.wan import WanAsyncHook
 
         async with WanAsyncHook(self.wan_conn_id) as hook:
