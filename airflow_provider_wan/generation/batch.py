@@ -17,6 +17,7 @@ from airflow_provider_wan.exceptions import WanError
 from airflow_provider_wan.generation.batch_budget import Budget
 from airflow_provider_wan.generation.batch_engine import BatchEngine
 from airflow_provider_wan.generation.batch_files import BatchFiles
+from airflow_provider_wan.generation.batch_noted_plan import lines_of
 from airflow_provider_wan.generation.batch_outcomes import Outcome
 from airflow_provider_wan.generation.batch_plan import InputCheck, Plan
 from airflow_provider_wan.generation.batch_planning import BatchSpec, Planner
@@ -102,7 +103,9 @@ class Batch:
         """
         self._price_usd = self._planner.find_price()
         Budget(self._spec.limits, self._price_usd)  # before anything takes long
-        plan = self._planner.plan()
+        before = self._files.read_plan(self._log)
+        plan = self._planner.plan(before.fingerprints() if before else ())
+        self._files.write_plan(lines_of(plan, self._watcher))
         done = sum(plan.is_done(one) for one in plan.items)
         self._log.info(
             "%d images: %d have landed before, %d are to do, %d can't be used.",
@@ -127,16 +130,19 @@ class Batch:
         watch = QueueWatch.resume(
             policy_of(self._hook.settings), event.get("learned"), (), event.get("started") or {}, time.time()
         )
-        engine = self._engine(self._planner.plan(), watch, started=event.get("started") or {})
+        planned = self._files.read_plan(self._log)
+        plan = self._planner.plan_again(planned) if planned else self._planner.plan()
+        engine = self._engine(plan, watch, started=event.get("started") or {})
         engine.standing.noticed(event.get("ready") or ())
         engine.standing.lost(event.get("gone") or ())
         return engine
 
     def note(self, engine: BatchEngine) -> None:
         """Note, before a wait, what the journal does not tell."""
-        telling = (Outcome.LANDED, Outcome.REUSED)
+        # The journal tells what has landed; and what a limit has left is offered again, so that the end says why.
+        untold = (Outcome.LANDED, Outcome.REUSED, Outcome.LEFT)
         self._memory.endings = {
-            one: ending for one, ending in engine.endings.items() if ending.outcome not in telling
+            one: ending for one, ending in engine.endings.items() if ending.outcome not in untold
         }
         self._show(engine.standing)
         self._files.write_note(self._memory, {"price_usd": self._price_usd, "shown_at": self._shown_at})

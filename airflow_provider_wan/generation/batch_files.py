@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch keeps in the bucket besides journal and videos: its manifest, and a note to itself; and, for people,
-where each image stands while it is under way.
+"""What a batch keeps in the bucket besides journal and videos: its manifest, its plan, and a note to itself; and, for
+people, where each image stands while it is under way.
 
 The note is for going on after a wait in the triggerer. It holds what the journal does not tell: how images ended that
 nothing was bought for, and how often requests failed in this try. Without it nothing is lost or bought twice; a
@@ -19,6 +19,7 @@ from logging import Logger
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanError
+from airflow_provider_wan.generation.batch_noted_plan import NotedPlan
 from airflow_provider_wan.generation.batch_outcomes import Ending
 from airflow_provider_wan.generation.batch_values import Memory
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
@@ -43,7 +44,7 @@ class BatchFiles:
         self._bucket, prefix = split_gs_uri(journal, name="journal")
         folder = prefix.rstrip("/") + "/" if prefix else ""
         note = f"{folder}_notes/{hashlib.sha256(watcher.encode()).hexdigest()[:24]}"
-        self._note, self._standing = f"{note}.json", f"{note}.jsonl"
+        self._note, self._standing, self._plan = f"{note}.json", f"{note}.jsonl", f"{note}.plan.jsonl"
         self._manifest = folder + "_manifests/" + "/".join(_ODD.sub("_", part) for part in watcher.split("/"))
 
     @property
@@ -65,6 +66,29 @@ class BatchFiles:
         """Write where each image stands, a line each."""
         plain = (json.dumps(line, separators=(",", ":")) for line in lines)
         self._write_lines(self._standing, plain, retry_for_s=10.0)
+
+    def write_plan(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Write what this batch is going to do, a line each."""
+        self._write_lines(self._plan, (json.dumps(line, default=str) for line in lines))
+
+    def read_plan(self, log: Logger) -> NotedPlan | None:
+        """Read what this task instance was going to do before; None where nothing that can be used tells it."""
+        try:
+            body = self._read(self._plan)
+            return None if body is None else NotedPlan(json.loads(line) for line in body.splitlines())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("What this task planned before can't be used: %s", error)
+            return None
+
+    def _read(self, name: str) -> bytes | None:
+        from google.api_core.exceptions import NotFound
+
+        blob = self._client.bucket(self._bucket).blob(name)
+        with storage_errors(f"Reading gs://{self._bucket}/{name}"):
+            try:
+                return bytes(blob.download_as_bytes(timeout=TIMEOUT_S, retry=retry_policy()))
+            except NotFound:
+                return None
 
     def _write_lines(self, name: str, lines: Iterable[str], *, retry_for_s: float | None = None) -> None:
         with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as file:
@@ -103,15 +127,10 @@ class BatchFiles:
 
     def read_note(self, log: Logger) -> tuple[Memory, Mapping[str, Any]] | None:
         """Read the note; None where there is none that can be used."""
-        from google.api_core.exceptions import NotFound
-
-        blob = self._client.bucket(self._bucket).blob(self._note)
         try:
-            with storage_errors(f"Reading gs://{self._bucket}/{self._note}"):
-                try:
-                    body = blob.download_as_bytes(timeout=TIMEOUT_S, retry=retry_policy())
-                except NotFound:
-                    return None
+            body = self._read(self._note)
+            if body is None:
+                return None
             note = json.loads(body)
             endings = {one: Ending.from_dict(plain) for one, plain in note["endings"].items()}
             memory = Memory(

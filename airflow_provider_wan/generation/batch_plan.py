@@ -52,11 +52,13 @@ class Plan:
 
     :param refused: rows that nothing can be made of.
     :param known: what the journal knew at the start, by fingerprint; all of it that is about ``items``.
+    :param former: the same of images that the task instance wanted earlier, and wants no more.
     """
 
     items: dict[str, Item] = field(default_factory=dict)
     refused: list[Ending] = field(default_factory=list)
     known: dict[str, Listed] = field(default_factory=dict)
+    former: dict[str, Listed] = field(default_factory=dict)
 
     @property
     def total(self) -> int:

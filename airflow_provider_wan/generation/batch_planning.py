@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from logging import Logger
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanError
 from airflow_provider_wan.generation.batch_budget import Limits
+from airflow_provider_wan.generation.batch_noted_plan import NotedPlan
 from airflow_provider_wan.generation.batch_outcomes import MaxFailures
 from airflow_provider_wan.generation.batch_plan import Item, Plan, plan_rows
 from airflow_provider_wan.generation.batch_sources import open_rows
@@ -84,11 +85,30 @@ class Planner:
         self._sources = sources
         self._log = log
 
-    def plan(self) -> Plan:
+    def plan(self, former: Iterable[str] = ()) -> Plan:
         """Tell what is wanted, and what the journal knows of it.
 
+        :param former: fingerprints of what the task instance has wanted before.
         :raises WanInputError: what is wanted can't be read.
         """
+        plan = self._wanted()
+        self._look_up(plan, former)
+        return plan
+
+    def plan_again(self, noted: NotedPlan) -> Plan:
+        """Tell what was wanted before a wait, whatever the dataset is by now, and what the journal knows of it now."""
+        plan = noted.plan(self._sources, self._wanted_now() if noted.has_gaps else {})
+        self._look_up(plan, noted.fingerprints())
+        return plan
+
+    def _wanted_now(self) -> Mapping[str, Item]:
+        try:
+            return self._wanted().items
+        except WanError as error:
+            self._log.warning("The dataset can't be read any more: %s", error)
+            return {}
+
+    def _wanted(self) -> Plan:
         spec = self._spec
         schema = load_schema(spec.model_id)
         known_inputs = None if schema is None else set(schema.fields) - {self._sources.input_name}
@@ -99,16 +119,19 @@ class Planner:
             passthrough=spec.passthrough,
         )
         reader = DatasetReader(lambda: self._client, columns)
-        plan = plan_rows(
+        return plan_rows(
             open_rows(reader.rows(spec.images), self._sources),
             model_id=spec.model_id,
             image_field=self._sources.input_name,
             object_name=spec.object_name,
         )
-        plan.known = self._look_up(plan.items)
-        return plan
 
-    def _look_up(self, wanted: Mapping[str, Item]) -> dict[str, Listed]:
+    def _look_up(self, plan: Plan, former: Iterable[str]) -> None:
+        known = self._listed(plan.items.keys() | set(former))
+        plan.known = {one: listed for one, listed in known.items() if one in plan.items}
+        plan.former = {one: listed for one, listed in known.items() if one not in plan.items}
+
+    def _listed(self, wanted: Collection[str]) -> dict[str, Listed]:
         """List the journal; where it is far larger than the batch, read what is wanted instead."""
         known: dict[str, Listed] = {}
         most = max(_LIST_AT_LEAST, _LIST_PER_IMAGE * len(wanted))

@@ -59,8 +59,11 @@ def error_of(standing: Standing, max_failures: MaxFailures, manifest: str) -> Wa
     :param manifest: its address, for the message.
     """
     outcomes, total = _outcomes(standing), standing.plan.total
-    halted, left = standing.halted, outcomes[Outcome.LEFT]
-    if left and halted is not None:
+    left = outcomes[Outcome.LEFT]
+    if left:
+        halted = standing.halted or WanBatchError(
+            "The task was ended early; a rerun goes on.", retry_helps=True
+        )
         message = f"{left} of {total} images are not done. {halted} Manifest: {manifest}"
         halted.args = (message, *halted.args[1:])
         return halted

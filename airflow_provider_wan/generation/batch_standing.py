@@ -85,6 +85,8 @@ class Standing:
 
     def _sort_out(self, started: Mapping[str, float]) -> None:
         """Sort the images by what the journal and this try's past tell of them."""
+        for former in self.plan.former.values():
+            self._count_mine(former)
         flying: list[tuple[str, str, str]] = []
         claimed: list[Item] = []
         for one, item in self.plan.items.items():
@@ -93,8 +95,7 @@ class Standing:
                 if one not in self.endings:
                     self.to_submit.append(item)
                 continue
-            if self._is_mine(listed):
-                self.budget.bought_before(one, purchases=listed.purchases, cost_usd=listed.cost_usd)
+            self._count_mine(listed)
             if listed.stage is Stage.LANDED:
                 self._has_landed(item, listed)
             elif one in self.endings:
@@ -115,6 +116,13 @@ class Standing:
                 self.inherited.add(one)
             at = unix(submitted_at) or self._memory.started_at
             self.fly(request_id, one, at, started_at=started.get(request_id))
+
+    def _count_mine(self, listed: Listed) -> None:
+        """Count what this task instance has bought for an image, whatever became of it and whoever bought later."""
+        purchases = listed.bought_by(self._watcher)
+        if purchases:
+            cost_usd = listed.cost_usd if self._is_mine(listed) else None
+            self.budget.bought_before(listed.fingerprint, purchases=purchases, cost_usd=cost_usd)
 
     def _is_mine(self, listed: Listed) -> bool:
         return listed.buyer == self._watcher

@@ -9,11 +9,13 @@ task is cleared, so looking before writing is enough.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +27,10 @@ from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri
 
 if TYPE_CHECKING:
     from google.cloud import storage
+
+
+#: So many task instances are told apart in a listing; the record itself knows all.
+_MARKS = 100
 
 
 class Lost(Exception):
@@ -47,8 +53,8 @@ class Listed:
     :param size_bytes: of all its videos; None: it has none, or was written before listings told it.
     :param buyer: the task instance that made the latest purchase.
     :param watchers: how many task instances count on the request.
-    :param purchases: how many requests were bought for this fingerprint, as far as can be told, failed ones and
-        those whose answer was lost included.
+    :param purchases: how many requests each task instance has bought for this fingerprint, by :func:`mark_of`, failed
+        ones and those whose answer was lost included.
     """
 
     fingerprint: str
@@ -60,7 +66,16 @@ class Listed:
     submitted_at: str | None = None
     buyer: str | None = None
     watchers: int = 0
-    purchases: int = 1
+    purchases: Mapping[str, int] = field(default_factory=dict)
+
+    def bought_by(self, watcher: str) -> int:
+        """Tell how many requests a task instance has bought for this fingerprint."""
+        return self.purchases.get(mark_of(watcher), 0)
+
+
+def mark_of(watcher: str) -> str:
+    """Give the short form of a task instance's name in listings, whose metadata may have 8 KiB."""
+    return hashlib.sha256(watcher.encode()).hexdigest()[:12]
 
 
 class Journal(Protocol):
@@ -215,7 +230,7 @@ class BucketJournal:
 
 def _shown_in_listings(record: Record) -> dict[str, str]:
     """Give what a listing should tell, so that nobody needs to read each record for it."""
-    bought = bool(record.request_id) or record.stage is Stage.INTENT
+    purchases = Counter(mark_of(buyer) for buyer in (*record.earlier_buyers, record.buyer) if buyer)
     return {
         "stage": str(record.stage),
         "request_id": record.request_id or "",
@@ -223,9 +238,9 @@ def _shown_in_listings(record: Record) -> dict[str, str]:
         "uri": record.videos[0].uri if record.videos else "",
         "size_bytes": str(sum(video.size_bytes for video in record.videos)) if record.videos else "",
         "submitted_at": record.submitted_at or "",
-        "buyer": record.watchers[0] if record.watchers else "",
+        "buyer": record.buyer,
         "watchers": str(len(record.watchers)),
-        "purchases": str(int(bought) + len(record.earlier_request_ids) + record.lost_submissions),
+        "purchases": " ".join(f"{mark}:{count}" for mark, count in purchases.most_common(_MARKS)),
     }
 
 
@@ -237,7 +252,8 @@ def as_listed(record: Record) -> Listed | None:
 def _listed(name: str, metadata: dict[str, str]) -> Listed | None:
     if metadata.get("stage") not in set(Stage) or not name.endswith(".json"):
         return None
-    cost, purchases = metadata.get("cost_usd"), metadata.get("purchases", "")
+    cost = metadata.get("cost_usd")
+    purchases = (each.partition(":") for each in metadata.get("purchases", "").split())
     size = metadata.get("size_bytes", "")
     return Listed(
         fingerprint=name.removesuffix(".json"),
@@ -249,7 +265,7 @@ def _listed(name: str, metadata: dict[str, str]) -> Listed | None:
         submitted_at=metadata.get("submitted_at") or None,
         buyer=metadata.get("buyer") or None,
         watchers=int(metadata.get("watchers") or 0),
-        purchases=int(purchases) if purchases.isdigit() else 1,
+        purchases={mark: int(count) for mark, _, count in purchases if count.isdigit()},
     )
 
 

@@ -69,7 +69,7 @@ class RecordBeside:
         with storage_errors(f"Writing gs://{bucket}/{name}"):
             try:
                 blob.upload_from_string(
-                    (replace(record, claim="", watchers=()).to_json() + "\n").encode(),
+                    (replace(record, claim="", watchers=(), earlier_buyers=()).to_json() + "\n").encode(),
                     content_type="application/json",
                     if_generation_match=int(there.generation) if there is not None else 0,
                     timeout=TIMEOUT_S,

@@ -67,6 +67,8 @@ class Record:
     :param watchers: task instances that count on this request; one that is killed cancels it only when
         it is the only one.
     :param earlier_request_ids: requests of the same fingerprint that came to nothing, oldest first.
+    :param earlier_buyers: the task instances that made the purchases before this one, those whose answer was lost
+        included, oldest first.
     :param videos: what has landed.
     """
 
@@ -89,6 +91,7 @@ class Record:
     succeeded_once: bool = False
     watchers: tuple[str, ...] = ()
     earlier_request_ids: tuple[str, ...] = ()
+    earlier_buyers: tuple[str, ...] = ()
     videos: tuple[LandedVideo, ...] = ()
 
     def to_json(self) -> str:
@@ -105,6 +108,7 @@ class Record:
         plain = asdict(self)
         plain["watchers"] = list(self.watchers)
         plain["earlier_request_ids"] = list(self.earlier_request_ids)
+        plain["earlier_buyers"] = list(self.earlier_buyers)
         plain["videos"] = [asdict(video) for video in self.videos]
         return {"schema": SCHEMA, **plain, "stage": str(self.stage)}
 
@@ -118,7 +122,7 @@ class Record:
         try:
             values = {key: value for key, value in plain.items() if key in known}
             values["stage"] = Stage(values["stage"])
-            for name in ("watchers", "earlier_request_ids"):
+            for name in ("watchers", "earlier_request_ids", "earlier_buyers"):
                 values[name] = tuple(values.get(name) or ())
             values["videos"] = tuple(_video(one) for one in values.get("videos") or ())
             record = cls(**values)
@@ -163,11 +167,17 @@ class Record:
             return self
         return replace(self, watchers=(*self.watchers, watcher))
 
+    @property
+    def buyer(self) -> str:
+        """The task instance that made the latest purchase; empty where it was none."""
+        return self.watchers[0] if self.watchers else ""
+
     def as_new_intent(self, intent: Record) -> Record:
         """Give the intent for another request, keeping what came before."""
         earlier = self.earlier_request_ids + ((self.request_id,) if self.request_id else ())
         lost = self.lost_submissions + (self.request_id is None)
-        return replace(intent, earlier_request_ids=earlier, lost_submissions=lost)
+        buyers = (*self.earlier_buyers, self.buyer)
+        return replace(intent, earlier_request_ids=earlier, lost_submissions=lost, earlier_buyers=buyers)
 
 
 def _video(plain: Mapping[str, Any]) -> LandedVideo:
