@@ -108,6 +108,16 @@ def seconds_of(given: timedelta | float) -> float:
     return given.total_seconds() if isinstance(given, timedelta) else float(given)
 
 
+def timeout_of(given: timedelta | float) -> timedelta | float:
+    """Check how long a task may wait, before it buys anything.
+
+    :raises ValueError: it is not more than 0.
+    """
+    if seconds_of(given) <= 0:
+        raise ValueError(f"timeout={given!r} must be more than 0: what is bought takes minutes.")
+    return given
+
+
 def result_as_xcom(result: RequestResult, ref: RequestRef) -> dict[str, Any]:
     """Give a result as the waiting tasks return it.
 

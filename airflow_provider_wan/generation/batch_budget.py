@@ -72,6 +72,7 @@ class Budget:
     :param limits: how far to go.
     :param price_usd: of one request; None: not known.
     :raises WanBudgetError: there is a limit in money, and no price to hold it with.
+    :raises WanInputError: the price is none.
     """
 
     def __init__(self, limits: Limits, price_usd: float | None) -> None:
@@ -79,6 +80,10 @@ class Budget:
             raise WanBudgetError(
                 "max_cost_usd can't be kept: what a request costs is not known, for the model's page states no "
                 "price. Nothing was bought. Give price_usd, or limit the number with max_requests."
+            )
+        if price_usd is not None and not 0 < price_usd < 1e6:
+            raise WanInputError(
+                f"price_usd={price_usd!r} must be more than 0: it is what one request costs, in USD."
             )
         mine = limits.part(price_usd)
         self._limits = limits

@@ -167,7 +167,7 @@ class Planner:
                 raise
             self._log.info("What a request costs is not known: %s", error)
             return None
-        if model.base_price_usd is None:
+        if not model.base_price_usd:
             return None
         if model.price_unit == "second":
             return model.base_price_usd * float(spec.inputs.get("duration") or _DEFAULT_CLIP_S)

@@ -38,6 +38,7 @@ from airflow_provider_wan.faces.references import (
     mapping_of,
     request_of,
     seconds_of,
+    timeout_of,
 )
 from airflow_provider_wan.faces.seen import Seen, is_waiting, saw_obtained, saw_result
 from airflow_provider_wan.faces.wanting import (
@@ -206,7 +207,7 @@ class WanSubmitOperator(BaseOperator):
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
         self.poll_interval = poll_interval
-        self.timeout = timeout
+        self.timeout = timeout_of(timeout)
         self.cancel_on_kill = cancel_on_kill
         self.durable = durable
         self.journal = journal

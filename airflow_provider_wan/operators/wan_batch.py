@@ -17,7 +17,13 @@ from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.faces.errors import as_airflow_errors
 from airflow_provider_wan.faces.imaging import image_sources
 from airflow_provider_wan.faces.journals import watcher_of
-from airflow_provider_wan.faces.references import DEFAULT_MODEL_ID, given_or_none, mapping_of, seconds_of
+from airflow_provider_wan.faces.references import (
+    DEFAULT_MODEL_ID,
+    given_or_none,
+    mapping_of,
+    seconds_of,
+    timeout_of,
+)
 from airflow_provider_wan.faces.seen import Seen
 from airflow_provider_wan.faces.wanting import INPUT_PARAMETERS, given_inputs
 from airflow_provider_wan.links.wan import WanBucketLink, WanGenerationsLink
@@ -217,7 +223,7 @@ class WanBatchOperator(BaseOperator):
         self.deferrable = deferrable
         self.resume_when_ready = resume_when_ready
         self.resume_after = resume_after
-        self.timeout = timeout
+        self.timeout = timeout_of(timeout)
         self.cancel_on_kill = cancel_on_kill
         self.max_cost_usd = max_cost_usd
         self.max_requests = max_requests

@@ -36,7 +36,6 @@ def buy(budget: Budget, count: int, first: int = 0) -> int:
         (Limits(max_cost_usd=0), 0.1, 0),
         (Limits(max_cost_usd=5, max_requests=3), 0.1, 3),
         (Limits(max_cost_usd=0.2, max_requests=3), 0.1, 2),
-        (Limits(max_cost_usd=1.0), 0.0, 100),
     ],
 )
 def test_a_limit_is_reached_and_never_passed(limits: Limits, price: float | None, bought: int) -> None:
@@ -125,6 +124,13 @@ def test_a_share_that_is_used_up_names_the_whole() -> None:
     budget = Budget(Limits(max_cost_usd=2.0, index=1, of=4), 0.5)
     assert buy(budget, 5) == 1
     assert "max_cost_usd=2 (of which 0.5 is this mapped task's share)" in str(budget.why_not())
+
+
+@pytest.mark.parametrize("price", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_price_that_is_none_is_refused_whatever_the_limit(price: float) -> None:
+    for limits in (Limits(), Limits(max_cost_usd=1.0)):
+        with pytest.raises(WanInputError, match="price_usd"):
+            Budget(limits, price)
 
 
 @pytest.mark.parametrize(("index", "of"), [(0, 0), (3, 3), (-1, 3), (0, -1)])

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from batch_runs import IMAGES, TaskInstance, operator, play
+from batch_runs import IMAGES, TaskInstance, operator, play, play_try
 
 from airflow_provider_wan.sandbox.server import Sandbox
 
@@ -136,3 +136,24 @@ def test_where_each_image_stands_is_told_while_the_batch_waits(sandbox: Sandbox)
     assert [line["outcome"] for line in lines] == ["in_flight", "refused", *["in_flight"] * 5, *["to_do"] * 5]
     assert all(line["request_id"] for line in lines if line["outcome"] == "in_flight")
     assert (progress["journal"], progress["total"]) == ("gs://videos/out/_journal", 12)
+
+
+@pytest.mark.parametrize("price_usd", [0, "-1", "nan"])
+def test_a_price_that_is_none_buys_nothing(sandbox: Sandbox, price_usd: Any) -> None:
+    played = play_try(TaskInstance(), price_usd=price_usd, max_cost_usd=0.1)
+    assert "price_usd=" in str(played.error)
+    assert sandbox.ledger()["purchases"] == []
+
+
+def test_a_bucket_that_takes_nothing_fails_the_task_at_once(sandbox: Sandbox) -> None:
+    sandbox.add_fault("bucket.upload*", "forbidden")
+    played = play_try(TaskInstance())
+    assert "roles/storage.objectUser" in str(played.error)
+    assert played.triggers == []
+    assert sandbox.ledger()["purchases"] == []
+
+
+@pytest.mark.parametrize("timeout", [0, -5.0])
+def test_a_timeout_that_is_over_at_once_is_refused(timeout: float) -> None:
+    with pytest.raises(ValueError, match="must be more than 0"):
+        operator(timeout=timeout)
