@@ -170,8 +170,8 @@ class Landing:
             landed = f" It landed at {before[0].uri}, which is not there any more." if before else ""
             raise WanRefusedError(
                 f"RunComfy does not know request {request_id} any more, and its videos are not in the bucket."
-                f"{landed} Where it was landed before under another name, nothing is lost; else a new value of "
-                "variation buys the video again.",
+                f"{landed} Check the id, if a person gave it. Where it was landed before under another name, nothing "
+                "is lost; else a new value of variation buys the video again.",
                 request_id=request_id,
             ) from error
         except WanAuthError as error:
@@ -245,7 +245,10 @@ class Landing:
 
         uri = f"gs://{destination.bucket_name}/{blob.name}"
         replaces = int(there.generation) if there is not None else 0
-        with storage_errors(f"Writing {uri}", request_id=request_id):
+        paid = (
+            " The request is paid for: run the task again when this is put right, and nothing more is bought."
+        )
+        with storage_errors(f"Writing {uri} of request {request_id}", request_id=request_id, advice=paid):
             try:
                 source.write(blob, replaces=replaces)
             except PreconditionFailed as error:

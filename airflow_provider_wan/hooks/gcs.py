@@ -109,10 +109,12 @@ def retry_policy(for_s: float | None = None) -> Any:
 
 
 @contextmanager
-def storage_errors(what: str, *, request_id: str | None = None) -> Iterator[None]:
+def storage_errors(what: str, *, request_id: str | None = None, advice: str = "") -> Iterator[None]:
     """Turn what the client raises into :class:`WanStorageError`, saying what could not be done.
 
     :param what: what was being done, such as ``"Writing gs://bucket/name"``.
+    :param request_id: for which request.
+    :param advice: what to do, besides what the kind of error tells.
     """
     import requests
     from google.api_core.exceptions import Forbidden, GoogleAPICallError, NotFound, RetryError, Unauthorized
@@ -123,13 +125,14 @@ def storage_errors(what: str, *, request_id: str | None = None) -> Iterator[None
         yield
     except (Forbidden, Unauthorized) as error:
         raise WanStorageError(
-            f"{what} is not allowed: {_first_line(error)}. The credentials need "
-            "roles/storage.objectUser on the bucket.",
+            f"{what} is not allowed: {_said(error)} The credentials need roles/storage.objectUser on the bucket."
+            f"{advice}",
             request_id=request_id,
         ) from error
     except NotFound as error:
         raise WanStorageError(
-            f"{what} failed: no such bucket or object. {_first_line(error)}", request_id=request_id
+            f"{what} failed: no such bucket or object. {_said(error)} Check the names.{advice}",
+            request_id=request_id,
         ) from error
     except (
         GoogleAPICallError,
@@ -140,13 +143,18 @@ def storage_errors(what: str, *, request_id: str | None = None) -> Iterator[None
         requests.RequestException,
         OSError,
     ) as error:
-        raise WanStorageError(f"{what} failed: {_first_line(error)}", request_id=request_id) from error
+        raise WanStorageError(f"{what} failed: {_said(error)}{advice}", request_id=request_id) from error
 
 
-def _first_line(error: Exception) -> str:
+def _said(error: Exception) -> str:
+    """Give what Cloud Storage said in one sentence; the client wraps it into the whole answer."""
+    try:
+        text = str(error.response.json()["error"]["message"])  # type: ignore[attr-defined]
+    except (AttributeError, LookupError, TypeError, ValueError):
+        text = str(error)
     # Messages of the client carry the address that was called; those of signed requests carry a signature.
-    text = re.sub(r"https?://\S+", "", str(error)).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:300]
+    lines = re.sub(r"https?://\S+", "", text).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".") + "."
 
 
 def split_gs_uri(uri: str, *, name: str, needs_object: bool = False) -> tuple[str, str]:

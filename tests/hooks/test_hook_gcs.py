@@ -89,6 +89,16 @@ def test_each_error_of_the_client_becomes_ours(
     assert (caught.value.request_id, caught.value.retry_helps) == ("r", True)
 
 
+def test_a_bucket_that_does_not_exist_is_told_in_words(sandbox: Sandbox) -> None:
+    blob = storage_client().bucket("no-such-bucket").blob("a.mp4")
+    with pytest.raises(WanStorageError) as caught, storage_errors("Writing gs://no-such-bucket/a.mp4"):
+        blob.upload_from_string(b"video")
+    text = str(caught.value)
+    assert text.startswith("Writing gs://no-such-bucket/a.mp4 failed: no such bucket or object. ")
+    assert text.endswith(" Check the names.")
+    assert not set("{}<>") & set(text)
+
+
 def test_a_bucket_that_is_not_there_at_all_is_ours_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{closed_port()}")
     with pytest.raises(WanStorageError, match="Reading failed"), storage_errors("Reading"):
