@@ -40,7 +40,8 @@ with DAG(
         dataset="{{ params.source }}/dt={{ ds }}/",
         staging="gs://{{ params.bucket }}/{{ params.prefix }}/_staging",
         chunk_size=300,
-        on_invalid="skip",  # one bad image stops nobody else; the report tells which
+        on_invalid="skip",  # bad images stop nobody else; the report tells which
+        tolerated_share=1,
         on_empty="skip",
     )
     # [START howto_operator_wan_batch]

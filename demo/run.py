@@ -164,7 +164,7 @@ def only_one() -> Iterator[None]:
         shutil.rmtree(HOME)
         HOME.mkdir()
         OUTPUT.mkdir(exist_ok=True)
-        for old in OUTPUT.glob("*.mp4"):
+        for old in (*OUTPUT.glob("*.mp4"), *OUTPUT.glob("*.html")):
             old.unlink()
         yield
 

@@ -108,7 +108,7 @@ class Batch:
         self._files.write_plan(lines_of(plan, self._watcher))
         done = sum(plan.is_done(one) for one in plan.items)
         self._log.info(
-            "%d images: %d have landed before, %d are to do, %d can't be used.",
+            "%d images: %d have landed before, %d are to do, %d rows can't be used. Images are looked at one by one.",
             plan.total,
             done,
             len(plan.items) - done,

@@ -62,7 +62,9 @@ class DatasetReader:
         dataset = _plain(dataset)
         entries = [dataset] if isinstance(dataset, str | Mapping) else dataset
         if not isinstance(entries, Iterable):
-            raise WanInputError(f"dataset={str(dataset)[:80]!r} is neither an address nor a list of them.")
+            raise WanInputError(
+                f"{str(dataset)[:80]!r} is neither the address of images or a manifest, nor a list of them."
+            )
         is_many = entries is dataset
         for number, entry in enumerate(entries, 1):
             where = f"dataset[{number - 1}]" if is_many else "dataset"
