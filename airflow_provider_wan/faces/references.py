@@ -103,6 +103,19 @@ def given_or_none(value: Any) -> Any:
     return None if isinstance(value, str) and value.strip() in ("", "None") else value
 
 
+def flag_of(given: Any, *, name: str) -> bool:
+    """Read a parameter that is true or false, also as the word that a template makes of it; nothing is false.
+
+    :raises WanInputError: it is another word.
+    """
+    from airflow_provider_wan.model_api.coercion import coerce_value
+
+    flag = coerce_value(given_or_none(given), ("boolean",))
+    if flag is not None and not isinstance(flag, bool):
+        raise WanInputError(f"{name}={str(given)[:80]!r} is neither true nor false.")
+    return bool(flag)
+
+
 def seconds_of(given: timedelta | float) -> float:
     """Read a duration that is a timedelta or a number of seconds."""
     return given.total_seconds() if isinstance(given, timedelta) else float(given)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from airflow_provider_wan.exceptions import WanAuthError, WanInputError
 from airflow_provider_wan.model_api.calls import ACCOUNT_HOST, API_HOST
+from airflow_provider_wan.model_api.coercion import coerce_value
 
 #: RunComfy's own storage (api-contract, Result files).
 DEFAULT_DOWNLOAD_HOSTS = ("*.runcomfy.net", "*.runcomfy.com")
@@ -80,7 +81,7 @@ def read_settings(connection: _Connection) -> WanSettings:
         requests_per_second=rps,
         timeout_s=_number(extra, "timeout", conn_id) or DEFAULT_TIMEOUT_S,
         download_hosts=_hosts(extra, "download_hosts", conn_id) or DEFAULT_DOWNLOAD_HOSTS,
-        allow_private_images=_flag(extra.get("allow_private_images")),
+        allow_private_images=_flag(extra, "allow_private_images", conn_id),
         not_found_patience_s=_number(extra, "not_found_patience", conn_id) or DEFAULT_NOT_FOUND_PATIENCE_S,
     )
 
@@ -154,5 +155,9 @@ def _hosts(extra: Mapping[str, Any], name: str, conn_id: str) -> tuple[str, ...]
     return hosts
 
 
-def _flag(value: Any) -> bool:
-    return value is True or str(value).strip().lower() in ("true", "1", "yes", "on")
+def _flag(extra: Mapping[str, Any], name: str, conn_id: str) -> bool:
+    value = extra.get(name)
+    flag = False if value in (None, "") else coerce_value(value, ("boolean",))
+    if not isinstance(flag, bool):
+        raise WanInputError(f"Field {name!r} of connection {conn_id!r} must be true or false.")
+    return flag

@@ -19,8 +19,8 @@ from airflow_provider_wan.model_api.model_schema import ModelSchema
 
 _INTEGER = re.compile(r"([+-]?\d{1,40})(\.0{1,40})?", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
-_TRUE = frozenset({"true", "yes", "on", "1"})
-_FALSE = frozenset({"false", "no", "off", "0"})
+_TRUE = frozenset({"true", "t", "yes", "y", "on", "1"})
+_FALSE = frozenset({"false", "f", "no", "n", "off", "0"})
 
 
 def coerce_fields(schema: ModelSchema, inputs: Mapping[str, Any]) -> dict[str, Any]:

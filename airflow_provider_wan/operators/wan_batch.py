@@ -19,6 +19,7 @@ from airflow_provider_wan.faces.imaging import image_sources
 from airflow_provider_wan.faces.journals import watcher_of
 from airflow_provider_wan.faces.references import (
     DEFAULT_MODEL_ID,
+    flag_of,
     given_or_none,
     mapping_of,
     seconds_of,
@@ -96,7 +97,8 @@ class WanBatchOperator(BaseOperator):
     :param max_requests: stop buying after so many requests, failed ones included. (templated)
     :param share_of: of a mapped task: the number of chunks that the two limits are for; each gets its part. (templated)
     :param price_usd: of one request; None (default): what the model's page says. (templated)
-    :param dry_run: plan only: the summary tells what would be bought, and for how much. (templated)
+    :param dry_run: plan only: the summary tells what would be bought, and for how much. From a template also a word
+        such as ``"true"`` or ``"on"``; what is no such word is refused before anything is bought. (templated)
     :param max_failures: how many images may have no video: a count, or a share such as ``0.05`` or ``"5%"``; default 0.
         (templated)
     :param retries_per_image: how often a failed request is followed by another one in the same try, default 0.
@@ -254,9 +256,10 @@ class WanBatchOperator(BaseOperator):
     def execute(self, context: Any) -> dict[str, Any]:
         """Begin, or begin again: what was bought before is found in the journal."""
         with as_airflow_errors(context):
+            is_dry_run = flag_of(self.dry_run, name="dry_run")
             deadline = deadline_in(seconds_of(self.timeout))
             batch = self._batch(context, deadline)
-            if _flag(self.dry_run):
+            if is_dry_run:
                 return batch.dry_run().summary
             engine = batch.begin()
             self._push(context, batch, engine.progress())
@@ -456,10 +459,6 @@ class WanBatchOperator(BaseOperator):
         tell_batch_hook_lineage(WanHook(self.wan_conn_id), end, self.log)
         if report.error is None:
             tell_batch_outlets(context, self.outlets, end)
-
-
-def _flag(value: bool | str) -> bool:
-    return value if isinstance(value, bool) else value.strip().lower() in ("true", "1", "yes")
 
 
 def _number(given: float | str | None, name: str) -> float | None:

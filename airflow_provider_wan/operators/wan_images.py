@@ -12,7 +12,7 @@ from airflow_provider_wan.exceptions import WanError, WanInputError
 from airflow_provider_wan.faces.errors import as_airflow_errors
 from airflow_provider_wan.faces.imaging import TooSmall, image_sources
 from airflow_provider_wan.faces.journals import bucket_journal
-from airflow_provider_wan.faces.references import DEFAULT_MODEL_ID, given_or_none, mapping_of
+from airflow_provider_wan.faces.references import DEFAULT_MODEL_ID, flag_of, given_or_none, mapping_of
 from airflow_provider_wan.faces.wanting import mask_signatures
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ class WanPrepareImagesOperator(BaseOperator):
     :param tolerated_share: with ``skip``, default 0.1. Where no row can be used at all, the task fails.
     :param on_empty: what to do where there is no image at all: ``fail`` (default, without retry), or ``skip`` the task
         and what comes after it, as for a day of a partitioned dataset that has none.
-    :param dry_run: whether only to plan, default False; also ``"true"`` from a template. (templated)
+    :param dry_run: whether only to plan, default False; also a word such as ``"true"`` or ``"on"`` from a template,
+        and what is no such word is refused. (templated)
     :param journal: where the videos of earlier runs are remembered: the plan counts what is bought already. Give the
         same ``inputs`` and ``variation`` as the submitting task. (templated)
     :param workers: threads, default 8. At most as many images are decoded at once as there are cores, and 256 MiB of
@@ -158,11 +159,12 @@ class WanPrepareImagesOperator(BaseOperator):
         from airflow_provider_wan.generation.image_preparation import Preparation
 
         with as_airflow_errors(context):
+            is_dry_run = flag_of(self.dry_run, name="dry_run")
             hook = self._hook()
             sources = self._sources(hook)
             reader = self._reader(sources)
             preparation = Preparation(sources, self.model_id, workers=self.workers)
-            if _is_true(self.dry_run):
+            if is_dry_run:
                 return self._plan(reader, preparation, hook)
             return self._prepare(context, sources, reader, preparation)
 
@@ -379,10 +381,6 @@ class _Table:
             for line in lines
         )
         return text if total <= _SHOWN_PROBLEMS else f"{text}\n... and more, {total} in all: see the report"
-
-
-def _is_true(value: bool | str) -> bool:
-    return value if isinstance(value, bool) else value.strip().lower() in ("true", "1", "yes")
 
 
 def _safe(part: str) -> str:

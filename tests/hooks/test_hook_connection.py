@@ -65,6 +65,8 @@ def test_the_host_is_an_origin(monkeypatch: pytest.MonkeyPatch, fields: dict[str
         ({"not_found_patience": "0.5"}, "not_found_patience_s", 0.5),
         ({"allow_private_images": True}, "allow_private_images", True),
         ({"allow_private_images": "False"}, "allow_private_images", False),
+        ({"allow_private_images": "y"}, "allow_private_images", True),
+        ({"allow_private_images": ""}, "allow_private_images", False),
         (
             {"download_hosts": "*.A.com, http://127.0.0.1:1/ "},
             "download_hosts",
@@ -100,6 +102,7 @@ def test_the_extra_is_read(
         ({"extra": {"timeout": [1]}}, "'timeout'"),
         ({"extra": {"requests_per_second": 0}}, "'requests_per_second'"),
         ({"extra": {"not_found_patience": "inf"}}, "'not_found_patience'"),
+        ({"extra": {"allow_private_images": "ture"}}, "'allow_private_images'"),
         ({"extra": {"download_hosts": 5}}, "'download_hosts'"),
         ({"extra": {"download_hosts": [None]}}, "'download_hosts'"),
         ({"extra": {"download_hosts": {"a": 1}}}, "'download_hosts'"),

@@ -66,8 +66,9 @@ def test_mapped_tasks_share_one_limit(sandbox: Sandbox) -> None:
     assert len(sandbox.ledger()["purchases"]) == 5
 
 
-def test_a_dry_run_from_a_template_plans_only(sandbox: Sandbox) -> None:
-    summary, _ = play(TaskInstance(), dry_run="True", max_cost_usd="100", price_usd="")
+@pytest.mark.parametrize("word", ["True", "on", " Y ", "t", "1"])
+def test_a_dry_run_from_a_template_plans_only(sandbox: Sandbox, word: str) -> None:
+    summary, _ = play(TaskInstance(), dry_run=word, max_cost_usd="100", price_usd="")
     assert summary["to_buy"] == 12
     assert summary["cost_usd"] == pytest.approx(2.4)
     assert sandbox.ledger()["submits"] == []
@@ -90,7 +91,13 @@ def test_parameters_that_can_not_be_fail_the_dag_file(changes: dict[str, Any]) -
 
 @pytest.mark.parametrize(
     "changes",
-    [{"max_failures": "many"}, {"max_cost_usd": "much"}, {"share_of": 0}, {"bucket_name": "no bucket"}],
+    [
+        {"dry_run": "ture"},
+        {"max_failures": "many"},
+        {"max_cost_usd": "much"},
+        {"share_of": 0},
+        {"bucket_name": "no bucket"},
+    ],
 )
 def test_templates_that_make_nonsense_fail_before_anything_is_bought(
     sandbox: Sandbox, changes: dict[str, Any]
@@ -100,6 +107,12 @@ def test_templates_that_make_nonsense_fail_before_anything_is_bought(
     with pytest.raises(WanInputError):
         play(TaskInstance(), **changes)
     assert sandbox.ledger()["submits"] == []
+
+
+@pytest.mark.parametrize("word", ["off", "F", "0", "", "None", None])
+def test_no_dry_run_from_a_template_buys(sandbox: Sandbox, word: str | None) -> None:
+    summary, _ = play(TaskInstance(), images=IMAGES[:1], dry_run=word)
+    assert summary["landed"] == 1
 
 
 def test_a_killed_worker_leaves_what_is_in_flight_to_the_next_try(sandbox: Sandbox) -> None:

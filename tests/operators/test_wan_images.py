@@ -318,7 +318,7 @@ def test_a_plan_counts_and_prices_and_writes_nothing(bucket: Bucket, run: Run) -
     bucket.put("in/e.png", encoded(Image.new("RGB", (25_000, 20)), "PNG"))
     before = bucket.objects()
     bucket.sandbox.bucket_control("calls", method="DELETE")
-    plan = run("gs://videos/in/", dry_run="true", inputs={"prompt": "waves"})
+    plan = run("gs://videos/in/", dry_run="on", inputs={"prompt": "waves"})
     assert bucket.objects() == before
     shown = {name: plan[name] for name in plan if name not in ("problems", "price_usd", "expected_cost_usd")}
     assert shown == {
