@@ -21,6 +21,7 @@ from airflow_provider_wan.images.dataset import DatasetRow, RowError
 from airflow_provider_wan.model_api.inputs import fingerprint, validate_inputs
 
 _NAME = "{name}-{fingerprint}.mp4"
+_BUILT_IN = ("name", "fingerprint", "variation")
 _ODD = re.compile(r"[^\w.()@+=-]+")
 _SHOWN_HEX = 12
 
@@ -86,32 +87,36 @@ def plan_rows(
     model_id: str,
     image_field: str,
     object_name: str,
+    columns: Iterable[str] = (),
 ) -> Plan:
-    """Plan a batch; nothing is sent.
+    """Plan a batch; nothing is sent. A row that nothing can be made of is refused, and the others go on.
 
     :param image_field: the input that takes the image's address.
     :param object_name: a prefix that ends with ``/`` (or is empty), or a pattern with ``{name}`` (of the image's
         file), ``{fingerprint}`` and the manifest's carried columns.
-    :raises WanInputError: the pattern can't be used, or gives two videos one name.
+    :param columns: the carried columns; prepared rows may have others.
+    :raises WanInputError: the pattern can't be used for any row, or gives two videos one name.
     """
     plan = Plan()
     names: dict[str, str] = {}
     pattern = object_name + _NAME if not object_name or object_name.endswith("/") else object_name
+    carried = {*_BUILT_IN, *columns}
     for row in rows:
         if isinstance(row, RowError):
             where = f"{row.origin}, line {row.line}"
             plan.refused.append(Ending(where, Outcome.REFUSED, error=row.message, row=where))
             continue
+        carried.update(row[0].passthrough)
         try:
             item = _item(*row, model_id, image_field)
-        except WanRefusedError as error:
+            before = plan.items.get(item.fingerprint)
+            if before is not None:
+                plan.items[item.fingerprint] = replace(before, copies=before.copies + 1)
+                continue
+            item = replace(item, object_name=_object_name(pattern, row[0], item))
+        except (WanRefusedError, ValueError, TypeError) as error:
             place = row[0].where if row[0].line else None
             plan.refused.append(Ending(row[1].shown, Outcome.REFUSED, error=str(error), row=place))
-            continue
-        item = replace(item, object_name=_object_name(pattern, row[0], item))
-        before = plan.items.get(item.fingerprint)
-        if before is not None:
-            plan.items[item.fingerprint] = replace(before, copies=before.copies + 1)
             continue
         if item.object_name in names:
             raise WanInputError(
@@ -120,6 +125,8 @@ def plan_rows(
             )
         names[item.object_name] = item.source.shown
         plan.items[item.fingerprint] = item
+    if plan.refused:
+        _check_pattern(pattern, carried)
     return plan
 
 
@@ -135,21 +142,29 @@ def _item(row: DatasetRow, source: BatchSource, model_id: str, image_field: str)
     return Item(one, source, inputs, "", row.variation, row.where if row.line else "")
 
 
+def _check_pattern(pattern: str, carried: Iterable[str]) -> None:
+    """Refuse a pattern that works for no row, whatever stands in its columns."""
+    try:
+        example = pattern.format_map(dict.fromkeys(carried, "x"))
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        known = ", ".join(f"{{{name}}}" for name in sorted(carried))
+        raise WanInputError(
+            f"object_name={pattern!r} can't be filled in ({error}); known are {known}."
+        ) from None
+    check_object_name(example)
+
+
 def _object_name(pattern: str, row: DatasetRow, item: Item) -> str:
     given = {
-        **{name: _plain(value) for name, value in row.passthrough.items()},
+        **{name: _plain(value) for name, value in row.passthrough.items() if value not in (None, "")},
         "name": _plain(_stem(item.source.shown)) or "image",
         "fingerprint": item.fingerprint[:_SHOWN_HEX],
         "variation": _plain(row.variation or ""),
     }
     try:
-        object_name = pattern.format_map(given)
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        known = ", ".join(f"{{{name}}}" for name in sorted(given))
-        raise WanInputError(
-            f"object_name={pattern!r} can't be filled in ({error}); known are {known}."
-        ) from None
-    return check_object_name(object_name)
+        return check_object_name(pattern.format_map(given))
+    except KeyError as error:
+        raise WanInputError(f"object_name={pattern!r} needs {error}, of which the row has no value.") from None
 
 
 def _stem(address: str) -> str:

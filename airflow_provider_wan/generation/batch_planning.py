@@ -124,6 +124,7 @@ class Planner:
             model_id=spec.model_id,
             image_field=self._sources.input_name,
             object_name=spec.object_name,
+            columns=spec.passthrough,
         )
 
     def _look_up(self, plan: Plan, former: Iterable[str]) -> None:

@@ -50,7 +50,7 @@ def open_rows(rows: Iterable[DatasetRow | RowError], sources: ImageSources) -> I
             return row
         try:
             return row, _source(row, sources)
-        except WanInputError as error:
+        except (WanInputError, ValueError) as error:
             return RowError(row.origin, row.line, str(error))
 
     given = iter(rows)

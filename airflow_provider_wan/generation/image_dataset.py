@@ -78,7 +78,10 @@ class DatasetReader:
                 )
 
     def _of_address(self, address: str, where: str, number: int) -> Iterator[Row]:
-        shown = shown_name(address).lower()
+        try:
+            shown = shown_name(address).lower()
+        except ValueError:  # no URL: its row says so
+            shown = address.lower()
         if shown.endswith(_MANIFESTS):
             yield from self._manifest(address)
         elif address.startswith("gs://") and not shown.endswith(tuple(self.suffixes)):

@@ -63,11 +63,11 @@ def facts_of(blob: storage.Blob) -> ObjectFacts:
 def look_up_object(client: storage.Client, uri: str) -> ObjectFacts:
     """Ask a bucket about an object.
 
-    :raises WanInputError: there is none.
+    :raises WanInputError: there is none, or it may not be looked at.
     :raises WanStorageError: the bucket can't be asked.
     """
     bucket, name = split_gs_uri(uri, name="image", needs_object=True)
-    with storage_errors(f"Looking at {uri}"):
+    with _object_errors(uri, "Looking at"):
         blob = client.bucket(bucket).get_blob(name, timeout=TIMEOUT_S, retry=retry_policy())
     if blob is None:
         raise _vanished(uri)
@@ -263,13 +263,18 @@ def _vanished(uri: str) -> WanInputError:
 
 
 @contextmanager
-def _object_errors(uri: str) -> Iterator[None]:
+def _object_errors(uri: str, doing: str = "Reading") -> Iterator[None]:
     """What one object's trouble is must not look like the bucket's."""
-    from google.api_core.exceptions import NotFound, PreconditionFailed
+    from google.api_core.exceptions import Forbidden, NotFound, PreconditionFailed
 
-    with storage_errors(f"Reading {uri}"):
+    with storage_errors(f"{doing} {uri}"):
         try:
             yield
+        except Forbidden as error:
+            raise WanInputError(
+                f"{doing} {uri} is not allowed: the credentials need roles/storage.objectViewer on it. Nothing was "
+                "bought."
+            ) from error
         except NotFound as error:
             raise _vanished(uri) from error
         except PreconditionFailed as error:

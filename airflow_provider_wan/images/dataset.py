@@ -15,7 +15,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
-from urllib.parse import quote, urljoin
+from urllib.parse import quote, urljoin, urlsplit
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images.reader import shown_name
@@ -291,7 +291,7 @@ def resolve_image(image: str, *, origin: str) -> str:
 
     :param image: ``gs://bucket/object``, ``https://...``, a path, or any of them relative to the manifest.
     :param origin: the manifest's address or path.
-    :raises ValueError: another scheme, or no object in a ``gs://`` address.
+    :raises ValueError: another scheme, no object in a ``gs://`` address, or no URL at all.
     """
     image = image.strip()
     scheme = _SCHEME.match(image)
@@ -302,6 +302,8 @@ def resolve_image(image: str, *, origin: str) -> str:
         bucket, _, name = image.partition("://")[2].partition("/")
         if not bucket or not name:
             raise ValueError(f"the image {image[:_SHOWN_CHARS]!r} names no file")
+        if kind != "gs:":
+            _check_url(image)
         return image
     if not image:
         raise ValueError("there is no image")
@@ -311,3 +313,10 @@ def resolve_image(image: str, *, origin: str) -> str:
         bucket, _, name = origin.removeprefix("gs://").partition("/")
         return f"gs://{bucket}/{posixpath.normpath(posixpath.join('/', posixpath.dirname(name), image)).lstrip('/')}"
     return posixpath.normpath(posixpath.join(posixpath.dirname(origin), image))
+
+
+def _check_url(url: str) -> None:
+    try:
+        _ = urlsplit(url).port
+    except ValueError:  # an unfinished bracket, a port out of range; its own words may hold credentials
+        raise ValueError("the image's address is not a URL that can be read") from None

@@ -350,3 +350,47 @@ def test_columns_and_names_of_a_manifest_make_object_names(sandbox: Sandbox) -> 
     assert report.error is None
     assert videos() == ["out/17_4/a_b.mp4", "out/8/ctwo.mp4"]
     assert {purchase["prompt"] for purchase in sandbox.ledger()["purchases"]} == {"snow", "waves"}
+
+
+@pytest.mark.parametrize("sku", [None, "", "..", "."])
+def test_a_row_that_gives_no_name_is_refused_alone(sandbox: Sandbox, sku: str | None) -> None:
+    rows = [{"image": addresses(1)[0], "sku": "1"}, {"image": addresses(2)[1], "sku": sku}]
+    report = run(rows, object_name="out/{sku}/{name}.mp4", passthrough=("sku",))
+    assert outcomes(report) == {"landed": 1, "refused": 1}
+    refused = manifest(report)[-1]
+    assert refused["row"] == "dataset[1], line 2"
+    assert "object_name" in refused["error"]
+    assert bought(sandbox) == {addresses(1)[0]: 1}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "https://[bad/x.jpg",
+        "https://x.example:99999999/a.jpg",
+        "gs://[bad/x.jpg",
+        "gs://videos/missing.jpg",
+        "gs://no-such-bucket/x.jpg",
+        "gs://videos/forbidden.jpg",
+        {"image": "https://[bad/x.jpg"},
+        {"image": "https://x.example/a.jpg", "prompt": object()},
+        {"image": "https://x.example/a.jpg", "inputs": 1},
+    ],
+    ids=str,
+)
+def test_a_row_that_can_not_be_used_is_refused_alone(sandbox: Sandbox, odd: Any) -> None:
+    sandbox.add_fault("bucket.*", "status", status=403, object_contains="forbidden.jpg")
+    report = run([*addresses(2), odd])
+    assert outcomes(report) == {"landed": 2, "refused": 1}
+    assert manifest(report)[-1]["row"] == "dataset[2], line 3"
+    assert sum(bought(sandbox).values()) == 2
+
+
+def test_an_image_that_may_not_be_read_any_more_is_refused_alone(sandbox: Sandbox) -> None:
+    from google.cloud import storage
+
+    storage.Client().bucket("videos").blob("in/a.jpg").upload_from_string("x")
+    sandbox.add_fault("bucket.get", "status", status=403, object_contains="in/a.jpg")
+    report = run("gs://videos/in/", check_images=True, deadline_s=20)
+    assert outcomes(report) == {"refused": 1}
+    assert "not allowed" in manifest(report)[0]["error"]
