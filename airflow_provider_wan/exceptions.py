@@ -116,6 +116,12 @@ class WanConflictError(WanStorageError):
     retry_helps = False
 
 
+class WanRecordError(WanStorageError):
+    """What is remembered of one video can't be understood: nothing is bought for it before that is put right."""
+
+    retry_helps = False
+
+
 class WanBudgetError(WanError):
     """A money or count limit would be passed; what was paid for was finished first."""
 

@@ -164,7 +164,9 @@ def _object_name(pattern: str, row: DatasetRow, item: Item) -> str:
     try:
         return check_object_name(pattern.format_map(given))
     except KeyError as error:
-        raise WanInputError(f"object_name={pattern!r} needs {error}, of which the row has no value.") from None
+        raise WanInputError(
+            f"object_name={pattern!r} needs {error}, of which the row has no value."
+        ) from None
 
 
 def _stem(address: str) -> str:

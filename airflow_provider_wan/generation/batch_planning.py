@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_wan.exceptions import WanError
+from airflow_provider_wan.exceptions import WanError, WanRecordError
 from airflow_provider_wan.generation.batch_budget import Limits
 from airflow_provider_wan.generation.batch_noted_plan import NotedPlan
 from airflow_provider_wan.generation.batch_outcomes import MaxFailures
@@ -21,6 +21,7 @@ from airflow_provider_wan.generation.image_dataset import DatasetReader
 from airflow_provider_wan.generation.image_source import ImageSources
 from airflow_provider_wan.generation.journal import BucketJournal, Listed, as_listed
 from airflow_provider_wan.generation.landing import IfExists
+from airflow_provider_wan.generation.records import Stage
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.images.dataset import Columns
 from airflow_provider_wan.model_api.inputs import load_schema
@@ -147,11 +148,16 @@ class Planner:
             return known
         missing = [one for one in wanted if one not in known]
         with ThreadPoolExecutor(_READ_THREADS, "wan-read") as pool:
-            for held in pool.map(self._journal.read, missing):
-                listed_again = as_listed(held.record) if held is not None else None
-                if listed_again is not None:
-                    known[listed_again.fingerprint] = listed_again
+            read_again = pool.map(self._read, missing)
+            known.update((listed.fingerprint, listed) for listed in read_again if listed is not None)
         return known
+
+    def _read(self, fingerprint: str) -> Listed | None:
+        try:
+            held = self._journal.read(fingerprint)
+        except WanRecordError:  # something stands there, and ends its own image when that comes to its turn
+            return Listed(fingerprint, Stage.INTENT)
+        return None if held is None else as_listed(held.record)
 
     def find_price(self) -> float | None:
         """Find out what a request costs, in USD; None where that is not known and no limit needs it.

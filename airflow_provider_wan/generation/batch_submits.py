@@ -16,6 +16,7 @@ from airflow_provider_wan.exceptions import (
     WanDownloadError,
     WanError,
     WanInputError,
+    WanRecordError,
     WanRefusedError,
     WanStorageError,
     WanTransientError,
@@ -136,7 +137,7 @@ class Submits:
         standing, one = self._standing, item.fingerprint
         request_id = getattr(error, "request_id", None)
         match error:
-            case WanUnknownSubmissionError():
+            case WanUnknownSubmissionError() | WanRecordError():
                 standing.witness.unknown()
                 standing.end(one, Outcome.UNKNOWN, error=str(error))
                 self._log.error("%s: %s", item.source.shown, error)

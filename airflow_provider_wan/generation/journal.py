@@ -21,7 +21,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
-from airflow_provider_wan.exceptions import WanStorageError
+from airflow_provider_wan.exceptions import WanRecordError, WanStorageError
 from airflow_provider_wan.generation.records import Record, Stage
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
 
@@ -132,7 +132,7 @@ class BucketJournal:
             if record.fingerprint != fingerprint:
                 raise ValueError(f"it is about fingerprint {record.fingerprint}")
         except ValueError as error:
-            raise WanStorageError(
+            raise WanRecordError(
                 f"The journal record {self._uri(fingerprint)} can't be read: {error}. Nothing is bought "
                 "while it stands there; put it right, or delete it if you are sure that nothing was bought."
             ) from error
@@ -300,7 +300,7 @@ class TaskStateJournal:
                 raise ValueError("not a record: not a JSON object")
             return Held(Record.from_dict(plain))
         except ValueError as error:
-            raise WanStorageError(
+            raise WanRecordError(
                 f"The record {self.KEY!r} in {self.where} can't be read: {error}. Nothing is bought while it stands "
                 "there; delete it if you are sure that nothing was bought."
             ) from error

@@ -322,6 +322,27 @@ def test_in_a_journal_of_many_batches_only_what_is_wanted_is_read(
     assert len(sandbox.ledger()["purchases"]) == 15
 
 
+@pytest.mark.parametrize("listed_up_to", [5_000, 1])
+def test_a_record_that_can_not_be_read_ends_its_own_image(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, listed_up_to: int
+) -> None:
+    from google.cloud import storage
+
+    from airflow_provider_wan.generation import batch_planning as module
+
+    run(addresses(2))
+    broken = manifest(run(addresses(2)))[0]["fingerprint"]
+    storage.Client().bucket("videos").blob(f"_journal/{broken}.json").upload_from_string("{")
+    monkeypatch.setattr(module, "_LIST_AT_LEAST", listed_up_to)
+    monkeypatch.setattr(module, "_LIST_PER_IMAGE", 0)
+    report = run(addresses(4), deadline_s=30)
+    assert outcomes(report) == {"unknown": 1, "landed": 3}
+    assert f"gs://videos/_journal/{broken}.json" in manifest(report)[0]["error"]
+    assert isinstance(report.error, WanBatchError)
+    assert not report.error.retry_helps
+    assert bought(sandbox) == dict.fromkeys(addresses(4), 1)
+
+
 def test_a_request_that_vanishes_before_it_succeeds_is_bought_again(sandbox: Sandbox) -> None:
     sandbox.add_fault("generation", "vanish", img_url_contains="00001.jpg", when="submitted", count=1)
     report = run(addresses(4))
