@@ -61,7 +61,8 @@ class BatchEngine:
         self._landings = Landings(standing, work, pace, self._crew, log)
         self._looking: set[str] = set()
         self._next_progress = time.time() + pace.progress_every_s
-        self._timed_out = False
+        self._timed_out: WanTimeoutError | None = None
+        self._cancelled_late = self._left_late = 0
 
     @property
     def endings(self) -> Mapping[str, Ending]:
@@ -142,19 +143,27 @@ class BatchEngine:
     # -- the end -------------------------------------------------------------------------------------------
 
     def _mind_the_deadline(self, now: float) -> None:
-        if now < self._pace.deadline or self._timed_out:
+        """Leave what is in flight once the deadline has passed, and whatever comes to be in flight after that."""
+        if now < self._pace.deadline or (self._timed_out and not self.standing.in_flight):
             return
-        self._timed_out = True
-        truth = self.cancel_queued()
-        self.standing.halt(WanTimeoutError(f"The deadline has passed. {truth} A rerun takes over what runs."))
+        cancelled, left = self._cancel_queued()
+        self._cancelled_late += cancelled
+        self._left_late += left
         self.standing.leave_in_flight("not finished at the deadline")
+        truth = _truth_of(self._cancelled_late, self._left_late)
+        error = WanTimeoutError(f"The deadline has passed. {truth} A rerun takes over what runs.")
+        self.standing.halt(error, instead_of=self._timed_out)
+        self._timed_out = error
 
     def cancel_queued(self) -> str:
         """Cancel what is believed to be queued and nobody else counts on; gives a sentence with the truth."""
+        return _truth_of(*self._cancel_queued())
+
+    def _cancel_queued(self) -> tuple[int, int]:
+        """Tell how many were cancelled, and how many were not."""
         in_flight, running = self.standing.in_flight, self._watch.started()
         cancelled = self._work.cancel([(rid, one) for rid, one in in_flight.items() if rid not in running])
-        left = len(in_flight) - cancelled
-        return f"{cancelled} queued requests were cancelled and are not charged; {left} are left running."
+        return cancelled, len(in_flight) - cancelled
 
     def progress(self) -> Progress:
         """Give the figures of now."""
@@ -165,3 +174,7 @@ class BatchEngine:
             return
         self._next_progress = now + self._pace.progress_every_s
         self._on_progress(self.progress())
+
+
+def _truth_of(cancelled: int, left: int) -> str:
+    return f"{cancelled} queued requests were cancelled and are not charged; {left} are left running."

@@ -202,9 +202,12 @@ class Standing:
         self.witness.refused()
         self.end(one, Outcome.REFUSED, error=str(error))
 
-    def halt(self, error: WanError) -> None:
-        """Buy nothing more from now on; what is paid for is finished."""
-        if self.halted is None:
+    def halt(self, error: WanError, *, instead_of: WanError | None = None) -> None:
+        """Buy nothing more from now on; what is paid for is finished.
+
+        :param instead_of: an earlier error that this one says better.
+        """
+        if self.halted is instead_of:
             self.halted = error
             self._log.warning("Nothing more is submitted: %s What is paid for is finished.", error)
 

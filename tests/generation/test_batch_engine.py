@@ -260,6 +260,22 @@ def test_at_the_deadline_what_is_queued_is_cancelled(sandbox: Sandbox) -> None:
     assert sandbox.ledger()["states"] == {"succeeded": 10, "cancelled": 8}
 
 
+@pytest.mark.parametrize(("call", "fault"), [("submit", "delay"), ("result", "hang")])
+def test_what_comes_to_flight_after_the_deadline_is_left_too(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, call: str, fault: str
+) -> None:
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox, timeout=1.5 if call == "result" else 8)
+    )
+    speed = {"submit": {"speed": 1, "generation_seconds": 3600}, "result": {"speed": 100_000}}[call]
+    sandbox.control("speed", speed)
+    sandbox.add_fault(call, fault, seconds=4)  # under way at the deadline
+    report = run(addresses(1), deadline_s=2.5)
+    assert isinstance(report.error, WanTimeoutError)
+    assert "1 are left running" in str(report.error)
+    assert [(line["outcome"], bool(line["request_id"])) for line in manifest(report)] == [("left", True)]
+
+
 def test_a_batch_that_is_stopped_leaves_nothing_unrecorded(sandbox: Sandbox) -> None:
     stop = threading.Event()
     one = batch(addresses(40), stop=stop)
