@@ -73,7 +73,10 @@ class Landings:
                 self._saw_failed(one, request_id, brought)
             case WanError():
                 self._log.error("%s", brought)
-                standing.end(one, Outcome.NOT_LANDED, request_id=request_id, error=str(brought))
+                cost_usd = self._settle(one, request_id)
+                standing.end(
+                    one, Outcome.NOT_LANDED, request_id=request_id, error=str(brought), cost_usd=cost_usd
+                )
             case _:
                 self._log.error("Landing request %s failed: %s", request_id, brought, exc_info=brought)
                 standing.end(one, Outcome.NOT_LANDED, request_id=request_id, error=repr(brought))
@@ -86,6 +89,13 @@ class Landings:
         standing.witness.landed(replace(landed, running_since=running_since))
         standing.end_there(one, Outcome.LANDED, record)
 
+    def _settle(self, one: str, request_id: str) -> float | None:
+        """Count what a request was charged that no video can be landed of; gives it in USD, None if not known."""
+        cost_usd = self._work.costs.get(request_id)
+        if cost_usd is not None:
+            self._standing.budget.settle(one, cost_usd)
+        return cost_usd
+
     def _may_try_again(self, one: str) -> bool:
         self._tries[one] += 1
         return self._tries[one] < _LANDING_TRIES
@@ -97,9 +107,7 @@ class Landings:
         is_inherited = one in standing.inherited
         standing.inherited.discard(one)
         standing.failures[one] += not is_inherited
-        cost_usd = self._work.costs.get(request_id)
-        if cost_usd is not None:
-            standing.budget.settle(one, cost_usd)
+        cost_usd = self._settle(one, request_id)
         standing.witness.made_nothing(error, cost_usd)
         may_retry = is_inherited or standing.failures[one] <= self._pace.retries_per_image
         if may_retry and not standing.halted:

@@ -12,6 +12,7 @@ from typing import Any
 
 from airflow_provider_wan.exceptions import (
     WanCancelledError,
+    WanDownloadError,
     WanError,
     WanGenerationFailedError,
     WanStorageError,
@@ -55,7 +56,7 @@ class BatchWork:
     bucket_name: str
     watcher: str
     if_exists: IfExists = "skip"
-    #: What failed requests were charged, where it is known.
+    #: What requests were charged that no video can be landed of, where it is known.
     costs: dict[str, float] = field(default_factory=dict)
 
     def obtain(self, item: Item, make_inputs: Callable[[], Mapping[str, Any]], *, is_new: bool) -> Obtained:
@@ -88,8 +89,9 @@ class BatchWork:
         destination = Destination(self.bucket_name, item.object_name, self.if_exists)
         try:
             landed = self.landing.land(held.record, destination)
-        except (WanGenerationFailedError, WanCancelledError):
-            self._remember_failure(item, request_id)
+        except (WanGenerationFailedError, WanCancelledError, WanDownloadError) as error:
+            if not (isinstance(error, WanDownloadError) and error.retry_helps):
+                self._remember_end(item, request_id)
             raise
         took_s = time.monotonic() - started
         self._write_landed(held, landed)
@@ -114,7 +116,8 @@ class BatchWork:
         assert landed.request_id is not None
         amend(self.journal, landed.fingerprint, landed.request_id, change, self.log)
 
-    def _remember_failure(self, item: Item, request_id: str) -> None:
+    def _remember_end(self, item: Item, request_id: str) -> None:
+        """Write down how a request ended that no video can be landed of."""
         result = self.hook.get_result(request_id)
         if result.cost_usd is not None:
             self.costs[request_id] = result.cost_usd

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from airflow_provider_wan.exceptions import (
     WanAuthError,
     WanDownloadError,
-    WanGenerationFailedError,
     WanNotFoundError,
     WanRefusedError,
     WanStorageError,
@@ -74,7 +73,7 @@ class Landing:
         :param record: what is known of the request; its id at least. Videos that it says have landed elsewhere
             are copied from there.
         :return: the record, as landed.
-        :raises WanDownloadError: a file could not be fetched whole, or may not be.
+        :raises WanDownloadError: a file could not be fetched whole, or may not be, or there is none.
         :raises WanConflictError: another video stands where one should land.
         :raises WanStorageError: the bucket did not take it.
         :raises WanGenerationFailedError: the request failed.
@@ -181,8 +180,12 @@ class Landing:
             ) from error
         raise_unless_succeeded(result)
         if not result.video_urls:
-            raise WanGenerationFailedError(
-                f"Request {request_id} succeeded, but its output holds no video.", request_id=request_id
+            raise WanDownloadError(
+                f"Request {request_id} succeeded, but its output holds no video, so that nothing was put into the "
+                "bucket. It may be charged: look at it on RunComfy's Generations page. It is not bought again: a new "
+                "value of variation buys another one.",
+                request_id=request_id,
+                retry_helps=False,
             )
         return result
 

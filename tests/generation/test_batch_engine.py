@@ -199,6 +199,24 @@ def test_a_result_that_is_not_there_yet_is_waited_for(sandbox: Sandbox) -> None:
     assert bought(sandbox) == dict.fromkeys(addresses(8), 1)
 
 
+def test_a_request_without_a_video_is_reported_and_neither_tried_nor_bought_again(sandbox: Sandbox) -> None:
+    sandbox.add_fault("result", "output_shape", shape="image", img_url_contains="00001.jpg")
+    for _ in range(2):  # a rerun takes it over
+        report = run(addresses(2), pace={"retries_per_image": 2}, max_failures=MaxFailures(count=1))
+        assert report.error is None
+        assert outcomes(report) == {"landed": 1, "not_landed": 1}
+        line = manifest(report)[1]
+        assert f"Request {line['request_id']} succeeded, but its output holds no video" in line["error"]
+        assert "variation" in line["error"]
+        assert line["cost_usd"] == pytest.approx(0.2)
+        assert report.summary["cost_is_exact"]
+    assert bought(sandbox) == dict.fromkeys(addresses(2), 1)
+    assert sandbox.ledger()["calls"]["result"] < 12
+    sandbox.clear_faults()
+    assert run(addresses(2)).error is None
+    assert bought(sandbox) == dict.fromkeys(addresses(2), 1)
+
+
 def test_two_runs_at_once_buy_each_image_once(sandbox: Sandbox) -> None:
     with ThreadPoolExecutor(2) as pool:
         images = addresses(50)

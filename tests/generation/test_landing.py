@@ -15,6 +15,8 @@ from sandboxes import MODEL, VIDEO_BYTES, Bucket
 from airflow_provider_wan.exceptions import (
     WanCancelledError,
     WanConflictError,
+    WanDownloadError,
+    WanError,
     WanGenerationFailedError,
     WanInputError,
     WanRefusedError,
@@ -246,15 +248,21 @@ def test_what_did_not_succeed_does_not_land(
     assert bucket.objects() == {}
 
 
-@pytest.mark.parametrize("shape", ["image", "none"])
-def test_an_output_without_a_video_is_told(bucket: Bucket, sandbox: Sandbox, shape: str) -> None:
-    sandbox.add_fault(
-        "generation",
-        *(("no_output",) if shape == "none" else ("output_shape",)),
-        **({} if shape == "none" else {"shape": shape}),
-    )
-    with pytest.raises((WanGenerationFailedError, WanTransientError)):
-        landing(bucket).land(buy(), to(bucket))
+@pytest.mark.parametrize(
+    ("fault", "raised"),
+    [
+        ({"fault": "output_shape", "shape": "image"}, WanDownloadError),
+        ({"fault": "no_output"}, WanGenerationFailedError),
+    ],
+)
+def test_an_output_without_a_video_is_told(
+    bucket: Bucket, sandbox: Sandbox, fault: dict[str, str], raised: type[WanError]
+) -> None:
+    sandbox.add_fault("generation", **fault)
+    record = buy()
+    with pytest.raises(raised) as caught:
+        landing(bucket).land(record, to(bucket))
+    assert caught.value.request_id == record.request_id
     assert bucket.objects() == {}
 
 
