@@ -428,7 +428,7 @@ def test_a_row_that_gives_no_name_is_refused_alone(sandbox: Sandbox, sku: str | 
         "gs://no-such-bucket/x.jpg",
         "gs://videos/forbidden.jpg",
         {"image": "https://[bad/x.jpg"},
-        {"image": "https://x.example/a.jpg", "prompt": object()},
+        {"image": "https://x.example/a.jpg", "prompt": b"waves"},
         {"image": "https://x.example/a.jpg", "inputs": 1},
     ],
     ids=str,
