@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,6 +19,17 @@ from airflow_provider_wan.model_api.coercion import coerce_value
 DEFAULT_DOWNLOAD_HOSTS = ("*.runcomfy.net", "*.runcomfy.com")
 DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_NOT_FOUND_PATIENCE_S = 60.0
+_EXTRA = frozenset(
+    {
+        "account_host",
+        "allow_private_images",
+        "download_hosts",
+        "not_found_patience",
+        "requests_per_second",
+        "timeout",
+    }
+)
+_LOG = logging.getLogger(__name__)
 
 
 class _Connection(Protocol):
@@ -93,6 +106,12 @@ def _extra(connection: _Connection) -> Mapping[str, Any]:
         extra = None
     if not isinstance(extra, dict):
         raise WanInputError(f"The extra of connection {connection.conn_id!r} is not a JSON object.")
+    for name in extra.keys() - _EXTRA:
+        near = difflib.get_close_matches(name, _EXTRA, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(_EXTRA))}."
+        _LOG.warning(
+            "Field %r in the extra of connection %r is not known; %s", name, connection.conn_id, hint
+        )
     return extra
 
 

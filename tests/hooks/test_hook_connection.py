@@ -127,6 +127,14 @@ def test_a_wrong_field_is_named(monkeypatch: pytest.MonkeyPatch, fields: dict[st
     assert "pass@" not in str(caught.value)
 
 
+def test_a_field_that_nobody_knows_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert settings_of(monkeypatch, extra={"request_per_second": 3}).requests_per_second is None
+    assert "'request_per_second' in the extra of connection 'mine'" in caplog.text
+    assert "did you mean 'requests_per_second'?" in caplog.text
+
+
 @pytest.mark.parametrize("token", ["", "  ", "two words", "töken", "line\nbreak", "nul\0"])
 def test_a_token_that_can_be_none_is_refused_and_not_shown(
     monkeypatch: pytest.MonkeyPatch, token: str
