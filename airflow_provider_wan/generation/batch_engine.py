@@ -101,7 +101,13 @@ class BatchEngine:
 
     def _pause(self) -> Pause:
         ordered = sorted(self.standing.in_flight, key=self._watch.order_of)
-        return Pause(tuple(ordered), self._watch.started(), self._watch.learned(), self._submits.next_at())
+        return Pause(
+            tuple(ordered),
+            self._watch.started(),
+            self._watch.learned(),
+            self._submits.next_at(),
+            self.standing.look_at(),
+        )
 
     def _wake_at(self, now: float) -> float:
         moments = [now + _LONGEST_NAP_S, self._next_progress]

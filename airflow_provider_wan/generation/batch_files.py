@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_wan.exceptions import WanError
 from airflow_provider_wan.generation.batch_noted_plan import NotedPlan
 from airflow_provider_wan.generation.batch_outcomes import Ending
-from airflow_provider_wan.generation.batch_values import Memory
+from airflow_provider_wan.generation.batch_values import Memory, Troubles
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ class BatchFiles:
             "failures": dict(memory.failures),
             "done_before": memory.done_before,
             "inherited": sorted(memory.inherited),
+            "troubles": memory.troubles.as_dict(),
             "endings": {one: ending.as_dict() for one, ending in memory.endings.items()},
         }
         blob = self._client.bucket(self._bucket).blob(self._note)
@@ -139,6 +140,7 @@ class BatchFiles:
                 Counter(note["failures"]),
                 set(note["inherited"]),
                 int(note["done_before"]),
+                Troubles.from_dict(note.get("troubles")),
             )
             return memory, note
         except (WanError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -19,7 +19,7 @@ from airflow_provider_wan.exceptions import (
 from airflow_provider_wan.generation.batch_crew import Crew
 from airflow_provider_wan.generation.batch_outcomes import Outcome
 from airflow_provider_wan.generation.batch_standing import Standing
-from airflow_provider_wan.generation.batch_values import Pace, pause_after_s
+from airflow_provider_wan.generation.batch_values import Pace
 from airflow_provider_wan.generation.batch_witness import Landed
 from airflow_provider_wan.generation.batch_work import BatchWork
 
@@ -36,7 +36,6 @@ class Landings:
         self._crew = crew
         self._log = log
         self._tries: Counter[str] = Counter()
-        self._late_results: Counter[str] = Counter()
 
     def begin(self) -> None:
         """Begin as many as there are threads."""
@@ -54,14 +53,13 @@ class Landings:
         one = standing.over[request_id]
         match brought:
             case WanTransientError():  # not over after all, or no answer
-                self._late_results[one] += 1
-                standing.fly_on(request_id, now, look_at=now + pause_after_s(self._late_results[one]))
+                standing.fly_on(request_id, now)
                 return
             case WanDownloadError() | WanStorageError() if brought.retry_helps and self._may_try_again(one):
                 self._log.warning("Landing again: %s", brought)
                 standing.to_land.append(request_id)
                 return
-        del standing.over[request_id]
+        standing.forget_over(request_id)
         self._saw_end(one, request_id, brought)
 
     def _saw_end(self, one: str, request_id: str, brought: Landed | BaseException) -> None:

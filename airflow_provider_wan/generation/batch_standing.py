@@ -21,7 +21,7 @@ from airflow_provider_wan.generation.batch_budget import Budget
 from airflow_provider_wan.generation.batch_outcomes import Outcome
 from airflow_provider_wan.generation.batch_plan import Item, Plan
 from airflow_provider_wan.generation.batch_progress import Progress
-from airflow_provider_wan.generation.batch_values import Memory
+from airflow_provider_wan.generation.batch_values import Again, Memory, pause_after_s
 from airflow_provider_wan.generation.batch_watch import QueueWatch
 from airflow_provider_wan.generation.batch_witness import Witness
 from airflow_provider_wan.generation.journal import Listed
@@ -56,6 +56,7 @@ class Standing:
         self.witness = witness or Witness()
         self.failures = memory.failures
         self.inherited = memory.inherited
+        self.troubles = memory.troubles
         self.endings = dict(memory.endings)
         #: Why nothing more is bought, and the batch ends early.
         self.halted: WanError | None = None
@@ -75,6 +76,7 @@ class Standing:
         self._watcher = watcher
         self._log = log
         self._sort_out(started)
+        self._put_off()
         if memory.done_before is None:
             memory.done_before = sum(ending.outcome.is_there for ending in self.endings.values())
             self.witness.began(
@@ -124,6 +126,13 @@ class Standing:
             cost_usd = listed.cost_usd if self._is_mine(listed) else None
             self.budget.bought_before(listed.fingerprint, purchases=purchases, cost_usd=cost_usd)
 
+    def _put_off(self) -> None:
+        """Do not submit before its time what is tried again."""
+        images = self.troubles.images
+        for item in [item for item in self.to_submit if item.fingerprint in images]:
+            self.to_submit.remove(item)
+            self.again_at(item.fingerprint, images[item.fingerprint].at)
+
     def _is_mine(self, listed: Listed) -> bool:
         return listed.buyer == self._watcher
 
@@ -156,12 +165,29 @@ class Standing:
     def fly(self, request_id: str, one: str, submitted_at: float, *, started_at: float | None = None) -> None:
         """Take in that a request is in flight."""
         self.in_flight[request_id] = one
-        self.watch.add(request_id, submitted_at, started_at=started_at)
+        late = self.troubles.results.get(request_id)
+        if late is None:
+            self.watch.add(request_id, submitted_at, started_at=started_at)
+        else:
+            self.watch.add_apart(request_id, late.since, look_at=late.at)
 
-    def fly_on(self, request_id: str, now: float, *, look_at: float) -> None:
+    def fly_on(self, request_id: str, now: float) -> None:
         """Take in that a request that was taken for over is not, or that nobody can tell."""
         self.in_flight[request_id] = self.over.pop(request_id)
-        self.watch.add_apart(request_id, now, look_at=look_at)
+        before = self.troubles.results.get(request_id, Again())
+        late = before.later(now, pause_after_s(before.times + 1))
+        self.troubles.results[request_id] = late
+        self.watch.add_apart(request_id, now, look_at=late.at)
+
+    def look_at(self) -> dict[str, float]:
+        """Tell of what is in flight, was over by its status and had no result, when it is looked at again."""
+        late = self.troubles.results
+        return {request_id: late[request_id].at for request_id in self.in_flight if request_id in late}
+
+    def forget_over(self, request_id: str) -> None:
+        """Take in that nothing more is to be done about a request that is over."""
+        del self.over[request_id]
+        self.troubles.results.pop(request_id, None)
 
     def noticed(self, request_ids: Iterable[str]) -> None:
         """Take in what was found to be over."""

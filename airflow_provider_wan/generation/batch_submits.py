@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from logging import Logger
@@ -27,7 +26,7 @@ from airflow_provider_wan.generation.batch_crew import Crew
 from airflow_provider_wan.generation.batch_outcomes import Outcome
 from airflow_provider_wan.generation.batch_plan import InputCheck, Item
 from airflow_provider_wan.generation.batch_standing import Standing, unix
-from airflow_provider_wan.generation.batch_values import Pace, pause_after_s
+from airflow_provider_wan.generation.batch_values import Again, Pace, pause_after_s
 from airflow_provider_wan.generation.batch_work import BatchWork
 from airflow_provider_wan.generation.records import Stage
 from airflow_provider_wan.generation.submission import Obtained
@@ -54,10 +53,7 @@ class Submits:
         self._log = log
         #: With which connection each submit was begun: a refused token is read again only once.
         self._settings: dict[str, WanSettings] = {}
-        self._image_tries: Counter[str] = Counter()
-        self._not_before = 0.0
-        self._troubles = 0
-        self._trouble_since: float | None = None
+        self._troubles = standing.troubles
 
     # -- beginning -----------------------------------------------------------------------------------------
 
@@ -71,14 +67,14 @@ class Submits:
         standing = self._standing
         later_at = standing.next_later_at()
         waits = standing.to_submit or (later_at is not None and later_at <= now)
-        return bool(waits) and not standing.halted and self._has_room() and now >= self._not_before
+        return bool(waits) and not standing.halted and self._has_room() and now >= self._troubles.submits.at
 
     def next_at(self) -> float | None:
         """Give the moment at which one can be begun again; None: only something else can tell."""
         standing = self._standing
         moments = [standing.next_later_at()]
         if standing.to_submit and not standing.halted and self._has_room():
-            moments.append(self._not_before)
+            moments.append(self._troubles.submits.at)
         return min((at for at in moments if at is not None), default=None)
 
     def begin(self, now: float) -> None:
@@ -116,7 +112,8 @@ class Submits:
         if isinstance(brought, BaseException):
             self._saw_no_request(item, brought, settings, now)
         else:
-            self._troubles, self._trouble_since = 0, None
+            self._troubles.submits = self._troubles.submits._replace(times=0)
+            self._troubles.images.pop(one, None)
             self._saw_request(one, brought, now)
 
     def _saw_request(self, one: str, brought: Obtained, now: float) -> None:
@@ -156,9 +153,10 @@ class Submits:
             case WanBalanceError() | WanAuthError():
                 standing.to_submit.appendleft(item)
                 standing.halt(error)
-            case WanDownloadError() if error.retry_helps and self._image_tries[one] + 1 < _IMAGE_TRIES:
-                self._image_tries[one] += 1
-                standing.again_at(one, now + _IMAGE_PAUSE_S * self._image_tries[one])
+            case WanDownloadError() if error.retry_helps and self._image(one).times + 1 < _IMAGE_TRIES:
+                again = self._image(one).later(now, _IMAGE_PAUSE_S * (self._image(one).times + 1))
+                self._troubles.images[one] = again
+                standing.again_at(one, again.at)
             case WanInputError() | WanDownloadError():
                 self._refused(item, error)
             case WanRefusedError() if request_id is not None:
@@ -170,21 +168,26 @@ class Submits:
                 standing.witness.unknown()
                 standing.end(one, Outcome.UNKNOWN, error=f"{type(error).__name__}: {error}")
 
+    def _image(self, one: str) -> Again:
+        return self._troubles.images.get(one, Again())
+
     def _refused(self, item: Item, error: WanError) -> None:
         self._log.warning("%s is refused: %s", item.source.shown, error)
         self._standing.refuse(item.fingerprint, error)
 
     def _saw_trouble(self, error: WanTransientError | WanStorageError, now: float) -> None:
         """Nothing was bought: wait a little, longer each time, before anything is submitted again."""
-        self._trouble_since = self._trouble_since or now
-        if now - self._trouble_since > self._pace.outage_s:
+        before = self._troubles.submits
+        if before.times and now - before.since > self._pace.outage_s:
             self._standing.halt(error)
             return
         asked_s = getattr(error, "retry_after_s", None) or 0.0
-        if now >= self._not_before:  # several threads bring the same trouble: it counts once
-            self._troubles += 1
-            self._log.warning("Submits pause: %s", error)
-        self._not_before = max(self._not_before, now + max(pause_after_s(self._troubles), asked_s))
+        if now < before.at:  # several threads bring the same trouble: it counts once
+            self._troubles.submits = before._replace(at=max(before.at, now + asked_s))
+            return
+        self._log.warning("Submits pause: %s", error)
+        pause_s = max(pause_after_s(before.times + 1), asked_s)
+        self._troubles.submits = before.later(now, pause_s)
 
 
 def _obtain(work: BatchWork, budget: Budget, check: InputCheck, item: Item, *, is_new: bool) -> Obtained:

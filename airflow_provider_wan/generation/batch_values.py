@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from airflow_provider_wan.generation.batch_outcomes import Ending
 
@@ -45,12 +45,60 @@ class Pause:
     :param started: which of them run, and since when.
     :param learned: what the watch has learned.
     :param not_later_than: when there is something to do again in any case, in unix seconds.
+    :param look_at: of those that were over by their status and had no result, by request id: before when, in unix
+        seconds, nobody needs to look at them again.
     """
 
     request_ids: tuple[str, ...]
     started: Mapping[str, int]
     learned: Mapping[str, Any]
     not_later_than: float | None = None
+    look_at: Mapping[str, float] = field(default_factory=dict)
+
+
+class Again(NamedTuple):
+    """Something that fails for now, and is tried again.
+
+    :param times: how often in a row it has failed.
+    :param since: when it failed first, in unix seconds.
+    :param at: when it is tried again, in unix seconds.
+    """
+
+    times: int = 0
+    since: float = 0.0
+    at: float = 0.0
+
+    def later(self, now: float, pause_s: float) -> Again:
+        """Take in that it has failed once more."""
+        return Again(self.times + 1, self.since if self.times else now, now + pause_s)
+
+
+@dataclass(slots=True)
+class Troubles:
+    """What fails for now.
+
+    :param submits: all submits together: the API is out, or is asked for too much.
+    :param images: images that can't be fetched, by fingerprint.
+    :param results: requests that are over by their status and have no result, by request id.
+    """
+
+    submits: Again = field(default_factory=Again)
+    images: dict[str, Again] = field(default_factory=dict)
+    results: dict[str, Again] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give them as plain JSON values."""
+        return {"submits": self.submits, "images": self.images, "results": self.results}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any] | None) -> Self:
+        """Read what :meth:`as_dict` gave; what is missing is taken for none."""
+        given = plain or {}
+        images, results = (
+            {one: Again(*again) for one, again in (given.get(name) or {}).items()}
+            for name in ("images", "results")
+        )
+        return cls(Again(*given.get("submits") or ()), images, results)
 
 
 @dataclass(slots=True)
@@ -63,6 +111,7 @@ class Memory:
     :param inherited: images whose request was bought by an earlier try, or by somebody else: if it fails, this try has
         not had its own yet.
     :param done_before: how many videos were there when it began.
+    :param troubles: what fails for now: pauses get longer, and limits are met, over waits too.
     """
 
     started_at: float
@@ -70,6 +119,7 @@ class Memory:
     failures: Counter[str] = field(default_factory=Counter)
     inherited: set[str] = field(default_factory=set)
     done_before: int | None = None
+    troubles: Troubles = field(default_factory=Troubles)
 
 
 def pause_after_s(times: int) -> float:

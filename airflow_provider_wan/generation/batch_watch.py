@@ -286,16 +286,22 @@ class QueueWatch:
         request_ids: Iterable[str],
         started: Mapping[str, float],
         now: float,
+        *,
+        look_at: Mapping[str, float] | None = None,
     ) -> QueueWatch:
         """Go on where another process has stopped.
 
         :param request_ids: what is in flight, in order of submission.
         :param started: what :meth:`started` gave.
+        :param look_at: of those that are watched apart, when each is looked at first.
         """
         given = learned or {}
         in_order = bool(given.get("in_order", True))
         watch = cls(policy, durations=Durations.from_dict(given.get("durations")), in_order=in_order)
         for request_id in request_ids:
+            if look_at and request_id in look_at:
+                watch.add_apart(request_id, now, look_at=look_at[request_id])
+                continue
             at = started.get(request_id)
             watch.add(request_id, now if at is None else float(at), started_at=at)
         return watch

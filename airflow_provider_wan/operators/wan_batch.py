@@ -312,6 +312,7 @@ class WanBatchOperator(BaseOperator):
                 not_later_than=pause.not_later_than,
                 started=pause.started,
                 learned=pause.learned,
+                look_at=pause.look_at,
                 cancel_on_kill=self.cancel_on_kill,
                 journal=self._journal_uri(),
                 watcher=watcher_of(context),

@@ -44,6 +44,8 @@ class WanBatchTrigger(BaseTrigger):
     :param not_later_than: come back at this moment in any case, in unix seconds; None: only by the deadline.
     :param started: of requests that run, when they began, in unix seconds.
     :param learned: what the watch has learned so far.
+    :param look_at: requests that were over by their status and had no result: when to look at each again, in unix
+        seconds.
     :param cancel_on_kill: whether requests that are still queued are cancelled when somebody marks the task, or its
         run, failed or successful (Airflow 3.3 and later).
     :param journal: ``gs://bucket/prefix`` where the records live, to see who else counts on a request.
@@ -63,6 +65,7 @@ class WanBatchTrigger(BaseTrigger):
         not_later_than: float | None = None,
         started: Mapping[str, float] | None = None,
         learned: Mapping[str, Any] | None = None,
+        look_at: Mapping[str, float] | None = None,
         cancel_on_kill: bool = True,
         journal: str | None = None,
         watcher: str | None = None,
@@ -78,6 +81,7 @@ class WanBatchTrigger(BaseTrigger):
         self.not_later_than = not_later_than
         self.started = dict(started or {})
         self.learned = dict(learned or {})
+        self.look_at = dict(look_at or {})
         self.cancel_on_kill = cancel_on_kill
         self.journal = journal
         self.watcher = watcher
@@ -97,6 +101,7 @@ class WanBatchTrigger(BaseTrigger):
                 "not_later_than": self.not_later_than,
                 "started": self.started,
                 "learned": self.learned,
+                "look_at": self.look_at,
                 "cancel_on_kill": self.cancel_on_kill,
                 "journal": self.journal,
                 "watcher": self.watcher,
@@ -144,7 +149,9 @@ class WanBatchTrigger(BaseTrigger):
                     break
                 self.log.warning("The connection can't be read yet: %s", type(error).__name__)
                 await asyncio.sleep(_LONGEST_NAP_S)
-        return QueueWatch.resume(policy, self.learned, self.request_ids, self.started, time.time())
+        return QueueWatch.resume(
+            policy, self.learned, self.request_ids, self.started, time.time(), look_at=self.look_at
+        )
 
     async def _watch(self, hook: WanAsyncHook, watch: QueueWatch) -> str:
         looking: dict[asyncio.Task[None], str] = {}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import threading
@@ -17,10 +18,11 @@ from airflow_provider_wan.faces.references import DEFAULT_MODEL_ID
 from airflow_provider_wan.generation.batch import Batch, finish
 from airflow_provider_wan.generation.batch_planning import BatchSpec
 from airflow_provider_wan.generation.batch_report import Report
-from airflow_provider_wan.generation.batch_values import Pace
+from airflow_provider_wan.generation.batch_values import Pace, Pause
 from airflow_provider_wan.hooks.gcs import storage_client
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.sandbox.server import Sandbox
+from airflow_provider_wan.triggers.wan_batch import WanBatchTrigger
 
 BUCKET = "videos"
 JOURNAL = "gs://videos/_journal"
@@ -83,6 +85,25 @@ def run(images: Any, **more: Any) -> Report:
     """Carry a whole batch out."""
     one = batch(images, **more)
     return finish(one, one.begin())
+
+
+def wait(pause: Pause, deadline_s: float = 60.0) -> dict[str, Any]:
+    """Wait as a triggerer does; gives its event."""
+    trigger = WanBatchTrigger(
+        wan_conn_id="wan_default",
+        request_ids=pause.request_ids,
+        deadline=time.time() + deadline_s,
+        not_later_than=pause.not_later_than,
+        started=pause.started,
+        learned=pause.learned,
+        look_at=pause.look_at,
+    )
+    again = WanBatchTrigger(**json.loads(json.dumps(trigger.serialize()[1])))
+
+    async def first() -> Any:
+        return (await anext(again.run())).payload
+
+    return dict(json.loads(json.dumps(asyncio.run(first()))))
 
 
 def bought(sandbox: Sandbox) -> Counter[str]:
