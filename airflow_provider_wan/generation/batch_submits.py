@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import partial
 from logging import Logger
 from typing import Any
@@ -81,6 +82,7 @@ class Submits:
         """Begin as many as there is room for."""
         standing = self._standing
         standing.take_up_later(now)
+        self._halt_if_put_off_too_long(now)
         while standing.to_submit and self.may_begin(now):
             item = standing.to_submit.popleft()
             problem = self._check.problem(item)
@@ -94,6 +96,21 @@ class Submits:
                 standing.halt(WanBudgetError(why_not))
                 return
             self._begin_one(item, is_new=is_new)
+
+    def _halt_if_put_off_too_long(self, now: float) -> None:
+        """Give up where the API asks to wait for longer than an outage may last: no worker waits for that."""
+        pause_s = self._troubles.submits.at - now
+        if not self._standing.to_submit or self._standing.halted or pause_s <= self._pace.outage_s:
+            return
+        until = datetime.fromtimestamp(self._troubles.submits.at, UTC).isoformat(timespec="minutes")
+        self._standing.halt(
+            WanTransientError(
+                f"RunComfy asks to send no submits for {pause_s / 60:.0f} minutes, and a batch waits for "
+                f"{self._pace.outage_s / 60:.0f} at most. Nothing was bought for the rest: clear the task after "
+                f"{until}, or ask RunComfy about the limits of the account.",
+                retry_after_s=pause_s,
+            )
+        )
 
     def _begin_one(self, item: Item, *, is_new: bool) -> None:
         one = item.fingerprint

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -103,6 +104,25 @@ def test_submits_that_are_refused_over_many_waits_end_the_batch_when_the_outage_
     report = process.batch.report(process.engine)
     assert isinstance(report.error, WanTransientError)
     assert outcomes(report) == {"landed": 1, "left": 2}
+
+
+@pytest.mark.parametrize("bought_first", [0, 1])
+def test_a_wait_that_is_asked_for_and_is_too_long_ends_the_batch_when_its_requests_are_over(
+    sandbox: Sandbox, bought_first: int
+) -> None:
+    sandbox.add_fault("submit", "overloaded", skip=bought_first, retry_after=86_400)
+    process = Process(lambda: batch(addresses(3), pace={"submit_threads": 1}))
+    if bought_first:
+        pause = process.run_until_nothing_else_is_due(1)
+        sandbox.control("speed", {"speed": 100_000})
+        process.go_on(wait(pause))
+    assert process.run() is None
+    report = process.batch.report(process.engine)
+    assert isinstance(report.error, WanTransientError)
+    assert "no submits for 1440 minutes" in str(report.error)
+    assert "clear the task after" in str(report.error)
+    assert outcomes(report) == Counter(landed=bought_first, left=3 - bought_first)
+    assert sandbox.ledger()["calls"]["submit"] == bought_first + 1  # and not one more before its time
 
 
 def test_an_image_that_can_not_be_fetched_is_refused_after_some_tries_over_as_many_waits(
