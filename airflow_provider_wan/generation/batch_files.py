@@ -118,6 +118,7 @@ class BatchFiles:
             "done_before": memory.done_before,
             "inherited": sorted(memory.inherited),
             "troubles": memory.troubles.as_dict(),
+            "unwritten": memory.unwritten,
             "endings": {one: ending.as_dict() for one, ending in memory.endings.items()},
         }
         blob = self._client.bucket(self._bucket).blob(self._note)
@@ -141,6 +142,7 @@ class BatchFiles:
                 set(note["inherited"]),
                 int(note["done_before"]),
                 Troubles.from_dict(note.get("troubles")),
+                dict(note.get("unwritten") or {}),
             )
             return memory, note
         except (WanError, ValueError, KeyError, TypeError, AttributeError) as error:

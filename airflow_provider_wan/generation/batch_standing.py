@@ -57,6 +57,7 @@ class Standing:
         self.failures = memory.failures
         self.inherited = memory.inherited
         self.troubles = memory.troubles
+        self.unwritten = memory.unwritten
         self.endings = dict(memory.endings)
         #: Why nothing more is bought, and the batch ends early.
         self.halted: WanError | None = None
@@ -76,7 +77,7 @@ class Standing:
         self._watcher = watcher
         self._log = log
         self._sort_out(started)
-        self._put_off()
+        self._go_on_as_before()
         if memory.done_before is None:
             memory.done_before = sum(ending.outcome.is_there for ending in self.endings.values())
             self.witness.began(
@@ -126,12 +127,17 @@ class Standing:
             cost_usd = listed.cost_usd if self._is_mine(listed) else None
             self.budget.bought_before(listed.fingerprint, purchases=purchases, cost_usd=cost_usd)
 
-    def _put_off(self) -> None:
-        """Do not submit before its time what is tried again."""
-        images = self.troubles.images
-        for item in [item for item in self.to_submit if item.fingerprint in images]:
+    def _go_on_as_before(self) -> None:
+        """Do not submit what this try has bought, though the journal does not name it, nor too early what failed."""
+        images, unwritten = self.troubles.images, self.unwritten
+        known = images.keys() | unwritten.keys()
+        for item in [item for item in self.to_submit if item.fingerprint in known]:
+            one = item.fingerprint
             self.to_submit.remove(item)
-            self.again_at(item.fingerprint, images[item.fingerprint].at)
+            if one in unwritten:
+                self.fly(unwritten[one], one, time.time())
+            else:
+                self.again_at(one, images[one].at)
 
     def _is_mine(self, listed: Listed) -> bool:
         return listed.buyer == self._watcher
@@ -186,7 +192,7 @@ class Standing:
 
     def forget_over(self, request_id: str) -> None:
         """Take in that nothing more is to be done about a request that is over."""
-        del self.over[request_id]
+        self.unwritten.pop(self.over.pop(request_id), None)
         self.troubles.results.pop(request_id, None)
 
     def noticed(self, request_ids: Iterable[str]) -> None:
@@ -205,6 +211,7 @@ class Standing:
             one = self.in_flight.pop(request_id, None)
             if one is not None:
                 self.watch.forget(request_id)
+                self.unwritten.pop(one, None)
                 self.failures[one] += 1
                 self.to_submit.append(self.plan.items[one])
 

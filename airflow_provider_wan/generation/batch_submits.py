@@ -158,6 +158,7 @@ class Submits:
             case WanStorageError() if request_id is not None:
                 self._log.error("%s: %s", item.source.shown, error)
                 standing.witness.obtained("submitted")
+                standing.unwritten[one] = request_id
                 standing.fly(request_id, one, now)  # it is bought: go on, and write its id when it lands
             case WanTransientError() | WanStorageError():
                 standing.to_submit.appendleft(item)

@@ -112,6 +112,7 @@ class Memory:
         not had its own yet.
     :param done_before: how many videos were there when it began.
     :param troubles: what fails for now: pauses get longer, and limits are met, over waits too.
+    :param unwritten: ids of requests that were bought and that the journal does not name, by fingerprint.
     """
 
     started_at: float
@@ -120,6 +121,7 @@ class Memory:
     inherited: set[str] = field(default_factory=set)
     done_before: int | None = None
     troubles: Troubles = field(default_factory=Troubles)
+    unwritten: dict[str, str] = field(default_factory=dict)
 
 
 def pause_after_s(times: int) -> float:

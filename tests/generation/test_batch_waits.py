@@ -142,3 +142,29 @@ def test_an_image_that_can_not_be_fetched_is_refused_after_some_tries_over_as_ma
     assert ending.outcome == "refused"
     assert ending.image == images[1]
     assert bought(sandbox) == {images[0]: 1}
+
+
+def test_a_request_whose_id_could_not_be_written_is_landed_after_the_wait(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_provider_wan.generation import submission
+
+    monkeypatch.setattr(submission, "WRITE_ID_FOR_S", -1.0)
+    sandbox.add_fault("bucket.upload", "forbidden", skip=1)  # the claim is written, the id is not
+    process = Process(lambda: batch(addresses(1)))
+    pause = process.engine.run(may_pause=True)
+    assert pause is not None
+    sandbox.clear_faults()
+    process.batch.note(process.engine)
+    process.go_on({})
+    again = process.run()
+    assert again is not None
+    assert again.request_ids == pause.request_ids
+    sandbox.control("speed", {"speed": 100_000})
+    process.go_on(wait(again))
+    assert process.run() is None
+    report = process.batch.report(process.engine)
+    assert report.error is None
+    assert outcomes(report) == {"landed": 1}
+    assert report.summary["bought"] == 1
+    assert bought(sandbox) == dict.fromkeys(addresses(1), 1)
