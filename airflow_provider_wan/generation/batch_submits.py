@@ -211,10 +211,15 @@ class Submits:
 def _obtain(work: BatchWork, budget: Budget, check: InputCheck, item: Item, *, is_new: bool) -> Obtained:
     """Obtain the request for an image, in a thread: a purchase is counted exactly where it is made."""
     one = item.fingerprint
+    may_be_sent = False
 
     def make_inputs() -> Mapping[str, Any]:
+        nonlocal may_be_sent
+        may_be_sent = False
         budget.reserve(one)
-        return check.validated(item, item.source.make_address())
+        inputs = check.validated(item, item.source.make_address())
+        may_be_sent = True
+        return inputs
 
     try:
         obtained = work.obtain(item, make_inputs, is_new=is_new)
@@ -225,6 +230,16 @@ def _obtain(work: BatchWork, budget: Budget, check: InputCheck, item: Item, *, i
         else:
             budget.release(one)
         raise
+    except Exception as error:
+        if may_be_sent:
+            budget.made(one)
+            raise
+        budget.release(one)
+        work.log.exception("%s could not be prepared", item.source.shown)
+        raise WanInputError(
+            f"It could not be prepared ({type(error).__name__}: {error}), and nothing was sent: the log tells where. "
+            "Look at the image and at its inputs; if they are as they must be, report this."
+        ) from error
     if obtained.how == "submitted":
         budget.made(one)
     else:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 from batch_support import addresses, batch, bought, connection, manifest, outcomes, run, videos
+from google.cloud import storage
+from image_samples import encoded, photo
 
 from airflow_provider_wan.exceptions import (
     WanAuthError,
@@ -87,6 +90,30 @@ def test_one_bad_image_stops_nobody_else(sandbox: Sandbox) -> None:
     assert "00003.jpg" in str(report.error)
     assert outcomes(report) == {"landed": 11, "refused": 3}
     assert len(sandbox.ledger()["purchases"]) == 11
+
+
+def test_an_error_that_nobody_expects_before_anything_is_sent_counts_as_a_refusal(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    resolve = socket.getaddrinfo
+
+    def fail(host: Any, *more: Any, **named: Any) -> Any:
+        if host == "broken.example":
+            raise RuntimeError("a bug in a library")
+        return resolve(host, *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    blob = storage.Client().bucket("videos").blob("photo.jpg")
+    blob.upload_from_string(encoded(photo(), "JPEG"), content_type="image/jpeg")
+    images = ["https://broken.example/photo.jpg", f"{sandbox.bucket_url}/videos/photo.jpg"]
+    report = run(images, max_failures=MaxFailures(count=1), check_images=True)
+    assert report.error is None
+    assert outcomes(report) == {"refused": 1, "landed": 1}
+    assert "nothing was sent" in manifest(report)[0]["error"]
+    assert "a bug in a library" in manifest(report)[0]["error"]
+    assert "Traceback" in caplog.text
+    assert (report.summary["bought"], report.summary["cost_usd"]) == (1, pytest.approx(0.2))
+    assert bought(sandbox) == {images[1]: 1}
 
 
 def test_as_many_failures_as_are_allowed_fail_nothing(sandbox: Sandbox) -> None:
@@ -331,8 +358,6 @@ def test_a_pause_comes_when_there_is_nothing_to_do_and_the_rest_goes_on(sandbox:
 
 
 def test_a_note_that_is_lost_or_broken_loses_nothing(sandbox: Sandbox) -> None:
-    from google.cloud import storage
-
     run(addresses(6))
     again = batch(addresses(8))
     for blob in storage.Client().list_blobs("videos", prefix="_journal/_notes/"):
