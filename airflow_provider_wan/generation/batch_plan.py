@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -42,6 +42,10 @@ class Item:
     row: str = ""
     copies: int = 1
 
+    def uri_in(self, bucket_name: str) -> str:
+        """Give the address that its first video is to have."""
+        return f"gs://{bucket_name}/{self.object_name}"
+
     def ending(self, outcome: Outcome, **more: Any) -> Ending:
         """Say how it ended."""
         return Ending(self.source.shown, outcome, self.fingerprint, row=self.row or None, **more)
@@ -54,12 +58,14 @@ class Plan:
     :param refused: rows that nothing can be made of.
     :param known: what the journal knew at the start, by fingerprint; all of it that is about ``items``.
     :param former: the same of images that the task instance wanted earlier, and wants no more.
+    :param there: whose video has landed before, and stands where it is wanted.
     """
 
     items: dict[str, Item] = field(default_factory=dict)
     refused: list[Ending] = field(default_factory=list)
     known: dict[str, Listed] = field(default_factory=dict)
     former: dict[str, Listed] = field(default_factory=dict)
+    there: set[str] = field(default_factory=set)
 
     @property
     def total(self) -> int:
@@ -67,9 +73,20 @@ class Plan:
         return len(self.items) + len(self.refused)
 
     def is_done(self, one: str) -> bool:
-        """Whether its video has landed before."""
-        listed = self.known.get(one)
-        return listed is not None and listed.stage is Stage.LANDED
+        """Whether its video has landed before, and is there."""
+        return one in self.there
+
+    def saw_names(self, bucket_name: str, taken: Collection[str]) -> None:
+        """Take in what stands at the destination.
+
+        :param taken: of the names that are wanted.
+        """
+        for one, item in self.items.items():
+            listed = self.known.get(one)
+            if listed is None or item.object_name not in taken:
+                continue
+            if listed.stage is Stage.LANDED and listed.uri == item.uri_in(bucket_name):
+                self.there.add(one)
 
     def is_taken_over(self, one: str) -> bool:
         """Whether the journal knows a request for it, or a claim of one, that has not failed: none is bought."""
@@ -77,7 +94,7 @@ class Plan:
         return listed is not None and listed.stage not in (Stage.FAILED, Stage.CANCELLED)
 
     def to_do(self) -> list[Item]:
-        """Give what has not landed yet."""
+        """Give what is not there yet."""
         return [item for one, item in self.items.items() if not self.is_done(one)]
 
 

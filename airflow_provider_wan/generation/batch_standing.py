@@ -99,10 +99,12 @@ class Standing:
                     self.to_submit.append(item)
                 continue
             self._count_mine(listed)
-            if listed.stage is Stage.LANDED:
+            if self.plan.is_done(one):
                 self._has_landed(item, listed)
             elif one in self.endings:
                 continue
+            elif listed.stage is Stage.LANDED and listed.request_id:
+                self.land(listed.request_id, one)
             elif (
                 self._is_mine(listed)
                 and listed.request_id
@@ -204,6 +206,11 @@ class Standing:
                 self.watch.forget(request_id)
                 self.over[request_id] = self.in_flight.pop(request_id)
                 self.to_land.append(request_id)
+
+    def land(self, request_id: str, one: str) -> None:
+        """Take in that the videos of a request are wanted where they are not."""
+        self.over[request_id] = one
+        self.to_land.append(request_id)
 
     def lost(self, request_ids: Iterable[str]) -> None:
         """Take in what the API does not know any more: the decision table says what follows."""

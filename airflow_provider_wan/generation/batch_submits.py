@@ -29,7 +29,7 @@ from airflow_provider_wan.generation.batch_plan import InputCheck, Item
 from airflow_provider_wan.generation.batch_standing import Standing, unix
 from airflow_provider_wan.generation.batch_values import Again, Pace, pause_after_s
 from airflow_provider_wan.generation.batch_work import BatchWork
-from airflow_provider_wan.generation.records import Stage
+from airflow_provider_wan.generation.records import Record, Stage
 from airflow_provider_wan.generation.submission import Obtained
 from airflow_provider_wan.hooks.settings import WanSettings
 
@@ -137,7 +137,10 @@ class Submits:
         standing, record = self._standing, brought.record
         standing.witness.obtained(brought.how)
         if record.stage is Stage.LANDED:
-            standing.end_there(one, Outcome.REUSED, record)
+            if self._has_just_landed(one, record):
+                standing.end_there(one, Outcome.REUSED, record)
+            else:
+                standing.land(brought.request_id, one)
             return
         standing.fly(brought.request_id, one, unix(record.submitted_at) or now)
         if brought.how == "submitted":
@@ -146,6 +149,13 @@ class Submits:
             standing.inherited.add(one)
         if brought.how == "reused":
             standing.noticed([brought.request_id])
+
+    def _has_just_landed(self, one: str, record: Record) -> bool:
+        """Whether another task has landed it here meanwhile; what had landed before the plan was missing here."""
+        plan = self._standing.plan
+        before, uri = plan.known.get(one), plan.items[one].uri_in(self._work.bucket_name)
+        was_missing = before is not None and before.stage is Stage.LANDED
+        return not was_missing and bool(record.videos) and record.videos[0].uri == uri
 
     def _saw_no_request(self, item: Item, error: BaseException, settings: WanSettings, now: float) -> None:
         standing, one = self._standing, item.fingerprint

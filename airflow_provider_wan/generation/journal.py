@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 #: So many task instances are told apart in a listing; the record itself knows all.
 _MARKS = 100
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
 class Lost(Exception):
@@ -250,8 +252,11 @@ def as_listed(record: Record) -> Listed | None:
 
 
 def _listed(name: str, metadata: dict[str, str]) -> Listed | None:
-    if metadata.get("stage") not in set(Stage) or not name.endswith(".json"):
+    if not name.endswith(".json"):
         return None
+    if metadata.get("stage") not in set(Stage):  # a record that lost its metadata must be read, and is not nothing
+        fingerprint = name.removesuffix(".json")
+        return Listed(fingerprint, Stage.INTENT) if _FINGERPRINT.fullmatch(fingerprint) else None
     cost = metadata.get("cost_usd")
     purchases = (each.partition(":") for each in metadata.get("purchases", "").split())
     size = metadata.get("size_bytes", "")

@@ -71,9 +71,83 @@ def test_a_rerun_of_a_finished_batch_buys_nothing_and_reads_no_record(sandbox: S
     assert report.summary["bought"] == 0
     assert sandbox.ledger()["calls"] == calls
     asked = sandbox.bucket_control("calls")["calls"]
-    assert asked.get("bucket.list") == 1
+    assert asked.get("bucket.list") == 2
     assert asked.get("bucket.get") == 1  # what this task had planned before: nothing
     assert len(manifest(report)) == 30
+
+
+def names_in(bucket: str, prefix: str) -> list[str]:
+    from google.cloud import storage
+
+    return [
+        blob.name for blob in storage.Client().list_blobs(bucket, prefix=prefix) if blob.name.endswith(".mp4")
+    ]
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [{"object_name": "other/{fingerprint}.mp4"}, {"bucket_name": "more", "object_name": "other/"}],
+    ids=["name", "bucket"],
+)
+def test_what_has_landed_elsewhere_is_copied_and_not_bought(
+    sandbox: Sandbox, elsewhere: dict[str, Any]
+) -> None:
+    from google.cloud import storage
+
+    storage.Client().create_bucket("more")
+    run(addresses(4))
+    calls = sandbox.ledger()["calls"]
+    for outcome in ("landed", "reused"):
+        report = run(addresses(4), watcher=f"dag/{outcome}/task/-1", price_usd=0.2, **elsewhere)
+        assert report.error is None
+        assert outcomes(report) == {outcome: 4}
+    bucket = elsewhere.get("bucket_name", "videos")
+    told = {line["uri"] for line in manifest(report)}
+    assert told == {f"gs://{bucket}/{name}" for name in names_in(bucket, "other/")}
+    assert sandbox.ledger()["calls"] == calls
+
+
+def test_videos_that_were_deleted_are_landed_again(sandbox: Sandbox) -> None:
+    from google.cloud import storage
+
+    run(addresses(4))
+    before = videos()
+    for name in before[:2]:
+        storage.Client().bucket("videos").blob(name).delete()
+    report = run(addresses(4), watcher="dag/2/task/-1")
+    assert report.error is None
+    assert outcomes(report) == {"landed": 2, "reused": 2}
+    assert videos() == before
+    assert sum(bought(sandbox).values()) == 4
+
+
+def test_what_is_deleted_everywhere_is_not_bought_again_unasked(sandbox: Sandbox) -> None:
+    from google.cloud import storage
+
+    first = manifest(run(addresses(2)))[0]
+    storage.Client().bucket("videos").blob(videos()[0]).delete()
+    sandbox.control(f"requests/{first['request_id']}", {"state": "vanished"})
+    report = run(addresses(2), watcher="dag/2/task/-1")
+    assert outcomes(report) == {"not_landed": 1, "reused": 1}
+    assert "not there any more" in manifest(report)[0]["error"]
+    assert sum(bought(sandbox).values()) == 2
+
+
+def test_in_a_folder_of_many_videos_only_what_is_wanted_is_looked_for(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from google.cloud import storage
+
+    from airflow_provider_wan.generation import batch_planning as module
+
+    run(addresses(12))
+    before = videos()
+    storage.Client().bucket("videos").blob(before[7]).delete()
+    monkeypatch.setattr(module, "_LIST_AT_LEAST", 4)
+    monkeypatch.setattr(module, "_LIST_PER_IMAGE", 0)
+    report = run(addresses(12), watcher="dag/2/task/-1")
+    assert outcomes(report) == {"landed": 1, "reused": 11}
+    assert videos() == before
 
 
 def test_rows_that_want_the_same_are_one_video(sandbox: Sandbox) -> None:
