@@ -229,19 +229,22 @@ def rerun(count: int) -> None:
 
     images = addresses(count)
     done = [one for number, one in enumerate(images) if number % 100]
-    names = [
-        "batch/_journal/" + fingerprint(MODEL, {"prompt": "waves", "img_url": one}) + ".json" for one in done
-    ]
-    metadata = {"stage": "landed", "request_id": "earlier", "cost_usd": "0.2", "uri": "gs://videos/x.mp4"}
+    objects: dict[str, dict[str, str]] = {}
+    for one in done:
+        print_of = fingerprint(MODEL, {"prompt": "waves", "img_url": one})
+        video = f"batch/{one.rpartition('/')[2].removesuffix('.jpg')}-{print_of[:12]}.mp4"
+        about = {
+            "stage": "landed",
+            "request_id": "earlier",
+            "cost_usd": "0.2",
+            "uri": f"gs://{BUCKET}/{video}",
+        }
+        objects |= {f"batch/_journal/{print_of}.json": about, video: {}, f"{video}.json": {}}
     with sandbox("--speed", "600", "--concurrency", "100", "--video-bytes", "20000") as state:
+        names = list(objects)
         for start in range(0, len(names), 10_000):
-            seed = {
-                "bucket": BUCKET,
-                "names": names[start : start + 10_000],
-                "metadata": metadata,
-                "text": "{}",
-            }
-            control(state["bucket_url"], "seed", seed)
+            some = {name: objects[name] for name in names[start : start + 10_000]}
+            control(state["bucket_url"], "seed", {"bucket": BUCKET, "objects": some, "text": "{}"})
         before = time.time()
         got = in_own_process(
             "batch", state["env"], "--images", str(count), "--in-flight", str(IN_FLIGHT), "--land", "5"

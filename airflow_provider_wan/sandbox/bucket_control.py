@@ -120,7 +120,8 @@ async def seed(emulator: Emulator, request: web.Request) -> dict[str, Any]:
     """Make many objects at once.
 
     ``{bucket, prefix, count, size, suffix, content_type, metadata, text}``: names are the prefix, a number with
-    six digits and the suffix, or else what ``names`` lists; all share one content, ``text`` or ``size`` bytes.
+    six digits and the suffix; or else ``objects`` gives names, each with its metadata. All share one content,
+    ``text`` or ``size`` bytes.
     """
     body = read_json(await request.read())
     try:
@@ -132,9 +133,10 @@ async def seed(emulator: Emulator, request: web.Request) -> dict[str, Any]:
     text = body.get("text")
     content = _content(emulator, size, None if text is None else str(text).encode())
     prefix, suffix = str(body.get("prefix", "")), str(body.get("suffix", ""))
-    names = body.get("names") or (f"{prefix}{number:06d}{suffix}" for number in range(count))
-    fields = {"contentType": body.get("content_type"), "metadata": body.get("metadata") or {}}
-    made = emulator.store.seed(str(body.get("bucket") or "sandbox"), names, content, fields)
+    metadata = body.get("metadata") or {}
+    objects = body.get("objects") or {f"{prefix}{number:06d}{suffix}": metadata for number in range(count)}
+    fields = {name: {"contentType": body.get("content_type"), "metadata": objects[name]} for name in objects}
+    made = emulator.store.seed(str(body.get("bucket") or "sandbox"), fields, content)
     return {"created": made}
 
 

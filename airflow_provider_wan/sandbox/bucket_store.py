@@ -11,7 +11,7 @@ import base64
 import time
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -236,11 +236,14 @@ class Store:
             raise mutation_rate(home.name, name)
         home.changed_at[name] = now
 
-    def seed(self, bucket: str, names: Iterable[str], content: Content, fields: Mapping[str, Any]) -> int:
-        """Create many objects that share one content, quickly; existing names are left alone."""
+    def seed(self, bucket: str, objects: Mapping[str, Mapping[str, Any]], content: Content) -> int:
+        """Create many objects that share one content, quickly; existing names are left alone.
+
+        :param objects: names, each with its fields.
+        """
         home = self.buckets.get(bucket) or self.create_bucket(bucket)
         now, count = datetime.now(UTC), 0
-        for name in names:
+        for name, fields in objects.items():
             if name in home.objects:
                 continue
             generation = self.next_generation()
