@@ -24,11 +24,12 @@ _OF_ITEM = ("fingerprint", "inputs", "object_name", "variation", "row", "copies"
 
 
 def lines_of(plan: Plan, watcher: str) -> Iterator[dict[str, Any]]:
-    """Write a plan down as plain JSON values, a line for each image, after one with what was bought for former ones.
+    """Write a plan down as plain JSON values: a line of what else to look after, and then one for each image.
 
     :param watcher: how records name the task instance.
     """
-    yield {"former": [one for one, listed in plan.former.items() if listed.bought_by(watcher)]}
+    former = [one for one, listed in plan.former.items() if listed.bought_by(watcher)]
+    yield {"former": former, "missing": plan.missing()}
     for item in plan.items.values():
         line = _line(item)
         unsigned = without_signatures(line)
@@ -45,6 +46,8 @@ class NotedPlan:
     """
 
     def __init__(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        #: Whose video had landed, and was not where it is wanted.
+        self.missing: frozenset[str] = frozenset()
         self._former: list[str] = []
         self._refused: list[Ending] = []
         self._items: dict[str, Mapping[str, Any]] = {}
@@ -55,6 +58,7 @@ class NotedPlan:
                 self._refused.append(Ending.from_dict(line["refused"]))
             else:
                 self._former = [str(one) for one in line["former"]]
+                self.missing = frozenset(line["missing"])
 
     @property
     def has_gaps(self) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -21,6 +21,10 @@ from airflow_provider_wan.images.dataset import DatasetRow, RowError
 from airflow_provider_wan.model_api.inputs import fingerprint, validate_inputs
 
 _NAME = "{name}-{fingerprint}.mp4"
+_TAKEN = (
+    "{} holds another object, and nothing was bought. Choose another object_name, such as one with {{fingerprint}} in "
+    'it, or if_exists="overwrite".'
+)
 _BUILT_IN = ("name", "fingerprint", "variation")
 _ODD = re.compile(r"[^\w.()@+=-]+")
 _SHOWN_HEX = 12
@@ -76,17 +80,35 @@ class Plan:
         """Whether its video has landed before, and is there."""
         return one in self.there
 
-    def saw_names(self, bucket_name: str, taken: Collection[str]) -> None:
-        """Take in what stands at the destination.
+    def saw_names(self, bucket_name: str, taken: Collection[str], *, may_replace: bool) -> None:
+        """Take in what stands at the destination; what would be bought and could not land there is refused.
 
         :param taken: of the names that are wanted.
+        :param may_replace: whether another object of that name is replaced.
         """
+        landed = set(self.landed_in(bucket_name))
+        for one, item in list(self.items.items()):
+            if item.object_name not in taken:
+                continue
+            if one in landed:
+                self.there.add(one)
+            elif not may_replace and not self.is_taken_over(one):
+                del self.items[one]
+                self.refused.append(
+                    item.ending(Outcome.REFUSED, error=_TAKEN.format(item.uri_in(bucket_name)))
+                )
+
+    def landed_in(self, bucket_name: str) -> Iterator[str]:
+        """Give those whose record says that they have landed under the name that is wanted."""
         for one, item in self.items.items():
             listed = self.known.get(one)
-            if listed is None or item.object_name not in taken:
-                continue
-            if listed.stage is Stage.LANDED and listed.uri == item.uri_in(bucket_name):
-                self.there.add(one)
+            if listed is not None and listed.stage is Stage.LANDED and listed.uri == item.uri_in(bucket_name):
+                yield one
+
+    def missing(self) -> list[str]:
+        """Give those whose record says that they have landed, and whose video is not where it is wanted."""
+        known = self.known.items()
+        return [one for one, listed in known if listed.stage is Stage.LANDED and one not in self.there]
 
     def is_taken_over(self, one: str) -> bool:
         """Whether the journal knows a request for it, or a claim of one, that has not failed: none is bought."""

@@ -94,13 +94,21 @@ class Planner:
         :raises WanInputError: what is wanted can't be read.
         """
         plan = self._wanted()
+        # In this order: what lands in between is then known to the journal, whoever lands it.
+        taken = self._taken({item.object_name for item in plan.items.values()})
         self._look_up(plan, former)
+        plan.saw_names(self._spec.bucket_name, taken, may_replace=self._spec.if_exists == "overwrite")
         return plan
 
     def plan_again(self, noted: NotedPlan) -> Plan:
         """Tell what was wanted before a wait, whatever the dataset is by now, and what the journal knows of it now."""
         plan = noted.plan(self._sources, self._wanted_now() if noted.has_gaps else {})
+        names = {one: plan.items[one].object_name for one in noted.missing if one in plan.items}
+        taken = self._taken(set(names.values()))
         self._look_up(plan, noted.fingerprints())
+        plan.there = {
+            one for one in plan.landed_in(self._spec.bucket_name) if names.get(one, None) in {None, *taken}
+        }
         return plan
 
     def _wanted_now(self) -> Mapping[str, Item]:

@@ -88,8 +88,8 @@ class Standing:
 
     def _sort_out(self, started: Mapping[str, float]) -> None:
         """Sort the images by what the journal and this try's past tell of them."""
-        for former in self.plan.former.values():
-            self._count_mine(former)
+        for known in chain(self.plan.known.values(), self.plan.former.values()):
+            self._count_mine(known)
         flying: list[tuple[str, str, str]] = []
         claimed: list[Item] = []
         for one, item in self.plan.items.items():
@@ -98,7 +98,6 @@ class Standing:
                 if one not in self.endings:
                     self.to_submit.append(item)
                 continue
-            self._count_mine(listed)
             if self.plan.is_done(one):
                 self._has_landed(item, listed)
             elif one in self.endings:

@@ -254,7 +254,9 @@ def as_listed(record: Record) -> Listed | None:
 def _listed(name: str, metadata: dict[str, str]) -> Listed | None:
     if not name.endswith(".json"):
         return None
-    if metadata.get("stage") not in set(Stage):  # a record that lost its metadata must be read, and is not nothing
+    if metadata.get("stage") not in set(
+        Stage
+    ):  # a record that lost its metadata must be read, and is not nothing
         fingerprint = name.removesuffix(".json")
         return Listed(fingerprint, Stage.INTENT) if _FINGERPRINT.fullmatch(fingerprint) else None
     cost = metadata.get("cost_usd")

@@ -104,7 +104,8 @@ class WanBatchOperator(BaseOperator):
     :param retries_per_image: how often a failed request is followed by another one in the same try, default 0.
     :param on_unknown_submission: as in ``WanSubmitOperator``.
     :param resolve: as there, for any number of images. (templated)
-    :param if_exists: what to do where another object has a video's name: ``skip``, ``overwrite`` or ``fail``.
+    :param if_exists: what to do where another object has a video's name: ``skip`` (default) and ``fail`` refuse to buy
+        for that name, ``overwrite`` replaces it; see also ``WanToGCSOperator``.
     :param max_size_bytes: a larger file is refused, default 2 GiB.
     :param parallel_submits: submits at the same time, default 8.
     :param parallel_landings: landings at the same time, default 4; each takes up to 40 MB of memory.

@@ -150,6 +150,24 @@ def test_in_a_folder_of_many_videos_only_what_is_wanted_is_looked_for(
     assert videos() == before
 
 
+@pytest.mark.parametrize("if_exists", ["skip", "fail", "overwrite"])
+def test_nothing_is_bought_for_a_name_that_is_taken(sandbox: Sandbox, if_exists: str) -> None:
+    taken = {"object_name": "out/{name}.mp4", "if_exists": if_exists}
+    run(addresses(3), **taken)
+    snow = {"inputs": {"prompt": "snow"}, "watcher": "dag/2/task/-1"}
+    planned = batch(addresses(4), **taken, **snow).dry_run().summary
+    report = run(addresses(4), **taken, **snow)
+    if if_exists == "overwrite":
+        assert outcomes(report) == {"landed": 4}
+        assert planned["to_buy"] == 4
+        return
+    assert outcomes(report) == {"landed": 1, "refused": 3}
+    assert (planned["to_buy"], planned["refused"]) == (1, 3)
+    assert report.summary["bought"] == 1
+    assert "gs://videos/out/00000.mp4 holds another object" in str(report.error)
+    assert "{fingerprint}" in str(report.error)
+
+
 def test_rows_that_want_the_same_are_one_video(sandbox: Sandbox) -> None:
     report = run(addresses(3) + addresses(3))
     assert report.error is None
