@@ -105,6 +105,7 @@ class Batch:
         Budget(self._spec.limits, self._price_usd)  # before anything takes long
         before = self._files.read_plan(self._log)
         plan = self._planner.plan(before.fingerprints() if before else ())
+        self._price_usd = self._planner.price_of(plan)
         self._files.write_plan(lines_of(plan, self._watcher))
         done = sum(plan.is_done(one) for one in plan.items)
         self._log.info(
@@ -132,6 +133,8 @@ class Batch:
         )
         planned = self._files.read_plan(self._log)
         plan = self._planner.plan_again(planned) if planned else self._planner.plan()
+        if noted is None:
+            self._price_usd = self._planner.price_of(plan)
         engine = self._engine(plan, watch, started=event.get("started") or {})
         engine.standing.noticed(event.get("ready") or ())
         engine.standing.lost(event.get("gone") or ())
@@ -161,8 +164,9 @@ class Batch:
     def dry_run(self) -> Report:
         """Plan only: what would be bought, and for how much."""
         self._price_usd = self._planner.find_price()
-        budget = Budget(self._spec.limits, self._price_usd)
+        Budget(self._spec.limits, self._price_usd)
         plan = self._planner.plan()
+        price = self._price_usd = self._planner.price_of(plan)
         check = InputCheck(self._spec.model_id, self._sources.input_name)
         to_do = plan.to_do()
         refused = [item for item in to_do if check.problem(item) is not None]
@@ -170,7 +174,6 @@ class Batch:
             self._log.warning("%s would be refused: %s", item.source.shown, check.problem(item))
         remembered = sum(plan.is_taken_over(item.fingerprint) for item in to_do)
         to_buy = len(to_do) - len(refused) - remembered
-        price = budget.price_usd
         summary = {
             "dry_run": True,
             "total": plan.total,

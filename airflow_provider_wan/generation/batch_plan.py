@@ -18,7 +18,7 @@ from airflow_provider_wan.generation.journal import Listed
 from airflow_provider_wan.generation.records import Stage
 from airflow_provider_wan.hooks.gcs import check_object_name
 from airflow_provider_wan.images.dataset import DatasetRow, RowError
-from airflow_provider_wan.model_api.inputs import fingerprint, validate_inputs
+from airflow_provider_wan.model_api.inputs import clip_seconds, fingerprint, validate_inputs
 
 _NAME = "{name}-{fingerprint}.mp4"
 _TAKEN = (
@@ -171,6 +171,8 @@ def plan_rows(
 
 def _item(row: DatasetRow, source: BatchSource, model_id: str, image_field: str) -> Item:
     inputs = {name: value for name, value in row.inputs.items() if value is not None and name != image_field}
+    if inputs.get("duration") and clip_seconds(model_id, inputs) is None:
+        raise WanInputError(f"duration={str(inputs['duration'])[:80]!r} is no number of seconds.")
     one = fingerprint(
         model_id,
         {**inputs, image_field: source.shown} if source.identity is None else inputs,

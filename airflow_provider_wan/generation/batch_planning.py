@@ -14,7 +14,7 @@ from airflow_provider_wan.generation.batch_budget import Limits
 from airflow_provider_wan.generation.batch_destination import Destination
 from airflow_provider_wan.generation.batch_noted_plan import NotedPlan
 from airflow_provider_wan.generation.batch_outcomes import MaxFailures
-from airflow_provider_wan.generation.batch_plan import Item, Plan, plan_rows
+from airflow_provider_wan.generation.batch_plan import InputCheck, Item, Plan, plan_rows
 from airflow_provider_wan.generation.batch_sources import open_rows
 from airflow_provider_wan.generation.batch_values import Pace
 from airflow_provider_wan.generation.decide import OnUnknownSubmission
@@ -25,7 +25,8 @@ from airflow_provider_wan.generation.landing import IfExists
 from airflow_provider_wan.generation.records import Stage
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.images.dataset import Columns
-from airflow_provider_wan.model_api.inputs import load_schema
+from airflow_provider_wan.model_api.inputs import clip_seconds, load_schema
+from airflow_provider_wan.model_api.values import ModelInfo
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 #: of the wanted images are read one by one.
 _LIST_AT_LEAST, _LIST_PER_IMAGE = 5_000, 50
 _READ_THREADS = 16
-_DEFAULT_CLIP_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,7 @@ class Planner:
         self._journal = journal
         self._sources = sources
         self._log = log
+        self._model: ModelInfo | None = None
 
     def plan(self, former: Iterable[str] = ()) -> Plan:
         """Tell what is wanted, and what the journal knows of it.
@@ -106,9 +107,8 @@ class Planner:
         names = {one: plan.items[one].object_name for one in noted.missing if one in plan.items}
         taken = self._taken(set(names.values()))
         self._look_up(plan, noted.fingerprints())
-        plan.there = {
-            one for one in plan.landed_in(self._spec.bucket_name) if names.get(one, None) in {None, *taken}
-        }
+        missing = {one for one, name in names.items() if name not in taken}
+        plan.there = set(plan.landed_in(self._spec.bucket_name)) - missing
         return plan
 
     def _wanted_now(self) -> Mapping[str, Item]:
@@ -173,7 +173,8 @@ class Planner:
         return None if held is None else as_listed(held.record)
 
     def find_price(self) -> float | None:
-        """Find out what a request costs, in USD; None where that is not known and no limit needs it.
+        """Find out what is charged for a request, or for a second of it, in USD; None where that is not known and no
+        limit needs it.
 
         :raises WanError: a limit needs it, and the model's page can't be read.
         """
@@ -181,14 +182,24 @@ class Planner:
         if spec.price_usd is not None:
             return spec.price_usd
         try:
-            model = self._hook.get_model(spec.model_id)
+            self._model = self._hook.get_model(spec.model_id)
         except WanError as error:
             if spec.limits.max_cost_usd is not None:
                 raise
             self._log.info("What a request costs is not known: %s", error)
             return None
-        if not model.base_price_usd:
-            return None
-        if model.price_unit == "second":
-            return model.base_price_usd * float(spec.inputs.get("duration") or _DEFAULT_CLIP_S)
-        return model.base_price_usd
+        return self._model.base_price_usd or None
+
+    def price_of(self, plan: Plan) -> float | None:
+        """Give what a request of this plan costs at most, in USD; None where that is not known.
+
+        Where a second has a price, the longest clip counts for all: no limit is passed because a row is longer.
+        """
+        spec = self._spec
+        if self._model is None:
+            return spec.price_usd
+        check = InputCheck(spec.model_id, self._sources.input_name)
+        wanted = (item.inputs for item in plan.to_do() if check.problem(item) is None)
+        lengths = {clip_seconds(spec.model_id, inputs) for inputs in wanted}
+        lengths = lengths or {clip_seconds(spec.model_id, {})}
+        return self._model.price_of(None if None in lengths else max(filter(None, lengths))) or None

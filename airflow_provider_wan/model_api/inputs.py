@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.model_api.bodies import clean_text
-from airflow_provider_wan.model_api.coercion import coerce_fields
+from airflow_provider_wan.model_api.coercion import coerce_fields, coerce_value
 from airflow_provider_wan.model_api.fingerprints import canonical_url, fingerprint, without_signatures
 from airflow_provider_wan.model_api.model_schema import ImageRules, ModelSchema, image_rules, load_schema
 from airflow_provider_wan.model_api.outputs import is_http_url
@@ -26,6 +27,7 @@ __all__ = [
     "ImageRules",
     "ModelSchema",
     "canonical_url",
+    "clip_seconds",
     "coerce_inputs",
     "fingerprint",
     "image_rules",
@@ -80,6 +82,18 @@ def validate_inputs(
         lines = broken[0] if len(broken) == 1 else "".join(f"\n- {line}" for line in broken)
         raise WanInputError(f"Inputs of model {model_id} refused, nothing was bought: {lines}")
     return coerced
+
+
+def clip_seconds(model_id: str, inputs: Mapping[str, Any]) -> float | None:
+    """Tell how long a clip of these inputs is, in seconds: what they say, else the model's default.
+
+    :return: None where neither says it, or where it is no such number.
+    """
+    schema = load_schema(model_id)
+    default = schema.defaults.get("duration") if schema is not None else None
+    seconds = coerce_value(coerce_inputs(model_id, inputs).get("duration", default), ("number",))
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    return float(seconds) if is_number and 0 < seconds < math.inf else None
 
 
 def _broken_form(inputs: Mapping[str, Any]) -> list[str]:

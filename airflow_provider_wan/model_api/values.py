@@ -134,6 +134,15 @@ class ModelInfo:
     input_schema: Mapping[str, Any] | None
     raw: Mapping[str, Any]
 
+    def price_of(self, seconds: float | None) -> float | None:
+        """Give what one clip costs, in USD; None where that is not known.
+
+        :param seconds: how long it is; None where that is not known.
+        """
+        if self.base_price_usd is None or self.price_unit != "second":
+            return self.base_price_usd
+        return None if seconds is None else self.base_price_usd * seconds
+
 
 @dataclass(frozen=True, slots=True)
 class ModelPage:

@@ -289,19 +289,14 @@ class WanPrepareImagesOperator(BaseOperator):
         """Ask what one video costs."""
         if hook is None:
             return None
-        from airflow_provider_wan.model_api.inputs import load_schema
+        from airflow_provider_wan.model_api.inputs import clip_seconds
 
         try:
             model = hook.get_model(self.model_id)
         except WanError as error:
             self.log.warning("What a video costs is not known: %s", error)
             return None
-        if model.base_price_usd is None or model.price_unit != "second":
-            return model.base_price_usd
-        schema = load_schema(self.model_id)
-        given = mapping_of(self.inputs, name="inputs").get("duration")
-        seconds = given or (schema.defaults.get("duration") if schema else None)
-        return model.base_price_usd * float(seconds) if seconds else None
+        return model.price_of(clip_seconds(self.model_id, mapping_of(self.inputs, name="inputs")))
 
     # -- both ----------------------------------------------------------------------------------------------
 

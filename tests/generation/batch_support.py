@@ -19,6 +19,7 @@ from airflow_provider_wan.generation.batch import Batch, finish
 from airflow_provider_wan.generation.batch_planning import BatchSpec
 from airflow_provider_wan.generation.batch_report import Report
 from airflow_provider_wan.generation.batch_values import Pace, Pause
+from airflow_provider_wan.generation.image_source import ImageSources
 from airflow_provider_wan.hooks.gcs import storage_client
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.sandbox.server import Sandbox
@@ -51,6 +52,7 @@ def batch(
     model_id: str = DEFAULT_MODEL_ID,
     staging: str | None = None,
     check_images: bool = False,
+    sources: ImageSources | None = None,
     **spec: Any,
 ) -> Batch:
     """A batch of images that nobody looks at before they are bought."""
@@ -65,7 +67,8 @@ def batch(
         ),
         hook,
         storage_client(pool_size=24),
-        image_sources(
+        sources
+        or image_sources(
             model_id,
             log=LOG,
             allow_private=True,
