@@ -252,28 +252,28 @@ def as_listed(record: Record) -> Listed | None:
 
 
 def _listed(name: str, metadata: dict[str, str]) -> Listed | None:
-    if not name.endswith(".json"):
+    fingerprint = name.removesuffix(".json")
+    if fingerprint == name:
         return None
-    if metadata.get("stage") not in set(
-        Stage
-    ):  # a record that lost its metadata must be read, and is not nothing
-        fingerprint = name.removesuffix(".json")
-        return Listed(fingerprint, Stage.INTENT) if _FINGERPRINT.fullmatch(fingerprint) else None
     cost = metadata.get("cost_usd")
     purchases = (each.partition(":") for each in metadata.get("purchases", "").split())
     size = metadata.get("size_bytes", "")
-    return Listed(
-        fingerprint=name.removesuffix(".json"),
-        stage=Stage(metadata["stage"]),
-        request_id=metadata.get("request_id") or None,
-        cost_usd=float(cost) if cost else None,
-        uri=metadata.get("uri") or None,
-        size_bytes=int(size) if size.isdigit() else None,
-        submitted_at=metadata.get("submitted_at") or None,
-        buyer=metadata.get("buyer") or None,
-        watchers=int(metadata.get("watchers") or 0),
-        purchases={mark: int(count) for mark, _, count in purchases if count.isdigit()},
-    )
+    try:
+        return Listed(
+            fingerprint=fingerprint,
+            stage=Stage(metadata["stage"]),
+            request_id=metadata.get("request_id") or None,
+            cost_usd=float(cost) if cost else None,
+            uri=metadata.get("uri") or None,
+            size_bytes=int(size) if size.isdigit() else None,
+            submitted_at=metadata.get("submitted_at") or None,
+            buyer=metadata.get("buyer") or None,
+            watchers=int(metadata.get("watchers") or 0),
+            purchases={mark: int(count) for mark, _, count in purchases if count.isdigit()},
+        )
+    except (KeyError, ValueError):
+        # The metadata is lost or broken: the record must be read, and is not nothing.
+        return Listed(fingerprint, Stage.INTENT) if _FINGERPRINT.fullmatch(fingerprint) else None
 
 
 class TaskStateJournal:

@@ -494,6 +494,19 @@ def test_a_record_that_can_not_be_read_ends_its_own_image(
     assert bought(sandbox) == dict.fromkeys(addresses(4), 1)
 
 
+@pytest.mark.parametrize("metadata", [{}, {"stage": "landed", "cost_usd": "much"}])
+def test_a_record_whose_metadata_is_broken_is_read(sandbox: Sandbox, metadata: dict[str, str]) -> None:
+    from google.cloud import storage
+
+    fingerprint = manifest(run(addresses(2)))[0]["fingerprint"]
+    blob = storage.Client().bucket("videos").get_blob(f"_journal/{fingerprint}.json")
+    blob.metadata, text = metadata, blob.download_as_bytes()
+    blob.upload_from_string(text)
+    report = run(addresses(3), watcher="dag/2/task/-1")
+    assert outcomes(report) == {"reused": 2, "landed": 1}
+    assert bought(sandbox) == dict.fromkeys(addresses(3), 1)
+
+
 def test_a_request_that_vanishes_before_it_succeeds_is_bought_again(sandbox: Sandbox) -> None:
     sandbox.add_fault("generation", "vanish", img_url_contains="00001.jpg", when="submitted", count=1)
     report = run(addresses(4))
