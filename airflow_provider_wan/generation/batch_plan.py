@@ -23,7 +23,7 @@ from airflow_provider_wan.model_api.inputs import clip_seconds, fingerprint, val
 _NAME = "{name}-{fingerprint}.mp4"
 _TAKEN = (
     "{} holds another object, and nothing was bought. Choose another object_name, such as one with {{fingerprint}} in "
-    'it, or if_exists="overwrite".'
+    'it, or if_exists="overwrite"; if it is this very video, give the journal that it was bought with.'
 )
 _BUILT_IN = ("name", "fingerprint", "variation")
 _ODD = re.compile(r"[^\w.()@+=-]+")
