@@ -114,9 +114,9 @@ def bought(sandbox: Sandbox) -> Counter[str]:
     return Counter(purchase["img_url"] for purchase in sandbox.ledger()["purchases"])
 
 
-def videos() -> list[str]:
-    """Names of the videos in the bucket."""
-    found = storage.Client().list_blobs(BUCKET, prefix="out/")
+def videos(bucket: str = BUCKET, prefix: str = "out/") -> list[str]:
+    """Names of the videos in a bucket."""
+    found = storage.Client().list_blobs(bucket, prefix=prefix)
     return sorted(blob.name for blob in found if blob.name.endswith(".mp4"))
 
 
