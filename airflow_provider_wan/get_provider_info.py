@@ -10,7 +10,8 @@ from typing import Any
 
 _INTEGRATION = "Wan (RunComfy)"
 
-_CONN_FIELDS: dict[str, dict[str, Any]] = {
+#: What the extra of a connection may hold, with the form of each.
+CONN_FIELDS: dict[str, dict[str, Any]] = {
     "requests_per_second": {
         "label": "Requests per second",
         "description": "Upper bound for calls to the API, shared by all that one process sends. "
@@ -119,7 +120,7 @@ def get_provider_info() -> dict[str, Any]:
                 "connection-type": "wan",
                 "hook-class-name": "airflow_provider_wan.hooks.wan.WanHook",
                 "hook-name": "Wan (RunComfy)",
-                "conn-fields": _CONN_FIELDS,
+                "conn-fields": CONN_FIELDS,
                 "ui-field-behaviour": {
                     "hidden-fields": ["schema", "login", "port"],
                     "relabeling": {"password": "API token", "host": "API origin"},

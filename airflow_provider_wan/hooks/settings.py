@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from airflow_provider_wan.exceptions import WanAuthError, WanInputError
+from airflow_provider_wan.get_provider_info import CONN_FIELDS
 from airflow_provider_wan.model_api.calls import ACCOUNT_HOST, API_HOST
 from airflow_provider_wan.model_api.coercion import coerce_value
 
@@ -19,16 +20,6 @@ from airflow_provider_wan.model_api.coercion import coerce_value
 DEFAULT_DOWNLOAD_HOSTS = ("*.runcomfy.net", "*.runcomfy.com")
 DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_NOT_FOUND_PATIENCE_S = 60.0
-_EXTRA = frozenset(
-    {
-        "account_host",
-        "allow_private_images",
-        "download_hosts",
-        "not_found_patience",
-        "requests_per_second",
-        "timeout",
-    }
-)
 _LOG = logging.getLogger(__name__)
 
 
@@ -106,9 +97,9 @@ def _extra(connection: _Connection) -> Mapping[str, Any]:
         extra = None
     if not isinstance(extra, dict):
         raise WanInputError(f"The extra of connection {connection.conn_id!r} is not a JSON object.")
-    for name in extra.keys() - _EXTRA:
-        near = difflib.get_close_matches(name, _EXTRA, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(_EXTRA))}."
+    for name in extra.keys() - CONN_FIELDS.keys():
+        near = difflib.get_close_matches(name, CONN_FIELDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(CONN_FIELDS))}."
         _LOG.warning(
             "Field %r in the extra of connection %r is not known; %s", name, connection.conn_id, hint
         )
