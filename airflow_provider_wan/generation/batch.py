@@ -19,7 +19,7 @@ from airflow_provider_wan.generation.batch_engine import BatchEngine
 from airflow_provider_wan.generation.batch_files import BatchFiles
 from airflow_provider_wan.generation.batch_noted_plan import lines_of
 from airflow_provider_wan.generation.batch_outcomes import Outcome
-from airflow_provider_wan.generation.batch_plan import InputCheck, Plan
+from airflow_provider_wan.generation.batch_plan import Plan
 from airflow_provider_wan.generation.batch_planning import BatchSpec, Planner
 from airflow_provider_wan.generation.batch_progress import Progress
 from airflow_provider_wan.generation.batch_report import (
@@ -101,8 +101,7 @@ class Batch:
         :raises WanBudgetError: there is a limit in money and no price; nothing was bought.
         :raises WanInputError: what is wanted can't be read.
         """
-        self._price_usd = self._planner.find_price()
-        Budget(self._spec.limits, self._price_usd)  # before anything takes long
+        Budget(self._spec.limits, self._planner.find_price())  # before anything takes long
         before = self._files.read_plan(self._log)
         plan = self._planner.plan(before.fingerprints() if before else ())
         self._price_usd = self._planner.price_of(plan)
@@ -123,9 +122,7 @@ class Batch:
         :param event: what the trigger has found.
         """
         noted = self._files.read_note(self._log)
-        if noted is None:
-            self._price_usd = self._planner.find_price()
-        else:
+        if noted is not None:
             self._memory, note = noted
             self._price_usd, self._shown_at = note.get("price_usd"), float(note.get("shown_at") or 0.0)
         watch = QueueWatch.resume(
@@ -134,6 +131,7 @@ class Batch:
         planned = self._files.read_plan(self._log)
         plan = self._planner.plan_again(planned) if planned else self._planner.plan()
         if noted is None:
+            self._planner.find_price()
             self._price_usd = self._planner.price_of(plan)
         engine = self._engine(plan, watch, started=event.get("started") or {})
         engine.standing.noticed(event.get("ready") or ())
@@ -163,11 +161,10 @@ class Batch:
 
     def dry_run(self) -> Report:
         """Plan only: what would be bought, and for how much."""
-        self._price_usd = self._planner.find_price()
-        Budget(self._spec.limits, self._price_usd)
+        Budget(self._spec.limits, self._planner.find_price())
         plan = self._planner.plan()
-        price = self._price_usd = self._planner.price_of(plan)
-        check = InputCheck(self._spec.model_id, self._sources.input_name)
+        price = self._planner.price_of(plan)
+        check = self._planner.check
         to_do = plan.to_do()
         refused = [item for item in to_do if check.problem(item) is not None]
         for item in refused[:SHOWN_ERRORS]:
@@ -215,7 +212,7 @@ class Batch:
             self._work(),
             spec.pace,
             self._log,
-            check=InputCheck(spec.model_id, self._sources.input_name),
+            check=self._planner.check,
             stop=self._stop,
             on_progress=tell,
         )

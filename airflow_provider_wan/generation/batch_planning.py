@@ -87,6 +87,8 @@ class Planner:
         self._sources = sources
         self._log = log
         self._model: ModelInfo | None = None
+        #: Validates inputs; for all who do that for this batch, since it remembers what it has seen.
+        self.check = InputCheck(spec.model_id, sources.input_name)
 
     def plan(self, former: Iterable[str] = ()) -> Plan:
         """Tell what is wanted, and what the journal knows of it.
@@ -195,11 +197,13 @@ class Planner:
 
         Where a second has a price, the longest clip counts for all: no limit is passed because a row is longer.
         """
-        spec = self._spec
         if self._model is None:
-            return spec.price_usd
-        check = InputCheck(spec.model_id, self._sources.input_name)
-        wanted = (item.inputs for item in plan.to_do() if check.problem(item) is None)
-        lengths = {clip_seconds(spec.model_id, inputs) for inputs in wanted}
-        lengths = lengths or {clip_seconds(spec.model_id, {})}
-        return self._model.price_of(None if None in lengths else max(filter(None, lengths))) or None
+            return self._spec.price_usd
+        seconds = self._longest_clip_s(plan) if self._model.is_priced_by_the_second else None
+        return self._model.price_of(seconds) or None
+
+    def _longest_clip_s(self, plan: Plan) -> float | None:
+        model_id = self._spec.model_id
+        wanted = (item.inputs for item in plan.to_do() if self.check.problem(item) is None)
+        lengths = {clip_seconds(model_id, inputs) for inputs in wanted} or {clip_seconds(model_id, {})}
+        return None if None in lengths else max(filter(None, lengths))

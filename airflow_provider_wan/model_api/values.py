@@ -134,12 +134,17 @@ class ModelInfo:
     input_schema: Mapping[str, Any] | None
     raw: Mapping[str, Any]
 
+    @property
+    def is_priced_by_the_second(self) -> bool:
+        """Whether a longer clip costs more."""
+        return self.price_unit == "second"
+
     def price_of(self, seconds: float | None) -> float | None:
         """Give what one clip costs, in USD; None where that is not known.
 
         :param seconds: how long it is; None where that is not known.
         """
-        if self.base_price_usd is None or self.price_unit != "second":
+        if self.base_price_usd is None or not self.is_priced_by_the_second:
             return self.base_price_usd
         return None if seconds is None else self.base_price_usd * seconds
 
