@@ -31,9 +31,7 @@ def lines_of(plan: Plan, watcher: str) -> Iterator[dict[str, Any]]:
     former = [one for one, listed in plan.former.items() if listed.bought_by(watcher)]
     yield {"former": former, "missing": plan.missing()}
     for item in plan.items.values():
-        line = _line(item)
-        unsigned = without_signatures(line)
-        yield line if unsigned == line else unsigned | {"image": None}
+        yield _line(item)
     for ending in plan.refused:
         yield {"refused": ending.as_dict()}
 
@@ -101,13 +99,11 @@ def _line(item: Item) -> dict[str, Any]:
     known = row.known and asdict(row.known)
     image = {"image": row.image, "origin": row.origin, "line": row.line, "known": known, "prepared": prepared}
     noted = {name: getattr(item, name) for name in _OF_ITEM}
-    return {
-        **noted,
-        "inputs": dict(item.inputs),
-        "shown": source.shown,
-        "identity": source.identity,
-        "image": image,
-    }
+    line = {**noted, "shown": source.shown, "identity": source.identity, "image": image}
+    # Only here may be more than can be shown anyway.
+    given = {"inputs": item.inputs, "image": image}
+    unsigned = without_signatures(given)
+    return line if unsigned == given else {**line, "inputs": unsigned["inputs"], "image": None}
 
 
 def _item(line: Mapping[str, Any], sources: ImageSources) -> Item:
