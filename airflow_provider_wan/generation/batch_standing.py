@@ -130,15 +130,15 @@ class Standing:
 
     def _go_on_as_before(self) -> None:
         """Do not submit what this try has bought, though the journal does not name it, nor too early what failed."""
-        images, unwritten = self.troubles.images, self.unwritten
-        known = images.keys() | unwritten.keys()
-        for item in [item for item in self.to_submit if item.fingerprint in known]:
+        sorted_out, self.to_submit = self.to_submit, deque()
+        for item in sorted_out:
             one = item.fingerprint
-            self.to_submit.remove(item)
-            if one in unwritten:
-                self.fly(unwritten[one], one, time.time())
+            if one in self.unwritten:
+                self.fly(self.unwritten[one], one, time.time())
+            elif one in self.troubles.images:
+                self.again_at(one, self.troubles.images[one].at)
             else:
-                self.again_at(one, images[one].at)
+                self.to_submit.append(item)
 
     def _is_mine(self, listed: Listed) -> bool:
         return listed.buyer == self._watcher
