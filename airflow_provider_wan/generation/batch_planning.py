@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanError, WanRecordError
 from airflow_provider_wan.generation.batch_budget import Limits
-from airflow_provider_wan.generation.batch_destination import Destination
+from airflow_provider_wan.generation.batch_destination import names_taken
 from airflow_provider_wan.generation.batch_noted_plan import NotedPlan
 from airflow_provider_wan.generation.batch_outcomes import MaxFailures
 from airflow_provider_wan.generation.batch_plan import InputCheck, Item, Plan, plan_rows
@@ -145,8 +145,8 @@ class Planner:
         plan.former = {one: listed for one, listed in known.items() if one not in plan.items}
 
     def _taken(self, names: Collection[str]) -> set[str]:
-        destination = Destination(self._client, self._spec.bucket_name)
-        return destination.taken(names, list_at_most=max(_LIST_AT_LEAST, _LIST_PER_IMAGE * len(names)))
+        most = max(_LIST_AT_LEAST, _LIST_PER_IMAGE * len(names))
+        return names_taken(self._client, self._spec.bucket_name, names, list_at_most=most)
 
     def _listed(self, wanted: Collection[str]) -> dict[str, Listed]:
         """List the journal; where it is far larger than the batch, read what is wanted instead."""
