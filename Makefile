@@ -22,7 +22,7 @@ setup: $(INSTALLED)  ## Make .venv with everything in it, pinned by constraints.
 
 $(INSTALLED): pyproject.toml constraints.txt requirements-dev.txt .ci/setup
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found" >&2; exit 1; }
-	@$(STEP) "Setting up $(VENV) (one to two minutes, log in .work/setup.log)" sh .ci/setup "$(PYTHON)" "$(VENV)"
+	@$(STEP) "Setting up $(VENV) (under a minute, log in .work/setup.log)" sh .ci/setup "$(PYTHON)" "$(VENV)"
 	@touch $@
 
 demo: setup  ## Images to videos in a bucket, on a real local Airflow (KEEP=1 leaves it running)
@@ -40,7 +40,7 @@ lint: setup  ## Style, types and layers
 # wheel's environment) stay on one worker; the file that takes longest comes first, so that no worker is left alone with
 # it at the end.
 test-unit: setup  ## All tests but the live ones; docs and wheel are built in them. ARGS=... goes to pytest
-	@$(STEP) "Unit tests, docs and wheel" $(BIN)/pytest -n 3 --dist loadfile -m "not live" tests/packaging tests $(ARGS)
+	@$(STEP) "Unit tests, docs and wheel" $(BIN)/pytest -n 3 --dist loadfile -m "not live" $(or $(ARGS),tests/packaging tests sandbox/tests)
 
 test-live: setup  ## Tests that boot Airflow's scheduler and triggerer. ARGS=... goes to pytest
 	@$(STEP) "Live tests" $(BIN)/pytest -m live tests/live $(ARGS)

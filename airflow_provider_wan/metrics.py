@@ -79,7 +79,7 @@ def count_error(error: BaseException, *, tags: Tags | None = None) -> None:
             return
 
 
-def tell_result(
+def emit_result(
     *,
     cost_usd: float | None,
     created_at: str | None,
@@ -104,7 +104,7 @@ def tell_result(
         time_s(GENERATING, finished - running_since, tags=tags)
 
 
-def tell_landing(sizes_bytes: Sequence[int], took_s: float, *, tags: Tags) -> None:
+def emit_landing(sizes_bytes: Sequence[int], took_s: float, *, tags: Tags) -> None:
     """Count the videos of one request that have landed, and how long it took.
 
     :param sizes_bytes: of each of them.

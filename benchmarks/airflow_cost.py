@@ -32,10 +32,9 @@ import requests
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "live")]
 
-from postgres import Postgres  # noqa: E402
-
 from demo.local_airflow import LocalAirflow  # noqa: E402
 from demo.sandbox_process import SandboxProcess  # noqa: E402
+from tests.live.postgres import Postgres  # noqa: E402
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 LOOK_EVERY_S = 2.0

@@ -44,7 +44,7 @@ def sandbox(*options: str) -> Iterator[dict[str, Any]]:
     """Run a sandbox in a process of its own; gives its addresses and environment."""
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "state.json"
-        command = [sys.executable, "-m", "airflow_provider_wan.sandbox", "--port", "0", "--bucket-port", "0"]
+        command = [sys.executable, "-m", "wan_sandbox", "--port", "0", "--bucket-port", "0"]
         command += ["--bucket", BUCKET, "--state-file", str(state), "--no-check-images", *options]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
             try:
@@ -56,7 +56,7 @@ def sandbox(*options: str) -> Iterator[dict[str, Any]]:
 
 
 def control(base: str, path: str, body: Any = None) -> Any:
-    from airflow_provider_wan.sandbox.server import call
+    from wan_sandbox.server import call
 
     return call(f"{base}/_sandbox/{path}", body, timeout_s=300)
 
@@ -75,12 +75,12 @@ def in_own_process(way: str, env: dict[str, str], *arguments: str) -> dict[str, 
 
 def run_batch(images: list[str], *, in_flight: int, land: int | None = None) -> dict[str, Any]:
     """Carry a batch out in this process, as a task with ``deferrable=False`` does."""
-    from airflow_provider_wan.faces.imaging import image_sources
-    from airflow_provider_wan.generation.batch import Batch
-    from airflow_provider_wan.generation.batch_planning import BatchSpec
-    from airflow_provider_wan.generation.batch_values import Pace
+    from airflow_provider_wan.batch.batch import Batch
+    from airflow_provider_wan.batch.planner import BatchSpec
+    from airflow_provider_wan.batch.values import BatchLimits
     from airflow_provider_wan.hooks.gcs import storage_client
     from airflow_provider_wan.hooks.wan import WanHook
+    from airflow_provider_wan.utils.images import image_sources
 
     log = logging.getLogger("batch")
     log.setLevel(logging.ERROR)
@@ -96,7 +96,7 @@ def run_batch(images: list[str], *, in_flight: int, land: int | None = None) -> 
         object_name="batch/",
         journal=f"gs://{BUCKET}/batch/_journal",
         model_id=MODEL,
-        pace=Pace(time.time() + 3600, max_in_flight=in_flight, progress_every_s=3600),
+        pace=BatchLimits(time.time() + 3600, max_in_flight=in_flight, progress_every_s=3600),
         inputs={"prompt": "waves"},
     )
     batch = Batch(spec, hook, client, sources, log, watcher="dag/run/task/-1", stop=stop)

@@ -29,12 +29,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from images_prepare import make_photographs
 
-from airflow_provider_wan.generation.image_dataset import DatasetReader
-from airflow_provider_wan.generation.image_preparation import Counts, Preparation
-from airflow_provider_wan.generation.image_source import ImageOptions, ImageSources
 from airflow_provider_wan.hooks.gcs import storage_client
 from airflow_provider_wan.images.check import check
+from airflow_provider_wan.images.dataset_reader import DatasetReader
 from airflow_provider_wan.images.inspect import inspect
+from airflow_provider_wan.images.preparation import Counts, Preparation
+from airflow_provider_wan.images.source import ImageOptions, ImageSources
 from airflow_provider_wan.model_api.inputs import image_rules
 
 MODEL = "wan-ai/wan-2-2/image-to-video"
@@ -102,7 +102,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="wan-check-") as temporary:
         folder = Path(temporary)
         state = folder / "state.json"
-        command = [sys.executable, "-m", "airflow_provider_wan.sandbox", "--port", "0", "--bucket-port", "0"]
+        command = [sys.executable, "-m", "wan_sandbox", "--port", "0", "--bucket-port", "0"]
         server = subprocess.Popen(
             [*command, "--bucket", "photos", "--state-file", str(state)], stdout=subprocess.DEVNULL
         )

@@ -95,9 +95,9 @@ def run_once(way: str, rows: int) -> None:
 
 def stage_mark(bucket_url: str) -> None:
     """Leave what an earlier run would have left about the one picture that all objects of the prefix are."""
-    from airflow_provider_wan.generation.image_staging import Recipe, Staging
     from airflow_provider_wan.hooks.gcs import storage_client
     from airflow_provider_wan.images.prepare import PreparedImage
+    from airflow_provider_wan.images.staging import Recipe, Staging
     from airflow_provider_wan.model_api.inputs import image_rules
 
     rules = image_rules("wan-ai/wan-2-2/image-to-video")
@@ -119,7 +119,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="wan-memory-") as temporary:
         state = Path(temporary) / "state.json"
-        command = [sys.executable, "-m", "airflow_provider_wan.sandbox", "--port", "0", "--bucket-port", "0"]
+        command = [sys.executable, "-m", "wan_sandbox", "--port", "0", "--bucket-port", "0"]
         server = subprocess.Popen(
             [*command, "--bucket", "data", "--state-file", str(state)], stdout=subprocess.DEVNULL
         )

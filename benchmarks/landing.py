@@ -43,11 +43,11 @@ LONG_VIDEO_BYTES = 500_000_000
 
 def land(request_ids: Sequence[str], folder: str) -> tuple[Callable[[], None], Callable[[], None]]:
     """Give the work of landing, ready to begin: one by one, and all at once."""
-    from airflow_provider_wan.generation.download import Downloader, DownloadPolicy
-    from airflow_provider_wan.generation.landing import Destination, Landing
-    from airflow_provider_wan.generation.records import Record, Stage
+    from airflow_provider_wan.durable.record import Record, Stage
     from airflow_provider_wan.hooks.gcs import storage_client
     from airflow_provider_wan.hooks.wan import WanHook
+    from airflow_provider_wan.http.download import Downloader, DownloadPolicy
+    from airflow_provider_wan.landing.landing import Destination, Landing
 
     log = logging.getLogger("landing")
     hook = WanHook("wan_default")

@@ -60,7 +60,7 @@ class Account:
     began_at: float = 0.0
     starts: list[float] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
-    noticed: dict[int, float] = field(default_factory=dict)
+    mark_finished: dict[int, float] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=lambda: {"status": 0, "result": 0})
 
     def __post_init__(self) -> None:
@@ -83,7 +83,7 @@ class Account:
             return {"status": "in_queue", "queue_position": position}
         if now < self.ends[number]:
             return {"status": "in_progress"}
-        self.noticed.setdefault(number, now)
+        self.mark_finished.setdefault(number, now)
         return {"status": "completed"}
 
     def result(self, number: int) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Account:
         """How late ends were noticed; those of the last 10 s are left out, they may still be noticed in time."""
         now = time.monotonic() - self.began_at
         over = [number for number, end in enumerate(self.ends) if end < now - 10]
-        late = [self.noticed.get(number, now) - self.ends[number] for number in over]
+        late = [self.mark_finished.get(number, now) - self.ends[number] for number in over]
         queued = len(self.starts) - bisect.bisect_right(self.starts, now)
         return {"calls": self.calls, "late": late, "queued": queued}
 

@@ -21,7 +21,7 @@ class SandboxError(RuntimeError):
 
 
 class SandboxProcess:
-    """``python -m airflow_provider_wan.sandbox`` on free ports.
+    """``python -m wan_sandbox`` on free ports.
 
     :param home: folder for its output; made if missing.
     :param arguments: of its command line, e.g. ``["--speed", "20", "--bucket", "videos"]``.
@@ -54,7 +54,7 @@ class SandboxProcess:
         ports = ["--port", "0", "--bucket-port", "0", "--state-file", str(state_file)]
         process = self._process = OwnProcess(
             "sandbox",
-            [sys.executable, "-m", "airflow_provider_wan.sandbox", *ports, *self._arguments],
+            [sys.executable, "-m", "wan_sandbox", *ports, *self._arguments],
             env=os.environ,
             log_path=self._home / "sandbox.log",
         )

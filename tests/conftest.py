@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from sandboxes import Bucket
-
-    from airflow_provider_wan.sandbox.server import Sandbox
+    from tests.sandboxes import Bucket
+    from wan_sandbox.server import Sandbox
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -113,9 +112,8 @@ def airflow_db() -> Path:
 @pytest.fixture(scope="session")
 def sandbox_server() -> Iterator[Sandbox]:
     """One sandbox for this process: it looks at no image, encodes nothing, and generations end at once."""
-    from sandboxes import VIDEO_BYTES
-
-    from airflow_provider_wan.sandbox.server import Sandbox
+    from tests.sandboxes import VIDEO_BYTES
+    from wan_sandbox.server import Sandbox
 
     with Sandbox(
         video_bytes=VIDEO_BYTES,
@@ -143,7 +141,7 @@ def sandbox(sandbox_server: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox
 @pytest.fixture
 def queueing_sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
     """Give a sandbox of a test's own whose requests queue and run, for batches: four at a time, 300 times as fast."""
-    from airflow_provider_wan.sandbox.server import Sandbox
+    from wan_sandbox.server import Sandbox
 
     settings = {"speed": 300, "concurrency": 4, "video_bytes": 20_000, "check_images": False}
     with Sandbox(**settings, buckets=("videos",)) as started:
@@ -155,8 +153,7 @@ def queueing_sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
 @pytest.fixture
 def bucket(sandbox: Sandbox) -> Bucket:
     """Give the bucket ``videos`` of the sandbox with a real client of it."""
-    from sandboxes import Bucket
-
     from airflow_provider_wan.hooks.gcs import storage_client
+    from tests.sandboxes import Bucket
 
     return Bucket(storage_client(), "videos", sandbox)

@@ -15,7 +15,7 @@ from airflow.exceptions import TaskDeferred
 if TYPE_CHECKING:
     import pytest
 
-    from airflow_provider_wan.sandbox.server import Sandbox
+    from wan_sandbox.server import Sandbox
 
 
 def connect(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox, **extra: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from google.cloud import storage
 
-    from airflow_provider_wan.sandbox.server import Sandbox
+    from wan_sandbox.server import Sandbox
 
 MODEL = "wan-ai/wan-2-2/image-to-video"
 #: Inputs that the sandbox accepts without looking at an image.

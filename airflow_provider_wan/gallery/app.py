@@ -103,7 +103,7 @@ def show_videos(
 
 
 @app.get("/dags/{dag_id}/live")
-def tell_progress(
+def emit_progress(
     session: SessionDep, dag_id: str, run_id: RunId, state: State = "all", page: PageNumber = 1
 ) -> JSONResponse:
     """Tell what has become of those that a page shows as in progress."""

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from airflow_provider_wan.batch.progress import Progress
 from airflow_provider_wan.gallery.cards import Card, Entry, Film, Look, Notes, Place
-from airflow_provider_wan.generation.batch_progress import Progress
 
 #: In a :class:`Place`, of a line in the file that a batch names.
 MANIFEST = "manifest"

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from airflow_provider_wan.exceptions import WanError
-from airflow_provider_wan.generation.landing import META_REQUEST
 from airflow_provider_wan.hooks.gcs import (
     TIMEOUT_S,
     retry_policy,
@@ -25,6 +24,7 @@ from airflow_provider_wan.hooks.gcs import (
     storage_client,
     storage_errors,
 )
+from airflow_provider_wan.landing.landing import META_REQUEST
 
 if TYPE_CHECKING:
     from google.cloud import storage

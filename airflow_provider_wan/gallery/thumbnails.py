@@ -50,7 +50,7 @@ def read_image(uri: str, *, allow_private: bool, gcp_conn_id: str | None) -> byt
         return _from_bucket(uri, gcp_conn_id)
     if not uri.startswith(("https://", "http://")):
         raise WanInputError(f"{uri[:200]!r} is not an address of an image.")
-    from airflow_provider_wan.images.remote import UrlReader
+    from airflow_provider_wan.images.http_file import UrlReader
 
     reader = UrlReader(uri, allow_private=allow_private, total_s=15.0)
     try:

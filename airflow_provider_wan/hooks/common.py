@@ -11,10 +11,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_provider_wan.exceptions import WanAuthError, WanError, WanNotFoundError, WanRefusedError
-from airflow_provider_wan.hooks.settings import WanSettings
+from airflow_provider_wan.hooks.connection import WanSettings
+from airflow_provider_wan.http.transport import check_proxy
 from airflow_provider_wan.model_api.calls import Call
 from airflow_provider_wan.model_api.faults import RetryPolicy
-from airflow_provider_wan.web import check_proxy
 
 #: A longer answer than this is not one of the API's.
 MAX_REPLY_BYTES = 8 * 1024 * 1024

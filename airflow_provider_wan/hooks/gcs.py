@@ -79,7 +79,7 @@ def _bound(client: storage.Client, pool_size: int) -> None:
     """Put our transport under the client, unless something (mutual TLS) has put one there already."""
     from requests.adapters import HTTPAdapter
 
-    from airflow_provider_wan.web import BoundedAdapter
+    from airflow_provider_wan.http.transport import BoundedAdapter
 
     session = client._http
     for scheme in ("http://", "https://"):

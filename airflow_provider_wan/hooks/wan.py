@@ -18,7 +18,6 @@ from typing import Any, ClassVar, TypeVar
 import requests
 from airflow.sdk import BaseHook
 
-from airflow_provider_wan import web
 from airflow_provider_wan.exceptions import WanAuthError, WanError, WanTransientError
 from airflow_provider_wan.hooks.common import (
     HEADERS,
@@ -32,8 +31,9 @@ from airflow_provider_wan.hooks.common import (
     url_of,
     verdict_on_test,
 )
-from airflow_provider_wan.hooks.settings import WanSettings, read_settings
+from airflow_provider_wan.hooks.connection import WanSettings, read_settings
 from airflow_provider_wan.hooks.wan_async import WanAsyncHook
+from airflow_provider_wan.http import transport as web
 from airflow_provider_wan.model_api import calls
 from airflow_provider_wan.model_api.calls import (
     Balance,

@@ -20,7 +20,6 @@ from weakref import WeakKeyDictionary
 import aiohttp
 from airflow.providers.common.compat.connection import get_async_connection
 
-from airflow_provider_wan import web
 from airflow_provider_wan.exceptions import WanAuthError, WanError, WanTransientError
 from airflow_provider_wan.hooks.common import (
     HEADERS,
@@ -35,7 +34,8 @@ from airflow_provider_wan.hooks.common import (
     url_of,
     verdict_on_test,
 )
-from airflow_provider_wan.hooks.settings import WanSettings, read_settings
+from airflow_provider_wan.hooks.connection import WanSettings, read_settings
+from airflow_provider_wan.http import transport as web
 from airflow_provider_wan.model_api import calls
 from airflow_provider_wan.model_api.calls import (
     Balance,
@@ -48,7 +48,7 @@ from airflow_provider_wan.model_api.calls import (
     SubmittedRequest,
 )
 from airflow_provider_wan.model_api.faults import NoReplyKind, RetryPolicy, error_of_no_reply
-from airflow_provider_wan.model_api.pace import Experience
+from airflow_provider_wan.polling.pace import Experience
 
 _T = TypeVar("_T")
 #: A trigger that starts later than this after the last look-up looks the connection up again, in seconds.

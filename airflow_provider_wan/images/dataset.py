@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from urllib.parse import quote, urljoin, urlsplit
 
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.images.reader import shown_name
+from airflow_provider_wan.images.readers import shown_name
 from airflow_provider_wan.images.rows import PreparedRow, is_prepared_row
 
 _IMAGE, _VARIATION = "image", "variation"

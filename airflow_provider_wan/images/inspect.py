@@ -15,7 +15,7 @@ from airflow_provider_wan.images.headers.jpeg import read_jpeg
 from airflow_provider_wan.images.headers.png import read_png
 from airflow_provider_wan.images.headers.tiff import read_tiff
 from airflow_provider_wan.images.headers.webp import read_webp
-from airflow_provider_wan.images.reader import BytesReader, FileReader, RangedReader, Window, shown_name
+from airflow_provider_wan.images.readers import BytesReader, FileReader, RangedReader, Window, shown_name
 
 ImageSource = bytes | str | os.PathLike[str] | RangedReader
 

@@ -10,7 +10,7 @@ import re
 
 from airflow_provider_wan.images.headers import jpeg, png, webp
 from airflow_provider_wan.images.headers.tiff import read_exif
-from airflow_provider_wan.images.reader import BytesReader, Window
+from airflow_provider_wan.images.readers import BytesReader, Window
 
 #: A marker within or behind coded pixels: not a stuffed zero, not a restart, not a fill byte.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")

@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import Asset, AssetAlias
 
-from airflow_provider_wan.generation.records import LandedVideo, Record
+from airflow_provider_wan.durable.record import LandedVideo, Record
 
 
 def extra_of(record: Record, video: LandedVideo) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def extra_of(record: Record, video: LandedVideo) -> dict[str, Any]:
     }
 
 
-def tell_outlets(context: Mapping[str, Any], outlets: Iterable[Any], record: Record) -> None:
+def emit_outlets(context: Mapping[str, Any], outlets: Iterable[Any], record: Record) -> None:
     """Put what has landed into the events of a task's outlets.
 
     An :class:`Asset` gets one event a task, about the first video, and ``videos`` lists all where there are more.
@@ -43,7 +43,7 @@ def tell_outlets(context: Mapping[str, Any], outlets: Iterable[Any], record: Rec
             context["outlet_events"][outlet].extra = {**extras[0], **more}
 
 
-def tell_hook_lineage(hook: Any, record: Record, log: Logger) -> None:
+def emit_hook_lineage(hook: Any, record: Record, log: Logger) -> None:
     """Tell Airflow's collector which image went in and which videos came out; costs nothing where nobody reads it.
 
     :param hook: in whose name it is told.

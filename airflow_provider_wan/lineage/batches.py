@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import Asset, AssetAlias
 
-from airflow_provider_wan.generation.batch_outcomes import Ending, Outcome
+from airflow_provider_wan.batch.results import ImageResult, Outcome
 
 #: Up to so many videos are told one by one: in an asset event, and in lineage.
 FEW = 20
@@ -43,7 +43,7 @@ class BatchEnd:
     bucket: str
     prefix: str
     summary: Mapping[str, Any]
-    endings: Sequence[Ending]
+    endings: Sequence[ImageResult]
 
     @property
     def uri(self) -> str:
@@ -51,12 +51,12 @@ class BatchEnd:
         return f"gs://{self.bucket}/{self.prefix}"
 
     @property
-    def there(self) -> list[Ending]:
+    def there(self) -> list[ImageResult]:
         """The images whose videos are in the bucket."""
         return [ending for ending in self.endings if ending.outcome.is_there]
 
     @property
-    def landed(self) -> list[Ending]:
+    def landed(self) -> list[ImageResult]:
         """Those that this task instance has brought there."""
         return [ending for ending in self.endings if ending.outcome is Outcome.LANDED]
 
@@ -74,7 +74,7 @@ def extra_of_batch(end: BatchEnd) -> dict[str, Any]:
     return extra
 
 
-def _video(ending: Ending) -> dict[str, Any]:
+def _video(ending: ImageResult) -> dict[str, Any]:
     return {
         "uri": ending.uri,
         "request_id": ending.request_id,
@@ -84,7 +84,7 @@ def _video(ending: Ending) -> dict[str, Any]:
     }
 
 
-def tell_batch_outlets(context: Mapping[str, Any], outlets: Iterable[Any], end: BatchEnd) -> None:
+def emit_batch_outlets(context: Mapping[str, Any], outlets: Iterable[Any], end: BatchEnd) -> None:
     """Put how a batch has ended into the events of a task's outlets: one event for each outlet.
 
     The event of an :class:`AssetAlias` is on an asset of the address under which all videos lie.
@@ -97,7 +97,7 @@ def tell_batch_outlets(context: Mapping[str, Any], outlets: Iterable[Any], end: 
             context["outlet_events"][outlet].extra = extra
 
 
-def tell_batch_hook_lineage(hook: Any, end: BatchEnd, log: Logger) -> None:
+def emit_batch_hook_lineage(hook: Any, end: BatchEnd, log: Logger) -> None:
     """Tell Airflow's collector from where images came and where videos went.
 
     :param hook: in whose name it is told.

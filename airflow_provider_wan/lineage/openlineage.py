@@ -13,8 +13,8 @@ from openlineage.client.event_v2 import InputDataset, OutputDataset
 from openlineage.client.facet_v2 import RunFacet, external_query_run, output_statistics_output_dataset
 
 from airflow_provider_wan import __version__
-from airflow_provider_wan.generation.batch_outcomes import Outcome
-from airflow_provider_wan.generation.records import LandedVideo, Record
+from airflow_provider_wan.batch.results import Outcome
+from airflow_provider_wan.durable.record import LandedVideo, Record
 from airflow_provider_wan.lineage.batches import BatchEnd, outputs_of, places_of
 
 _PRODUCER = f"https://pypi.org/project/airflow-provider-wan/{__version__}/"

@@ -13,16 +13,16 @@ from urllib.parse import quote
 
 from airflow.providers.common.compat.sdk import BaseOperatorLink
 
-from airflow_provider_wan.faces.seen import Seen
+from airflow_provider_wan.utils.link_state import LinkState
 
 GENERATIONS_URL = "https://www.runcomfy.com/generations"
 _BUCKET_URL = "https://console.cloud.google.com/storage/browser/"
 _OBJECT_URL = "https://storage.cloud.google.com/"
 
 
-def _seen(operator: Any) -> Seen:
+def _seen(operator: Any) -> LinkState:
     seen = getattr(operator, "seen", None)
-    return seen if isinstance(seen, Seen) else Seen()
+    return seen if isinstance(seen, LinkState) else LinkState()
 
 
 class WanVideoLink(BaseOperatorLink):

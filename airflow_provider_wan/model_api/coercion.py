@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from airflow_provider_wan.model_api.bodies import text_of
-from airflow_provider_wan.model_api.model_schema import ModelSchema
+from airflow_provider_wan.model_api.schema import ModelSchema
 
 _INTEGER = re.compile(r"([+-]?\d{1,40})(\.0{1,40})?", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)

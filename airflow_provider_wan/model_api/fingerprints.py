@@ -10,8 +10,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from airflow_provider_wan.model_api.coercion import coerce_fields
-from airflow_provider_wan.model_api.model_schema import load_schema
 from airflow_provider_wan.model_api.outputs import is_http_url
+from airflow_provider_wan.model_api.schema import load_schema
 
 _SIGNING_PREFIXES = ("x-goog-", "x-amz-", "x-oss-")
 _SIGNING_NAMES = frozenset(

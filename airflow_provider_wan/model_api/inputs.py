@@ -17,8 +17,8 @@ from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.model_api.bodies import clean_text
 from airflow_provider_wan.model_api.coercion import coerce_fields, coerce_value
 from airflow_provider_wan.model_api.fingerprints import canonical_url, fingerprint, without_signatures
-from airflow_provider_wan.model_api.model_schema import ImageRules, ModelSchema, image_rules, load_schema
 from airflow_provider_wan.model_api.outputs import is_http_url
+from airflow_provider_wan.model_api.schema import ImageRules, ModelSchema, image_rules, load_schema
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError

@@ -13,24 +13,13 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowSkipExc
 
 from airflow_provider_wan import metrics
 from airflow_provider_wan.exceptions import WanInputError, WanTransientError
-from airflow_provider_wan.faces.ending import (
-    cancel_what_is_queued,
-    finished,
-    paid_and_gone,
-    result_if_over,
-    timed_out,
-)
-from airflow_provider_wan.faces.errors import as_airflow_errors
-from airflow_provider_wan.faces.imaging import given_image, image_sources, shown_image
-from airflow_provider_wan.faces.journals import (
-    bucket_journal,
-    is_watched_by_others,
-    journal_of,
-    warn_that_nothing_remembers,
-    watcher_of,
-    watchers_of,
-)
-from airflow_provider_wan.faces.references import (
+from airflow_provider_wan.links.wan import WanGenerationsLink, WanVideoLink
+from airflow_provider_wan.operators.wan_cancel import WanCancelOperator
+from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in, event_of, is_over_for_good
+from airflow_provider_wan.utils.errors import as_airflow_errors
+from airflow_provider_wan.utils.images import given_image, image_sources, shown_image
+from airflow_provider_wan.utils.link_state import LinkState, is_waiting, on_obtained, on_result
+from airflow_provider_wan.utils.params import (
     DEFAULT_MODEL_ID,
     DEFAULT_TIMEOUT,
     RequestRef,
@@ -40,24 +29,35 @@ from airflow_provider_wan.faces.references import (
     seconds_of,
     timeout_of,
 )
-from airflow_provider_wan.faces.seen import Seen, is_waiting, saw_obtained, saw_result
-from airflow_provider_wan.faces.wanting import (
+from airflow_provider_wan.utils.spec import (
     INPUT_PARAMETERS,
     given_inputs,
     mask_signatures,
     shown_url,
     wanted_of,
 )
-from airflow_provider_wan.links.wan import WanGenerationsLink, WanVideoLink
-from airflow_provider_wan.operators.wan_cancel import WanCancelOperator
-from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in, event_of, is_over_for_good
+from airflow_provider_wan.utils.task import (
+    bucket_journal,
+    is_watched_by_others,
+    journal_of,
+    warn_that_nothing_remembers,
+    watcher_of,
+    watchers_of,
+)
+from airflow_provider_wan.utils.waits import (
+    cancel_what_is_queued,
+    finished,
+    paid_and_gone,
+    result_if_over,
+    timed_out,
+)
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.generation.image_source import ImageSources
-    from airflow_provider_wan.generation.journal import Journal
-    from airflow_provider_wan.generation.records import Record
-    from airflow_provider_wan.generation.submission import Obtained, Wanted
+    from airflow_provider_wan.durable.journal import Journal
+    from airflow_provider_wan.durable.record import Record
+    from airflow_provider_wan.durable.submission import SubmitResult, VideoSpec
     from airflow_provider_wan.hooks.wan import WanHook
+    from airflow_provider_wan.images.source import ImageSources
 
 __all__ = ["WanCancelOperator", "WanSubmitOperator"]
 
@@ -223,7 +223,7 @@ class WanSubmitOperator(BaseOperator):
         self.wan_conn_id = wan_conn_id
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
-        self.seen = Seen()
+        self.seen = LinkState()
         self._killed: threading.Event | None = None  # Airflow copies tasks, and this can't be copied
 
     def __setattr__(self, key: str, value: Any) -> None:
@@ -246,19 +246,19 @@ class WanSubmitOperator(BaseOperator):
             journal = self._journal(context)
             obtained = self._obtain(context, hook, journal, wanted)
             ref = self._ref(context, obtained.record)
-            saw_obtained(self, context, obtained)
+            on_obtained(self, context, obtained)
             if not self.wait_for_completion:
                 return ref.as_xcom()
             if obtained.how == "reused":
                 result = finished(hook, journal, ref, self.log, has_succeeded=True)
-                return saw_result(self, context, result, is_new=False)
+                return on_result(self, context, result, is_new=False)
             return self._wait(context, hook, journal, ref, is_new=obtained.how == "submitted")
 
     def execute_complete(self, context: Any, event: Mapping[str, Any]) -> dict[str, Any]:
         """Go on after the wait in the triggerer."""
         from airflow_provider_wan.hooks.wan import WanHook
 
-        self.seen = Seen(event["request_id"])
+        self.seen = LinkState(event["request_id"])
         with as_airflow_errors(context):
             hook = WanHook(self.wan_conn_id)
             journal = self._journal(context)
@@ -272,7 +272,7 @@ class WanSubmitOperator(BaseOperator):
 
     # -- obtaining it --------------------------------------------------------------------------------------
 
-    def _wanted(self, context: Any, hook: WanHook, given: Mapping[str, Any]) -> Wanted:
+    def _wanted(self, context: Any, hook: WanHook, given: Mapping[str, Any]) -> VideoSpec:
         image = given_image(self.image)
         with self._skips_what_is_invalid(context):
             if image is not None:
@@ -303,8 +303,10 @@ class WanSubmitOperator(BaseOperator):
             waits_for_s=seconds_of(self.timeout) if self.wait_for_completion else 0.0,
         )
 
-    def _obtain(self, context: Any, hook: WanHook, journal: Journal | None, wanted: Wanted) -> Obtained:
-        from airflow_provider_wan.generation.submission import Submission
+    def _obtain(
+        self, context: Any, hook: WanHook, journal: Journal | None, wanted: VideoSpec
+    ) -> SubmitResult:
+        from airflow_provider_wan.durable.submission import Submission
 
         submission = Submission(
             hook,
@@ -328,12 +330,12 @@ class WanSubmitOperator(BaseOperator):
 
     def _take_over_unseen(self, context: Any, hook: WanHook) -> dict[str, Any]:
         """Go on with such a request: there is nothing to remember it by."""
-        from airflow_provider_wan.generation.outcome import check_it_exists
+        from airflow_provider_wan.durable.reconcile import check_it_exists
 
         ref = request_of(self.request)
         if ref.fingerprint is None:
             check_it_exists(hook, ref.request_id, named_in="request=")
-        self.seen = Seen(ref.request_id)
+        self.seen = LinkState(ref.request_id)
         if not self.wait_for_completion:
             return ref.as_xcom()
         return self._wait(context, hook, self._journal_of(ref), ref)
@@ -402,7 +404,7 @@ class WanSubmitOperator(BaseOperator):
         if self.deferrable:
             if not is_new and (result := result_if_over(hook, ref)) is not None:
                 xcom = finished(hook, journal, ref, self.log, result=result)
-                return saw_result(self, context, xcom)
+                return on_result(self, context, xcom)
             self._defer(context, ref)
         return self._wait_here(context, hook, journal, ref)
 
@@ -426,7 +428,7 @@ class WanSubmitOperator(BaseOperator):
     def _wait_here(
         self, context: Any, hook: WanHook, journal: Journal | None, ref: RequestRef
     ) -> dict[str, Any]:
-        from airflow_provider_wan.generation.waiting import start_wait, wait_in_worker
+        from airflow_provider_wan.polling.waiting import start_wait, wait_in_worker
 
         wait = start_wait(
             ref.request_id,
@@ -458,7 +460,7 @@ class WanSubmitOperator(BaseOperator):
                 raise WanTransientError(message, request_id=ref.request_id)
         has_succeeded = event["outcome"] == "succeeded"
         result = finished(hook, journal, ref, self.log, has_succeeded=has_succeeded)
-        return saw_result(self, context, result, running_since=event.get("running_since"))
+        return on_result(self, context, result, running_since=event.get("running_since"))
 
     def _was_killed(self, context: Any, hook: WanHook, journal: Journal | None, ref: RequestRef) -> Exception:
         """Decide, after a SIGTERM, whether anybody still owns the request; the next try or nobody does."""

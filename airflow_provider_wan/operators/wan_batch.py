@@ -14,10 +14,12 @@ from airflow.providers.common.compat.sdk import AirflowException, BaseOperator
 
 from airflow_provider_wan import metrics
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.faces.errors import as_airflow_errors
-from airflow_provider_wan.faces.imaging import image_sources
-from airflow_provider_wan.faces.journals import watcher_of
-from airflow_provider_wan.faces.references import (
+from airflow_provider_wan.links.wan import WanBucketLink, WanGenerationsLink
+from airflow_provider_wan.triggers.wan import WanBatchTrigger, deadline_in, is_over_for_good
+from airflow_provider_wan.utils.errors import as_airflow_errors
+from airflow_provider_wan.utils.images import image_sources
+from airflow_provider_wan.utils.link_state import LinkState
+from airflow_provider_wan.utils.params import (
     DEFAULT_MODEL_ID,
     flag_of,
     given_or_none,
@@ -25,18 +27,16 @@ from airflow_provider_wan.faces.references import (
     seconds_of,
     timeout_of,
 )
-from airflow_provider_wan.faces.seen import Seen
-from airflow_provider_wan.faces.wanting import INPUT_PARAMETERS, given_inputs
-from airflow_provider_wan.links.wan import WanBucketLink, WanGenerationsLink
-from airflow_provider_wan.triggers.wan import WanBatchTrigger, deadline_in, is_over_for_good
+from airflow_provider_wan.utils.spec import INPUT_PARAMETERS, given_inputs
+from airflow_provider_wan.utils.task import watcher_of
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.generation.batch import Batch
-    from airflow_provider_wan.generation.batch_engine import BatchEngine
-    from airflow_provider_wan.generation.batch_planning import BatchSpec
-    from airflow_provider_wan.generation.batch_progress import Progress
-    from airflow_provider_wan.generation.batch_report import Report
-    from airflow_provider_wan.generation.batch_values import Pause
+    from airflow_provider_wan.batch.batch import Batch
+    from airflow_provider_wan.batch.engine import BatchEngine
+    from airflow_provider_wan.batch.planner import BatchSpec
+    from airflow_provider_wan.batch.progress import Progress
+    from airflow_provider_wan.batch.report import Report
+    from airflow_provider_wan.batch.values import Pause
     from airflow_provider_wan.lineage.batches import BatchEnd
 
 #: Signed links of images work for as long by default.
@@ -250,7 +250,7 @@ class WanBatchOperator(BaseOperator):
         self.wan_conn_id = wan_conn_id
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
-        self.seen = Seen()
+        self.seen = LinkState()
         self._end: BatchEnd | None = None
         self._stop = threading.Event()
 
@@ -335,10 +335,10 @@ class WanBatchOperator(BaseOperator):
     # -- what is wanted ------------------------------------------------------------------------------------
 
     def _batch(self, context: Any, deadline: float) -> Batch:
-        from airflow_provider_wan.faces.batch_telling import BatchMetrics
-        from airflow_provider_wan.generation.batch import Batch
+        from airflow_provider_wan.batch.batch import Batch
         from airflow_provider_wan.hooks.gcs import storage_client
         from airflow_provider_wan.hooks.wan import WanHook
+        from airflow_provider_wan.utils.batch_metrics import BatchMetrics
 
         hook = WanHook(self.wan_conn_id)
         threads = self.parallel_submits + self.parallel_landings + 16
@@ -364,14 +364,14 @@ class WanBatchOperator(BaseOperator):
             watcher=watcher_of(context),
             stop=self._stop,
             on_progress=lambda progress: self._show(context, batch, progress),
-            witness=BatchMetrics(metrics.tags_of(context, self.model_id)),
+            listener=BatchMetrics(metrics.tags_of(context, self.model_id)),
         )
         return batch
 
     def _spec(self, context: Any, deadline: float) -> BatchSpec:
-        from airflow_provider_wan.generation.batch_outcomes import MaxFailures
-        from airflow_provider_wan.generation.batch_planning import BatchSpec
-        from airflow_provider_wan.generation.batch_values import Pace
+        from airflow_provider_wan.batch.planner import BatchSpec
+        from airflow_provider_wan.batch.results import MaxFailures
+        from airflow_provider_wan.batch.values import BatchLimits
         from airflow_provider_wan.hooks.gcs import split_gs_uri
 
         bucket_name, _ = split_gs_uri(f"gs://{self.bucket_name.removeprefix('gs://')}", name="bucket_name")
@@ -387,7 +387,7 @@ class WanBatchOperator(BaseOperator):
             object_name=self.object_name,
             journal=self._journal_uri(),
             model_id=self.model_id,
-            pace=Pace(
+            pace=BatchLimits(
                 deadline,
                 max_in_flight=self.max_in_flight,
                 retries_per_image=self.retries_per_image,
@@ -408,7 +408,7 @@ class WanBatchOperator(BaseOperator):
         )
 
     def _limits(self, context: Any) -> Any:
-        from airflow_provider_wan.generation.batch_budget import Limits
+        from airflow_provider_wan.batch.budget import Limits
 
         count, of = _number(self.max_requests, "max_requests"), _number(self.share_of, "share_of")
         limits = Limits(_number(self.max_cost_usd, "max_cost_usd"), None if count is None else int(count))
@@ -446,21 +446,21 @@ class WanBatchOperator(BaseOperator):
         endings = engine.endings.values()
         request_id = request_id or next((one.request_id for one in endings if one.request_id), None)
         is_there = any(one.outcome.is_there for one in endings)
-        self.seen = Seen(request_id, landed=(self._bucket(), self._prefix()) if is_there else None)
+        self.seen = LinkState(request_id, landed=(self._bucket(), self._prefix()) if is_there else None)
 
     def _tell(self, context: Any, batch: Batch, engine: BatchEngine, report: Report) -> None:
         """Tell links, assets and lineage how it ended."""
         from airflow_provider_wan.hooks.wan import WanHook
-        from airflow_provider_wan.lineage.batches import BatchEnd, tell_batch_hook_lineage, tell_batch_outlets
+        from airflow_provider_wan.lineage.batches import BatchEnd, emit_batch_hook_lineage, emit_batch_outlets
 
         self._see(engine)
         self._push(context, batch, engine.progress())
         context["ti"].xcom_push(key=SUMMARY_KEY, value=report.summary)
         endings = tuple(engine.endings[one] for one in engine.standing.plan.items)
         self._end = end = BatchEnd(self.model_id, self._bucket(), self._prefix(), report.summary, endings)
-        tell_batch_hook_lineage(WanHook(self.wan_conn_id), end, self.log)
+        emit_batch_hook_lineage(WanHook(self.wan_conn_id), end, self.log)
         if report.error is None:
-            tell_batch_outlets(context, self.outlets, end)
+            emit_batch_outlets(context, self.outlets, end)
 
 
 def _number(given: float | str | None, name: str) -> float | None:

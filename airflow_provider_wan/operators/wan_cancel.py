@@ -8,9 +8,9 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_wan.faces.errors import as_airflow_errors
-from airflow_provider_wan.faces.journals import bucket_journal, is_watched_by_others, watchers_of
-from airflow_provider_wan.faces.references import RequestRef, given_or_none, request_of
+from airflow_provider_wan.utils.errors import as_airflow_errors
+from airflow_provider_wan.utils.params import RequestRef, given_or_none, request_of
+from airflow_provider_wan.utils.task import bucket_journal, is_watched_by_others, watchers_of
 
 
 class WanCancelOperator(BaseOperator):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_wan.exceptions import WanError
-from airflow_provider_wan.faces.errors import as_airflow_errors
-from airflow_provider_wan.faces.seen import Seen
 from airflow_provider_wan.links.wan import WanBucketLink
+from airflow_provider_wan.utils.errors import as_airflow_errors
+from airflow_provider_wan.utils.link_state import LinkState
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -89,7 +89,7 @@ class WanContactSheetOperator(BaseOperator):
         self.wan_conn_id = wan_conn_id
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
-        self.seen = Seen()
+        self.seen = LinkState()
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Read the records, and write the page."""
@@ -121,7 +121,7 @@ class WanContactSheetOperator(BaseOperator):
                     timeout=TIMEOUT_S,
                     retry=retry_policy(),
                 )
-        self.seen = Seen(landed=(bucket, name))
+        self.seen = LinkState(landed=(bucket, name))
         self.log.info("Wrote gs://%s/%s with %d videos.", bucket, name, videos)
         return {"uri": f"gs://{bucket}/{name}", "videos": videos}
 
@@ -186,8 +186,8 @@ class WanContactSheetOperator(BaseOperator):
 
     def _records(self, client: storage.Client, bucket: str, prefix: str) -> list[str]:
         """Find the records beside videos: those that the landing has marked with their request."""
-        from airflow_provider_wan.generation.landing import META_REQUEST
         from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
+        from airflow_provider_wan.landing.landing import META_REQUEST
 
         with storage_errors(f"Listing gs://{bucket}/{prefix}"):
             found = [

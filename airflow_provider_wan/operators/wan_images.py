@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from airflow.providers.common.compat.sdk import AirflowSkipException, BaseOperator
 
 from airflow_provider_wan.exceptions import WanError, WanInputError
-from airflow_provider_wan.faces.errors import as_airflow_errors
-from airflow_provider_wan.faces.imaging import TooSmall, image_sources
-from airflow_provider_wan.faces.journals import bucket_journal
-from airflow_provider_wan.faces.references import DEFAULT_MODEL_ID, flag_of, given_or_none, mapping_of
-from airflow_provider_wan.faces.wanting import mask_signatures
+from airflow_provider_wan.utils.errors import as_airflow_errors
+from airflow_provider_wan.utils.images import TooSmall, image_sources
+from airflow_provider_wan.utils.params import DEFAULT_MODEL_ID, flag_of, given_or_none, mapping_of
+from airflow_provider_wan.utils.spec import mask_signatures
+from airflow_provider_wan.utils.task import bucket_journal
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.generation.image_dataset import DatasetReader
-    from airflow_provider_wan.generation.image_preparation import Counts, Preparation, Unusable
-    from airflow_provider_wan.generation.image_source import ImageSources
     from airflow_provider_wan.hooks.wan import WanHook
+    from airflow_provider_wan.images.dataset_reader import DatasetReader
+    from airflow_provider_wan.images.preparation import Counts, Preparation, Unusable
+    from airflow_provider_wan.images.source import ImageSources
 
 _SHOWN_PROBLEMS = 20
 _TELL_EVERY = 1000
@@ -156,7 +156,7 @@ class WanPrepareImagesOperator(BaseOperator):
 
     def execute(self, context: Any) -> Any:
         """Prepare the dataset, or plan it."""
-        from airflow_provider_wan.generation.image_preparation import Preparation
+        from airflow_provider_wan.images.preparation import Preparation
 
         with as_airflow_errors(context):
             is_dry_run = flag_of(self.dry_run, name="dry_run")
@@ -173,8 +173,8 @@ class WanPrepareImagesOperator(BaseOperator):
     def _prepare(
         self, context: Any, sources: ImageSources, reader: DatasetReader, preparation: Preparation
     ) -> list[str]:
-        from airflow_provider_wan.generation.image_manifests import Manifests
-        from airflow_provider_wan.generation.image_preparation import Counts, Unusable
+        from airflow_provider_wan.images.manifests import Manifests
+        from airflow_provider_wan.images.preparation import Counts, Unusable
 
         counts, shown = Counts(), _Table()
         written = Manifests(sources.client, self._manifests_uri(context), chunk_size=self.chunk_size)
@@ -239,7 +239,7 @@ class WanPrepareImagesOperator(BaseOperator):
     # -- planning ------------------------------------------------------------------------------------------
 
     def _plan(self, reader: DatasetReader, preparation: Preparation, hook: WanHook | None) -> dict[str, Any]:
-        from airflow_provider_wan.generation.image_preparation import Counts, Unusable, Wishes
+        from airflow_provider_wan.images.preparation import Counts, Unusable, Wishes
 
         counts, shown = Counts(), _Table()
         wishes = Wishes(self._bought())
@@ -271,8 +271,8 @@ class WanPrepareImagesOperator(BaseOperator):
 
     def _bought(self) -> Iterator[str]:
         """Give the fingerprints of what needs no purchase any more."""
-        from airflow_provider_wan.generation.journal import BucketJournal
-        from airflow_provider_wan.generation.records import Stage
+        from airflow_provider_wan.durable.journal import BucketJournal
+        from airflow_provider_wan.durable.record import Stage
 
         uri = given_or_none(self.journal)
         if uri is None:
@@ -320,8 +320,8 @@ class WanPrepareImagesOperator(BaseOperator):
         )
 
     def _reader(self, sources: ImageSources) -> DatasetReader:
-        from airflow_provider_wan.generation.image_dataset import IMAGE_SUFFIXES, DatasetReader
         from airflow_provider_wan.images.dataset import Columns
+        from airflow_provider_wan.images.dataset_reader import IMAGE_SUFFIXES, DatasetReader
         from airflow_provider_wan.model_api.inputs import load_schema
 
         schema = load_schema(self.model_id)

@@ -24,16 +24,16 @@ from airflow_provider_wan.exceptions import (
     WanRefusedError,
     WanTransientError,
 )
-from airflow_provider_wan.faces.ending import finished, paid_and_gone, result_if_over, timed_out
-from airflow_provider_wan.faces.errors import as_airflow_errors
-from airflow_provider_wan.faces.journals import bucket_journal, watchers_of
-from airflow_provider_wan.faces.references import DEFAULT_TIMEOUT, RequestRef, request_of
-from airflow_provider_wan.faces.seen import Seen, saw_result
 from airflow_provider_wan.links.wan import WanGenerationsLink, WanVideoLink
 from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in
+from airflow_provider_wan.utils.errors import as_airflow_errors
+from airflow_provider_wan.utils.link_state import LinkState, on_result
+from airflow_provider_wan.utils.params import DEFAULT_TIMEOUT, RequestRef, request_of
+from airflow_provider_wan.utils.task import bucket_journal, watchers_of
+from airflow_provider_wan.utils.waits import finished, paid_and_gone, result_if_over, timed_out
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.generation.journal import Journal
+    from airflow_provider_wan.durable.journal import Journal
     from airflow_provider_wan.hooks.wan import WanHook
     from airflow_provider_wan.model_api.calls import RequestResult
 
@@ -92,14 +92,14 @@ class WanRequestSensor(BaseSensorOperator):
         self.wan_conn_id = wan_conn_id
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
-        self.seen = Seen()
+        self.seen = LinkState()
         self._looked = False
 
     def execute(self, context: Any) -> Any:
         """Look once, and wait in the triggerer; or in the usual way."""
         with as_airflow_errors(context):
             ref = request_of(self.request)
-            self.seen = Seen(ref.request_id)
+            self.seen = LinkState(ref.request_id)
             if not self.deferrable:
                 return self._wait_as_sensors_do(context, ref)
             if (xcom := self._first_look(context, ref)) is not None:
@@ -134,13 +134,13 @@ class WanRequestSensor(BaseSensorOperator):
             if self.soft_fail or self.never_fail:
                 raise AirflowSkipException(str(error)) from error
             raise
-        return None if xcom is None else saw_result(self, context, xcom)
+        return None if xcom is None else on_result(self, context, xcom)
 
     def execute_complete(self, context: Any, event: Mapping[str, Any]) -> dict[str, Any]:
         """Go on after the wait in the triggerer."""
         from airflow_provider_wan.hooks.wan import WanHook
 
-        self.seen = Seen(event["request_id"])
+        self.seen = LinkState(event["request_id"])
         with as_airflow_errors(context):
             hook = WanHook(self.wan_conn_id)
             ref = request_of(self.request)
@@ -155,12 +155,12 @@ class WanRequestSensor(BaseSensorOperator):
                 case "refused":
                     raise WanRefusedError(message, request_id=ref.request_id)
             result = self._finished(hook, ref, has_succeeded=event["outcome"] == "succeeded")
-            return saw_result(self, context, result, running_since=event.get("running_since"))
+            return on_result(self, context, result, running_since=event.get("running_since"))
 
     def poke(self, context: Any) -> PokeReturnValue | bool:
         """Look once, in ``mode="poke"`` and ``mode="reschedule"``."""
-        from airflow_provider_wan.generation.decide import There
-        from airflow_provider_wan.generation.outcome import check_it_exists, look
+        from airflow_provider_wan.durable.decide import RemoteState
+        from airflow_provider_wan.durable.reconcile import check_it_exists, look
         from airflow_provider_wan.hooks.wan import WanHook
 
         with as_airflow_errors(context):
@@ -173,9 +173,9 @@ class WanRequestSensor(BaseSensorOperator):
             except (WanTransientError, WanAuthError) as error:
                 self.log.warning("%s", error)
                 return False
-            if there is There.RESULT_GONE:
+            if there is RemoteState.RESULT_GONE:
                 raise paid_and_gone(self._journal(ref), ref, "", self.log)
-            if there is There.GONE:
+            if there is RemoteState.GONE:
                 raise WanNotFoundError(
                     f"RunComfy does not know request {ref.request_id}: the id is wrong, or it was deleted or has "
                     "expired.",
@@ -185,7 +185,7 @@ class WanRequestSensor(BaseSensorOperator):
                 self.log.info("Request %s is %s.", ref.request_id, there)
                 return False
             xcom = self._finished(hook, ref, result=result)
-            return PokeReturnValue(is_done=True, xcom_value=saw_result(self, context, xcom))
+            return PokeReturnValue(is_done=True, xcom_value=on_result(self, context, xcom))
 
     def _wait_as_sensors_do(self, context: Any, ref: RequestRef) -> Any:
         from airflow_provider_wan.hooks.wan import WanHook

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_wan import metrics
-from airflow_provider_wan.faces.errors import as_airflow_errors
-from airflow_provider_wan.faces.references import RequestRef, request_of
-from airflow_provider_wan.faces.seen import Seen
 from airflow_provider_wan.links.wan import WanBucketLink, WanGenerationsLink, WanVideoLink
+from airflow_provider_wan.utils.errors import as_airflow_errors
+from airflow_provider_wan.utils.link_state import LinkState
+from airflow_provider_wan.utils.params import RequestRef, request_of
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.generation.records import Record
+    from airflow_provider_wan.durable.record import Record
 
 
 class WanToGCSOperator(BaseOperator):
@@ -87,7 +87,7 @@ class WanToGCSOperator(BaseOperator):
         self.wan_conn_id = wan_conn_id
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
-        self.seen = Seen()
+        self.seen = LinkState()
         self._landed: Record | None = None
 
     def execute(self, context: Any) -> list[dict[str, Any]]:
@@ -95,7 +95,7 @@ class WanToGCSOperator(BaseOperator):
         started = time.monotonic()
         with as_airflow_errors(context):
             ref = request_of(self.request)
-            self.seen = Seen(ref.request_id)
+            self.seen = LinkState(ref.request_id)
             landed = self._land(ref)
         self._tell(context, landed, time.monotonic() - started)
         return [asdict(video) for video in landed.videos]
@@ -110,24 +110,24 @@ class WanToGCSOperator(BaseOperator):
 
     def _tell(self, context: Any, landed: Record, took_s: float) -> None:
         """Tell links, assets, lineage and metrics what is in the bucket now."""
-        from airflow_provider_wan.lineage.assets import tell_outlets
+        from airflow_provider_wan.lineage.assets import emit_outlets
 
         self._landed = landed
         first = landed.videos[0]
-        self.seen = Seen(first.request_id, landed=(first.bucket, first.object_name))
-        tell_outlets(context, self.outlets, landed)
+        self.seen = LinkState(first.request_id, landed=(first.bucket, first.object_name))
+        emit_outlets(context, self.outlets, landed)
         sizes = [video.size_bytes for video in landed.videos]
-        metrics.tell_landing(sizes, took_s, tags=metrics.tags_of(context, landed.model_id or None))
+        metrics.emit_landing(sizes, took_s, tags=metrics.tags_of(context, landed.model_id or None))
 
     def _land(self, ref: RequestRef) -> Record:
+        from airflow_provider_wan.durable.journal import BucketJournal
+        from airflow_provider_wan.durable.submission import amend
         from airflow_provider_wan.exceptions import WanInputError
-        from airflow_provider_wan.generation.download import Downloader, DownloadPolicy
-        from airflow_provider_wan.generation.journal import BucketJournal
-        from airflow_provider_wan.generation.landing import Destination, Landing, as_landed
-        from airflow_provider_wan.generation.submission import amend
         from airflow_provider_wan.hooks.gcs import split_gs_uri, storage_client
         from airflow_provider_wan.hooks.wan import WanHook
-        from airflow_provider_wan.lineage.assets import tell_hook_lineage
+        from airflow_provider_wan.http.download import Downloader, DownloadPolicy
+        from airflow_provider_wan.landing.landing import Destination, Landing, as_landed
+        from airflow_provider_wan.lineage.assets import emit_hook_lineage
 
         hook = WanHook(self.wan_conn_id)
         bucket_name, path = split_gs_uri(f"gs://{self.bucket_name.removeprefix('gs://')}", name="bucket_name")
@@ -147,7 +147,7 @@ class WanToGCSOperator(BaseOperator):
         known = held.record if held is not None and held.record.request_id == ref.request_id else None
         landing = Landing(hook, client, Downloader(policy, self.log), self.log)
         landed = landing.land(known or _record_of(ref), destination)
-        tell_hook_lineage(hook, landed, self.log)
+        emit_hook_lineage(hook, landed, self.log)
         if journal is not None and ref.fingerprint:
             amend(journal, ref.fingerprint, ref.request_id, as_landed(landed), self.log)
         return landed
@@ -155,7 +155,7 @@ class WanToGCSOperator(BaseOperator):
 
 def _record_of(ref: RequestRef) -> Record:
     """Give what is known of a request that comes without a record."""
-    from airflow_provider_wan.generation.records import Record, Stage
+    from airflow_provider_wan.durable.record import Record, Stage
 
     return Record(
         fingerprint=ref.fingerprint or "",

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_wan.faces.journals import bucket_journal, is_watched_by_others
 from airflow_provider_wan.triggers.kills import cancel_if_over, is_over_for_good
 from airflow_provider_wan.triggers.loading import load
 from airflow_provider_wan.triggers.wan_batch import WanBatchTrigger
+from airflow_provider_wan.utils.task import bucket_journal, is_watched_by_others
 
 __all__ = ["WanBatchTrigger", "WanRequestTrigger", "deadline_in", "event_of", "is_over_for_good"]
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.model_api.polling import Over, RequestWait
+    from airflow_provider_wan.polling.request_wait import Over, RequestWait
 
 _ON_KILL_S = 60.0
 
@@ -96,8 +96,8 @@ class WanRequestTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait."""
         await load()
-        from airflow_provider_wan.generation.waiting import start_wait, wait_in_triggerer
         from airflow_provider_wan.hooks.wan import WanAsyncHook
+        from airflow_provider_wan.polling.waiting import start_wait, wait_in_triggerer
 
         async with WanAsyncHook(self.wan_conn_id) as hook:
             wait = start_wait(

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_wan.faces.journals import bucket_journal
 from airflow_provider_wan.triggers.kills import cancel_if_over
 from airflow_provider_wan.triggers.loading import load
+from airflow_provider_wan.utils.task import bucket_journal
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.generation.batch_watch import QueueWatch
     from airflow_provider_wan.hooks.wan_async import WanAsyncHook
+    from airflow_provider_wan.polling.poller import RequestPoller
 
 _LOOKS_AT_ONCE = 20
 _LONGEST_NAP_S = 30.0
@@ -133,9 +133,9 @@ class WanBatchTrigger(BaseTrigger):
             }
         )
 
-    async def _new_watch(self, hook: WanAsyncHook) -> QueueWatch:
-        from airflow_provider_wan.generation.batch_watch import QueueWatch
-        from airflow_provider_wan.generation.batch_watched import policy_of
+    async def _new_watch(self, hook: WanAsyncHook) -> RequestPoller:
+        from airflow_provider_wan.polling.polled_request import policy_of
+        from airflow_provider_wan.polling.poller import RequestPoller
 
         while True:
             try:
@@ -149,18 +149,18 @@ class WanBatchTrigger(BaseTrigger):
                     break
                 self.log.warning("The connection can't be read yet: %s", type(error).__name__)
                 await asyncio.sleep(_LONGEST_NAP_S)
-        return QueueWatch.resume(
+        return RequestPoller.resume(
             policy, self.learned, self.request_ids, self.started, time.time(), look_at=self.look_at
         )
 
-    async def _watch(self, hook: WanAsyncHook, watch: QueueWatch) -> str:
+    async def _watch(self, hook: WanAsyncHook, watch: RequestPoller) -> str:
         looking: dict[asyncio.Task[None], str] = {}
-        tell_at = time.time() + _TELL_EVERY_S
+        emit_at = time.time() + _TELL_EVERY_S
         try:
             while True:
                 now = time.time()
-                if now >= tell_at:
-                    tell_at = now + _TELL_EVERY_S
+                if now >= emit_at:
+                    emit_at = now + _TELL_EVERY_S
                     self._tell(watch)
                 outcome = self._outcome(watch, now)
                 if outcome is not None:
@@ -181,12 +181,12 @@ class WanBatchTrigger(BaseTrigger):
                 task.cancel()
             await asyncio.gather(*looking, return_exceptions=True)
 
-    def _tell(self, watch: QueueWatch) -> None:
+    def _tell(self, watch: RequestPoller) -> None:
         over, queued = len(watch.ready), watch.queued
         running = len(watch) - over - queued
         self.log.info("Still waiting: %d running, %d queued, %d over.", running, queued, over)
 
-    def _outcome(self, watch: QueueWatch, now: float) -> str | None:
+    def _outcome(self, watch: RequestPoller, now: float) -> str | None:
         waits = len(watch) - len(watch.ready)
         if now >= self.deadline:
             return "timeout"
@@ -197,7 +197,7 @@ class WanBatchTrigger(BaseTrigger):
         oldest = min(watch.ready.values(), default=now)
         return "ready" if now - oldest >= self.resume_after and watch.ready else None
 
-    def _wake_at(self, watch: QueueWatch, now: float, looking: int) -> float:
+    def _wake_at(self, watch: RequestPoller, now: float, looking: int) -> float:
         moments = [now + _LONGEST_NAP_S, self.deadline]
         if looking < _LOOKS_AT_ONCE:
             moments.append(watch.next_at(now))
@@ -207,17 +207,17 @@ class WanBatchTrigger(BaseTrigger):
             moments.append(min(watch.ready.values()) + self.resume_after)
         return min(moments)
 
-    async def _look(self, hook: WanAsyncHook, watch: QueueWatch, request_id: str) -> None:
+    async def _look(self, hook: WanAsyncHook, watch: RequestPoller, request_id: str) -> None:
         from airflow_provider_wan.exceptions import WanError, WanTransientError
 
         try:
             status = await hook.get_status(request_id, retry=False)
         except WanError as error:
-            watch.saw_error(request_id, error, time.time())
+            watch.on_error(request_id, error, time.time())
         except Exception as error:  # the connection can't be read again, perhaps
-            watch.saw_error(request_id, WanTransientError(type(error).__name__), time.time())
+            watch.on_error(request_id, WanTransientError(type(error).__name__), time.time())
         else:
-            watch.saw_status(status, time.time())
+            watch.on_status(status, time.time())
 
     async def on_kill(self) -> None:
         """Cancel what is still queued, if nobody owns it any more."""

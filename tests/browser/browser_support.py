@@ -24,7 +24,7 @@ STATIC = ROOT / "docs" / "_static"
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class LinkState:
     """What a test looks at: an Airflow, the sandbox behind it, and a run of the daily Dag."""
 
     airflow: LocalAirflow

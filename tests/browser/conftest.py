@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "live")]
 
 if TYPE_CHECKING:
-    from browser_support import Seen, Windows
     from playwright.sync_api import Browser, Page
+
+    from tests.browser.browser_support import LinkState, Windows
 
 # Where the unit tests run under another Airflow there is no Playwright.
 collect_ignore_glob = [] if importlib.util.find_spec("playwright") else ["test_*.py"]
@@ -29,15 +30,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinkState]:
     """A run with three landed videos, one failed generation and two refused photographs."""
-    from browser_support import BATCH_DAG_ID, DAG_ID, USERS, Seen
-    from chromium import chromium
-    from postgres import Postgres
-
     from demo.gallery import PHOTOS_BUCKET, VIDEOS_BUCKET, Gallery
     from demo.local_airflow import LocalAirflow
     from demo.sandbox_process import SandboxProcess
+    from tests.browser.browser_support import BATCH_DAG_ID, DAG_ID, USERS, LinkState
+    from tests.browser.chromium import chromium
+    from tests.live.postgres import Postgres
 
     executable = chromium()  # skip before anything is started
     assert executable
@@ -55,20 +55,21 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
             airflow.wait_for_dags(DAG_ID, BATCH_DAG_ID)
             airflow.client.unpause(DAG_ID)
             airflow.client.unpause(BATCH_DAG_ID)
-            found = Seen(airflow, sandbox, photos, "", postgres.url)
+            found = LinkState(airflow, sandbox, photos, "", postgres.url)
             sandbox.add_fault(
                 "generation", "fail", prompt_contains="rocket", error="the picture shows too much"
             )
             run_id = found.start("2026-01-15", sorted(photos))
             assert airflow.client.wait_run(DAG_ID, run_id, timeout_s=120) == "failed"  # because of the one
-            yield Seen(airflow, sandbox, photos, run_id, postgres.url)
+            yield LinkState(airflow, sandbox, photos, run_id, postgres.url)
 
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """A headless Chromium."""
-    from chromium import FLAGS, chromium, free_of_proxies
     from playwright.sync_api import sync_playwright
+
+    from tests.browser.chromium import FLAGS, chromium, free_of_proxies
 
     executable = chromium()
     with sync_playwright() as playwright:
@@ -79,8 +80,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def _windows(browser: Browser, seen: Seen) -> Windows:
-    from browser_support import Windows
+def _windows(browser: Browser, seen: LinkState) -> Windows:
+    from tests.browser.browser_support import Windows
 
     return Windows(browser, seen.airflow.url)
 
@@ -96,8 +97,9 @@ def page_of(_windows: Windows) -> Iterator[Windows]:
 def screenshot(request: pytest.FixtureRequest) -> Callable[[Page, str], None]:
     """Writes a screenshot for the documentation, if that was asked for."""
 
-    from browser_support import STATIC
     from PIL import Image
+
+    from tests.browser.browser_support import STATIC
 
     def take(page: Page, name: str) -> None:
         if request.config.getoption("--screenshots", default=False):

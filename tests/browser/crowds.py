@@ -7,13 +7,14 @@ import json
 import uuid
 from typing import Any
 
-from browser_support import DAG_ID, Seen
 from sqlalchemy import MetaData, Table, create_engine, func, select
+
+from tests.browser.browser_support import DAG_ID, LinkState
 
 TASKS = ("make_video.submit", "make_video.wait", "make_video.land")
 
 
-def multiply(seen: Seen, count: int) -> str:
+def multiply(seen: LinkState, count: int) -> str:
     """Copy one landed video of the first run as often as wanted into a new run, and give that run's id."""
     run_id = f"crowd_{count}"
     engine = create_engine(seen.database)

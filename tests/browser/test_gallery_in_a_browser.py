@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from browser_support import BATCH_DAG_ID, BATCH_SIZE, DAG_ID, HOSTILE, Seen, Windows
-from crowds import multiply
 from playwright.sync_api import FrameLocator, Page, expect
 
 from demo import contact_sheet
 from demo.airflow_client import TaskKey
 from demo.gallery import VIDEOS_BUCKET, Gallery
 from demo.table import Row
+from tests.browser.browser_support import BATCH_DAG_ID, BATCH_SIZE, DAG_ID, HOSTILE, LinkState, Windows
+from tests.browser.crowds import multiply
 
 pytestmark = pytest.mark.live
 
@@ -34,7 +34,7 @@ SEEK = """(video, to) => new Promise((resolve, reject) => {
 })"""
 
 
-def open_tab(page: Page, seen: Seen, run_id: str | None = None, dag_id: str = DAG_ID) -> FrameLocator:
+def open_tab(page: Page, seen: LinkState, run_id: str | None = None, dag_id: str = DAG_ID) -> FrameLocator:
     """Open a run as a person does, and click on the tab."""
     page.goto(seen.tab(run_id, dag_id).rsplit("/plugin/", 1)[0])
     page.get_by_role("link", name="Videos", exact=True).or_(
@@ -52,7 +52,7 @@ def turn_to_page(frame: FrameLocator, number: int, pages: int) -> None:
 
 
 @pytest.fixture
-def slow_run(seen: Seen) -> Iterator[str]:
+def slow_run(seen: LinkState) -> Iterator[str]:
     """A run that is in progress: two generations run, the others queue."""
     seen.sandbox.control("speed", {"speed": 0.5})
     names = ["astronaut.jpg", "coffee.jpg", "hubble_deep_field.jpg", "rocket.jpg"]
@@ -66,7 +66,9 @@ def batch_runs() -> dict[str, str]:
     return {}
 
 
-def test_the_tab_shows_as_many_videos_as_landed(seen: Seen, page_of: Windows, screenshot: Screenshot) -> None:
+def test_the_tab_shows_as_many_videos_as_landed(
+    seen: LinkState, page_of: Windows, screenshot: Screenshot
+) -> None:
     frame = open_tab(page_of(), seen)
     expect(frame.locator("li.card")).to_have_count(6)
     expect(frame.locator("video")).to_have_count(3)
@@ -79,7 +81,7 @@ def test_the_tab_shows_as_many_videos_as_landed(seen: Seen, page_of: Windows, sc
     screenshot(frame.owner.page, "gallery-light.png")
 
 
-def test_a_video_plays_to_its_end_and_seeks(seen: Seen, page_of: Windows) -> None:
+def test_a_video_plays_to_its_end_and_seeks(seen: LinkState, page_of: Windows) -> None:
     page = page_of()
     answers: list[int] = []
     page.on("response", lambda answer: answers.append(answer.status) if "/video?" in answer.url else None)
@@ -97,7 +99,7 @@ def test_a_video_plays_to_its_end_and_seeks(seen: Seen, page_of: Windows) -> Non
     assert set(answers) == {206}
 
 
-def test_filters_show_what_they_say(seen: Seen, page_of: Windows) -> None:
+def test_filters_show_what_they_say(seen: LinkState, page_of: Windows) -> None:
     frame = open_tab(page_of(), seen)
     for name, count, word in (
         ("failed", 1, "shows too much"),
@@ -110,7 +112,7 @@ def test_filters_show_what_they_say(seen: Seen, page_of: Windows) -> None:
         expect(frame.locator("nav .here").first).to_contain_text(name)
 
 
-def test_dark_follows_airflow(seen: Seen, page_of: Windows, screenshot: Screenshot) -> None:
+def test_dark_follows_airflow(seen: LinkState, page_of: Windows, screenshot: Screenshot) -> None:
     page = page_of()
     frame = open_tab(page, seen)
     light = frame.locator("body").evaluate("body => getComputedStyle(body).backgroundColor")
@@ -128,7 +130,7 @@ def test_dark_follows_airflow(seen: Seen, page_of: Windows, screenshot: Screensh
 
 
 def test_a_narrow_window_needs_no_scrolling_sideways(
-    seen: Seen, page_of: Windows, screenshot: Screenshot
+    seen: LinkState, page_of: Windows, screenshot: Screenshot
 ) -> None:
     page = page_of(width=420, height=860)
     page.goto(f"{seen.airflow.url}/wan/dags/{DAG_ID}/videos?run_id={seen.quoted_run_id}")
@@ -139,14 +141,14 @@ def test_a_narrow_window_needs_no_scrolling_sideways(
     screenshot(page, "gallery-narrow.png")
 
 
-def test_the_address_that_airflow_3_1_makes_leads_to_the_run_too(seen: Seen, page_of: Windows) -> None:
+def test_the_address_that_airflow_3_1_makes_leads_to_the_run_too(seen: LinkState, page_of: Windows) -> None:
     assert "+" in seen.run_id
     answer = page_of().request.get(f"{seen.airflow.url}/wan/dags/{DAG_ID}/videos?run_id={seen.run_id}")
     assert answer.status == 200
 
 
 def test_a_hostile_prompt_stays_text_and_a_queue_is_shown(
-    seen: Seen, slow_run: str, page_of: Windows
+    seen: LinkState, slow_run: str, page_of: Windows
 ) -> None:
     page = page_of()
     frame = open_tab(page, seen, slow_run)
@@ -160,7 +162,7 @@ def test_a_hostile_prompt_stays_text_and_a_queue_is_shown(
 
 
 def test_a_batch_shows_each_image_while_it_is_under_way(
-    seen: Seen, batch_runs: dict[str, str], page_of: Windows, screenshot: Screenshot
+    seen: LinkState, batch_runs: dict[str, str], page_of: Windows, screenshot: Screenshot
 ) -> None:
     seen.sandbox.control("speed", {"speed": 0.5})
     try:
@@ -186,7 +188,7 @@ def test_a_batch_shows_each_image_while_it_is_under_way(
         seen.sandbox.control("speed", {"speed": 600})
 
 
-def test_a_user_without_permission_sees_nothing(seen: Seen, page_of: Windows) -> None:
+def test_a_user_without_permission_sees_nothing(seen: LinkState, page_of: Windows) -> None:
     may, may_not = page_of("victor"), page_of("nobody")
     base = f"{seen.airflow.url}/wan/dags/{DAG_ID}"
     run = f"run_id={seen.quoted_run_id}"
@@ -206,7 +208,7 @@ def test_a_user_without_permission_sees_nothing(seen: Seen, page_of: Windows) ->
     )
 
 
-def test_media_of_another_run_or_dag_are_not_given(seen: Seen, page_of: Windows) -> None:
+def test_media_of_another_run_or_dag_are_not_given(seen: LinkState, page_of: Windows) -> None:
     page = page_of()
     where = "task_id=make_video.land&map_index=2"
     base = f"{seen.airflow.url}/wan/dags"
@@ -219,7 +221,7 @@ def test_media_of_another_run_or_dag_are_not_given(seen: Seen, page_of: Windows)
 
 
 def test_the_page_beside_the_videos_plays_them_from_a_folder(
-    seen: Seen, page_of: Windows, screenshot: Screenshot, tmp_path: Path
+    seen: LinkState, page_of: Windows, screenshot: Screenshot, tmp_path: Path
 ) -> None:
     bucket = Gallery(seen.sandbox.bucket_url)
     names = {url: name for name, url in seen.photos.items()}
@@ -240,7 +242,7 @@ def test_the_page_beside_the_videos_plays_them_from_a_folder(
 
 
 def test_a_batch_that_is_over_shows_how_each_image_ended(
-    seen: Seen, batch_runs: dict[str, str], page_of: Windows
+    seen: LinkState, batch_runs: dict[str, str], page_of: Windows
 ) -> None:
     run_id = batch_runs["run"]
     assert seen.airflow.client.wait_run(BATCH_DAG_ID, run_id, timeout_s=120) == "success"
@@ -262,7 +264,7 @@ def test_a_batch_that_is_over_shows_how_each_image_ended(
 
 
 def test_a_thousand_videos_stay_usable(
-    seen: Seen, page_of: Windows, record_property: Callable[[str, object], None]
+    seen: LinkState, page_of: Windows, record_property: Callable[[str, object], None]
 ) -> None:
     page = page_of()
     for count in (10, 1000):

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import airflow
 import pytest
-from image_samples import encoded, exif_with, photo, quadrants
-from sandboxes import Bucket
+
+from tests.image_samples import encoded, exif_with, photo, quadrants
+from tests.sandboxes import Bucket
 
 if TYPE_CHECKING:
     from airflow.sdk.definitions.dag import DAG

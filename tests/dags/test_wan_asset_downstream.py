@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.sandbox.server import Sandbox
+    from wan_sandbox.server import Sandbox
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PHOTO = ROOT / "demo" / "photos" / "coffee.jpg"

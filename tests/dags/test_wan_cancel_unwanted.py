@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_provider_wan.sandbox.server import Sandbox
+from wan_sandbox.server import Sandbox
 
 if TYPE_CHECKING:
     from airflow.sdk.definitions.dag import DAG

@@ -8,11 +8,11 @@ from typing import Any
 
 import pendulum
 import pytest
-from dag_runs import Run, run_example
-from face_runs import posts, purchases
-from sandboxes import Bucket
 
-from airflow_provider_wan.sandbox.server import Sandbox
+from tests.dag_runs import Run, run_example
+from tests.face_runs import posts, purchases
+from tests.sandboxes import Bucket
+from wan_sandbox.server import Sandbox
 
 PHOTOS = Path(__file__).resolve().parent.parent.parent / "demo" / "photos"
 USABLE = ("astronaut.jpg", "coffee.jpg", "rocket.jpg")

@@ -6,11 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from dag_runs import run_example
-from face_runs import purchases
-from sandboxes import VIDEO_BYTES, Bucket
 
-from airflow_provider_wan.sandbox.server import Sandbox
+from tests.dag_runs import run_example
+from tests.face_runs import purchases
+from tests.sandboxes import VIDEO_BYTES, Bucket
+from wan_sandbox.server import Sandbox
 
 PHOTO = Path(__file__).resolve().parent.parent.parent / "demo" / "photos" / "coffee.jpg"
 

@@ -14,7 +14,7 @@ from airflow_provider_wan.decorators.wan import WanDecoratedOperator
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from airflow_provider_wan.sandbox.server import Sandbox
+    from wan_sandbox.server import Sandbox
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PHOTO = ROOT / "demo" / "photos" / "coffee.jpg"

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMED = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
+NAMED = re.compile(r"`((?:sandbox/)?tests/[\w/]+\.py)::(test_\w+)`")
 
 
 def functions(path: Path) -> set[str]:

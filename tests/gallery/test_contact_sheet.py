@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gallery_entries import landed, submitted
-from test_gallery_page import HOSTILE, Tags
 
 from airflow_provider_wan.gallery.cards import cards_of
 from airflow_provider_wan.gallery.contact_sheet import (
@@ -22,9 +20,11 @@ from airflow_provider_wan.gallery.contact_sheet import (
 from airflow_provider_wan.operators.wan import WanSubmitOperator
 from airflow_provider_wan.operators.wan_contact_sheet import WanContactSheetOperator
 from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
+from tests.gallery.gallery_entries import landed, submitted
+from tests.gallery.test_gallery_page import HOSTILE, Tags
 
 if TYPE_CHECKING:
-    from sandboxes import Bucket
+    from tests.sandboxes import Bucket
 
 
 class TaskInstance:

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from gallery_entries import IMAGE, MODEL, failed, request_id
 
+from airflow_provider_wan.batch.progress import Progress
+from airflow_provider_wan.batch.results import Outcome
 from airflow_provider_wan.gallery.batch_cards import (
     MANIFEST,
     Sheet,
@@ -21,8 +22,7 @@ from airflow_provider_wan.gallery.batch_cards import (
 )
 from airflow_provider_wan.gallery.cards import FILTERS, LIVE, Entry, Look, cards_of
 from airflow_provider_wan.gallery.page import Asked, chosen, render_page
-from airflow_provider_wan.generation.batch_outcomes import Outcome
-from airflow_provider_wan.generation.batch_progress import Progress
+from tests.gallery.gallery_entries import IMAGE, MODEL, failed, request_id
 
 MANIFEST_URI = "gs://videos/_journal/_manifests/a.jsonl"
 STANDING_URI = "gs://videos/_journal/_notes/a.jsonl"

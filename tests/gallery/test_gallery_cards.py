@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import pytest
-from gallery_entries import IMAGE, MODEL, failed, landed, refused, request_id, submitted, waited
 
 from airflow_provider_wan.gallery.cards import Entry, Look, Submitter, cards_of
+from tests.gallery.gallery_entries import IMAGE, MODEL, failed, landed, refused, request_id, submitted, waited
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from airflow_provider_wan.gallery import live
 from airflow_provider_wan.gallery.live import Questions
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.sandbox.server import Sandbox
+    from wan_sandbox.server import Sandbox
 
 MODEL = "wan-ai/wan-2-2/image-to-video"
 

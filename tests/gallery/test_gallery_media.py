@@ -11,7 +11,7 @@ import pytest
 from airflow_provider_wan.gallery.media import Media, Video
 
 if TYPE_CHECKING:
-    from sandboxes import Bucket
+    from tests.sandboxes import Bucket
 
 DATA = bytes(range(256)) * 40
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 from html.parser import HTMLParser
 
 import pytest
-from gallery_entries import IMAGE, failed, landed, refused, submitted, waited
 
 from airflow_provider_wan.gallery.cards import Card, Entry, Place, Submitter, cards_of, image_at
 from airflow_provider_wan.gallery.page import PAGE_SIZE, Asked, chosen, render_page, version_of
+from tests.gallery.gallery_entries import IMAGE, failed, landed, refused, submitted, waited
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'>&"
 

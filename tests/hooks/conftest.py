@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import pytest
-from hook_faces import KINDS, Face
+
+from tests.hooks.hook_faces import KINDS, Face
 
 
 @pytest.fixture(params=KINDS)

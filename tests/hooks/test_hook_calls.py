@@ -9,8 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hook_faces import QUICK, Face, connection, everything_in
-from sandboxes import INPUTS, MODEL
 
 from airflow_provider_wan.exceptions import (
     WanAuthError,
@@ -23,7 +21,9 @@ from airflow_provider_wan.exceptions import (
     WanUnknownSubmissionError,
 )
 from airflow_provider_wan.model_api.states import State
-from airflow_provider_wan.sandbox.server import Sandbox
+from tests.hooks.hook_faces import QUICK, Face, connection, everything_in
+from tests.sandboxes import INPUTS, MODEL
+from wan_sandbox.server import Sandbox
 
 #: Gives the call to make, once there is a request to make it about.
 CALLS: dict[str, Callable[[Face, str], Any]] = {
@@ -187,7 +187,7 @@ def test_nothing_is_waited_for_longer_than_the_timeout(
     params: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("airflow_provider_wan.web.CONNECT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("airflow_provider_wan.http.transport.CONNECT_TIMEOUT_S", 0.5)
     monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox.url, timeout=0.5))
     impatient = Face(hook.kind, retry=replace(QUICK, tries=1))
     sandbox.add_fault(call, fault, **params)

@@ -8,13 +8,13 @@ from typing import Any
 
 import airflow
 import pytest
-from hook_faces import Face, connection
-from wires import Wire, always, closed_port, reply
 
 from airflow_provider_wan.exceptions import WanAuthError, WanError, WanInputError
-from airflow_provider_wan.hooks.settings import WanSettings
+from airflow_provider_wan.hooks.connection import WanSettings
 from airflow_provider_wan.hooks.wan import WanHook
-from airflow_provider_wan.sandbox.server import Sandbox
+from tests.hooks.hook_faces import Face, connection
+from tests.wires import Wire, always, closed_port, reply
+from wan_sandbox.server import Sandbox
 
 
 def settings_of(monkeypatch: pytest.MonkeyPatch, extra: Any = None, **fields: Any) -> WanSettings:

@@ -7,13 +7,13 @@ import threading
 from typing import Any
 
 import pytest
-from sandboxes import Bucket
-from wires import Proxy, Wire, always, closed_port, drip, read_head, reply
 
 from airflow_provider_wan.exceptions import WanInputError, WanStorageError
 from airflow_provider_wan.hooks import gcs
 from airflow_provider_wan.hooks.gcs import check_object_name, split_gs_uri, storage_client, storage_errors
-from airflow_provider_wan.sandbox.server import Sandbox
+from tests.sandboxes import Bucket
+from tests.wires import Proxy, Wire, always, closed_port, drip, read_head, reply
+from wan_sandbox.server import Sandbox
 
 NOT_FOUND = reply(
     b'{"error": {"code": 404, "message": "No such object"}}', "404 Not Found", Content_Type="application/json"

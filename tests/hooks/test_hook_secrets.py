@@ -10,9 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hook_faces import QUICK, Face, connection, everything_in
-from sandboxes import INPUTS, MODEL
-from wires import Proxy, Wire, always, certificate, closed_port, read_request, reply
 
 from airflow_provider_wan.exceptions import (
     WanAuthError,
@@ -22,7 +19,10 @@ from airflow_provider_wan.exceptions import (
     WanUnknownSubmissionError,
 )
 from airflow_provider_wan.hooks.wan import WanAsyncHook, WanHook
-from airflow_provider_wan.sandbox.server import Sandbox
+from tests.hooks.hook_faces import QUICK, Face, connection, everything_in
+from tests.sandboxes import INPUTS, MODEL
+from tests.wires import Proxy, Wire, always, certificate, closed_port, read_request, reply
+from wan_sandbox.server import Sandbox
 
 TOKEN = "token-0123456789-secret"
 METHODS = [

@@ -11,15 +11,15 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
-from hook_faces import KINDS, QUICK, Face, connection
-from sandboxes import INPUTS, MODEL
-from wires import Wire, read_request, reply
 
 from airflow_provider_wan.exceptions import WanTransientError
 from airflow_provider_wan.hooks import wan_async
 from airflow_provider_wan.hooks.common import Pacer, pacer_of
 from airflow_provider_wan.hooks.wan import WanAsyncHook, WanHook
-from airflow_provider_wan.sandbox.server import Sandbox
+from tests.hooks.hook_faces import KINDS, QUICK, Face, connection
+from tests.sandboxes import INPUTS, MODEL
+from tests.wires import Wire, read_request, reply
+from wan_sandbox.server import Sandbox
 
 YEAR_S = 365 * 86400
 

@@ -8,12 +8,12 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-import image_samples as samples
 import pytest
 from PIL import Image
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images.inspect import inspect
+from tests import image_samples as samples
 
 KIB = 1024
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import image_samples as samples
 import pytest
 
 from airflow_provider_wan.exceptions import WanDownloadError, WanInputError
 from airflow_provider_wan.images.many import map_in_order, prepare_many
 from airflow_provider_wan.images.prepare import PreparedImage, prepare
 from airflow_provider_wan.model_api.inputs import ImageRules, image_rules
+from tests import image_samples as samples
 
 FOUND = image_rules("wan-ai/wan-2-2/image-to-video")
 assert FOUND is not None

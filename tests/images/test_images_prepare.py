@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import image_samples as samples
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
@@ -19,6 +18,7 @@ from airflow_provider_wan.images.check import check
 from airflow_provider_wan.images.inspect import inspect
 from airflow_provider_wan.images.prepare import PreparedImage, prepare
 from airflow_provider_wan.model_api.inputs import ImageRules, image_rules
+from tests import image_samples as samples
 
 FOUND = image_rules("wan-ai/wan-2-2/image-to-video")
 assert FOUND is not None

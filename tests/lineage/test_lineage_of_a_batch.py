@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_runs import IMAGES, TaskInstance, play_try
 
-from airflow_provider_wan.generation.batch_outcomes import Ending, Outcome, count_outcomes
+from airflow_provider_wan.batch.results import ImageResult, Outcome, count_outcomes
 from airflow_provider_wan.lineage.batches import (
     FEW,
     MOST_PLACES,
     BatchEnd,
+    emit_batch_outlets,
     extra_of_batch,
     outputs_of,
     places_of,
-    tell_batch_outlets,
 )
 from airflow_provider_wan.links.wan import GENERATIONS_URL
-from airflow_provider_wan.sandbox.server import Sandbox
+from tests.batch_runs import IMAGES, TaskInstance, play_try
+from wan_sandbox.server import Sandbox
 
-TESTS = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def ended(landed: int, *, reused: int = 0, failed: int = 0) -> BatchEnd:
 
     wanted = {Outcome.LANDED: landed, Outcome.REUSED: reused, Outcome.FAILED: failed}
     endings = [
-        Ending(
+        ImageResult(
             f"gs://images/{outcome}/{number:05d}.jpg",
             outcome,
             "f" * 64,
@@ -106,7 +106,7 @@ def test_each_outlet_gets_one_event() -> None:
 
     asset, alias = Asset("gs://videos/daily"), AssetAlias("daily-videos")
     end, context = ended(30), {"outlet_events": outlet_events()}
-    tell_batch_outlets(context, [asset, alias], end)
+    emit_batch_outlets(context, [asset, alias], end)
     assert context["outlet_events"][asset].extra == extra_of_batch(end)
     (event,) = context["outlet_events"][alias].asset_alias_events
     assert event.dest_asset_key.uri.rstrip("/") == "gs://videos/out"
@@ -175,7 +175,7 @@ import json, sys
 import airflow.sdk.lineage as lineage
 collector = lineage.HookLineageCollector()
 lineage.get_hook_lineage_collector = lambda: collector
-from batch_runs import IMAGES, TaskInstance, play_try
+from tests.batch_runs import IMAGES, TaskInstance, play_try
 count = int(sys.argv[2])
 images = [f"https://images.example.com/{number % 3}/{number:03d}.jpg" for number in range(count)]
 played = play_try(TaskInstance(), images=images, max_in_flight=30, max_failures="10%")
@@ -200,7 +200,7 @@ def emitted(path: Path, count: int) -> tuple[dict[str, Any], dict[str, Any]]:
     pytest.importorskip("openlineage.client")
     done = subprocess.run(
         [sys.executable, "-c", _BATCH, str(path), str(count)],
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_provider_wan.generation.records import LandedVideo, Record, Stage
-from airflow_provider_wan.lineage.assets import extra_of, tell_outlets
+from airflow_provider_wan.durable.record import LandedVideo, Record, Stage
+from airflow_provider_wan.lineage.assets import emit_outlets, extra_of
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.sandbox.server import Sandbox
+    from wan_sandbox.server import Sandbox
 
 REQUEST = "00000000-0000-4000-8000-000000000001"
 
@@ -61,7 +61,7 @@ def test_an_asset_event_says_what_the_video_is() -> None:
     from airflow.sdk import Asset
 
     asset, context = Asset("gs://videos/daily"), {"outlet_events": outlet_events()}
-    tell_outlets(context, [asset], record())
+    emit_outlets(context, [asset], record())
     assert context["outlet_events"][asset].extra == {
         "uri": "gs://videos/1.mp4",
         "request_id": REQUEST,
@@ -77,7 +77,7 @@ def test_several_videos_are_all_in_the_event_of_an_asset() -> None:
     from airflow.sdk import Asset
 
     asset, context = Asset("gs://videos/daily"), {"outlet_events": outlet_events()}
-    tell_outlets(context, [asset], record(videos=2))
+    emit_outlets(context, [asset], record(videos=2))
     extra = context["outlet_events"][asset].extra
     assert [one["uri"] for one in extra["videos"]] == ["gs://videos/1.mp4", "gs://videos/2.mp4"]
 
@@ -86,7 +86,7 @@ def test_an_alias_gets_an_event_for_each_video() -> None:
     from airflow.sdk import AssetAlias
 
     alias, context = AssetAlias("daily-videos"), {"outlet_events": outlet_events()}
-    tell_outlets(context, [alias], record(videos=2))
+    emit_outlets(context, [alias], record(videos=2))
     events = context["outlet_events"][alias].asset_alias_events
     assert [event.dest_asset_key.uri for event in events] == ["gs://videos/1.mp4", "gs://videos/2.mp4"]
     assert events[0].extra == extra_of(record(), video())
@@ -94,7 +94,7 @@ def test_an_alias_gets_an_event_for_each_video() -> None:
 
 def test_a_landing_without_outlets_says_nothing() -> None:
     context = {"outlet_events": outlet_events()}
-    tell_outlets(context, [], record())
+    emit_outlets(context, [], record())
     assert len(context["outlet_events"]) == 0
 
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_provider_wan.faces.seen import Seen
 from airflow_provider_wan.links.wan import GENERATIONS_URL, WanBucketLink, WanGenerationsLink, WanVideoLink
 from airflow_provider_wan.operators.wan import WanSubmitOperator
 from airflow_provider_wan.sensors.wan import WanRequestSensor
 from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
+from airflow_provider_wan.utils.link_state import LinkState
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.sandbox.server import Sandbox
+    from wan_sandbox.server import Sandbox
 
 REQUEST = "00000000-0000-4000-8000-000000000001"
 IMAGE = "https://images.example.com/a.jpg"
@@ -23,7 +23,7 @@ IMAGE = "https://images.example.com/a.jpg"
 class Holder:
     """An operator as far as links look at it."""
 
-    def __init__(self, seen: Seen | None) -> None:
+    def __init__(self, seen: LinkState | None) -> None:
         self.seen = seen
 
 
@@ -31,23 +31,23 @@ class Holder:
     ("seen", "video", "bucket", "generations"),
     [
         (None, "", "", ""),
-        (Seen(), "", "", ""),
-        (Seen(REQUEST), "", "", GENERATIONS_URL),
+        (LinkState(), "", "", ""),
+        (LinkState(REQUEST), "", "", GENERATIONS_URL),
         (
-            Seen(REQUEST, "https://cdn.example.com/v.mp4"),
+            LinkState(REQUEST, "https://cdn.example.com/v.mp4"),
             "https://cdn.example.com/v.mp4",
             "",
             GENERATIONS_URL,
         ),
-        (Seen(REQUEST, "javascript:alert(1)"), "", "", GENERATIONS_URL),
+        (LinkState(REQUEST, "javascript:alert(1)"), "", "", GENERATIONS_URL),
         (
-            Seen(REQUEST, "gs://videos/a b.mp4"),
+            LinkState(REQUEST, "gs://videos/a b.mp4"),
             "https://storage.cloud.google.com/videos/a%20b.mp4",
             "",
             GENERATIONS_URL,
         ),
         (
-            Seen(REQUEST, landed=("videos", "2026/a?b#c.mp4")),
+            LinkState(REQUEST, landed=("videos", "2026/a?b#c.mp4")),
             "https://storage.cloud.google.com/videos/2026/a%3Fb%23c.mp4",
             "https://console.cloud.google.com/storage/browser/videos/2026",
             GENERATIONS_URL,
@@ -55,7 +55,7 @@ class Holder:
     ],
 )
 def test_links_lead_where_the_task_has_been(
-    seen: Seen | None, video: str, bucket: str, generations: str
+    seen: LinkState | None, video: str, bucket: str, generations: str
 ) -> None:
     operator = Holder(seen)
     links = (WanVideoLink(), WanBucketLink(), WanGenerationsLink())

@@ -14,13 +14,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from harness_live import IMAGES_BUCKET, VIDEOS_BUCKET, Live  # noqa: E402
-from harness_scenarios import SideBySide  # noqa: E402
-from postgres import Postgres  # noqa: E402
-from scenario_table import pytest_terminal_summary  # noqa: E402, F401
-
 from demo.local_airflow import LocalAirflow  # noqa: E402
 from demo.sandbox_process import SandboxProcess  # noqa: E402
+from tests.live.harness_live import IMAGES_BUCKET, VIDEOS_BUCKET, Live  # noqa: E402
+from tests.live.harness_scenarios import SideBySide  # noqa: E402
+from tests.live.postgres import Postgres  # noqa: E402
+from tests.live.scenario_table import pytest_terminal_summary  # noqa: E402, F401
 
 HEALTH_THRESHOLD_S = 8
 """Seconds without a heartbeat after which a triggerer's work is taken over."""

@@ -21,7 +21,8 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
-from harness_live import Live
+
+from tests.live.harness_live import Live
 
 SCENARIO_TIMEOUT_S = 300
 """No scenario may take longer; its own waits are shorter and say more."""

@@ -10,9 +10,9 @@ from typing import Any
 
 import psutil
 import requests
-from scenario_case import Case
 
 from demo.airflow_client import TaskKey
+from tests.live.scenario_case import Case
 
 WAITING = "Waiting for them in the triggerer."
 """The line of the log with which a batch leaves its worker."""

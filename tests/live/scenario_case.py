@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import requests
-import scenario_table
 from airflow import __version__ as airflow_version
-from harness_live import IMAGES_BUCKET, VIDEOS_BUCKET, Live
-from scenario_database import Database, database
 
 from demo.airflow_client import OVER, TASK_OVER, TaskKey, wait_until
+from tests.live import scenario_table
+from tests.live.harness_live import IMAGES_BUCKET, VIDEOS_BUCKET, Live
+from tests.live.scenario_database import Database, database
 
 VIDEO_BYTES = 300_000
 PATIENCE_S = 240

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from scenario_case import Case
-
 from demo.airflow_client import TaskKey
 from demo.local_airflow import Triggerer
+from tests.live.scenario_case import Case
 
 WAIT = "scenario_wait"
 

@@ -8,8 +8,9 @@ from typing import Any
 from urllib.parse import unquote
 
 import requests
-from harness_live import IMAGES_BUCKET, PHOTOS, VIDEOS_BUCKET, Live
-from harness_scenarios import scenario
+
+from tests.live.harness_live import IMAGES_BUCKET, PHOTOS, VIDEOS_BUCKET, Live
+from tests.live.harness_scenarios import scenario
 
 EXAMPLE, AGAIN = "wan_backfill_dataset", "backfill_dataset_again"
 PLACE = "backfill"

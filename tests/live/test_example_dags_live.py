@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from harness_live import VIDEOS_BUCKET, Live
-from harness_scenarios import scenario
+from tests.live.harness_live import VIDEOS_BUCKET, Live
+from tests.live.harness_scenarios import scenario
 
 
 @scenario

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from harness_live import Live
-from harness_scenarios import scenario
-
 from demo.airflow_client import TaskKey
+from tests.live.harness_live import Live
+from tests.live.harness_scenarios import scenario
 
 
 @scenario

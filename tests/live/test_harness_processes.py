@@ -68,9 +68,9 @@ def test_a_frozen_process_can_be_stopped(tmp_path: Path) -> None:
 def test_nothing_outlives_a_starter_that_was_killed(tmp_path: Path) -> None:
     script = f"""
 import os, signal, sys
-sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
+sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from test_harness_processes import family
+from tests.live.test_harness_processes import family
 own, child = family(Path({str(tmp_path)!r}))
 Path({str(tmp_path)!r}, "pids").write_text(f"{{own.pid}} {{child}}")
 os.kill(os.getpid(), signal.SIGKILL)

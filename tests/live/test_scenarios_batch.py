@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from harness_live import Live
-from harness_scenarios import scenario
-from scenario_case import QUICK_S, Case, need_on_kill
+from tests.live.harness_live import Live
+from tests.live.harness_scenarios import scenario
+from tests.live.scenario_case import QUICK_S, Case, need_on_kill
 
 BATCH = "scenario_batch"
 COUNT = 5

@@ -8,13 +8,12 @@ import threading
 import time
 from collections import Counter
 
-from harness_live import Live
-from harness_scenarios import scenario
-from scenario_batches import outcomes_of
-from scenario_case import Case
-from scenario_waits import goes_on, waiting_in_a_triggerer
-
 from demo.airflow_client import TaskKey
+from tests.live.harness_live import Live
+from tests.live.harness_scenarios import scenario
+from tests.live.scenario_batches import outcomes_of
+from tests.live.scenario_case import Case
+from tests.live.scenario_waits import goes_on, waiting_in_a_triggerer
 
 BATCH = "scenario_batch_crowd"
 COUNT, KILLS = 200, 3

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from harness_live import Live
-from harness_scenarios import scenario
-from scenario_batches import comes_back, processes_of, triggers_of
-from scenario_case import Case
+from tests.live.harness_live import Live
+from tests.live.harness_scenarios import scenario
+from tests.live.scenario_batches import comes_back, processes_of, triggers_of
+from tests.live.scenario_case import Case
 
 BATCH = "scenario_batch"
 COUNT = 24

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from harness_live import Live
-from harness_scenarios import scenario
-from scenario_case import Case
+from tests.live.harness_live import Live
+from tests.live.harness_scenarios import scenario
+from tests.live.scenario_case import Case
 
 CHAIN, IN_WORKER, SHORT, WAIT = (
     "scenario_chain",

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import re
 
-from harness_live import Live
-from harness_scenarios import scenario
-from scenario_case import QUICK_S, Case
+from tests.live.harness_live import Live
+from tests.live.harness_scenarios import scenario
+from tests.live.scenario_case import QUICK_S, Case
 
 CHAIN, IN_WORKER = "scenario_chain", "scenario_wait_in_worker"
 

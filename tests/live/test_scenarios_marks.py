@@ -6,9 +6,9 @@ And what somebody else counts on is left alone.
 
 from __future__ import annotations
 
-from harness_live import Live
-from harness_scenarios import scenario
-from scenario_case import Case, need_on_kill
+from tests.live.harness_live import Live
+from tests.live.harness_scenarios import scenario
+from tests.live.scenario_case import Case, need_on_kill
 
 CHAIN, MARK, MAPPED, TIMEOUT = (
     "scenario_chain",

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from harness_live import Live
-from harness_scenarios import scenario
-from scenario_case import HAS_ON_KILL, Case
-from scenario_waits import goes_on, waiting_in_a_triggerer
-
 from demo.airflow_client import TaskKey
 from demo.local_airflow import Triggerer
+from tests.live.harness_live import Live
+from tests.live.harness_scenarios import scenario
+from tests.live.scenario_case import HAS_ON_KILL, Case
+from tests.live.scenario_waits import goes_on, waiting_in_a_triggerer
 
 BATCH = "scenario_batch"
 LEFT = "the task's state is deferred"

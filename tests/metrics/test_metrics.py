@@ -17,7 +17,7 @@ import pytest
 from airflow_provider_wan import metrics
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.sandbox.server import Sandbox
+    from wan_sandbox.server import Sandbox
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_wan import metrics
-from airflow_provider_wan.sandbox.server import Sandbox
+from wan_sandbox.server import Sandbox
 
-TESTS = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 #: The first try stops at a limit, with five bought. The second goes on over some waits, the third has one image more.
 _TRIES = """
@@ -27,7 +27,7 @@ try:  # since 3.3 each part of Airflow switches its own stats on, a task's worke
 except (ImportError, AttributeError, TypeError):
     pass
 import json
-from batch_runs import TaskInstance, play_try
+from tests.batch_runs import TaskInstance, play_try
 from airflow_provider_wan import metrics
 def mark(name):
     metrics.count("mark." + name)
@@ -79,7 +79,7 @@ def told_by(code: str, port: socket.socket) -> list[Counter[str]]:
     env = {**os.environ, **{f"AIRFLOW__METRICS__{name}": value for name, value in settings.items()}}
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env=env | {"PYTHONPATH": str(TESTS)},
+        env=env | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,
@@ -118,7 +118,7 @@ def test_each_event_is_counted_once_over_waits_and_tries(sandbox: Sandbox, port:
 def test_a_try_that_takes_over_counts_what_it_adopts(sandbox: Sandbox, port: socket.socket) -> None:
     pytest.importorskip("statsd")
     code = _TRIES[: _TRIES.index("rows = ")] + (
-        "from batch_runs import operator\n"
+        "from tests.batch_runs import operator\n"
         "from airflow.providers.common.compat.sdk import TaskDeferred\n"
         "try:\n    operator(images=images).execute({'ti': TaskInstance()})\nexcept TaskDeferred:\n    mark('first')\n"
         "assert play_try(TaskInstance(), images=images).error is None\n"

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from model_api_replies import MODEL, STEADY, reply
 
 from airflow_provider_wan.exceptions import (
     WanAuthError,
@@ -24,6 +23,7 @@ from airflow_provider_wan.exceptions import (
 from airflow_provider_wan.model_api import calls
 from airflow_provider_wan.model_api.calls import Call, Reply
 from airflow_provider_wan.model_api.states import State
+from tests.model_api.model_api_replies import MODEL, STEADY, reply
 
 V = "https://files.runcomfy.net/a.mp4"
 I = "https://files.runcomfy.net/a.png"  # noqa: E741

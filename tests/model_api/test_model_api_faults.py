@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from model_api_replies import STEADY, reply
 
 from airflow_provider_wan.exceptions import (
     WanAuthError,
@@ -30,6 +29,7 @@ from airflow_provider_wan.model_api.faults import (
     is_auth_error,
     retry_after_s,
 )
+from tests.model_api.model_api_replies import STEADY, reply
 
 HTML = b"<html><body>Bad gateway</body></html>"
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from model_api_replies import MODEL, STEADY
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.model_api.coercion import coerce_value
 from airflow_provider_wan.model_api.inputs import coerce_inputs, image_rules, load_schema, validate_inputs
+from tests.model_api.model_api_replies import MODEL, STEADY
 
 GOOD = {"prompt": "a cat", "img_url": "https://h.example/a.png"}
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from model_api_replies import STEADY
 
 from airflow_provider_wan.model_api.states import (
     State,
@@ -15,6 +14,7 @@ from airflow_provider_wan.model_api.states import (
     state_of_result_word,
     state_of_status_word,
 )
+from tests.model_api.model_api_replies import STEADY
 
 OVER = ["completed", "succeeded", "failed", "cancelled", "canceled"]
 KNOWN = [*OVER, "in_queue", "in_progress"]

@@ -6,7 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from dag_runs import DagFolder
+
+from tests.dag_runs import DagFolder
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import json
 from typing import Any
 
 import pytest
-from batch_runs import IMAGES, TaskInstance, operator, play, play_try
 
-from airflow_provider_wan.sandbox.server import Sandbox
+from tests.batch_runs import IMAGES, TaskInstance, operator, play, play_try
+from wan_sandbox.server import Sandbox
 
 
 @pytest.fixture

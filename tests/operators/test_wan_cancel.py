@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
-from face_runs import StoreInMemory, a_context, connect, run
-from sandboxes import INPUTS, Bucket
 
 from airflow_provider_wan.exceptions import WanInputError, WanNotFoundError
 from airflow_provider_wan.operators.wan import WanCancelOperator, WanSubmitOperator
-from airflow_provider_wan.sandbox.server import Sandbox
+from tests.face_runs import StoreInMemory, a_context, connect, run
+from tests.sandboxes import INPUTS, Bucket
+from wan_sandbox.server import Sandbox
 
 JOURNAL = "gs://videos/_journal"
 

@@ -14,7 +14,11 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
-from image_samples import (
+from PIL import Image
+
+from airflow_provider_wan.exceptions import WanInputError, WanStorageError
+from airflow_provider_wan.operators.wan_images import WanPrepareImagesOperator
+from tests.image_samples import (
     animation,
     claiming_size,
     encoded,
@@ -25,11 +29,7 @@ from image_samples import (
     quadrants,
     sixteen_bit_png,
 )
-from PIL import Image
-from sandboxes import MODEL, Bucket
-
-from airflow_provider_wan.exceptions import WanInputError, WanStorageError
-from airflow_provider_wan.operators.wan_images import WanPrepareImagesOperator
+from tests.sandboxes import MODEL, Bucket
 
 STAGING = "gs://videos/staged"
 Run = Callable[..., Any]
@@ -276,9 +276,9 @@ def test_a_bucket_that_is_out_is_no_fault_of_its_images(
 
 
 def test_an_image_that_vanishes_after_the_listing_is_told_and_harms_nobody(bucket: Bucket) -> None:
-    from airflow_provider_wan.generation.image_dataset import DatasetReader
-    from airflow_provider_wan.generation.image_preparation import Preparation, Ready, Unusable
-    from airflow_provider_wan.generation.image_source import ImageOptions, ImageSources
+    from airflow_provider_wan.images.dataset_reader import DatasetReader
+    from airflow_provider_wan.images.preparation import Preparation, Ready, Unusable
+    from airflow_provider_wan.images.source import ImageOptions, ImageSources
 
     for name in ("a", "b", "c"):
         bucket.put(f"in/{name}.jpg", fits(640 + ord(name)))

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowSkipException
-from image_samples import encoded, exif_with, photo, quadrants
-from sandboxes import Bucket
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.operators.wan import WanSubmitOperator
 from airflow_provider_wan.operators.wan_images import WanPrepareImagesOperator
+from tests.image_samples import encoded, exif_with, photo, quadrants
+from tests.sandboxes import Bucket
 
 JOURNAL = "gs://videos/journal"
 STAGING = "gs://videos/staged"

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from airflow.sdk.execution_time import context
-from dag_runs import DagFolder
-from face_runs import connect, posts, purchases
-from sandboxes import INPUTS
 
-from airflow_provider_wan.model_api import polling
-from airflow_provider_wan.sandbox.server import Sandbox
+from airflow_provider_wan.polling import request_wait as polling
+from tests.dag_runs import DagFolder
+from tests.face_runs import connect, posts, purchases
+from tests.sandboxes import INPUTS
+from wan_sandbox.server import Sandbox
 
 INPUT_LINES = (
     f"prompt={INPUTS['prompt']!r}, img_url={INPUTS['img_url']!r}, check_image=False, poll_interval=0.05"

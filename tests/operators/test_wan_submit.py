@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSkipException
-from face_runs import Deferred, StoreInMemory, a_context, connect, posts, purchases, run, start
 from PIL import Image
-from sandboxes import INPUTS, MODEL, Bucket
 
+from airflow_provider_wan.durable.journal import TaskStateJournal
 from airflow_provider_wan.exceptions import (
     WanCancelledError,
     WanDownloadError,
@@ -29,9 +28,10 @@ from airflow_provider_wan.exceptions import (
     WanTransientError,
     WanUnknownSubmissionError,
 )
-from airflow_provider_wan.generation.journal import TaskStateJournal
 from airflow_provider_wan.operators.wan import WanSubmitOperator
-from airflow_provider_wan.sandbox.server import Sandbox
+from tests.face_runs import Deferred, StoreInMemory, a_context, connect, posts, purchases, run, start
+from tests.sandboxes import INPUTS, MODEL, Bucket
+from wan_sandbox.server import Sandbox
 
 JOURNAL = "gs://videos/_journal"
 
@@ -343,7 +343,7 @@ def test_a_lost_submission_fails_without_retry_and_is_settled_from_the_runs_conf
     DagRun.conf = conf  # type: ignore[attr-defined]
     task.render_template_fields({"dag_run": DagRun})
     # Its writer is gone, but nobody can know: the claim is waited for as long as a POST may take.
-    from airflow_provider_wan.generation.journal import BucketJournal
+    from airflow_provider_wan.durable.journal import BucketJournal
     from airflow_provider_wan.hooks.gcs import storage_client
 
     settled = run(task, a_context(run_id="two"))
@@ -521,7 +521,7 @@ def test_a_result_that_was_never_read_and_is_gone_was_paid_for(
     waiting = start(submit(wait_for_completion=True), a_context(store=store))
     request_id = waiting.trigger.request_id
     sandbox.add_fault("result", "not_found")
-    from airflow_provider_wan.model_api import polling
+    from airflow_provider_wan.polling import request_wait as polling
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(polling, "_FIRST_ERROR_PAUSE_S", 0.02)

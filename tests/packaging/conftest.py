@@ -72,7 +72,7 @@ class AirflowInstallation:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class LinkState:
     """What Airflow discovers at one moment."""
 
     providers: dict[str, str]
@@ -84,8 +84,8 @@ class Installed:
     """An installation, and what it showed before and after the wheel came in."""
 
     airflow: AirflowInstallation
-    before: Seen
-    after: Seen
+    before: LinkState
+    after: LinkState
 
 
 @pytest.fixture(scope="session")
@@ -108,6 +108,6 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
     airflow = AirflowInstallation(directory, env)
     _run(sys.executable, "-m", "venv", directory / "venv", cwd=directory, env=env)
     airflow.pip_install("apache-airflow")
-    before = Seen(airflow.providers(), airflow.connection_forms())
+    before = LinkState(airflow.providers(), airflow.connection_forms())
     airflow.pip_install(wheel)
-    return Installed(airflow, before, Seen(airflow.providers(), airflow.connection_forms()))
+    return Installed(airflow, before, LinkState(airflow.providers(), airflow.connection_forms()))

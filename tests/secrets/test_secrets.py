@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dag_runs import DagFolder
-from face_runs import Deferred, StoreInMemory, a_context, run, start
-from sandboxes import INPUTS, MODEL, Bucket
 
 from airflow_provider_wan.exceptions import WanError
 from airflow_provider_wan.hooks.wan import WanHook
-from airflow_provider_wan.model_api import polling
 from airflow_provider_wan.operators.wan import WanCancelOperator, WanSubmitOperator
-from airflow_provider_wan.sandbox.server import Sandbox
+from airflow_provider_wan.polling import request_wait as polling
 from airflow_provider_wan.sensors.wan import WanRequestSensor
 from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
+from tests.dag_runs import DagFolder
+from tests.face_runs import Deferred, StoreInMemory, a_context, run, start
+from tests.sandboxes import INPUTS, MODEL, Bucket
+from wan_sandbox.server import Sandbox
 
 TOKEN = "rc-secret-token-0a1b2c3d4e5f6789"
 SIGNATURE = "signature-9f8e7d6c5b4a39281706"

@@ -16,8 +16,6 @@ from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSkipException,
 )
-from face_runs import StoreInMemory, a_context, connect, first_event, purchases, run, start
-from sandboxes import INPUTS, Bucket
 
 from airflow_provider_wan.exceptions import (
     WanCancelledError,
@@ -27,11 +25,13 @@ from airflow_provider_wan.exceptions import (
     WanRefusedError,
     WanTimeoutError,
 )
-from airflow_provider_wan.model_api import polling
 from airflow_provider_wan.model_api.faults import RetryPolicy
 from airflow_provider_wan.operators.wan import WanSubmitOperator
-from airflow_provider_wan.sandbox.server import Sandbox
+from airflow_provider_wan.polling import request_wait as polling
 from airflow_provider_wan.sensors.wan import WanRequestSensor
+from tests.face_runs import StoreInMemory, a_context, connect, first_event, purchases, run, start
+from tests.sandboxes import INPUTS, Bucket
+from wan_sandbox.server import Sandbox
 
 JOURNAL = "gs://videos/_journal"
 MODES: list[dict[str, Any]] = [{}, {"deferrable": False, "mode": "poke"}, {"deferrable": False}]

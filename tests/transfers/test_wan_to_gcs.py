@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
-from sandboxes import INPUTS, MODEL, VIDEO_BYTES, Bucket
 
+from airflow_provider_wan.durable.journal import BucketJournal
+from airflow_provider_wan.durable.record import Record, Stage
 from airflow_provider_wan.exceptions import (
     WanConflictError,
     WanDownloadError,
@@ -18,11 +19,10 @@ from airflow_provider_wan.exceptions import (
     WanRefusedError,
     WanStorageError,
 )
-from airflow_provider_wan.generation.journal import BucketJournal
-from airflow_provider_wan.generation.records import Record, Stage
 from airflow_provider_wan.hooks.wan import WanHook
-from airflow_provider_wan.sandbox.server import Sandbox
 from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
+from tests.sandboxes import INPUTS, MODEL, VIDEO_BYTES, Bucket
+from wan_sandbox.server import Sandbox
 
 FINGERPRINT = "a" * 64
 

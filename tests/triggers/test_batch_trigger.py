@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_wan.sandbox.server import Sandbox
 from airflow_provider_wan.triggers import kills
 from airflow_provider_wan.triggers.wan import WanBatchTrigger
+from wan_sandbox.server import Sandbox
 
 MODEL = "wan-ai/wan-2-2/image-to-video"
 ME, OTHER = "dag/run/task/-1", "dag/other/task/-1"
@@ -159,8 +159,8 @@ def test_a_long_wait_tells_how_many_wait(
 
 
 def remember(request_ids: list[str], **watchers: Any) -> None:
-    from airflow_provider_wan.generation.journal import BucketJournal
-    from airflow_provider_wan.generation.records import Record, Stage
+    from airflow_provider_wan.durable.journal import BucketJournal
+    from airflow_provider_wan.durable.record import Record, Stage
     from airflow_provider_wan.hooks.gcs import storage_client
 
     journal = BucketJournal(storage_client(), JOURNAL)

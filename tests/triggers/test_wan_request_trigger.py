@@ -14,17 +14,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from face_runs import TaskInstance, a_context, connect, first_event, revived, run, start
-from sandboxes import INPUTS, MODEL, Bucket
 
 from airflow_provider_wan.hooks.wan import WanHook
-from airflow_provider_wan.model_api import polling
 from airflow_provider_wan.operators.wan import WanSubmitOperator
-from airflow_provider_wan.sandbox.server import Sandbox
+from airflow_provider_wan.polling import request_wait as polling
 from airflow_provider_wan.sensors.wan import WanRequestSensor
 from airflow_provider_wan.triggers import kills
 from airflow_provider_wan.triggers.kills import OVER_FOR_GOOD, task_state
 from airflow_provider_wan.triggers.wan import WanRequestTrigger
+from tests.face_runs import TaskInstance, a_context, connect, first_event, revived, run, start
+from tests.sandboxes import INPUTS, MODEL, Bucket
+from wan_sandbox.server import Sandbox
 
 JOURNAL = "gs://videos/_journal"
 

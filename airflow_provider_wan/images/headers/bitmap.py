@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images.facts import HeaderFacts
-from airflow_provider_wan.images.reader import Window
+from airflow_provider_wan.images.readers import Window
 
 _BITFIELDS = (3, 6)
 _MAX_GIF_BLOCKS = 4096

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images.facts import HeaderFacts
-from airflow_provider_wan.images.reader import Window
+from airflow_provider_wan.images.readers import Window
 
 _MAX_META_BYTES = 512 * 1024
 _MAX_TOP_BOXES = 64

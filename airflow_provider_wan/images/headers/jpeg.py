@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images.facts import HeaderFacts
 from airflow_provider_wan.images.headers.tiff import read_exif
-from airflow_provider_wan.images.reader import Window
+from airflow_provider_wan.images.readers import Window
 
 _EOI, _SOS, _COM, _APP0 = 0xD9, 0xDA, 0xFE, 0xE0
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}

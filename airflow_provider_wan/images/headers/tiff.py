@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images.facts import HeaderFacts
-from airflow_provider_wan.images.reader import Window
+from airflow_provider_wan.images.readers import Window
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 0x0100, 0x0101, 0x0102, 0x0103, 0x0106
 _ORIENTATION, _SAMPLES, _EXTRA_SAMPLES, _ICC = 0x0112, 0x0115, 0x0152, 0x8773

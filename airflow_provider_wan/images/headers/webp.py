@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images.facts import HeaderFacts
 from airflow_provider_wan.images.headers.tiff import read_exif
-from airflow_provider_wan.images.reader import Window
+from airflow_provider_wan.images.readers import Window
 
 ANIMATION, XMP, EXIF, ALPHA, ICC = 0x02, 0x04, 0x08, 0x10, 0x20
 #: What the pixels need.

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What became of a request: asking for it, remembering it, and raising it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from logging import Logger
+
+from airflow_provider_wan.durable.api import Api
+from airflow_provider_wan.durable.decide import RemoteState
+from airflow_provider_wan.durable.journal import Journal, RecordConflict
+from airflow_provider_wan.durable.record import Record, Stage
+from airflow_provider_wan.exceptions import (
+    WanAuthError,
+    WanCancelledError,
+    WanGenerationFailedError,
+    WanNotFoundError,
+    WanRefusedError,
+    WanStorageError,
+    WanTransientError,
+)
+from airflow_provider_wan.model_api.calls import RequestResult
+from airflow_provider_wan.model_api.faults import is_about_the_id
+from airflow_provider_wan.model_api.states import State, is_unpaid_word
+
+_LOOKS_BEFORE_GONE = 3
+_STAGES = {
+    State.SUCCEEDED: Stage.SUCCEEDED,
+    State.FAILED: Stage.FAILED,
+    State.CANCELLED: Stage.CANCELLED,
+}
+
+
+def look(
+    hook: Api, request_id: str, *, sleep: Callable[[float], None] = time.sleep
+) -> tuple[RemoteState, RequestResult | None]:
+    """Ask RunComfy where a request stands.
+
+    "Gone" is believed only when the API itself says so three times over
+    :attr:`Api.not_found_patience_s`: buying again rests on it.
+
+    :raises WanTransientError: no answer; the request is remembered, and a later try can ask again.
+    """
+    gone = RemoteState.GONE
+    for again in range(_LOOKS_BEFORE_GONE):
+        try:
+            status = hook.get_status(request_id)
+            if not status.is_over:
+                return RemoteState(status.state.value), None
+            if not is_unpaid_word(status.word):
+                gone = RemoteState.RESULT_GONE
+            result = hook.get_result(request_id)
+            state = result.state if result.state.is_terminal else State.RUNNING
+            return RemoteState(state.value), result
+        except WanNotFoundError:
+            if again + 1 < _LOOKS_BEFORE_GONE:
+                sleep(hook.not_found_patience_s / (_LOOKS_BEFORE_GONE - 1))
+        except WanAuthError as error:
+            raise WanTransientError(
+                f"Request {request_id} is bought and remembered, but can't be asked for: {error}",
+                request_id=request_id,
+            ) from error
+        except WanRefusedError:
+            return RemoteState.UNCLEAR, None
+    return gone, None
+
+
+def check_it_exists(hook: Api, request_id: str, *, named_in: str) -> None:
+    """Ask for a request that a person named, before anything rests on it: ids are mistyped.
+
+    :param named_in: the parameter that names it, for the message.
+    :raises WanRefusedError: RunComfy does not know it, or not as this account's.
+    """
+    try:
+        hook.get_status(request_id)
+    except WanRefusedError as error:
+        if not is_about_the_id(error):
+            raise
+        raise type(error)(
+            f"{named_in} names request {request_id}, and RunComfy does not have it: {error} Nothing was bought and "
+            "nothing was changed.",
+            request_id=request_id,
+            code=error.code,
+        ) from error
+
+
+def with_result(record: Record, result: RequestResult) -> Record:
+    """Give a record what a result tells."""
+    stage = _STAGES.get(result.state)
+    if stage is None or record.stage is Stage.LANDED:
+        return record
+    return replace(
+        record,
+        stage=stage,
+        succeeded_once=record.succeeded_once or stage is Stage.SUCCEEDED,
+        cost_usd=record.cost_usd if result.cost_usd is None else result.cost_usd,
+        created_at=result.created_at or record.created_at,
+        finished_at=result.finished_at or record.finished_at,
+        error=result.error,
+    )
+
+
+def as_paid(record: Record) -> Record:
+    """Give a record that it was paid for, where its result can't be read any more."""
+    return replace(record, succeeded_once=True)
+
+
+def raise_unless_succeeded(result: RequestResult) -> None:
+    """Raise what a result says went wrong.
+
+    :raises WanGenerationFailedError: it failed.
+    :raises WanCancelledError: it was cancelled; the message says that this is not charged.
+    :raises WanTransientError: it is not finished.
+    """
+    request_id = result.request_id
+    match result.state:
+        case State.SUCCEEDED:
+            return
+        case State.FAILED:
+            raise WanGenerationFailedError(
+                f"Request {request_id} failed at RunComfy: {result.error or 'no reason given'}. Submitting it again "
+                "buys a new one.",
+                request_id=request_id,
+            )
+        case State.CANCELLED:
+            raise WanCancelledError(
+                f"Request {request_id} was cancelled and is not charged. Submitting it again buys a new one.",
+                request_id=request_id,
+            )
+    raise WanTransientError(f"Request {request_id} is not finished ({result.state}).", request_id=request_id)
+
+
+def amend(
+    journal: Journal, fingerprint: str, request_id: str, change: Callable[[Record], Record], log: Logger
+) -> Record | None:
+    """Change the record of a request, if it is still this request's; never fails the task.
+
+    What is written here (succeeded, cost, landed) makes a later run cheaper or clearer. Nothing is lost
+    without it, so a bucket that is out must not fail a video that is there.
+    """
+    try:
+        while True:
+            held = journal.read(fingerprint)
+            if held is None or held.record.request_id != request_id:
+                return None
+            changed = change(held.record)
+            if changed == held.record:
+                return changed
+            try:
+                return journal.write(changed, replaces=held).record
+            except RecordConflict:
+                continue
+    except WanStorageError as error:
+        log.warning("The record of request %s could not be brought up to date: %s", request_id, error)
+        return None

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copying finished videos into Google Cloud Storage, verified."""

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Landing: a video of a result is in the bucket whole and verified, or it is not there.
+
+The object appears only when its last byte has arrived (that is how Cloud Storage uploads work), only if nobody
+else has written that name in between (``ifGenerationMatch``), and only with the checksum of what was fetched.
+A request that has landed under another name is copied from there, which works for as long as that object is
+there; else its result is asked for, which RunComfy deletes at some time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from logging import Logger
+from typing import TYPE_CHECKING
+
+from airflow_provider_wan.durable.api import Api
+from airflow_provider_wan.durable.reconcile import raise_unless_succeeded, with_result
+from airflow_provider_wan.durable.record import LandedVideo, Record, Stage, utc_text
+from airflow_provider_wan.exceptions import (
+    WanAuthError,
+    WanDownloadError,
+    WanNotFoundError,
+    WanRefusedError,
+    WanStorageError,
+    WanTransientError,
+)
+from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
+from airflow_provider_wan.http.download import Download, Downloader, LinkExpiredError
+from airflow_provider_wan.landing.mp4 import check_mp4
+from airflow_provider_wan.landing.objects import (
+    META_COUNT,
+    META_REQUEST,
+    Destination,
+    IfExists,
+    conflict,
+    id_of,
+    is_of,
+    landed_as,
+    metadata_of,
+)
+from airflow_provider_wan.landing.record_object import RecordBeside
+from airflow_provider_wan.landing.sources import Fetched, LandedBefore, Source, SourceGoneError
+from airflow_provider_wan.model_api.calls import RequestResult
+
+if TYPE_CHECKING:
+    from google.cloud import storage
+
+__all__ = ["META_REQUEST", "Destination", "IfExists", "Landing", "as_landed"]
+
+#: Pieces of a resumable upload; the client holds one of them in memory.
+_CHUNK_BYTES = 16 * 1024 * 1024
+
+
+class Landing:
+    """Lands the videos of requests in buckets.
+
+    :param hook: the API, for results.
+    :param client: a Cloud Storage client.
+    :param downloader: fetches result files.
+    """
+
+    def __init__(self, hook: Api, client: storage.Client, downloader: Downloader, log: Logger) -> None:
+        self._hook = hook
+        self._client = client
+        self._downloader = downloader
+        self._record = RecordBeside(hook, client, log)
+        self._log = log
+
+    def land(self, record: Record, destination: Destination) -> Record:
+        """Land every video of a request, and its record beside the first.
+
+        :param record: what is known of the request; its id at least. Videos that it says have landed elsewhere
+            are copied from there.
+        :return: the record, as landed.
+        :raises WanDownloadError: a file could not be fetched whole, or may not be, or there is none.
+        :raises WanConflictError: another video stands where one should land.
+        :raises WanStorageError: the bucket did not take it.
+        :raises WanGenerationFailedError: the request failed.
+        :raises WanCancelledError: it was cancelled.
+        :raises WanRefusedError: RunComfy does not know it any more, and it has not landed elsewhere.
+        """
+        request_id = id_of(record)
+        first = self._look_first(request_id, destination)
+        there = self._already_there(first, request_id, destination)
+        if there:
+            self._log.info("Request %s has landed before: %s", request_id, ", ".join(v.uri for v in there))
+            landed = replace(record, videos=there)
+        else:
+            landed = self._copy_or_fetch(record, first, destination)
+        landed = replace(
+            landed,
+            stage=Stage.LANDED,
+            succeeded_once=True,
+            landed_at=(landed.landed_at if there else None) or utc_text(),
+        )
+        self._record.write(landed, destination, is_first=not there)
+        return landed
+
+    def _look_first(self, request_id: str, destination: Destination) -> storage.Blob | None:
+        """Look at what stands under the first video's name: once, for each look takes a round trip."""
+        return self._get_blob(destination.bucket_name, destination.name_of(0, request_id))
+
+    def _already_there(
+        self, first: storage.Blob | None, request_id: str, destination: Destination
+    ) -> tuple[LandedVideo, ...]:
+        """Find the videos of this very request, all of them, without asking the API."""
+        if first is None or not is_of(first, request_id, 0):
+            return ()
+        blobs = [first]
+        count = str((first.metadata or {}).get(META_COUNT, "1"))
+        for index in range(1, int(count) if count.isdecimal() and len(count) < 4 else 1):
+            blob = self._get_blob(destination.bucket_name, destination.name_of(index, request_id))
+            if blob is None or not is_of(blob, request_id, index):
+                return ()
+            blobs.append(blob)
+        return tuple(landed_as(blob, request_id) for blob in blobs)
+
+    def _copy_or_fetch(self, record: Record, first: storage.Blob | None, destination: Destination) -> Record:
+        """Copy the videos from where they have landed before, else fetch them.
+
+        :param first: what stands under the first video's name.
+        """
+        copied = self._copy(record, first, destination)
+        if copied is not None:
+            return copied
+        if record.videos:  # some of them may have been copied before one was missing
+            first = self._look_first(id_of(record), destination)
+        return self._fetch_all(record, first, destination)
+
+    def _copy(self, record: Record, first: storage.Blob | None, destination: Destination) -> Record | None:
+        """Copy what has landed elsewhere; None where nothing has, or not all of it is there any more."""
+        request_id = id_of(record)
+        before = record.videos
+        if not before or any(video.request_id != request_id for video in before):
+            return None
+        copies = []
+        for index, video in enumerate(before):
+            there = self._standing(first, request_id, index, destination)
+            source = LandedBefore(self._client, video)
+            try:
+                copies.append(self._place(source, record, index, len(before), destination, there))
+            except SourceGoneError as error:
+                self._log.info("Request %s landed before, but %s. Asking for its result.", request_id, error)
+                return None
+        return replace(record, videos=tuple(copies))
+
+    def _fetch_all(self, record: Record, first: storage.Blob | None, destination: Destination) -> Record:
+        """Fetch the files of the result."""
+        request_id = id_of(record)
+        result = self._result(request_id, record.videos)
+        count = len(result.video_urls)
+        landed = []
+        for index in range(count):
+            there = self._standing(first, request_id, index, destination)
+            if there is not None and is_of(there, request_id, index):
+                landed.append(landed_as(there, request_id))
+                continue
+            with self._fetch(result, index) as download:
+                _check_video(download, request_id)
+                source = Fetched(download)
+                landed.append(self._place(source, record, index, count, destination, there))
+        return replace(with_result(record, result), videos=tuple(landed))
+
+    def _result(self, request_id: str, before: tuple[LandedVideo, ...] = ()) -> RequestResult:
+        try:
+            result = self._hook.get_result(request_id)
+        except WanNotFoundError as error:
+            landed = f" It landed at {before[0].uri}, which is not there any more." if before else ""
+            raise WanRefusedError(
+                f"RunComfy does not know request {request_id} any more, and its videos are not in the bucket."
+                f"{landed} Check the id, if a person gave it. Where it was landed before under another name, nothing "
+                "is lost; else a new value of variation buys the video again.",
+                request_id=request_id,
+            ) from error
+        except WanAuthError as error:
+            # It is paid for: a token can be put right, and another try finds everything where it was.
+            raise WanTransientError(
+                f"The result of request {request_id} can't be asked for: {error}", request_id=request_id
+            ) from error
+        raise_unless_succeeded(result)
+        if not result.video_urls:
+            raise WanDownloadError(
+                f"Request {request_id} succeeded, but its output holds no video, so that nothing was put into the "
+                "bucket. It may be charged: look at it on RunComfy's Generations page. It is not bought again: a new "
+                "value of variation buys another one.",
+                request_id=request_id,
+                retry_helps=False,
+            )
+        return result
+
+    def _fetch(self, result: RequestResult, index: int) -> Download:
+        """Fetch one file; a link that has expired is asked for again, twice."""
+        for _ in range(2):
+            try:
+                return self._downloader.fetch(result.video_urls[index], request_id=result.request_id)
+            except LinkExpiredError as error:
+                self._log.info("%s Asking for a fresh one.", error)
+                result = self._result(result.request_id)
+                if len(result.video_urls) <= index:
+                    raise
+        return self._downloader.fetch(result.video_urls[index], request_id=result.request_id)
+
+    def _standing(
+        self, first: storage.Blob | None, request_id: str, index: int, destination: Destination
+    ) -> storage.Blob | None:
+        """Look at what stands under a name, before anything is fetched for it; the first was looked at already."""
+        there = first
+        if index:
+            there = self._get_blob(destination.bucket_name, destination.name_of(index, request_id))
+        if there is not None and destination.if_exists == "fail" and not is_of(there, request_id, index):
+            raise conflict(there, request_id, destination)
+        return there
+
+    def _place(
+        self,
+        source: Source,
+        record: Record,
+        index: int,
+        count: int,
+        destination: Destination,
+        there: storage.Blob | None,
+    ) -> LandedVideo:
+        """Make one object of a source, unless it is there or something else is in the way."""
+        request_id = id_of(record)
+        name = destination.name_of(index, request_id)
+        if there is not None and (is_of(there, request_id, index) or there.crc32c == source.crc32c):
+            return landed_as(there, request_id)
+        if there is not None and destination.if_exists != "overwrite":
+            raise conflict(there, request_id, destination)
+        blob = self._client.bucket(destination.bucket_name).blob(name, chunk_size=_CHUNK_BYTES)
+        blob.metadata = metadata_of(record, index, count)
+        blob = self._write(source, blob, there, request_id, destination)
+        landed = landed_as(blob, request_id)
+        self._log.info("Landed %s (%d bytes).", landed.uri, landed.size_bytes)
+        return landed
+
+    def _write(
+        self,
+        source: Source,
+        blob: storage.Blob,
+        there: storage.Blob | None,
+        request_id: str,
+        destination: Destination,
+    ) -> storage.Blob:
+        """Write an object and hold it against its checksum."""
+        from google.api_core.exceptions import PreconditionFailed
+
+        uri = f"gs://{destination.bucket_name}/{blob.name}"
+        replaces = int(there.generation) if there is not None else 0
+        paid = (
+            " The request is paid for: run the task again when this is put right, and nothing more is bought."
+        )
+        with storage_errors(f"Writing {uri} of request {request_id}", request_id=request_id, advice=paid):
+            try:
+                source.write(blob, replaces=replaces)
+            except PreconditionFailed as error:
+                # Another try, our own write whose acknowledgement got lost, or a source that was replaced.
+                found = self._get_blob(destination.bucket_name, blob.name)
+                if found is not None and found.crc32c == source.crc32c:
+                    return found
+                if found is not None and int(found.generation) != replaces:
+                    raise conflict(found, request_id, destination) from None
+                if isinstance(source, LandedBefore):
+                    raise SourceGoneError(f"{source.video.uri} holds something else now") from error
+                raise  # it is gone, or as it was: another try sees what is there
+            if blob.crc32c == source.crc32c:
+                return blob
+            blob.delete(if_generation_match=int(blob.generation), timeout=TIMEOUT_S, retry=retry_policy())
+        raise WanStorageError(
+            f"{uri} did not hold what was sent (its crc32c differed), and was deleted. Try again.",
+            request_id=request_id,
+        )
+
+    def _get_blob(self, bucket: str, name: str) -> storage.Blob | None:
+        with storage_errors(f"Looking for gs://{bucket}/{name}"):
+            return self._client.bucket(bucket).get_blob(name, timeout=TIMEOUT_S, retry=retry_policy())
+
+
+def _check_video(download: Download, request_id: str) -> None:
+    try:
+        mp4 = check_mp4(download.file, download.size_bytes)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise WanDownloadError(
+            f"The file of request {request_id} is not a whole MP4: {error}. Nothing was put into the bucket. "
+            "It is paid for and not lost: another try fetches it again.",
+            request_id=request_id,
+        ) from None
+    if mp4.open_ended and not download.length_was_promised:
+        raise WanDownloadError(
+            f"The file of request {request_id} came without a length, and its last box has none either: it "
+            "can't be told whether it is whole. Nothing was put into the bucket.",
+            request_id=request_id,
+        )
+    download.file.seek(0)
+
+
+Amend = Callable[[Record], Record]
+
+
+def as_landed(landed: Record) -> Amend:
+    """Give the change that brings a journal's record up to a landing."""
+
+    def change(record: Record) -> Record:
+        return replace(
+            record,
+            stage=Stage.LANDED,
+            succeeded_once=True,
+            videos=landed.videos,
+            landed_at=record.landed_at or landed.landed_at,
+            cost_usd=landed.cost_usd if landed.cost_usd is not None else record.cost_usd,
+            created_at=landed.created_at or record.created_at,
+            finished_at=landed.finished_at or record.finished_at,
+        )
+
+    return change

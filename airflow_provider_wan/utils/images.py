@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a task's parameters about images to what opens them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from logging import Logger
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow_provider_wan.exceptions import WanInputError
+from airflow_provider_wan.utils.params import given_or_none, mapping_of, seconds_of
+
+if TYPE_CHECKING:
+    from airflow_provider_wan.images.source import ImageSources
+
+TooSmall = Literal["upscale", "reject"]
+
+
+def given_image(image: Any) -> str | Mapping[str, Any] | None:
+    """Read ``image=``: an address, or a row as a mapping or as JSON text, or nothing."""
+    image = given_or_none(image)
+    if image is None or isinstance(image, Mapping):
+        return image or None
+    if not isinstance(image, str):
+        raise WanInputError(
+            f"image must be an address or a prepared row, not {type(image).__name__}. Nothing was bought."
+        )
+    text = image.strip()
+    return (mapping_of(text, name="image") if text.startswith("{") else text) or None
+
+
+def shown_image(image: Any) -> str | None:
+    """Give the address of ``image=`` as it may be shown."""
+    from airflow_provider_wan.model_api.inputs import canonical_url
+
+    given = given_image(image)
+    if isinstance(given, Mapping):
+        given = given.get("source") or given.get("image")
+    return canonical_url(str(given)) if given else None
+
+
+def image_sources(
+    model_id: str,
+    *,
+    log: Logger,
+    allow_private: bool,
+    gcp_conn_id: str | None,
+    impersonation_chain: str | Sequence[str] | None,
+    staging: str | None = None,
+    background: str = "white",
+    too_small: TooSmall = "upscale",
+    check_image: bool = True,
+    link_lifetime: timedelta | float | None = None,
+    waits_for_s: float = 0.0,
+    workers: int = 10,
+) -> ImageSources:
+    """Make what opens the images of a task; no connection is opened before one is needed.
+
+    :param link_lifetime: how long a signed link works; None: 12 hours, or as long as the task waits.
+    :param waits_for_s: the most that the task waits for a result, in seconds.
+    :param workers: threads that will use it.
+    :raises WanInputError: the link would not work for as long as the task waits.
+    """
+    from airflow_provider_wan.hooks.gcs import storage_client
+    from airflow_provider_wan.images.signed_urls import DEFAULT_LIFETIME_S
+    from airflow_provider_wan.images.source import ImageOptions, ImageSources
+    from airflow_provider_wan.model_api.calls import check_model_id
+
+    lifetime_s = max(DEFAULT_LIFETIME_S, waits_for_s) if link_lifetime is None else seconds_of(link_lifetime)
+    if lifetime_s < waits_for_s:
+        raise WanInputError(
+            f"The task waits for up to {waits_for_s / 3600:.4g} hours, and the image's link would work for "
+            f"{lifetime_s / 3600:.4g}: a request that is queued for longer would be paid for and find no image. "
+            "Nothing was bought. Make link_lifetime at least as long as timeout."
+        )
+    return ImageSources(
+        check_model_id(model_id),
+        lambda: storage_client(gcp_conn_id, impersonation_chain, pool_size=workers),
+        log,
+        options=ImageOptions(
+            staging=given_or_none(staging),
+            background=background,
+            too_small=too_small,
+            check=check_image,
+            allow_private=allow_private,
+            link_lifetime_s=lifetime_s,
+        ),
+    )

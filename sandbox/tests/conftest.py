@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sandboxes for the tests of the sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from sandbox.tests.api_client import Client
+from wan_sandbox.server import Sandbox
+
+VIDEO_BYTES = 50_000
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    """Give one that looks at no image, encodes nothing, and runs each generation for an hour unless told."""
+    settings = {"video_bytes": VIDEO_BYTES, "check_images": False, "generation_seconds": 3600}
+    with Sandbox(**settings, concurrency=2) as started:
+        yield started
+
+
+@pytest.fixture
+def client(sandbox: Sandbox) -> Client:
+    return Client(sandbox)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import glob
+import os
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+import requests
+
+from sandbox.tests.bucket_support import BUCKET, MIB, BucketServer, bytes_of
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[BucketServer]:
+    with BucketServer() as server:
+        yield server
+
+
+@pytest.fixture
+def server(running: BucketServer) -> BucketServer:
+    running.reset()
+    return running
+
+
+def test_the_server_says_that_it_is_up(server: BucketServer) -> None:
+    assert server.control("GET", "health") == {"ok": True, "buckets": [BUCKET]}
+
+
+def test_objects_show_how_often_they_were_written(server: BucketServer) -> None:
+    blob = server.bucket().blob("a/x")
+    blob.upload_from_string(b"1")
+    blob.upload_from_string(b"22", content_type="text/plain")
+    server.bucket().blob("b").upload_from_string(b"b")
+    found = server.control("GET", f"objects?bucket={BUCKET}&prefix=a/")
+    assert found["writes"] == {"a/x": 2}
+    assert found["objects"] == [
+        {
+            "name": "a/x",
+            "size_bytes": 2,
+            "generation": blob.generation,
+            "metageneration": 1,
+            "crc32c": blob.crc32c,
+            "content_type": "text/plain",
+            "metadata": {},
+            "writes": 2,
+        }
+    ]
+
+
+def test_calls_and_bytes_are_counted(server: BucketServer) -> None:
+    blob = server.bucket().blob("n")
+    blob.upload_from_string(bytes_of(MIB), if_generation_match=0)
+    blob.download_as_bytes(start=0, end=999)
+    blob.reload()
+    list(server.bucket().list_blobs())
+    seen = server.calls()
+    assert seen["calls"].pop("bucket.metadata") >= 1  # the client looks at its bucket now and then
+    assert seen["calls"] == {"bucket.upload": 1, "bucket.get": 1, "bucket.list": 1}
+    assert seen["statuses"]["bucket.get 206"] == 1
+    assert seen["bytes_read"] == 1000
+    assert MIB <= seen["bytes_written"] < MIB + 2000
+    server.control("DELETE", "calls")
+    assert "bucket.upload" not in server.calls()["calls"]
+
+
+def test_seeding_makes_many_objects_at_once(server: BucketServer) -> None:
+    order = {"bucket": "data", "prefix": "in/", "suffix": ".jpg", "count": 1000, "size": 2_000_000}
+    assert server.control("POST", "seed", {**order, "content_type": "image/jpeg"}) == {"created": 1000}
+    assert server.control("POST", "seed", order) == {"created": 0}
+    blob = server.bucket("data").get_blob("in/000999.jpg")
+    assert (blob.size, blob.content_type) == (2_000_000, "image/jpeg")
+    assert len(blob.download_as_bytes()) == 2_000_000
+    text = {"bucket": "data", "prefix": "r/", "count": 2, "text": "{}", "metadata": {"state": "landed"}}
+    server.control("POST", "seed", text)
+    record = server.bucket("data").get_blob("r/000001")
+    assert (record.download_as_bytes(), record.metadata) == (b"{}", {"state": "landed"})
+    bad = requests.post(f"{server.url}/_sandbox/seed", json={"count": "x"}, timeout=20)
+    assert bad.status_code == 400
+
+
+def test_a_reset_forgets_objects_counts_and_files(server: BucketServer) -> None:
+    server.bucket().blob("big").upload_from_string(bytes_of(2 * MIB))
+    server.client().create_bucket("extra")
+    server.control("POST", "reset")
+    assert server.control("GET", "health")["buckets"] == [BUCKET]
+    assert server.names() == []
+    assert server.calls()["bytes_written"] == 0
+    server.bucket().blob("big").upload_from_string(bytes_of(2 * MIB))
+    assert server.bucket().blob("big").download_as_bytes() == bytes_of(2 * MIB)
+
+
+def test_the_link_can_be_made_slow_and_fast_again(server: BucketServer) -> None:
+    shape = {"latency_s": 0.001, "bytes_per_s": 50e6, "write_interval_s": 0.0}
+    assert server.control("POST", "shape", shape) == shape
+    blob = server.bucket().blob("shaped")
+    blob.upload_from_string(bytes_of(2 * MIB))
+    assert blob.download_as_bytes() == bytes_of(2 * MIB)
+    assert server.control("POST", "shape", {"latency_s": 0})["bytes_per_s"] == 50e6
+    bad = requests.post(f"{server.url}/_sandbox/shape", json={"latency_s": "slow"}, timeout=20)
+    assert bad.status_code == 400
+
+
+def test_faults_are_switched_on_this_port_too(server: BucketServer) -> None:
+    server.fault("bucket.list", "quota")
+    assert server.faults.rules()[0].fault == "quota"
+    refused = requests.post(
+        f"{server.url}/_sandbox/faults", json={"call": "bucket.list", "fault": "nonsense"}, timeout=20
+    )
+    assert refused.status_code == 400
+
+
+def test_files_of_large_objects_go_with_their_objects_and_with_the_server() -> None:
+    def files() -> set[str]:
+        return {
+            path
+            for path in glob.glob(os.path.join(tempfile.gettempdir(), "wan-sandbox-bucket-*", "*"))
+            if path not in before
+        }
+
+    before: set[str] = set()
+    before = files()
+    with BucketServer() as server:
+        blob = server.bucket().blob("big")
+        blob.upload_from_string(bytes_of(2 * MIB))
+        blob.upload_from_string(bytes_of(2 * MIB))
+        server.bucket().blob("small").upload_from_string(b"small")
+        assert len(files()) == 1
+    assert files() == set()
+
+
+@pytest.mark.parametrize("path", ["storage/v1/x", "storage/v1/b/videos/acl", "upload/storage/v1/b/videos/o"])
+def test_a_path_that_is_no_call_is_refused(server: BucketServer, path: str) -> None:
+    assert requests.post(f"{server.url}/{path}", timeout=20).status_code in {400, 404, 405}

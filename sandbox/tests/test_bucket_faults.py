@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import requests
+from google.api_core.exceptions import (
+    BadRequest,
+    Forbidden,
+    PreconditionFailed,
+    ServiceUnavailable,
+    TooManyRequests,
+)
+from google.cloud.storage.exceptions import DataCorruption
+
+from sandbox.tests.bucket_support import BUCKET, MIB, QUICK_RETRY, BucketServer, bytes_of
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[BucketServer]:
+    with BucketServer() as server:
+        yield server
+
+
+@pytest.fixture
+def server(running: BucketServer) -> BucketServer:
+    running.reset()
+    return running
+
+
+def upload(server: BucketServer, name: str = "n", data: bytes = b"data", **options: Any) -> None:
+    server.bucket().blob(name).upload_from_string(data, **options)
+
+
+def upload_resumable(server: BucketServer, data: bytes, **options: Any) -> None:
+    blob = server.bucket().blob("n", chunk_size=256 * 1024)
+    blob.upload_from_file(io.BytesIO(data), **options)
+
+
+def delete_in_a_batch(server: BucketServer, *names: str) -> None:
+    client = server.client()
+    with client.batch():
+        for name in names:
+            client.bucket(BUCKET).blob(name).delete()
+
+
+@pytest.mark.parametrize("call", ["bucket.upload", "bucket.upload.start", "bucket.upload.chunk"])
+def test_an_outage_in_any_step_of_an_upload_is_survived(server: BucketServer, call: str) -> None:
+    server.fault(call, "status", params={"status": 503}, count=2)
+    upload_resumable(server, bytes_of(600_000), retry=QUICK_RETRY, if_generation_match=0)
+    assert server.bucket().blob("n").download_as_bytes() == bytes_of(600_000)
+    hits = [rule["hits"] for rule in server.control("GET", "faults")["faults"]]
+    assert hits == [2]
+
+
+@pytest.mark.parametrize("fault", ["reset", "reset_after", "lost_ack"])
+def test_a_connection_cut_during_a_resumable_upload_is_survived(server: BucketServer, fault: str) -> None:
+    server.fault("bucket.upload.chunk", fault, count=1, skip=1)
+    upload_resumable(server, bytes_of(600_000), retry=QUICK_RETRY, if_generation_match=0)
+    assert server.bucket().blob("n").download_as_bytes() == bytes_of(600_000)
+    assert server.control("GET", f"objects?bucket={BUCKET}")["writes"] == {"n": 1}
+
+
+def test_a_lost_acknowledgement_leaves_the_object_and_tells_nobody(server: BucketServer) -> None:
+    server.fault("bucket.upload", "lost_ack", count=1)
+    with pytest.raises(requests.ConnectionError):
+        upload(server, if_generation_match=0, retry=None)
+    assert server.bucket().blob("n").download_as_bytes() == b"data"
+    server.fault("bucket.upload", "lost_ack", count=1)
+    # The client's own retry then meets its own object: the classic 412.
+    with pytest.raises(PreconditionFailed):
+        upload(server, "m", if_generation_match=0, retry=QUICK_RETRY)
+    assert server.names() == ["m", "n"]
+
+
+def test_a_lost_acknowledgement_of_a_delete(server: BucketServer) -> None:
+    upload(server)
+    server.fault("bucket.delete", "lost_ack", count=1)
+    with pytest.raises(requests.ConnectionError):
+        server.bucket().blob("n").delete(retry=None)
+    assert server.names() == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [("precondition", PreconditionFailed), ("quota", TooManyRequests), ("forbidden", Forbidden)],
+)
+@pytest.mark.parametrize("call", ["upload", "get", "metadata", "list", "delete", "update", "compose", "copy"])
+def test_googles_refusals_can_be_had_for_every_call(
+    server: BucketServer, call: str, fault: str, error: type[Exception]
+) -> None:
+    upload(server)
+    bucket, blob = server.bucket(), server.bucket().blob("n")
+    server.fault(f"bucket.{call}", fault)
+    calls: dict[str, Callable[[], object]] = {
+        "upload": lambda: blob.upload_from_string(b"x", retry=None),
+        "get": lambda: blob.download_as_bytes(retry=None),
+        "metadata": lambda: blob.reload(retry=None),
+        "list": lambda: list(bucket.list_blobs(retry=None)),
+        "delete": lambda: blob.delete(retry=None),
+        "update": lambda: blob.patch(retry=None),
+        "compose": lambda: bucket.blob("m").compose([blob], retry=None),
+        "copy": lambda: bucket.blob("m").rewrite(blob, retry=None),
+    }
+    with pytest.raises(error):
+        calls[call]()
+    assert server.names() == ["n"]
+
+
+def test_a_fault_strikes_only_the_objects_that_it_names(server: BucketServer) -> None:
+    server.fault("bucket.*", "status", params={"status": 503, "object_contains": "bad"})
+    upload(server, "good")
+    with pytest.raises(ServiceUnavailable):
+        upload(server, "dir/bad.mp4", retry=None)
+    with pytest.raises(ServiceUnavailable):
+        server.bucket().blob("bad").create_resumable_upload_session(retry=None)
+    assert server.bucket().blob("good").download_as_bytes() == b"data"
+
+
+def test_corruption_on_the_way_to_the_reader_is_found_by_the_client(server: BucketServer) -> None:
+    upload(server, data=bytes_of(2 * MIB))
+    server.fault("bucket.get", "corrupt", count=1)
+    with pytest.raises(DataCorruption):
+        server.bucket().blob("n").download_as_bytes()
+    assert server.bucket().blob("n").download_as_bytes() == bytes_of(2 * MIB)
+
+
+@pytest.mark.parametrize("size", [10, 2 * MIB])
+def test_corruption_of_what_is_stored_is_found_by_every_reader(server: BucketServer, size: int) -> None:
+    server.fault("bucket.upload", "corrupt", count=1)
+    upload(server, data=bytes_of(size))
+    for _ in range(2):
+        with pytest.raises(DataCorruption):
+            server.bucket().blob("n").download_as_bytes()
+
+
+def test_corruption_on_the_way_in_is_refused_where_a_checksum_was_sent(server: BucketServer) -> None:
+    server.fault("bucket.upload", "corrupt", params={"at": "wire"})
+    with pytest.raises(BadRequest):
+        upload(server, checksum="crc32c")
+    with pytest.raises(BadRequest):
+        upload_resumable(server, bytes_of(300_000), checksum="crc32c")
+    assert server.names() == []
+
+
+def test_more_than_an_update_a_second_of_one_object_is_refused(server: BucketServer) -> None:
+    server.fault("bucket.upload", "write_rate", params={"interval_s": 600})
+    upload(server, "one")
+    upload(server, "two")
+    with pytest.raises(TooManyRequests, match="rate limit for object mutation"):
+        upload(server, "one", retry=None)
+    server.control("DELETE", "faults")
+    upload(server, "one")
+    server.control("POST", "shape", {"write_interval_s": 600})
+    with pytest.raises(TooManyRequests):
+        server.bucket().blob("one").delete(retry=None)
+
+
+def test_a_resumable_upload_that_met_the_write_rate_can_be_finished_later(server: BucketServer) -> None:
+    upload(server)
+    server.fault("bucket.upload", "write_rate", params={"interval_s": 600}, count=2)
+    upload_resumable(server, bytes_of(600_000), retry=QUICK_RETRY)
+    assert server.bucket().blob("n").download_as_bytes() == bytes_of(600_000)
+
+
+@pytest.mark.parametrize("fault", ["drip", "cut_json", "delay", "hang"])
+def test_slow_and_cut_downloads(server: BucketServer, fault: str) -> None:
+    upload(server, data=bytes_of(1000))
+    params = {
+        "drip": {"every_s": 0.001, "bytes": 100},
+        "cut_json": {"honest": False},
+        "delay": {"seconds": 0.01},
+        "hang": {"seconds": 0.05},
+    }
+    server.fault("bucket.get", fault, params=params[fault], count=1)
+    found = server.bucket().blob("n").download_as_bytes(retry=QUICK_RETRY)
+    assert found == bytes_of(1000)
+
+
+def test_a_storm_loses_no_write(server: BucketServer) -> None:
+    for fault in ("status", "reset", "quota", "reset_after"):
+        server.fault("bucket.*", fault, rate=0.1)
+    for number in range(20):
+        server.bucket().blob(f"n{number}").upload_from_string(str(number), retry=QUICK_RETRY)
+    server.control("DELETE", "faults")
+    assert len(server.names()) == 20
+
+
+def test_a_fault_of_a_batch_strikes_its_part(server: BucketServer) -> None:
+    upload(server, "a")
+    upload(server, "b")
+    server.fault("bucket.delete", "forbidden", params={"object_contains": "b"})
+    with pytest.raises(Forbidden):
+        delete_in_a_batch(server, "a", "b")
+    assert server.names() == ["b"]

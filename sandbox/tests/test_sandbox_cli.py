@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sandbox as a program: starts, says where it is, and stops without a trace."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from sandbox.tests.api_client import eventually
+from wan_sandbox import cli
+from wan_sandbox.server import Sandbox
+
+COMMAND = [sys.executable, "-m", "wan_sandbox"]
+
+
+@contextmanager
+def program(*options: str) -> Iterator[subprocess.Popen[str]]:
+    """Run the sandbox, and end it whatever happens."""
+    command = [*COMMAND, *options]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_says_where_it_is_and_stops_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+    file = tmp_path / "state.json"
+    options = ["--port", "0", "--bucket-port", "0", "--state-file", str(file), "--bucket", "mine"]
+    with program(*options, "--fault", "balance:status:status=500") as running:
+        eventually(lambda: file.exists() or running.poll() is not None)
+        state = json.loads(file.read_text())
+        with urlopen(f"{state['url']}/_sandbox/health") as answer:
+            assert json.load(answer)["ok"] is True
+        with urlopen(f"{state['bucket_url']}/storage/v1/b/mine") as answer:
+            assert json.load(answer)["name"] == "mine"
+        with urlopen(f"{state['url']}/_sandbox/faults") as answer:
+            assert json.load(answer)["faults"][0]["params"] == {"status": 500}
+        running.send_signal(number)
+        out, err = running.communicate(timeout=20)
+        assert (running.returncode, err) == (0, "")
+    assert state["pid"] == running.pid
+    connection = json.loads(state["env"]["AIRFLOW_CONN_WAN_DEFAULT"])
+    assert (connection["conn_type"], connection["host"], connection["password"]) == (
+        "wan",
+        state["url"],
+        "sandbox-token",
+    )
+    for name in ("AIRFLOW_CONN_WAN_DEFAULT", "STORAGE_EMULATOR_HOST", "GOOGLE_CLOUD_PROJECT"):
+        assert f"export {name}=" in out
+
+
+def test_what_it_prints_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
+    env = {"AIRFLOW_CONN_WAN_DEFAULT": json.dumps({"password": "it's"})}
+    text = cli.welcome(cli.Settings(), "http://a", "http://b", env)
+    [export] = [line for line in text.splitlines() if line.startswith("export")]
+    shown = subprocess.run(
+        ["sh", "-c", f'{export}; printf %s "$AIRFLOW_CONN_WAN_DEFAULT"'],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout == env["AIRFLOW_CONN_WAN_DEFAULT"]
+
+
+def test_a_taken_port_is_said_without_a_traceback() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [*COMMAND, "--port", str(port), "--bucket-port", "0"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert str(port) in done.stderr
+    assert "--port" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (["--speed", "0"], 2, "speed must be more than 0"),
+        (["--fault", "status"], 2, "call:fault"),
+        (["--fault", "status:boom"], 1, "unknown fault"),
+        (["--video-bytes", "10"], 1, "video-bytes must be"),
+    ],
+)
+def test_wrong_options_are_said_plainly(
+    capsys: pytest.CaptureFixture[str], options: list[str], code: int, says: str
+) -> None:
+    try:
+        result = cli.main(["--port", "0", "--bucket-port", "0", *options])
+    except SystemExit as end:
+        result = int(str(end.code))
+    assert result == code
+    assert says in capsys.readouterr().err
+
+
+def test_a_missing_pyav_is_said_with_the_extra_that_brings_it(tmp_path: Path) -> None:
+    script = (
+        "import importlib.util as u, sys; find = u.find_spec\n"
+        "u.find_spec = lambda name, *more: None if name == 'av' else find(name, *more)\n"
+        "from wan_sandbox.cli import main; sys.exit(main(['--port', '0']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert 'pip install "airflow-provider-wan[sandbox]"' in done.stderr
+
+
+def test_a_sandbox_beside_a_test_points_everything_at_itself() -> None:
+    with Sandbox(token="mine", check_images=False) as sandbox:
+        env = sandbox.env()
+        assert env["STORAGE_EMULATOR_HOST"] == sandbox.bucket_url
+        extra = json.loads(env["AIRFLOW_CONN_WAN_DEFAULT"])["extra"]
+        assert extra == {
+            "account_host": sandbox.url,
+            "download_hosts": [sandbox.url],
+            "allow_private_images": True,
+        }
+        url = sandbox.url
+    with pytest.raises(OSError, match="refused"):
+        urlopen(url)
+
+
+def test_loopback_is_kept_from_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:3128")
+    monkeypatch.setenv("NO_PROXY", "intern.example.com")
+    with Sandbox(check_images=False) as sandbox:
+        assert sandbox.env()["NO_PROXY"] == "intern.example.com,127.0.0.1,localhost"
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="concurrency"):
+        Sandbox(concurrency=0)
+    with pytest.raises(TypeError):
+        Sandbox(no_such_setting=1)

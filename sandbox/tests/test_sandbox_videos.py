@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The videos are real: they decode, have the size and length of the model's, and show the image that was sent."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import pytest
+from PIL import Image, ImageChops, ImageStat
+
+from sandbox.tests.api_client import PHOTOS, Client, download, eventually, put_image
+from wan_sandbox.runcomfy.videos import encode_video, frame_size
+from wan_sandbox.server import Sandbox
+
+
+@pytest.fixture(scope="module")
+def studio() -> Iterator[Client]:
+    """Give a client of a sandbox that encodes."""
+    with Sandbox(generation_seconds=0) as started:
+        yield Client(started)
+
+
+def film(client: Client, photo: str, **inputs: str) -> bytes:
+    url = put_image(client.sandbox, photo, (PHOTOS / photo).read_bytes())
+    request_id = client.buy(img_url=url, **inputs)
+    eventually(lambda: client.word(request_id) == "completed")
+    return download(client.link(request_id)).content
+
+
+def boxes(data: bytes) -> list[str]:
+    names, at = [], 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        names.append(data[at + 4 : at + 8].decode())
+        at += size
+    assert at == len(data)
+    return names
+
+
+def mean_difference(one: Image.Image, other: Image.Image) -> float:
+    """Compare what two images show, not their grain."""
+    small = (24, 16)
+    difference = ImageChops.difference(one.convert("RGB").resize(small), other.convert("RGB").resize(small))
+    return sum(ImageStat.Stat(difference).mean) / 3
+
+
+def test_a_video_has_the_form_of_the_model_s(studio: Client) -> None:
+    data = film(studio, "coffee.jpg")
+    names = boxes(data)
+    assert names[0] == "ftyp"
+    assert names.index("moov") < names.index("mdat"), "the index comes first"
+    with av.open(io.BytesIO(data)) as container:
+        assert [stream.type for stream in container.streams] == ["video"]
+        video = container.streams.video[0]
+        assert (video.codec_context.name, video.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert (video.average_rate, float(video.duration * video.time_base)) == (30, 5.0)
+        assert sum(1 for _ in container.decode(video=0)) == 150
+        width, height = video.width, video.height
+    assert width % 2 == height % 2 == 0
+    assert abs(width * height - 310_000) < 5_000
+    assert abs(width / height - 600 / 400) < 0.02
+
+
+def test_a_video_moves_slowly_over_the_image_that_was_sent(studio: Client) -> None:
+    films = {photo: film(studio, photo) for photo in ("coffee.jpg", "rocket.jpg")}
+    for photo, data in films.items():
+        with av.open(io.BytesIO(data)) as container:
+            frames = [frame.to_image() for frame in container.decode(video=0)]
+        sent = Image.open(PHOTOS / photo)
+        others = [Image.open(PHOTOS / other) for other in films if other != photo]
+        for frame in (frames[0], frames[149]):
+            assert all(mean_difference(frame, sent) < mean_difference(frame, other) for other in others)
+        near, far = mean_difference(frames[70], frames[72]), mean_difference(frames[0], frames[149])
+        assert 0 < near < far
+        # the wide end of the move shows nearly the whole image
+        assert min(mean_difference(frames[0], sent), mean_difference(frames[149], sent)) < 12
+
+
+def test_the_same_image_and_inputs_give_the_same_bytes_and_others_do_not(studio: Client) -> None:
+    once, again = film(studio, "rocket.jpg", prompt="a"), film(studio, "rocket.jpg", prompt="a")
+    other = film(studio, "rocket.jpg", prompt="b")
+    assert once == again != other
+
+
+def test_a_clip_encoded_anew_is_the_same_byte_for_byte(tmp_path: Path) -> None:
+    image = (PHOTOS / "rocket.jpg").read_bytes()
+    for name in ("one.mp4", "two.mp4"):
+        encode_video(image, tmp_path / name, resolution="480P", key="k", seconds=0.5)
+    assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "two.mp4").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("size", "resolution", "pixels"),
+    [((600, 400), "480P", 310_000), ((400, 900), "480P", 310_000), ((1999, 361), "1080P", 2_070_000)],
+)
+def test_the_size_follows_resolution_and_aspect_ratio(
+    size: tuple[int, int], resolution: str, pixels: int
+) -> None:
+    width, height = frame_size(*size, resolution)
+    assert width % 2 == height % 2 == 0
+    assert abs(width * height / pixels - 1) < 0.01
+    assert abs((width / height) / (size[0] / size[1]) - 1) < 0.01
+
+
+def test_1080p_gives_the_larger_frame(tmp_path: Path) -> None:
+    image = (PHOTOS / "coffee.jpg").read_bytes()
+    encode_video(image, tmp_path / "a.mp4", resolution="1080P", key="k", seconds=0.1)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        video = container.streams.video[0]
+        assert abs(video.width * video.height - 2_070_000) < 20_000
+
+
+def test_without_image_checks_a_video_is_made_all_the_same() -> None:
+    with Sandbox(check_images=False, generation_seconds=0) as sandbox:
+        client = Client(sandbox)
+        request_id = client.buy()
+        eventually(lambda: client.word(request_id) == "completed")
+        assert boxes(download(client.link(request_id)).content)[0] == "ftyp"
+
+
+@pytest.mark.parametrize("size", [40_000, 2_000_001])
+def test_a_padded_video_has_exactly_the_size_and_is_another_for_each_request(size: int) -> None:
+    with Sandbox(video_bytes=size, check_images=False) as sandbox:
+        client = Client(sandbox)
+        files = [download(client.link(client.done())).content for _ in range(2)]
+    assert [len(data) for data in files] == [size, size]
+    assert len({hashlib.sha256(data).digest() for data in files}) == 2
+    assert boxes(files[0])[-1] == "free"
+    with av.open(io.BytesIO(files[0])) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 150
+
+
+def test_a_padded_size_that_no_video_fits_in_is_refused_at_the_start() -> None:
+    with pytest.raises(ValueError, match="video-bytes must be"):
+        Sandbox(video_bytes=1000).start()

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every handler of the bucket gets: the emulator's state, and the one call that came in."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from wan_sandbox.bucket.conditions import Conditions, from_request
+from wan_sandbox.bucket.errors import StorageError, bad_request
+from wan_sandbox.bucket.store import Store
+from wan_sandbox.control.faults import FaultBook, FaultRule
+
+if TYPE_CHECKING:
+    from wan_sandbox.bucket.multipart import RelatedParser
+    from wan_sandbox.bucket.resumable import Session
+
+GCS_WRITE_INTERVAL_S = 1.0
+"""Cloud Storage takes about one change a second of one object."""
+
+
+@dataclass(slots=True)
+class Shape:
+    """A slow link, for benchmarks.
+
+    :param latency_s: time before each answer.
+    :param bytes_per_s: bound on each single upload or download; 0 is none.
+    """
+
+    latency_s: float = 0.0
+    bytes_per_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was asked of the bucket, and how much went through."""
+
+    calls: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[str] = field(default_factory=Counter)
+    bytes_read: int = 0
+    bytes_written: int = 0
+
+    def clear(self) -> None:
+        """Count from zero again."""
+        self.calls.clear()
+        self.statuses.clear()
+        self.bytes_read = self.bytes_written = 0
+
+
+@dataclass(slots=True)
+class Emulator:
+    """The state of one bucket server."""
+
+    store: Store
+    faults: FaultBook
+    shape: Shape
+    counts: Counts = field(default_factory=Counts)
+    sessions: dict[str, Session] = field(default_factory=dict)
+
+
+class Pacer:
+    """Holds one stream to a number of bytes a second."""
+
+    def __init__(self, bytes_per_s: float) -> None:
+        self._bytes_per_s = bytes_per_s
+        self._started = time.monotonic()
+        self._passed = 0
+
+    async def passed(self, size: int) -> None:
+        """Wait until so many more bytes may have gone through."""
+        self._passed += size
+        if self._bytes_per_s > 0:
+            due = self._started + self._passed / self._bytes_per_s
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+
+
+@dataclass(slots=True)
+class Call:
+    """One call to the bucket: an HTTP request, or a part of a batch.
+
+    :param kind: the name that fault rules use, such as ``bucket.get``.
+    :param bucket: from the path, decoded; empty where there is none.
+    :param name: of the object, from the path, decoded; empty where there is none.
+    :param target: bucket and name that a copy goes to.
+    :param rule: the fault that hit this call and that its handler has to play.
+    :param body: of a part of a batch; None for a request of its own.
+    :param parser: of a multipart upload whose metadata was read already, to know what it is about.
+    :param early: bytes of the object that came along with that metadata.
+    """
+
+    emulator: Emulator
+    request: web.Request
+    kind: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    bucket: str = ""
+    name: str = ""
+    target: tuple[str, str] = ("", "")
+    rule: FaultRule | None = None
+    body: bytes | None = None
+    parser: RelatedParser | None = None
+    early: bytes = b""
+    received: int = 0
+
+    @property
+    def store(self) -> Store:
+        """The buckets."""
+        return self.emulator.store
+
+    @property
+    def base_url(self) -> str:
+        """This server, as the client calls it; links in answers must lead back here."""
+        return f"{self.request.scheme}://{self.request.host}"
+
+    @property
+    def conditions(self) -> Conditions:
+        """What the client demands of the object."""
+        return from_request(self.query, self.headers)
+
+    @property
+    def write_interval_s(self) -> float:
+        """Least time between changes of one object that the fault ``write_rate`` asks for; 0 is none."""
+        if self.rule is None or self.rule.fault != "write_rate":
+            return 0.0
+        return float(self.rule.params.get("interval_s", GCS_WRITE_INTERVAL_S))
+
+    def is_corrupt(self, where: str) -> bool:
+        """Tell whether the fault ``corrupt`` flips a byte of this call: at ``rest`` or on the ``wire``."""
+        if self.rule is None or self.rule.fault != "corrupt":
+            return False
+        return str(self.rule.params.get("at", "rest")) == where
+
+    async def json(self) -> dict[str, Any]:
+        """Read the body as a JSON object; none at all is an empty one.
+
+        :raises StorageError: 400.
+        """
+        raw = await self.request.read() if self.body is None else self.body
+        return read_json(raw)
+
+    def number(self, key: str) -> int | None:
+        """Read a number of the query.
+
+        :raises StorageError: 400.
+        """
+        text = self.query.get(key)
+        if not text:
+            return None
+        try:
+            return int(text)
+        except ValueError:
+            raise bad_request(f"Invalid value for {key}: {text!r}") from None
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Yield the body as it comes in, counted and at the pace of the link.
+
+        :raises StorageError: 400 where it ends before its promised length.
+        """
+        counts, pacer = self.emulator.counts, Pacer(self.emulator.shape.bytes_per_s)
+        async for chunk in self.request.content.iter_any():
+            self.received += len(chunk)
+            counts.bytes_written += len(chunk)
+            yield chunk
+            await pacer.passed(len(chunk))
+        promised = self.request.content_length
+        if promised is not None and self.received != promised:
+            raise bad_request(f"The body ended after {self.received} of {promised} bytes.")
+
+
+def read_json(raw: bytes) -> dict[str, Any]:
+    """Read a JSON object; no bytes are an empty one.
+
+    :raises StorageError: 400.
+    """
+    if not raw.strip():
+        return {}
+    try:
+        value = json.loads(raw)
+    except ValueError:
+        raise StorageError(400, "parseError", "Parse Error") from None
+    if not isinstance(value, dict):
+        raise StorageError(400, "parseError", "Parse Error: a JSON object was expected.")
+    return value

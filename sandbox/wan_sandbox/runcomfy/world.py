@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state of one sandbox: accounts, generations, faults and the ledger, and what a purchase sets in motion."""
+
+from __future__ import annotations
+
+import math
+import random
+import secrets
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wan_sandbox.bucket.faults import register_bucket_faults
+from wan_sandbox.control.faults import FaultBook, parse_rule
+from wan_sandbox.runcomfy.accounts import Account, RateLimit
+from wan_sandbox.runcomfy.api_faults import API_FAULTS, error_value
+from wan_sandbox.runcomfy.catalog import Catalog, Model
+from wan_sandbox.runcomfy.clock import Clock
+from wan_sandbox.runcomfy.generations import Generation, Lane, Phase
+from wan_sandbox.runcomfy.ledger import Ledger
+from wan_sandbox.runcomfy.media_faults import MEDIA_FAULTS
+from wan_sandbox.runcomfy.pictures import Picture, PictureDesk
+from wan_sandbox.runcomfy.studio import Studio, Video, inputs_key
+from wan_sandbox.settings import Settings
+from wan_sandbox.transport import TRANSPORT_FAULTS
+
+DEFAULT_ACCOUNT = "default"
+#: Median, least and most seconds of a generation, by resolution (one 1080P trace took 163 s).
+_LIFELIKE_SECONDS = {"480P": (105.0, 60.0, 180.0), "1080P": (163.0, 90.0, 300.0)}
+_LIFELIKE_SPREAD = 0.25
+#: Fates that never give a video.
+_WITHOUT_VIDEO = frozenset({"fail", "cancelled", "stuck_queue", "stuck_running"})
+
+
+class World:
+    """Everything that one sandbox knows.
+
+    :param settings: how it behaves.
+    :param folder: for images and videos; the caller removes it.
+    """
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.settings = settings
+        self.secret = secrets.token_bytes(32)
+        self.catalog = Catalog(settings.models)
+        keeps_images = settings.video_bytes is None
+        self.pictures = PictureDesk(folder, keep=keeps_images)
+        self.studio = Studio(folder, padded_bytes=settings.video_bytes)
+        self.faults = FaultBook(settings.seed)
+        self.faults.register((*TRANSPORT_FAULTS, *API_FAULTS, *MEDIA_FAULTS))
+        register_bucket_faults(self.faults)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything and start as at the beginning, with the rules of the beginning."""
+        self.clock = Clock(self.settings.speed)
+        self.ledger = Ledger()
+        self.generations: dict[str, Generation] = {}
+        self.accounts: dict[str, Account] = {}
+        self.tokens = {self.settings.token: self.account(DEFAULT_ACCOUNT)}
+        self.price_micro = round(self.settings.price_usd * 1e6)
+        self.generation_seconds = self.settings.generation_seconds
+        self.faults.clear()
+        for rule in self.settings.faults:
+            self.faults.add_json(parse_rule(rule) if isinstance(rule, str) else rule)
+
+    async def close(self) -> None:
+        """End what runs beside the event loop."""
+        await self.pictures.close()
+        self.studio.close()
+
+    def account(self, name: str) -> Account:
+        """Give an account; a new one starts with the settings' balance and limits."""
+        if name not in self.accounts:
+            lane = Lane(self.clock, concurrency=self.settings.concurrency, on_finish=self._on_time_over)
+            self.accounts[name] = Account(
+                name,
+                balance_micro=round(self.settings.balance_usd * 1e6),
+                lane=lane,
+                requests_per_second=self.settings.requests_per_second,
+                submits_per_second=self.settings.submits_per_second,
+            )
+        return self.accounts[name]
+
+    def change_account(self, name: str, changes: Mapping[str, Any]) -> Account:
+        """Change an account at run time; keys as in :meth:`Account.to_json`.
+
+        :raises ValueError: a value is no number, or out of range.
+        """
+        account = self.account(name)
+        account.lane.advance()
+        if "balance_usd" in changes:
+            account.balance_micro = round(float(changes["balance_usd"]) * 1e6)
+        if "concurrency" in changes:
+            if int(changes["concurrency"]) < 1:
+                raise ValueError("concurrency must be 1 or more")
+            account.lane.concurrency = int(changes["concurrency"])
+            account.lane.advance()
+        if "requests_per_second" in changes:
+            account.requests = RateLimit(_rate(changes["requests_per_second"]))
+        if "submits_per_second" in changes:
+            account.submits = RateLimit(_rate(changes["submits_per_second"]))
+        if "active" in changes:
+            account.is_active = bool(changes["active"])
+        return account
+
+    def up_to_date(self) -> None:
+        """Bring every lane up to the present."""
+        for account in self.accounts.values():
+            account.lane.advance()
+
+    def buy(
+        self, account: Account, model: Model, inputs: dict[str, Any], picture: Picture | None
+    ) -> Generation:
+        """Accept a request: from here on it is paid for, unless it is cancelled in the queue or fails."""
+        generation = Generation(
+            request_id=str(uuid.uuid4()),
+            account=account.name,
+            model_id=model.model_id,
+            inputs=inputs,
+            seconds=self._seconds(inputs),
+            submitted_at=time.time(),
+            price_micro=self.price_micro,
+            image=picture.sha256 if picture else None,
+            image_path=picture.path if picture else None,
+        )
+        self._choose_fate(generation)
+        account.reserved_micro += generation.price_micro
+        self.generations[generation.request_id] = generation
+        if self.studio.encodes and generation.fate not in _WITHOUT_VIDEO:
+            self._order_video(generation)
+        account.lane.add(generation)
+        return generation
+
+    def _seconds(self, inputs: Mapping[str, Any]) -> float:
+        lifelike = _LIFELIKE_SECONDS.get(str(inputs.get("resolution")), _LIFELIKE_SECONDS["480P"])
+        median, least, most = lifelike
+        spread = self.settings.spread
+        if self.generation_seconds is not None:
+            median, least, most = self.generation_seconds, 0.0, math.inf
+            spread = spread or 0.0
+        spread = _LIFELIKE_SPREAD if spread is None else spread
+        # By purchase, not by one stream of random numbers: a run can be repeated whatever else is asked.
+        chance = random.Random(self.settings.seed * 1_000_003 + len(self.generations))
+        return min(most, max(least, median * math.exp(chance.gauss(0, spread)))) if spread else median
+
+    def _choose_fate(self, generation: Generation) -> None:
+        rule = self.faults.pick("generation", None, generation.subject())
+        if rule is None:
+            return
+        self.ledger.faults[f"generation:{rule.fault}"] += 1
+        generation.fate, generation.fate_params = rule.fault, dict(rule.params)
+        if rule.fault == "slow":
+            seconds = generation.seconds * float(rule.params.get("factor", 10))
+            generation.seconds = float(rule.params.get("seconds", seconds))
+        if rule.fault == "vanish" and rule.params.get("when") == "submitted":
+            generation.vanished = True
+
+    def _order_video(self, generation: Generation) -> None:
+        def on_done(worked: bool) -> None:
+            generation.video_ready = True
+            if not worked:
+                generation.fate, generation.fate_params = "fail", {"error": "the sandbox could not encode"}
+            if self.generations.get(generation.request_id) is not generation:
+                return  # the sandbox was reset since
+            self.accounts[generation.account].lane.advance()
+            if generation.time_is_over and not generation.phase.is_over:
+                self.conclude(generation, time.time())
+
+        generation.video_ready = False
+        self.studio.order(
+            self._video_key(generation, 0),
+            image=generation.image_path,
+            resolution=_resolution(generation),
+            on_done=on_done,
+        )
+
+    def _on_time_over(self, generation: Generation, moment: float) -> None:
+        generation.time_is_over = True
+        if generation.video_ready:
+            self.conclude(generation, self.clock.wall_time(moment))
+
+    def conclude(self, generation: Generation, at: float) -> None:
+        """End a generation as its fate says, and take the money."""
+        params = generation.fate_params
+        charged = True
+        match generation.fate:
+            case "fail":
+                generation.phase, charged = Phase.FAILED, bool(params.get("charged", False))
+                generation.error = error_value(params)
+            case "cancelled":
+                generation.phase, charged = Phase.CANCELLED, False
+            case _:
+                generation.phase = Phase.SUCCEEDED
+        self._settle(generation, at, charged=charged)
+
+    def cancel(self, generation: Generation) -> bool:
+        """Cancel what is still queued; false for all else."""
+        account = self.accounts[generation.account]
+        if not account.lane.cancel(generation):
+            return False
+        self._settle(generation, time.time(), charged=False)
+        return True
+
+    def _settle(self, generation: Generation, at: float, *, charged: bool) -> None:
+        generation.finished_at = at
+        generation.charged_micro = generation.price_micro if charged else 0
+        self.accounts[generation.account].settle(generation.price_micro, charged=charged)
+
+    async def video(self, generation: Generation, index: int) -> Video:
+        """Give the file of a generation's video.
+
+        :param index: 0 is the first; others are other takes of the same image.
+        """
+        return await self.studio.video(
+            self._video_key(generation, index),
+            label=f"{generation.request_id} {index}",
+            image=generation.image_path,
+            resolution=_resolution(generation),
+        )
+
+    def _video_key(self, generation: Generation, index: int) -> str:
+        return inputs_key(generation.model_id, generation.inputs, generation.image, index)
+
+
+def _resolution(generation: Generation) -> str:
+    return str(generation.inputs.get("resolution") or "480P")
+
+
+def _rate(value: Any) -> float | None:
+    rate = None if value is None else float(value)
+    if rate is not None and rate <= 0:
+        raise ValueError("a limit must be more than 0, or null for none")
+    return rate

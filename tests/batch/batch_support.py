@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches against a sandbox, as a worker runs them, without Airflow around them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+from google.cloud import storage
+
+from airflow_provider_wan.batch.batch import Batch, finish
+from airflow_provider_wan.batch.planner import BatchSpec
+from airflow_provider_wan.batch.report import Report
+from airflow_provider_wan.batch.values import BatchLimits, Pause
+from airflow_provider_wan.hooks.gcs import storage_client
+from airflow_provider_wan.hooks.wan import WanHook
+from airflow_provider_wan.images.source import ImageSources
+from airflow_provider_wan.triggers.wan_batch import WanBatchTrigger
+from airflow_provider_wan.utils.images import image_sources
+from airflow_provider_wan.utils.params import DEFAULT_MODEL_ID
+from wan_sandbox.server import Sandbox
+
+BUCKET = "videos"
+JOURNAL = "gs://videos/_journal"
+LOG = logging.getLogger("batch")
+
+
+def addresses(count: int, *, first: int = 0) -> list[str]:
+    """Addresses of images that the sandbox does not look at."""
+    return [f"https://images.example.com/{number:05d}.jpg" for number in range(first, first + count)]
+
+
+def connection(sandbox: Sandbox, **extra: Any) -> str:
+    """The connection to a sandbox, with other values in its extra."""
+    given = json.loads(sandbox.env()["AIRFLOW_CONN_WAN_DEFAULT"])
+    given["extra"] |= {"timeout": 2, "not_found_patience": 0.4, **extra}
+    return json.dumps(given)
+
+
+def batch(
+    images: Any,
+    *,
+    watcher: str = "dag/run/task/-1",
+    deadline_s: float = 60.0,
+    stop: threading.Event | None = None,
+    pace: dict[str, Any] | None = None,
+    model_id: str = DEFAULT_MODEL_ID,
+    staging: str | None = None,
+    check_images: bool = False,
+    sources: ImageSources | None = None,
+    **spec: Any,
+) -> Batch:
+    """A batch of images that nobody looks at before they are bought."""
+    hook = WanHook("wan_default")
+    given = {"bucket_name": BUCKET, "object_name": "out/", "journal": JOURNAL, "inputs": {"prompt": "waves"}}
+    return Batch(
+        BatchSpec(
+            images=images,
+            model_id=model_id,
+            pace=BatchLimits(time.time() + deadline_s, **{"max_in_flight": 50, **(pace or {})}),
+            **{**given, **spec},
+        ),
+        hook,
+        storage_client(pool_size=24),
+        sources
+        or image_sources(
+            model_id,
+            log=LOG,
+            allow_private=True,
+            gcp_conn_id=None,
+            impersonation_chain=None,
+            staging=staging,
+            check_image=check_images,
+            workers=24,
+        ),
+        LOG,
+        watcher=watcher,
+        stop=stop,
+    )
+
+
+def run(images: Any, **more: Any) -> Report:
+    """Carry a whole batch out."""
+    one = batch(images, **more)
+    return finish(one, one.begin())
+
+
+def wait(pause: Pause, deadline_s: float = 60.0) -> dict[str, Any]:
+    """Wait as a triggerer does; gives its event."""
+    trigger = WanBatchTrigger(
+        wan_conn_id="wan_default",
+        request_ids=pause.request_ids,
+        deadline=time.time() + deadline_s,
+        not_later_than=pause.not_later_than,
+        started=pause.started,
+        learned=pause.learned,
+        look_at=pause.look_at,
+    )
+    again = WanBatchTrigger(**json.loads(json.dumps(trigger.serialize()[1])))
+
+    async def first() -> Any:
+        return (await anext(again.run())).payload
+
+    return dict(json.loads(json.dumps(asyncio.run(first()))))
+
+
+def bought(sandbox: Sandbox) -> Counter[str]:
+    """How often each image was bought."""
+    return Counter(purchase["img_url"] for purchase in sandbox.ledger()["purchases"])
+
+
+def videos(bucket: str = BUCKET, prefix: str = "out/") -> list[str]:
+    """Names of the videos in a bucket."""
+    found = storage.Client().list_blobs(bucket, prefix=prefix)
+    return sorted(blob.name for blob in found if blob.name.endswith(".mp4"))
+
+
+def manifest(report: Report) -> list[dict[str, Any]]:
+    """The lines of a report's manifest."""
+    bucket, _, name = report.summary["manifest"].removeprefix("gs://").partition("/")
+    text = storage.Client().bucket(bucket).blob(name).download_as_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def outcomes(report: Report) -> Counter[str]:
+    """How many images ended how, by the manifest."""
+    return Counter(line["outcome"] for line in manifest(report))

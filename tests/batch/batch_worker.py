@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workers that carry a batch out and can be killed: one process imports everything, and forks one for each line of
+its input, ``IMAGES WATCHER``. It answers with the worker's process id, and with ``over`` when that has ended."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from tests.batch.batch_support import addresses, run
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        images, watcher = line.split()
+        worker = os.fork()
+        if worker == 0:
+            sys.stdin.close()
+            run(addresses(int(images)), watcher=watcher)
+            os._exit(0)
+        print(worker, flush=True)
+        os.waitpid(worker, 0)
+        print("over", flush=True)

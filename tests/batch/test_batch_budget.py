@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a batch may buy, as tables."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from airflow_provider_wan.batch.budget import Budget, Limits
+from airflow_provider_wan.exceptions import WanBudgetError, WanInputError
+
+
+def buy(budget: Budget, count: int, first: int = 0) -> int:
+    """Buy until a limit says no; tells how many."""
+    for number in range(first, first + count):
+        try:
+            budget.reserve(str(number))
+        except WanBudgetError:
+            return number - first
+        budget.made(str(number))
+    return count
+
+
+@pytest.mark.parametrize(
+    ("limits", "price", "bought"),
+    [
+        (Limits(), None, 100),
+        (Limits(max_requests=7), None, 7),
+        (Limits(max_requests=0), None, 0),
+        (Limits(max_cost_usd=1.0), 0.1, 10),
+        (Limits(max_cost_usd=0.3), 0.1, 3),
+        (Limits(max_cost_usd=0.29), 0.1, 2),
+        (Limits(max_cost_usd=0.05), 0.1, 0),
+        (Limits(max_cost_usd=0), 0.1, 0),
+        (Limits(max_cost_usd=5, max_requests=3), 0.1, 3),
+        (Limits(max_cost_usd=0.2, max_requests=3), 0.1, 2),
+    ],
+)
+def test_a_limit_is_reached_and_never_passed(limits: Limits, price: float | None, bought: int) -> None:
+    assert buy(Budget(limits, price), 100) == bought
+
+
+def test_a_limit_in_money_needs_a_price() -> None:
+    with pytest.raises(WanBudgetError, match="price_usd"):
+        Budget(Limits(max_cost_usd=1.0), None)
+
+
+def test_a_refused_purchase_costs_nothing() -> None:
+    budget = Budget(Limits(max_cost_usd=0.2), 0.1)
+    budget.reserve("a")
+    budget.release("a")
+    assert buy(budget, 5) == 2
+
+
+def test_reserving_again_before_the_purchase_counts_once() -> None:
+    budget = Budget(Limits(max_requests=2), None)
+    budget.reserve("a")
+    budget.reserve("a")
+    assert budget.bought == 1
+
+
+def test_a_second_request_for_the_same_image_counts_again() -> None:
+    budget = Budget(Limits(max_cost_usd=0.25), 0.1)
+    for _ in range(2):
+        budget.reserve("a")
+        budget.made("a")
+    assert budget.spent_usd == pytest.approx(0.2)
+    with pytest.raises(WanBudgetError):
+        budget.reserve("a")
+
+
+def test_a_real_cost_takes_the_place_of_the_price() -> None:
+    budget = Budget(Limits(max_cost_usd=1.0), 0.5)
+    buy(budget, 1)
+    budget.settle("0", 0.1)
+    assert budget.spent_usd == pytest.approx(0.1)
+    assert budget.unpriced == 0
+    assert buy(budget, 5, first=1) == 1  # 0.1 + 0.5; another 0.5 would pass the limit
+
+
+def test_a_real_cost_above_the_price_raises_it_for_the_next() -> None:
+    budget = Budget(Limits(max_cost_usd=1.0), 0.1)
+    buy(budget, 1)
+    budget.settle("0", 0.4)
+    assert buy(budget, 5, first=1) == 1
+
+
+def test_what_was_bought_before_a_kill_counts() -> None:
+    budget = Budget(Limits(max_cost_usd=1.0), 0.1)
+    budget.bought_before("b", purchases=1, cost_usd=None)
+    budget.bought_before("a", purchases=2, cost_usd=0.3)
+    assert budget.spent_usd == pytest.approx(0.5)
+    assert budget.bought == 3
+
+
+def test_what_others_bought_is_not_settled() -> None:
+    budget = Budget(Limits(max_cost_usd=1.0), 0.1)
+    budget.settle("theirs", 0.7)
+    assert budget.spent_usd == 0
+
+
+@pytest.mark.parametrize("price", [None, 0.0, 0.2, 0.3])
+@pytest.mark.parametrize("of", [1, 3, 7, 100])
+def test_shares_make_the_whole_exactly(of: int, price: float | None) -> None:
+    shares = [
+        Limits(max_cost_usd=10.0, max_requests=23, index=index, of=of).part(price) for index in range(of)
+    ]
+    assert sum(share.max_requests or 0 for share in shares) == 23
+    assert sum(round((share.max_cost_usd or 0) * 1e6) for share in shares) == 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("whole", "bought"),
+    [({"max_cost_usd": 2.1}, 10), ({"max_requests": 7}, 7), ({"max_cost_usd": 2.1, "max_requests": 4}, 4)],
+)
+def test_many_tasks_together_buy_what_the_whole_can_pay(whole: dict[str, Any], bought: int) -> None:
+    parts = [Budget(Limits(**whole, index=index, of=100), 0.2) for index in range(100)]
+    assert sum(buy(part, 5) for part in parts) == bought
+
+
+def test_a_share_that_is_used_up_names_the_whole() -> None:
+    budget = Budget(Limits(max_cost_usd=2.0, index=1, of=4), 0.5)
+    assert buy(budget, 5) == 1
+    assert "max_cost_usd=2 (of which 0.5 is this mapped task's share)" in str(budget.why_not())
+
+
+@pytest.mark.parametrize("price", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_price_that_is_none_is_refused_whatever_the_limit(price: float) -> None:
+    for limits in (Limits(), Limits(max_cost_usd=1.0)):
+        with pytest.raises(WanInputError, match="price_usd"):
+            Budget(limits, price)
+
+
+@pytest.mark.parametrize(("index", "of"), [(0, 0), (3, 3), (-1, 3), (0, -1)])
+def test_a_share_that_can_not_be_is_refused(index: int, of: int) -> None:
+    with pytest.raises(WanInputError, match="share_of"):
+        Limits(max_requests=5, index=index, of=of)
+
+
+@pytest.mark.parametrize(
+    "limits", [{"max_cost_usd": -1}, {"max_requests": -1}, {"max_cost_usd": float("nan")}]
+)
+def test_a_limit_below_nothing_is_refused(limits: dict[str, float]) -> None:
+    with pytest.raises(WanInputError):
+        Limits(**limits)  # type: ignore[arg-type]
+
+
+def test_threads_together_stay_below_a_limit() -> None:
+    budget = Budget(Limits(max_requests=50), None)
+    with ThreadPoolExecutor(8) as pool:
+        counts = pool.map(lambda worker: buy(budget, 20, first=1000 * worker), range(8))
+    assert sum(counts) == 50

@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A batch against a sandbox, whose ledger is the judge: every image is landed or reported, and bought once."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from google.cloud import storage
+
+from airflow_provider_wan.batch.budget import Limits
+from airflow_provider_wan.batch.results import MaxFailures
+from airflow_provider_wan.batch.values import Pause
+from airflow_provider_wan.exceptions import (
+    WanAuthError,
+    WanBalanceError,
+    WanBatchError,
+    WanBudgetError,
+    WanTimeoutError,
+)
+from tests.batch.batch_support import addresses, batch, bought, connection, manifest, outcomes, run, videos
+from tests.image_samples import encoded, photo
+from wan_sandbox.server import Sandbox
+
+
+@pytest.fixture
+def sandbox(batch_sandbox: Sandbox) -> Sandbox:
+    return batch_sandbox
+
+
+def test_every_image_becomes_one_video(sandbox: Sandbox) -> None:
+    report = run(addresses(40))
+    assert report.error is None
+    assert report.summary["landed"] == report.summary["total"] == report.summary["bought"] == 40
+    assert report.summary["cost_usd"] == pytest.approx(8.0)
+    assert report.summary["cost_is_exact"]
+    assert bought(sandbox) == dict.fromkeys(addresses(40), 1)
+    lines = manifest(report)
+    assert [line["image"] for line in lines] == addresses(40)
+    assert sorted(line["uri"].rpartition("/")[2] for line in lines) == [
+        name.rpartition("/")[2] for name in videos()
+    ]
+
+
+def test_a_rerun_of_a_finished_batch_buys_nothing_and_reads_no_record(sandbox: Sandbox) -> None:
+    run(addresses(30))
+    calls = sandbox.ledger()["calls"]
+    sandbox.bucket_control("calls", method="DELETE")
+    report = run(addresses(30), watcher="dag/another run/task/-1", price_usd=0.2)
+    assert report.error is None
+    assert report.summary["reused"] == 30
+    assert report.summary["bought"] == 0
+    assert sandbox.ledger()["calls"] == calls
+    asked = sandbox.bucket_control("calls")["calls"]
+    assert asked.get("bucket.list") == 2
+    assert asked.get("bucket.get") == 1  # what this task had planned before: nothing
+    assert len(manifest(report)) == 30
+
+
+def test_rows_that_want_the_same_are_one_video(sandbox: Sandbox) -> None:
+    report = run(addresses(3) + addresses(3))
+    assert report.error is None
+    assert len(sandbox.ledger()["purchases"]) == 3
+
+
+def test_one_bad_image_stops_nobody_else(sandbox: Sandbox) -> None:
+    sandbox.add_fault("submit", "invalid", img_url_contains="00003.jpg")
+    report = run([*addresses(12), "ftp://nowhere/x.jpg", {"image": addresses(20)[19], "seed": "many"}])
+    assert isinstance(report.error, WanBatchError)
+    assert not report.error.retry_helps  # a retry would be refused just so
+    assert "00003.jpg" in str(report.error)
+    assert outcomes(report) == {"landed": 11, "refused": 3}
+    assert len(sandbox.ledger()["purchases"]) == 11
+
+
+def test_an_error_that_nobody_expects_before_anything_is_sent_counts_as_a_refusal(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    resolve = socket.getaddrinfo
+
+    def fail(host: Any, *more: Any, **named: Any) -> Any:
+        if host == "broken.example":
+            raise RuntimeError("a bug in a library")
+        return resolve(host, *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    blob = storage.Client().bucket("videos").blob("photo.jpg")
+    blob.upload_from_string(encoded(photo(), "JPEG"), content_type="image/jpeg")
+    images = ["https://broken.example/photo.jpg", f"{sandbox.bucket_url}/videos/photo.jpg"]
+    report = run(images, max_failures=MaxFailures(count=1), check_images=True)
+    assert report.error is None
+    assert outcomes(report) == {"refused": 1, "landed": 1}
+    assert "nothing was sent" in manifest(report)[0]["error"]
+    assert "a bug in a library" in manifest(report)[0]["error"]
+    assert "Traceback" in caplog.text
+    assert (report.summary["bought"], report.summary["cost_usd"]) == (1, pytest.approx(0.2))
+    assert bought(sandbox) == {images[1]: 1}
+
+
+def test_as_many_failures_as_are_allowed_fail_nothing(sandbox: Sandbox) -> None:
+    sandbox.add_fault("submit", "invalid", img_url_contains="00003.jpg")
+    assert run(addresses(10), max_failures=MaxFailures.of("10%")).error is None
+
+
+def test_a_failed_generation_is_tried_again_as_often_as_asked(sandbox: Sandbox) -> None:
+    sandbox.add_fault("generation", "fail", img_url_contains="00002.jpg", count=1)
+    sandbox.add_fault("generation", "fail", img_url_contains="00004.jpg")
+    report = run(addresses(8), pace={"retries_per_image": 1})
+    assert isinstance(report.error, WanBatchError)
+    assert report.error.retry_helps
+    assert outcomes(report) == {"landed": 7, "failed": 1}
+    counts = bought(sandbox)
+    assert counts[addresses(8)[2]] == counts[addresses(8)[4]] == 2
+    assert sum(counts.values()) == 10
+
+
+def test_failed_requests_are_tried_again_within_the_limits(sandbox: Sandbox) -> None:
+    sandbox.add_fault("generation", "fail", img_url_contains="00001.jpg")
+    report = run(addresses(3), pace={"retries_per_image": 5}, limits=Limits(max_requests=5))
+    assert isinstance(report.error, WanBudgetError)
+    assert outcomes(report) == {"landed": 2, "left": 1}
+    assert bought(sandbox)[addresses(3)[1]] == 3
+
+
+def test_an_empty_wallet_leaves_the_rest_clear_and_a_rerun_goes_on(sandbox: Sandbox) -> None:
+    sandbox.control("account", {"balance_usd": 3.0})
+    report = run(addresses(25))
+    assert isinstance(report.error, WanBalanceError)
+    assert outcomes(report) == {"landed": 15, "left": 10}
+    assert "10 of 25 images are not done" in str(report.error)
+    sandbox.control("account", {"balance_usd": 100.0})
+    assert run(addresses(25)).error is None
+    assert bought(sandbox) == dict.fromkeys(addresses(25), 1)
+
+
+@pytest.mark.parametrize("limits", [Limits(max_requests=10), Limits(max_cost_usd=2.19)])
+def test_a_limit_is_kept_over_every_retry_of_the_task(sandbox: Sandbox, limits: Limits) -> None:
+    for _ in range(2):
+        report = run(addresses(25), limits=limits)
+        assert isinstance(report.error, WanBudgetError)
+        assert not report.error.retry_helps
+        assert outcomes(report) == {"landed": 10, "left": 15}
+    assert len(sandbox.ledger()["purchases"]) == 10
+    other = run(addresses(25), limits=limits, watcher="dag/next run/task/-1")
+    assert outcomes(other) == {"reused": 10, "landed": 10, "left": 5}
+
+
+def test_a_limit_without_a_price_buys_nothing(sandbox: Sandbox) -> None:
+    sandbox.add_fault("model", "malformed_id")
+    with pytest.raises(Exception, match="400001"):
+        run(addresses(3), limits=Limits(max_cost_usd=5.0))
+    assert sandbox.ledger()["submits"] == []
+    assert run(addresses(3), limits=Limits(max_cost_usd=5.0), price_usd=0.2).error is None
+
+
+def test_a_dry_run_sends_nothing(sandbox: Sandbox) -> None:
+    run(addresses(5))
+    report = batch([*addresses(12), {"image": addresses(14)[13], "seed": "x"}]).dry_run()
+    assert report.summary["to_buy"] == 7
+    assert report.summary["reused"] == 5
+    assert report.summary["cost_usd"] == pytest.approx(1.4)
+    assert report.summary["refused"] == 1
+    assert len(sandbox.ledger()["submits"]) == 5
+
+
+def test_a_dry_run_counts_what_has_failed_and_not_what_is_under_way(sandbox: Sandbox) -> None:
+    sandbox.add_fault("generation", "fail", img_url_contains="00001.jpg", count=1)
+    run(addresses(3))
+    sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
+    batch(addresses(5)).begin().run(may_pause=True)  # buys the failed one again, and two more
+    summary = batch(addresses(6)).dry_run().summary
+    assert (summary["reused"], summary["in_journal"], summary["to_buy"]) == (2, 3, 1)
+
+    sandbox.control("speed", {"speed": 100_000})
+    sandbox.add_fault("generation", "fail", img_url_contains="00005.jpg", count=1)
+    run(addresses(6))
+    summary = batch(addresses(6)).dry_run().summary
+    assert (summary["reused"], summary["in_journal"], summary["to_buy"]) == (5, 0, 1)
+
+
+def test_a_lost_submit_is_reported_and_never_sent_again_unasked(sandbox: Sandbox) -> None:
+    lost = addresses(8)[5]
+    sandbox.add_fault("submit", "no_id", img_url_contains="00005.jpg", count=1)
+    for _ in range(2):
+        report = run(addresses(8), max_failures=MaxFailures(count=1))
+        assert report.error is None
+        assert outcomes(report)["unknown"] == 1
+    assert bought(sandbox)[lost] == 1
+    report = run(addresses(8), resolve={lost: "resubmit"})
+    assert report.error is None
+    assert bought(sandbox)[lost] == 2
+
+
+def test_failing_calls_cost_time_and_nothing_else(sandbox: Sandbox) -> None:
+    for call in ("status", "result", "media", "bucket.get", "bucket.list"):
+        sandbox.add_fault(call, "status", rate=0.1, status=503)
+    report = run(addresses(60))
+    assert report.error is None
+    assert bought(sandbox) == dict.fromkeys(addresses(60), 1)
+    assert len(videos()) == 60
+
+
+def test_a_result_that_is_not_there_yet_is_waited_for(sandbox: Sandbox) -> None:
+    sandbox.add_fault("result", "pending", img_url_contains="0000", rate=0.5)
+    report = run(addresses(8))
+    assert report.error is None
+    assert bought(sandbox) == dict.fromkeys(addresses(8), 1)
+
+
+def test_a_request_without_a_video_is_reported_and_neither_tried_nor_bought_again(sandbox: Sandbox) -> None:
+    sandbox.add_fault("result", "output_shape", shape="image", img_url_contains="00001.jpg")
+    for _ in range(2):  # a rerun takes it over
+        report = run(addresses(2), pace={"retries_per_image": 2}, max_failures=MaxFailures(count=1))
+        assert report.error is None
+        assert outcomes(report) == {"landed": 1, "not_landed": 1}
+        line = manifest(report)[1]
+        assert f"Request {line['request_id']} succeeded, but its output holds no video" in line["error"]
+        assert "variation" in line["error"]
+        assert line["cost_usd"] == pytest.approx(0.2)
+        assert report.summary["cost_is_exact"]
+    assert bought(sandbox) == dict.fromkeys(addresses(2), 1)
+    assert sandbox.ledger()["calls"]["result"] < 12
+    sandbox.clear_faults()
+    assert run(addresses(2)).error is None
+    assert bought(sandbox) == dict.fromkeys(addresses(2), 1)
+
+
+def test_two_runs_at_once_buy_each_image_once(sandbox: Sandbox) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        images = addresses(50)
+        first = pool.submit(run, images, watcher="dag/a/task/-1")
+        second = pool.submit(run, images[::-1], watcher="dag/b/task/-1")
+        reports = [first.result(), second.result()]
+    assert [report.error for report in reports] == [None, None]
+    assert bought(sandbox) == dict.fromkeys(images, 1)
+    assert len(videos()) == 50
+
+
+def test_an_outage_of_the_bucket_is_sat_out(sandbox: Sandbox) -> None:
+    sandbox.add_fault("bucket.*", "status", status=503, skip=60, count=25)
+    report = run(addresses(40))
+    assert report.error is None
+    assert bought(sandbox) == dict.fromkeys(addresses(40), 1)
+
+
+def test_a_limit_on_submits_is_kept_and_waited_for(sandbox: Sandbox) -> None:
+    sandbox.add_fault("submit", "overloaded", rate=0.2, retry_after=1)
+    report = run(addresses(20))
+    assert report.error is None
+    assert bought(sandbox) == dict.fromkeys(addresses(20), 1)
+    assert sandbox.ledger()["too_early"] == []
+
+
+def test_a_token_that_is_rotated_in_the_middle_ends_nothing(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = batch(addresses(10), pace={"max_in_flight": 3})
+    engine = one.begin()
+    sandbox.control("tokens", {"add": "new-token", "revoke": sandbox.token})
+    monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox).replace(sandbox.token, "new-token"))
+    try:
+        engine.run(may_pause=False)
+        assert one.report(engine).error is None
+    finally:
+        sandbox.control("tokens", {"add": sandbox.token})
+
+
+def test_a_token_that_is_refused_ends_the_batch_before_it_buys(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox).replace(sandbox.token, "wrong"))
+    report = run(addresses(10), price_usd=0.1)
+    assert isinstance(report.error, WanAuthError)
+    assert outcomes(report) == {"left": 10}
+
+
+def test_at_the_deadline_what_is_queued_is_cancelled(sandbox: Sandbox) -> None:
+    sandbox.control("account", {"concurrency": 2})
+    sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
+    report = run(addresses(10), deadline_s=4.0)
+    assert isinstance(report.error, WanTimeoutError)
+    assert outcomes(report) == {"left": 10}
+    assert sandbox.ledger()["states"] == {"running": 2, "cancelled": 8}
+    sandbox.control("speed", {"speed": 100_000})
+    assert run(addresses(10)).error is None
+    assert sandbox.ledger()["states"] == {"succeeded": 10, "cancelled": 8}
+
+
+@pytest.mark.parametrize(("call", "fault"), [("submit", "delay"), ("result", "hang")])
+def test_what_comes_to_flight_after_the_deadline_is_left_too(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, call: str, fault: str
+) -> None:
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox, timeout=1.5 if call == "result" else 8)
+    )
+    speed = {"submit": {"speed": 1, "generation_seconds": 3600}, "result": {"speed": 100_000}}[call]
+    sandbox.control("speed", speed)
+    sandbox.add_fault(call, fault, seconds=4)  # under way at the deadline
+    report = run(addresses(1), deadline_s=2.5)
+    assert isinstance(report.error, WanTimeoutError)
+    assert "1 are left running" in str(report.error)
+    assert [(line["outcome"], bool(line["request_id"])) for line in manifest(report)] == [("left", True)]
+
+
+def test_a_batch_that_is_stopped_leaves_nothing_unrecorded(sandbox: Sandbox) -> None:
+    stop = threading.Event()
+    one = batch(addresses(40), stop=stop)
+    engine = one.begin()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(engine.run, may_pause=False)
+        while len(sandbox.ledger()["purchases"]) < 10:
+            pass
+        stop.set()
+        running.result()
+    assert run(addresses(40)).error is None
+    assert bought(sandbox) == dict.fromkeys(addresses(40), 1)
+
+
+def test_a_pause_comes_when_there_is_nothing_to_do_and_the_rest_goes_on(sandbox: Sandbox) -> None:
+    sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
+    sandbox.add_fault("submit", "invalid", img_url_contains="00001.jpg")
+    one = batch(addresses(12), pace={"max_in_flight": 8})
+    engine = one.begin()
+    pause = engine.run(may_pause=True)
+    assert isinstance(pause, Pause)
+    assert len(pause.request_ids) == 8
+    one.note(engine)
+    sandbox.control("speed", {"speed": 100_000})
+    refused = [line for line in sandbox.ledger()["refusals"] if line["call"] == "submit"]
+
+    # Another process, which knows what the note, the journal and the trigger say.
+    again = batch(addresses(12), pace={"max_in_flight": 8}, max_failures=MaxFailures(count=1))
+    engine = again.go_on({"ready": list(pause.request_ids), "learned": pause.learned})
+    assert engine.run(may_pause=False) is None
+    report = again.report(engine)
+    assert report.error is None
+    assert outcomes(report) == {"landed": 11, "refused": 1}
+    assert [line for line in sandbox.ledger()["refusals"] if line["call"] == "submit"] == refused
+
+
+def test_a_note_that_is_lost_or_broken_loses_nothing(sandbox: Sandbox) -> None:
+    run(addresses(6))
+    again = batch(addresses(8))
+    for blob in storage.Client().list_blobs("videos", prefix="_journal/_notes/"):
+        blob.upload_from_string("{")
+    engine = again.go_on({"ready": ["unknown-id"], "gone": ["unknown-id"], "started": {"x": 1}})
+    engine.run(may_pause=False)
+    assert again.report(engine).error is None
+    assert bought(sandbox) == dict.fromkeys(addresses(8), 1)
+
+
+def test_in_a_journal_of_many_batches_only_what_is_wanted_is_read(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_provider_wan.batch import planner as module
+
+    run(addresses(12))
+    monkeypatch.setattr(module, "_LIST_AT_LEAST", 4)
+    monkeypatch.setattr(module, "_LIST_PER_IMAGE", 1)
+    report = run([*addresses(3), *addresses(3, first=20)])
+    assert outcomes(report) == {"landed": 6}
+    assert len(sandbox.ledger()["purchases"]) == 15
+
+
+@pytest.mark.parametrize("listed_up_to", [5_000, 1])
+def test_a_record_that_can_not_be_read_ends_its_own_image(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, listed_up_to: int
+) -> None:
+    from google.cloud import storage
+
+    from airflow_provider_wan.batch import planner as module
+
+    run(addresses(2))
+    broken = manifest(run(addresses(2)))[0]["fingerprint"]
+    storage.Client().bucket("videos").blob(f"_journal/{broken}.json").upload_from_string("{")
+    monkeypatch.setattr(module, "_LIST_AT_LEAST", listed_up_to)
+    monkeypatch.setattr(module, "_LIST_PER_IMAGE", 0)
+    report = run(addresses(4), deadline_s=30)
+    assert outcomes(report) == {"unknown": 1, "landed": 3}
+    assert f"gs://videos/_journal/{broken}.json" in manifest(report)[0]["error"]
+    assert isinstance(report.error, WanBatchError)
+    assert not report.error.retry_helps
+    assert bought(sandbox) == dict.fromkeys(addresses(4), 1)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"stage": "landed", "cost_usd": "much"}])
+def test_a_record_whose_metadata_is_broken_is_read(sandbox: Sandbox, metadata: dict[str, str]) -> None:
+    from google.cloud import storage
+
+    fingerprint = manifest(run(addresses(2)))[0]["fingerprint"]
+    blob = storage.Client().bucket("videos").get_blob(f"_journal/{fingerprint}.json")
+    blob.metadata, text = metadata, blob.download_as_bytes()
+    blob.upload_from_string(text)
+    report = run(addresses(3), watcher="dag/2/task/-1")
+    assert outcomes(report) == {"reused": 2, "landed": 1}
+    assert bought(sandbox) == dict.fromkeys(addresses(3), 1)
+
+
+def test_a_request_that_vanishes_before_it_succeeds_is_bought_again(sandbox: Sandbox) -> None:
+    sandbox.add_fault("generation", "vanish", img_url_contains="00001.jpg", when="submitted", count=1)
+    report = run(addresses(4))
+    assert report.error is None
+    assert bought(sandbox)[addresses(4)[1]] == 2

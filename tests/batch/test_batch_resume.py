@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a batch keeps to over waits, clears and reruns: its plan, its limits, and what it says at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from google.cloud import storage
+
+from airflow_provider_wan.batch.budget import Limits
+from airflow_provider_wan.batch.report import Report
+from airflow_provider_wan.exceptions import WanBudgetError
+from tests.batch.batch_support import addresses, batch, bought, manifest, outcomes, run
+from tests.batch_runs import IMAGES, TaskInstance, play_try
+from wan_sandbox.server import Sandbox
+
+SIGNATURE = "X-Amz-Signature=0123456789abcdef"
+SET = "gs://videos/set.csv"
+
+
+def put(rows: list[str], prompt: str = "waves") -> None:
+    lines = ["image,prompt", *(f"{row},{prompt}" for row in rows)]
+    storage.Client().bucket("videos").blob("set.csv").upload_from_string("\n".join(lines))
+
+
+def wait_and_go_on(sandbox: Sandbox, meanwhile: Any, **more: Any) -> Report:
+    """Begin a batch over the set, let something happen while it waits, and let another process finish it."""
+    sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
+    one = batch(SET, **more)
+    engine = one.begin()
+    pause = engine.run(may_pause=True)
+    assert pause is not None
+    one.note(engine)
+    meanwhile()
+    sandbox.control("speed", {"speed": 100_000})
+    again = batch(SET, **more)
+    engine = again.go_on({"ready": list(pause.request_ids), "learned": pause.learned})
+    engine.run(may_pause=False)
+    return again.report(engine)
+
+
+# -- the plan ----------------------------------------------------------------------------------------------
+
+
+def test_a_dataset_that_changes_meanwhile_changes_nothing_that_was_begun(sandbox: Sandbox) -> None:
+    put(addresses(3))
+    limits = Limits(max_requests=3)
+    report = wait_and_go_on(sandbox, lambda: put(addresses(5), "snow"), limits=limits)
+    assert report.error is None
+    assert [line["image"] for line in manifest(report)] == addresses(3)
+    assert outcomes(report) == {"landed": 3}
+    assert bought(sandbox) == dict.fromkeys(addresses(3), 1)
+
+
+def test_a_dataset_that_is_gone_meanwhile_loses_nothing(sandbox: Sandbox) -> None:
+    put([*addresses(2), "not an address"])
+    report = wait_and_go_on(
+        sandbox,
+        lambda: storage.Client().bucket("videos").blob("set.csv").delete(),
+        pace={"max_in_flight": 1},
+    )
+    assert outcomes(report) == {"landed": 2, "refused": 1}
+
+
+@pytest.mark.parametrize(("stays", "ends"), [(True, {"landed": 2}), (False, {"landed": 1, "refused": 1})])
+def test_a_signed_address_is_not_noted_down_and_found_again(
+    sandbox: Sandbox, stays: bool, ends: dict[str, int]
+) -> None:
+    put([f"{address}?{SIGNATURE}" for address in addresses(2)])
+
+    def meanwhile() -> None:
+        texts = [
+            blob.download_as_text() for blob in storage.Client().list_blobs("videos", prefix="_journal/")
+        ]
+        assert len(texts) == 4  # a record, the plan, the note, and where each stands
+        assert not any(SIGNATURE in text for text in texts)
+        if not stays:
+            put(addresses(1, first=7))
+
+    report = wait_and_go_on(sandbox, meanwhile, pace={"max_in_flight": 1})
+    assert outcomes(report) == ends
+    assert "not in the dataset any more" in str([line["error"] for line in manifest(report)]) or stays
+
+
+# -- limits ------------------------------------------------------------------------------------------------
+
+
+def test_limits_count_what_the_task_bought_for_what_it_wants_no_more(sandbox: Sandbox) -> None:
+    limits = Limits(max_requests=5)
+    assert run(addresses(4), limits=limits).error is None
+    for more in ({"inputs": {"prompt": "snow"}}, {"inputs": {"prompt": "rain"}}):
+        report = run(addresses(4), limits=limits, **more)
+        assert isinstance(report.error, WanBudgetError)
+    assert isinstance(run(addresses(4, first=10), limits=limits).error, WanBudgetError)
+    assert len(sandbox.ledger()["purchases"]) == 5
+
+
+def test_each_task_instance_counts_its_own_purchases(sandbox: Sandbox) -> None:
+    sandbox.add_fault("generation", "fail", count=2)
+    first, second = {"watcher": "dag/run/first/-1"}, {"watcher": "dag/run/second/-1"}
+    assert run(addresses(2), limits=Limits(max_requests=3), **first).summary["bought"] == 2
+    assert run(addresses(2), limits=Limits(max_requests=3), **second).summary["bought"] == 2
+    report = run(addresses(4), limits=Limits(max_requests=3), **first)
+    assert report.summary["bought"] == 3
+    assert isinstance(report.error, WanBudgetError)
+    assert outcomes(report) == {"reused": 2, "landed": 1, "left": 1}
+
+
+@pytest.mark.parametrize("deferrable", [True, False])
+def test_what_a_limit_has_left_fails_the_task_after_a_wait_too(sandbox: Sandbox, deferrable: bool) -> None:
+    sandbox.control("account", {"concurrency": 1})
+    sandbox.add_fault("generation", "fail", img_url_contains="000.jpg")
+    images = IMAGES[:4]
+    played = play_try(
+        TaskInstance(),
+        images=images,
+        max_requests=len(images),
+        retries_per_image=1,
+        resume_when_ready=1,
+        deferrable=deferrable,
+    )
+    assert len(sandbox.ledger()["purchases"]) == len(images)
+    assert "max_requests=4 is reached" in str(played.error)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A batch that goes on in another process after each wait, while something fails: it comes back seldom, and ends."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from google.cloud import storage
+
+from airflow_provider_wan.batch.batch import Batch
+from airflow_provider_wan.batch.engine import BatchEngine
+from airflow_provider_wan.batch.values import Pause
+from airflow_provider_wan.exceptions import WanTransientError
+from tests.batch.batch_support import addresses, batch, bought, connection, outcomes, wait
+from tests.image_samples import encoded, photo
+from wan_sandbox.server import Sandbox
+
+
+@pytest.fixture
+def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    settings = {"speed": 1, "generation_seconds": 3600, "video_bytes": 20_000, "check_images": False}
+    with Sandbox(**settings, buckets=("videos", "images")) as started:
+        for name, value in started.env().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(started))
+        yield started
+
+
+class Process:
+    """Parts of one batch, each as in a process of its own.
+
+    :param make: makes the batch anew.
+    """
+
+    def __init__(self, make: Callable[[], Batch]) -> None:
+        self._make = make
+        self.batch = make()
+        self.engine: BatchEngine = self.batch.begin()
+
+    def run(self) -> Pause | None:
+        """Run this part up to its wait, or its end."""
+        pause = self.engine.run(may_pause=True)
+        if pause is not None:
+            self.batch.note(self.engine)
+        return pause
+
+    def go_on(self, event: dict[str, Any]) -> None:
+        """Begin the next part."""
+        self.batch = self._make()
+        self.engine = self.batch.go_on(event)
+
+    def run_until_nothing_else_is_due(self, waits: int) -> Pause:
+        """Run and wait as often as that, at most, until only a request can end the wait."""
+        for _ in range(waits):
+            pause = self.run()
+            assert pause is not None
+            if pause.not_later_than is None:
+                return pause
+            self.go_on(wait(pause))
+        raise AssertionError(f"after {waits} waits there is something else to do again and again")
+
+
+def test_a_result_that_is_not_ready_is_looked_at_less_and_less_often(sandbox: Sandbox) -> None:
+    sandbox.control("speed", {"speed": 100_000})
+    sandbox.add_fault("result", "not_ready")
+    process = Process(lambda: batch(addresses(1)))
+    pause = process.run()
+    for times in range(1, 4):
+        assert pause is not None
+        process.go_on({"ready": list(pause.request_ids)})
+        before = time.time()
+        pause = process.run()
+        assert pause is not None
+        assert pause.look_at[pause.request_ids[0]] >= before + 2 ** (times - 1)
+
+    process.go_on({"outcome": "due"})  # as for other requests: nobody looks at this one before its time
+    pause = process.run()
+    assert pause is not None
+    event = wait(pause, deadline_s=0.3)
+    assert (event["outcome"], event["ready"]) == ("timeout", [])
+    assert "status" not in sandbox.ledger()["calls"]
+
+    sandbox.clear_faults()
+    process.go_on(wait(pause))
+    assert process.run() is None
+    assert process.batch.report(process.engine).error is None
+
+
+def test_submits_that_are_refused_over_many_waits_end_the_batch_when_the_outage_lasts_too_long(
+    sandbox: Sandbox,
+) -> None:
+    sandbox.add_fault("submit", "overloaded", skip=1)
+    process = Process(lambda: batch(addresses(3), pace={"outage_s": 2.0}))
+    pause = process.run_until_nothing_else_is_due(5)
+    assert isinstance(process.engine.standing.halted, WanTransientError)
+
+    sandbox.control("speed", {"speed": 100_000})
+    process.go_on(wait(pause))
+    assert process.run() is None
+    report = process.batch.report(process.engine)
+    assert isinstance(report.error, WanTransientError)
+    assert outcomes(report) == {"landed": 1, "left": 2}
+
+
+@pytest.mark.parametrize("bought_first", [0, 1])
+def test_a_wait_that_is_asked_for_and_is_too_long_ends_the_batch_when_its_requests_are_over(
+    sandbox: Sandbox, bought_first: int
+) -> None:
+    sandbox.add_fault("submit", "overloaded", skip=bought_first, retry_after=86_400)
+    process = Process(lambda: batch(addresses(3), pace={"submit_threads": 1}))
+    if bought_first:
+        pause = process.run_until_nothing_else_is_due(1)
+        sandbox.control("speed", {"speed": 100_000})
+        process.go_on(wait(pause))
+    assert process.run() is None
+    report = process.batch.report(process.engine)
+    assert isinstance(report.error, WanTransientError)
+    assert "no submits for 1440 minutes" in str(report.error)
+    assert "clear the task after" in str(report.error)
+    assert outcomes(report) == Counter(landed=bought_first, left=3 - bought_first)
+    assert sandbox.ledger()["calls"]["submit"] == bought_first + 1  # and not one more before its time
+
+
+def test_an_image_that_can_not_be_fetched_is_refused_after_some_tries_over_as_many_waits(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_provider_wan.batch import submits as batch_submits
+
+    monkeypatch.setattr(batch_submits, "_IMAGE_PAUSE_S", 0.3)
+    for name in ("good.jpg", "bad.jpg"):
+        blob = storage.Client().bucket("images").blob(name)
+        blob.upload_from_string(encoded(photo(), "JPEG"), content_type="image/jpeg")
+    sandbox.add_fault("bucket.get", "status", status=503, object_contains="bad.jpg")
+    images = [f"{sandbox.bucket_url}/images/{name}" for name in ("good.jpg", "bad.jpg")]
+    process = Process(lambda: batch(images, check_images=True))
+    process.run_until_nothing_else_is_due(4)
+    (ending,) = process.engine.endings.values()
+    assert ending.outcome == "refused"
+    assert ending.image == images[1]
+    assert bought(sandbox) == {images[0]: 1}
+
+
+def test_a_request_whose_id_could_not_be_written_is_landed_after_the_wait(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_provider_wan.durable import submission
+
+    monkeypatch.setattr(submission, "WRITE_ID_FOR_S", -1.0)
+    sandbox.add_fault("bucket.upload", "forbidden", skip=2)  # plan and claim are written, the id is not
+    process = Process(lambda: batch(addresses(1)))
+    pause = process.engine.run(may_pause=True)
+    assert pause is not None
+    sandbox.clear_faults()
+    process.batch.note(process.engine)
+    process.go_on({})
+    again = process.run()
+    assert again is not None
+    assert again.request_ids == pause.request_ids
+    sandbox.control("speed", {"speed": 100_000})
+    process.go_on(wait(again))
+    assert process.run() is None
+    report = process.batch.report(process.engine)
+    assert report.error is None
+    assert outcomes(report) == {"landed": 1}
+    assert report.summary["bought"] == 1
+    assert bought(sandbox) == dict.fromkeys(addresses(1), 1)

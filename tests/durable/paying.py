@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests about paying once share: a wanted video, a journal, a submission, and the ledger that judges."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from airflow_provider_wan.durable.journal import BucketJournal
+from airflow_provider_wan.durable.record import Record, Stage, new_claim, utc_text
+from airflow_provider_wan.durable.submission import Submission, VideoSpec
+from airflow_provider_wan.hooks.gcs import storage_client
+from airflow_provider_wan.model_api.faults import RetryPolicy
+from airflow_provider_wan.model_api.inputs import fingerprint
+from tests.face_runs import StoreInMemory, connect, posts, purchases
+from tests.sandboxes import INPUTS, MODEL
+
+__all__ = ["StoreInMemory", "connect", "posts", "purchases"]
+
+JOURNAL = "gs://videos/_journal"
+LOG = logging.getLogger("tests.paying")
+#: Tries again at once what was certainly not bought.
+AT_ONCE = RetryPolicy(tries=3, first_s=0.001)
+#: Does not try again at all.
+ONE_TRY = RetryPolicy(tries=1)
+
+
+def wanted(prompt: str = "a slow wave", *, watcher: str | None = None, **changes: Any) -> VideoSpec:
+    """Want a video of this prompt."""
+    inputs = {**INPUTS, "prompt": prompt}
+    fields: dict[str, Any] = {
+        "model_id": MODEL,
+        "make_inputs": lambda: inputs,
+        "recorded_inputs": inputs,
+        "fingerprint": fingerprint(MODEL, inputs),
+        "image": inputs["img_url"],
+        "watcher": watcher,
+    }
+    return VideoSpec(**{**fields, **changes})
+
+
+def bucket_journal(uri: str = JOURNAL) -> BucketJournal:
+    """Open a journal with a client of its own, as another worker would."""
+    return BucketJournal(storage_client(), uri)
+
+
+def submission(journal: Any, **options: Any) -> Submission:
+    """Make what a worker makes: a hook of its own, and a submission on it."""
+    from airflow_provider_wan.hooks.wan import WanHook
+
+    return Submission(WanHook(), journal, LOG, **{"retry": ONE_TRY, **options})
+
+
+def an_intent(video: VideoSpec, **changes: Any) -> Record:
+    """Give the record that a worker leaves that died between its claim and the id."""
+    fields: dict[str, Any] = {
+        "fingerprint": video.fingerprint,
+        "model_id": video.model_id,
+        "stage": Stage.INTENT,
+        "inputs": dict(video.recorded_inputs),
+        "image": video.image,
+        "claim": new_claim(),
+        "claimed_at": utc_text(),
+    }
+    return Record(**{**fields, **changes})

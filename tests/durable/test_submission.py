@@ -1,0 +1,725 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Around the one call that costs money: whatever goes wrong, the ledger shows one purchase, or the way to one."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from airflow_provider_wan.durable.journal import BucketJournal, TaskStateJournal, VersionedRecord
+from airflow_provider_wan.durable.reconcile import amend, as_paid
+from airflow_provider_wan.durable.record import Stage
+from airflow_provider_wan.exceptions import (
+    WanAuthError,
+    WanBalanceError,
+    WanInputError,
+    WanNotFoundError,
+    WanRefusedError,
+    WanStorageError,
+    WanTransientError,
+    WanUnknownSubmissionError,
+)
+from airflow_provider_wan.hooks.gcs import retry_policy
+from tests.durable.paying import (
+    AT_ONCE,
+    LOG,
+    StoreInMemory,
+    an_intent,
+    bucket_journal,
+    connect,
+    posts,
+    purchases,
+    submission,
+    wanted,
+)
+from tests.sandboxes import Bucket
+from wan_sandbox.server import Sandbox
+
+VIDEO = wanted()
+LONG_AGO = (datetime.now(UTC) - timedelta(days=1)).isoformat(timespec="milliseconds")
+
+
+@pytest.fixture
+def journal(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> BucketJournal:
+    connect(monkeypatch, bucket.sandbox, timeout=1, not_found_patience=0.02)
+    return bucket_journal()
+
+
+@pytest.fixture
+def store(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> StoreInMemory:
+    connect(monkeypatch, sandbox, timeout=1, not_found_patience=0.02)
+    return StoreInMemory()
+
+
+def lost_long_ago(store: StoreInMemory, **changes: Any) -> TaskStateJournal:
+    """Leave a lost submission that nobody can still be at, in a task's store."""
+    journal = TaskStateJournal(store)
+    journal.write(an_intent(VIDEO, claimed_at=LONG_AGO, **changes), replaces=None)
+    return journal
+
+
+def stage_of(journal: Any) -> Stage | None:
+    held = journal.read(VIDEO.fingerprint)
+    return held.record.stage if held else None
+
+
+# -- one purchase ------------------------------------------------------------------------------------------
+
+
+def test_what_is_wanted_again_is_taken_over(sandbox: Sandbox, journal: BucketJournal) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    first = submission(journal).obtain(VIDEO)
+    again = submission(bucket_journal()).obtain(VIDEO)
+    assert (first.how, again.how) == ("submitted", "adopted")
+    assert purchases(sandbox) == [first.request_id] == [again.request_id]
+
+
+def test_what_is_ready_is_reused_and_the_log_says_how_to_get_another_take(
+    sandbox: Sandbox, journal: BucketJournal, caplog: pytest.LogCaptureFixture
+) -> None:
+    submission(journal).obtain(VIDEO)
+    with caplog.at_level(logging.INFO, logger=LOG.name):
+        again = submission(journal).obtain(VIDEO)
+    assert again.how == "reused"
+    assert "variation" in caplog.text
+    assert len(purchases(sandbox)) == 1
+    assert stage_of(journal) is Stage.SUCCEEDED
+
+
+def test_what_has_landed_is_reused_though_its_result_is_gone(
+    sandbox: Sandbox, journal: BucketJournal
+) -> None:
+    bought = submission(journal).obtain(VIDEO)
+    landed = lambda record: replace(record, stage=Stage.LANDED)  # noqa: E731
+    amend(journal, VIDEO.fingerprint, bought.request_id, landed, LOG)
+    sandbox.control(f"requests/{bought.request_id}", {"state": "vanished"})
+    assert submission(journal).obtain(VIDEO).how == "reused"
+    assert len(purchases(sandbox)) == 1
+
+
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+def test_what_came_to_nothing_is_bought_again(sandbox: Sandbox, journal: BucketJournal, state: str) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    first = submission(journal).obtain(VIDEO)
+    sandbox.control(f"requests/{first.request_id}", {"state": state})
+    second = submission(journal).obtain(VIDEO)
+    assert second.how == "submitted"
+    assert second.record.earlier_request_ids == (first.request_id,)
+    assert purchases(sandbox) == [first.request_id, second.request_id]
+
+
+def test_two_who_want_the_same_at_once_buy_it_once(sandbox: Sandbox, journal: BucketJournal) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    sandbox.add_fault("submit", "delay", seconds=0.3)
+    together = threading.Barrier(5)
+    obtained: list[Any] = []
+
+    def want(number: int) -> None:
+        mine = submission(bucket_journal())
+        together.wait()
+        obtained.append(mine.obtain(wanted(watcher=f"dag/run/task/{number}")))
+
+    threads = [threading.Thread(target=want, args=[number]) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(one.how for one in obtained) == ["adopted"] * 4 + ["submitted"]
+    assert {one.request_id for one in obtained} == set(purchases(sandbox))
+    assert len(purchases(sandbox)) == posts(sandbox) == 1
+    held = journal.read(VIDEO.fingerprint)
+    assert held is not None
+    assert sorted(held.record.watchers) == [f"dag/run/task/{number}" for number in range(5)]
+
+
+def test_without_a_journal_nothing_is_remembered(sandbox: Sandbox) -> None:
+    submission(None).obtain(VIDEO)
+    submission(None).obtain(VIDEO)
+    assert len(purchases(sandbox)) == 2
+
+
+# -- every fault of a submit -------------------------------------------------------------------------------
+
+NOT_BOUGHT: list[tuple[str, dict[str, Any], type[Exception]]] = [
+    ("unauthorized", {}, WanAuthError),
+    ("error_200", {}, WanAuthError),
+    ("no_balance", {}, WanBalanceError),
+    ("malformed_id", {}, WanRefusedError),
+    ("invalid", {}, WanInputError),
+    ("overloaded", {}, WanTransientError),
+    ("overloaded", {"retry_after": 31_536_000}, WanTransientError),
+    ("status", {"status": 403, "error_code": 403001}, WanRefusedError),
+]
+UNKNOWN: list[tuple[str, dict[str, Any]]] = [
+    ("status", {"status": 500}),
+    ("status", {"status": 503, "retry_after": 1}),
+    ("status", {"status": 504, "body": "html"}),
+    ("reset", {}),
+    ("reset", {"clean": True}),
+    ("hang", {}),
+    ("html", {}),
+    ("empty", {}),
+    ("redirect", {}),
+    ("forbidden_html", {}),
+]
+BOUGHT_UNKNOWN: list[tuple[str, dict[str, Any]]] = [
+    ("status_after", {"status": 502}),
+    ("reset_after", {}),
+    ("reset_after", {"clean": True}),
+    ("hang_after", {}),
+    ("html_after", {}),
+    ("empty_after", {}),
+    ("redirect_after", {}),
+    ("cut_json", {"keep": 0.2}),
+    ("cut_json", {"honest": False}),
+    ("drip", {"every_s": 0.5}),
+    ("no_id", {}),
+    ("bad_id", {}),
+]
+
+
+@pytest.mark.parametrize(("fault", "params", "error"), NOT_BOUGHT)
+def test_a_refusal_leaves_nothing_behind(
+    sandbox: Sandbox, journal: BucketJournal, fault: str, params: dict[str, Any], error: type[Exception]
+) -> None:
+    sandbox.add_fault("submit", fault, **params)
+    with pytest.raises(error, match="othing was bought"):
+        submission(journal).obtain(VIDEO)
+    assert purchases(sandbox) == []
+    assert stage_of(journal) is None
+    sandbox.clear_faults()
+    assert submission(journal).obtain(VIDEO).how == "submitted"
+
+
+def test_a_refusal_leaves_the_record_of_the_former_request(sandbox: Sandbox, journal: BucketJournal) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    first = submission(journal).obtain(VIDEO)
+    sandbox.control(f"requests/{first.request_id}", {"state": "failed"})
+    sandbox.add_fault("submit", "no_balance")
+    with pytest.raises(WanBalanceError):
+        submission(journal).obtain(VIDEO)
+    held = journal.read(VIDEO.fingerprint)
+    assert held is not None
+    assert (held.record.stage, held.record.request_id) == (Stage.FAILED, first.request_id)
+
+
+def test_a_connection_that_can_not_be_opened_is_tried_again(
+    sandbox: Sandbox, journal: BucketJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox.add_fault("submit", "overloaded", count=2)
+    assert submission(journal, retry=AT_ONCE).obtain(VIDEO).how == "submitted"
+    assert (posts(sandbox), len(purchases(sandbox))) == (3, 1)
+
+
+@pytest.mark.parametrize(("fault", "params"), UNKNOWN + BOUGHT_UNKNOWN)
+def test_a_lost_answer_is_not_sent_again(
+    sandbox: Sandbox, store: StoreInMemory, fault: str, params: dict[str, Any]
+) -> None:
+    sandbox.add_fault("submit", fault, **params)
+    with pytest.raises(WanUnknownSubmissionError, match="resolve=") as first:
+        submission(TaskStateJournal(store), retry=AT_ONCE).obtain(VIDEO)
+    assert not first.value.retry_helps
+    assert posts(sandbox) == 1
+    assert len(purchases(sandbox)) == ((fault, params) in BOUGHT_UNKNOWN)
+    sandbox.clear_faults()
+
+    # A day later, so that nobody can still be at the POST.
+    journal = TaskStateJournal(store)
+    held = journal.read(VIDEO.fingerprint)
+    assert held is not None
+    assert held.record.stage is Stage.INTENT
+    journal.write(replace(held.record, claimed_at=LONG_AGO), replaces=held)
+    with pytest.raises(WanUnknownSubmissionError, match=VIDEO.fingerprint) as second:
+        submission(journal).obtain(VIDEO)
+    assert VIDEO.image in str(second.value)
+    assert posts(sandbox) == 1
+
+    resolve = {str(VIDEO.image): (purchases(sandbox) or ["resubmit"])[0]}
+    settled = submission(journal, resolve=resolve).obtain(VIDEO)
+    assert [settled.request_id] == purchases(sandbox)
+
+
+def test_an_accepted_request_is_known_by_its_id_whatever_the_status(
+    sandbox: Sandbox, journal: BucketJournal
+) -> None:
+    sandbox.add_fault("submit", "accepted_202")
+    assert [submission(journal).obtain(VIDEO).request_id] == purchases(sandbox)
+
+
+def test_the_id_is_in_the_log_before_it_is_written(
+    sandbox: Sandbox,
+    journal: BucketJournal,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sandbox.add_fault("bucket.upload", "forbidden", skip=1)
+    monkeypatch.setattr("airflow_provider_wan.durable.submission.WRITE_ID_FOR_S", 0.05)
+    with (
+        caplog.at_level(logging.INFO, logger=LOG.name),
+        pytest.raises(WanStorageError, match="It is not lost: pass request=") as error,
+    ):
+        submission(journal, sleep=lambda s: None).obtain(VIDEO)
+    [request_id] = purchases(sandbox)
+    assert request_id in str(error.value)
+    assert f"request_id={request_id}" in caplog.text
+
+
+def test_the_id_is_written_whatever_it_takes(sandbox: Sandbox, journal: BucketJournal) -> None:
+    sandbox.add_fault("bucket.upload", "forbidden", skip=1, count=5)
+    sandbox.add_fault("bucket.get", "forbidden", skip=1, count=3)
+    obtained = submission(journal, sleep=lambda s: None).obtain(VIDEO)
+    held = journal.read(VIDEO.fingerprint)
+    assert held is not None
+    assert held.record.request_id == obtained.request_id
+
+
+# -- settling a lost submission ----------------------------------------------------------------------------
+
+
+def test_resubmit_buys_one(sandbox: Sandbox, store: StoreInMemory) -> None:
+    journal = lost_long_ago(store)
+    bought = submission(journal, resolve={VIDEO.fingerprint: "resubmit"}).obtain(VIDEO)
+    assert bought.how == "submitted"
+    assert purchases(sandbox) == [bought.request_id]
+    again = submission(journal, resolve={VIDEO.fingerprint: "resubmit"}).obtain(VIDEO)
+    assert again.how == "reused"
+    assert len(purchases(sandbox)) == 1
+
+
+def test_who_asks_for_it_gets_a_lost_submission_sent_again(sandbox: Sandbox, store: StoreInMemory) -> None:
+    bought = submission(lost_long_ago(store), on_unknown_submission="resubmit").obtain(VIDEO)
+    assert bought.how == "submitted"
+    assert bought.record.lost_submissions == 1
+
+
+def test_the_same_word_does_not_send_it_a_third_time(sandbox: Sandbox, store: StoreInMemory) -> None:
+    """A retry finds the word in its run's configuration again, though what it settled is long past."""
+    journal = lost_long_ago(store)
+    sandbox.add_fault("submit", "reset_after")
+    with pytest.raises(WanUnknownSubmissionError, match="resubmit-2"):
+        submission(journal, resolve={str(VIDEO.image): "resubmit"}).obtain(VIDEO)
+    held = journal.read(VIDEO.fingerprint)
+    assert held is not None
+    journal.write(replace(held.record, claimed_at=LONG_AGO), replaces=held)
+
+    with pytest.raises(WanUnknownSubmissionError, match="resubmit-2"):
+        submission(journal, resolve={str(VIDEO.image): "resubmit"}).obtain(VIDEO)
+    assert len(purchases(sandbox)) == 1
+
+
+def test_who_settles_it_second_does_not_send_what_the_first_has_lost(
+    sandbox: Sandbox, store: StoreInMemory
+) -> None:
+    """Two use the same word at once. The second finds the first one's claim, which the word was not about."""
+    winners_claim = an_intent(VIDEO, lost_submissions=1, claimed_at=LONG_AGO)
+    TaskStateJournal(store).write(winners_claim, replaces=None)
+    with pytest.raises(WanUnknownSubmissionError, match="resubmit-2"):
+        submission(TaskStateJournal(store), resolve={VIDEO.fingerprint: "resubmit"}).obtain(VIDEO)
+    assert posts(sandbox) == 0
+
+
+@pytest.mark.parametrize("key", ["image", "fingerprint", "signed image"])
+def test_a_lost_submission_is_settled_by_image_or_fingerprint(
+    sandbox: Sandbox, store: StoreInMemory, key: str
+) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    real = submission(None).obtain(VIDEO)
+    names = {
+        "image": str(VIDEO.image),
+        "fingerprint": VIDEO.fingerprint,
+        "signed image": f"{VIDEO.image}?Signature=x",
+    }
+    journal = lost_long_ago(store)
+    obtained = submission(journal, resolve={names[key]: real.request_id}).obtain(VIDEO)
+    assert obtained.how == "adopted"
+    assert purchases(sandbox) == [obtained.request_id]
+
+
+def test_a_mistyped_settlement_is_found_before_anything_rests_on_it(
+    sandbox: Sandbox, store: StoreInMemory
+) -> None:
+    journal = lost_long_ago(store)
+    with pytest.raises(WanNotFoundError, match="resolve= names request req-typo"):
+        submission(journal, resolve={VIDEO.fingerprint: "req-typo"}).obtain(VIDEO)
+    assert stage_of(journal) is Stage.INTENT
+    assert posts(sandbox) == 0
+
+
+def test_a_settlement_that_is_no_id_is_refused(sandbox: Sandbox) -> None:
+    with pytest.raises(WanInputError, match="not valid"):
+        submission(None, resolve={VIDEO.fingerprint: "../../balance"})
+
+
+def test_a_settlement_reaches_a_run_that_remembers_nothing(sandbox: Sandbox, store: StoreInMemory) -> None:
+    """A new run with the id in its configuration: its own store is empty, and the person knows better."""
+    sandbox.control("speed", {"generation_seconds": 3600})
+    real = submission(None).obtain(VIDEO)
+    obtained = submission(TaskStateJournal(store), resolve={str(VIDEO.image): real.request_id}).obtain(VIDEO)
+    assert obtained.request_id == real.request_id
+    assert len(purchases(sandbox)) == 1
+    assert stage_of(TaskStateJournal(store)) is Stage.SUBMITTED
+
+
+def test_an_id_that_settled_an_earlier_loss_does_not_cover_up_the_next(
+    sandbox: Sandbox, store: StoreInMemory
+) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    real = submission(None).obtain(VIDEO)
+    journal = lost_long_ago(store)
+    resolve = {str(VIDEO.image): real.request_id}
+    submission(journal, resolve=resolve).obtain(VIDEO)
+    sandbox.control(f"requests/{real.request_id}", {"state": "failed"})
+    sandbox.add_fault("submit", "reset_after")
+    with pytest.raises(WanUnknownSubmissionError):
+        submission(journal, resolve=resolve).obtain(VIDEO)
+    held = journal.read(VIDEO.fingerprint)
+    assert held is not None
+    journal.write(replace(held.record, claimed_at=LONG_AGO), replaces=held)
+    with pytest.raises(WanUnknownSubmissionError):
+        submission(journal, resolve=resolve).obtain(VIDEO)
+    assert stage_of(journal) is Stage.INTENT
+
+
+def test_a_former_tasks_lost_submission_is_not_taken_for_this_one(
+    sandbox: Sandbox, store: StoreInMemory
+) -> None:
+    """The task was changed after a submit was lost; the id that a person finds is of the former inputs."""
+    sandbox.control("speed", {"generation_seconds": 3600})
+    former = submission(None).obtain(VIDEO)
+    journal = lost_long_ago(store)
+    new = wanted("quite another wave")
+    with pytest.raises(WanUnknownSubmissionError, match=VIDEO.fingerprint):
+        submission(journal).obtain(new)
+
+    obtained = submission(journal, resolve={VIDEO.fingerprint: former.request_id}).obtain(new)
+    assert obtained.how == "submitted"
+    assert obtained.request_id != former.request_id
+    assert obtained.record.fingerprint == new.fingerprint
+
+
+# -- a process that stopped, and one that waits ------------------------------------------------------------
+
+
+def test_a_claim_without_an_id_is_waited_for(sandbox: Sandbox, journal: BucketJournal) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    real = submission(None).obtain(VIDEO)
+    claimed = journal.write(an_intent(VIDEO), replaces=None)
+    naps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3:  # the other one is done
+            done = replace(claimed.record, stage=Stage.SUBMITTED, request_id=real.request_id)
+            bucket_journal().write(done, replaces=claimed)
+
+    obtained = submission(journal, sleep=sleep).obtain(VIDEO)
+    assert obtained.how == "adopted"
+    assert len(naps) == 3
+    assert len(purchases(sandbox)) == 1
+
+
+def test_a_claim_whose_writer_died_is_unknown_after_its_posts_time(
+    sandbox: Sandbox, journal: BucketJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(monkeypatch, sandbox, timeout=0.1)  # twice a POST of 0.2 s, and the margin
+    journal.write(an_intent(VIDEO), replaces=None)
+    outcomes: list[Exception] = []
+
+    def want(**options: Any) -> None:
+        try:
+            submission(bucket_journal(), **options).obtain(VIDEO)
+        except WanUnknownSubmissionError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=want) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(outcomes) == 3
+    assert posts(sandbox) == 0
+
+
+def test_a_task_that_is_cleared_while_at_its_post_is_waited_for_by_its_successor(
+    sandbox: Sandbox, store: StoreInMemory
+) -> None:
+    """Airflow's store has no preconditions, and the old process lives on for a while."""
+    sandbox.control("speed", {"generation_seconds": 3600})
+    sandbox.add_fault("submit", "delay", seconds=0.5, count=1)
+    old: list[Any] = []
+    cleared = threading.Thread(target=lambda: old.append(submission(TaskStateJournal(store)).obtain(VIDEO)))
+    cleared.start()
+    while not posts(sandbox):
+        time.sleep(0.01)
+    new = submission(TaskStateJournal(store)).obtain(VIDEO)
+    cleared.join()
+    assert (old[0].how, new.how) == ("submitted", "adopted")
+    assert purchases(sandbox) == [new.request_id]
+
+
+def test_who_was_stopped_between_claim_and_post_does_not_send_any_more(
+    sandbox: Sandbox, journal: BucketJournal
+) -> None:
+    """Meanwhile others may have come to believe that the claim is dead, and bought."""
+    from airflow_provider_wan.hooks.wan import WanHook
+
+    with pytest.raises(WanTransientError, match="Nothing was bought"):
+        WanHook().submit(VIDEO.model_id, VIDEO.make_inputs(), retry=False, send_by=0.0)
+    assert posts(sandbox) == 0
+
+
+def test_a_bucket_that_answers_a_claim_too_late_delays_the_purchase(
+    sandbox: Sandbox, journal: BucketJournal
+) -> None:
+    sandbox.add_fault("bucket.upload", "delay", seconds=2.3, count=1)
+    obtained = submission(journal, retry=AT_ONCE).obtain(VIDEO)
+    assert purchases(sandbox) == [obtained.request_id]
+    assert posts(sandbox) == 1, "the first claim was taken back, and nothing sent on it"
+
+
+def test_waiting_for_the_rate_limit_does_not_age_a_claim(
+    sandbox: Sandbox, journal: BucketJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(monkeypatch, sandbox, timeout=0.2, requests_per_second=1)
+    from airflow_provider_wan.hooks.wan import WanHook
+
+    WanHook().take_turn()
+    obtained = submission(journal, retry=AT_ONCE).obtain(VIDEO)
+    assert (posts(sandbox), purchases(sandbox)) == (1, [obtained.request_id])
+
+
+def test_a_claim_that_was_written_though_nobody_said_so_is_not_left_behind(
+    sandbox: Sandbox, journal: BucketJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bucket's answers get lost for longer than a write is tried again."""
+    monkeypatch.setattr(
+        "airflow_provider_wan.durable.journal.retry_policy", functools.partial(retry_policy, 0.01)
+    )
+    sandbox.add_fault("bucket.upload", "lost_ack", count=1)
+    obtained = submission(journal).obtain(VIDEO)
+    assert purchases(sandbox) == [obtained.request_id]
+
+
+# -- somebody else at the record ---------------------------------------------------------------------------
+
+
+class Between:
+    """A journal beside which something happens right before a write; the rest is the bucket's."""
+
+    def __init__(self, journal: BucketJournal, happens: Callable[[], None], *, before_write: int) -> None:
+        self._journal, self._happens, self._left = journal, happens, before_write
+        self.where = journal.where
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journal, name)
+
+    def write(self, record: Any, *, replaces: VersionedRecord | None) -> VersionedRecord:
+        self._left -= 1
+        if self._left == 0:
+            self._happens()
+        return self._journal.write(record, replaces=replaces)
+
+
+def test_a_record_that_vanished_during_the_post_is_written_anew(
+    sandbox: Sandbox, bucket: Bucket, journal: BucketJournal
+) -> None:
+    def vanish() -> None:
+        bucket.client.bucket("videos").blob(f"_journal/{VIDEO.fingerprint}.json").delete()
+
+    obtained = submission(Between(journal, vanish, before_write=2)).obtain(VIDEO)
+    held = journal.read(VIDEO.fingerprint)
+    assert held is not None
+    assert held.record.request_id == obtained.request_id == purchases(sandbox)[0]
+
+
+def test_an_id_that_comes_too_late_is_named_and_covers_up_nobody_elses(
+    sandbox: Sandbox, journal: BucketJournal
+) -> None:
+    def settle() -> None:
+        held = journal.read(VIDEO.fingerprint)
+        assert held is not None
+        other = replace(held.record, claim="another", stage=Stage.SUBMITTED, request_id="of-another")
+        journal.write(other, replaces=held)
+
+    with pytest.raises(WanStorageError, match="was bought, but") as error:
+        submission(Between(journal, settle, before_write=2)).obtain(VIDEO)
+    assert error.value.request_id == purchases(sandbox)[0]
+    held = journal.read(VIDEO.fingerprint)
+    assert held is not None
+    assert held.record.request_id == "of-another"
+
+
+def test_who_loses_the_claim_to_another_takes_over_what_that_one_buys(
+    sandbox: Sandbox, journal: BucketJournal
+) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    bought: list[str] = []
+
+    def be_faster() -> None:
+        bought.append(submission(bucket_journal()).obtain(VIDEO).request_id)
+
+    obtained = submission(Between(journal, be_faster, before_write=1)).obtain(VIDEO)
+    assert (obtained.how, obtained.request_id) == ("adopted", bought[0])
+    assert len(purchases(sandbox)) == 1
+
+
+# -- what RunComfy says of a remembered request ------------------------------------------------------------
+
+
+def remember(journal: Any, **changes: Any) -> None:
+    record = an_intent(VIDEO, stage=Stage.SUBMITTED, request_id="req-gone")
+    journal.write(replace(record, **changes), replaces=None)
+
+
+def test_gone_three_times_is_bought_again_only_if_it_never_succeeded(
+    sandbox: Sandbox, journal: BucketJournal
+) -> None:
+    remember(journal)
+    looks: list[float] = []
+    assert submission(journal, sleep=looks.append).obtain(VIDEO).how == "submitted"
+    assert len(looks) == 2
+    assert sandbox.ledger()["calls"]["status"] == 3
+
+
+def test_gone_and_paid_for_is_not_bought_again(sandbox: Sandbox, journal: BucketJournal) -> None:
+    remember(journal, succeeded_once=True)
+    with pytest.raises(WanRefusedError, match=r"req-gone.*variation"):
+        submission(journal).obtain(VIDEO)
+    assert posts(sandbox) == 0
+
+
+def test_gone_after_days_is_not_bought_again_by_a_clear(sandbox: Sandbox, store: StoreInMemory) -> None:
+    """A run that is cleared after weeks, without a journal: its store never heard that its video landed."""
+    journal = TaskStateJournal(store)
+    remember(
+        journal, submitted_at=(datetime.now(UTC) - timedelta(days=14)).isoformat(timespec="milliseconds")
+    )
+    for _ in range(2):
+        with pytest.raises(WanRefusedError, match=r"req-gone.*variation"):
+            submission(journal).obtain(VIDEO)
+    assert posts(sandbox) == 0
+
+
+def test_a_result_that_expired_before_anybody_read_it_is_not_bought_again(
+    sandbox: Sandbox, journal: BucketJournal
+) -> None:
+    """/status still says completed; so it ended, and was paid for as far as anybody can tell."""
+    first = submission(journal).obtain(VIDEO)
+    sandbox.add_fault("result", "not_found")
+    with pytest.raises(WanRefusedError, match="no longer has its result"):
+        submission(journal).obtain(VIDEO)
+    held = journal.read(VIDEO.fingerprint)
+    assert held is not None
+    assert held.record.succeeded_once
+    sandbox.control(f"requests/{first.request_id}", {"state": "vanished"})
+    with pytest.raises(WanRefusedError):
+        submission(journal).obtain(VIDEO)
+    assert len(purchases(sandbox)) == 1
+
+
+def test_gone_twice_is_not_gone(sandbox: Sandbox, journal: BucketJournal) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    first = submission(journal).obtain(VIDEO)
+    sandbox.add_fault("status", "not_found", count=2)
+    assert submission(journal).obtain(VIDEO).request_id == first.request_id
+    assert len(purchases(sandbox)) == 1
+
+
+@pytest.mark.parametrize(
+    "fault", ["other_user", "not_found_html", "forbidden_html", "malformed_id", "unauthorized"]
+)
+def test_no_clear_answer_buys_nothing(sandbox: Sandbox, journal: BucketJournal, fault: str) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    first = submission(journal).obtain(VIDEO)
+    sandbox.add_fault("status", fault)
+    with pytest.raises(WanTransientError, match=first.request_id):
+        submission(journal).obtain(VIDEO)
+    sandbox.clear_faults()
+    assert submission(journal).obtain(VIDEO).request_id == first.request_id
+    assert len(purchases(sandbox)) == 1
+
+
+def test_an_unknown_word_is_waited_for(sandbox: Sandbox, journal: BucketJournal) -> None:
+    first = submission(journal).obtain(VIDEO)
+    sandbox.add_fault("status", "word", word="pondering")
+    assert submission(journal).obtain(VIDEO).how == "adopted"
+    assert purchases(sandbox) == [first.request_id]
+
+
+def test_an_outage_of_the_bucket_buys_nothing(
+    sandbox: Sandbox, journal: BucketJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for fault in ({"call": "bucket.get"}, {"call": "bucket.upload"}):
+        rule = sandbox.add_fault(fault["call"], "forbidden")
+        with pytest.raises(WanStorageError):
+            submission(journal).obtain(VIDEO)
+        sandbox.control(f"faults/{rule}", method="DELETE")
+    assert posts(sandbox) == 0
+
+
+# -- a changed task, in the task state store ---------------------------------------------------------------
+
+
+def test_a_changed_task_cancels_what_is_still_queued(sandbox: Sandbox, store: StoreInMemory) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    sandbox.control("account", {"concurrency": 1})
+    submission(None).obtain(wanted("keeps the only place"))
+    journal = TaskStateJournal(store)
+    former = submission(journal).obtain(VIDEO)
+    new = submission(journal).obtain(wanted("changed"))
+    assert new.how == "submitted"
+    assert new.record.earlier_request_ids == (former.request_id,)
+    [cancelled] = sandbox.ledger()["cancels"]
+    assert (cancelled["request_id"], cancelled["outcome"]) == (former.request_id, "cancelled")
+
+
+def test_a_changed_task_leaves_a_running_request_and_says_so(
+    sandbox: Sandbox, store: StoreInMemory, caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    journal = TaskStateJournal(store)
+    former = submission(journal).obtain(VIDEO)
+    with caplog.at_level(logging.INFO, logger=LOG.name):
+        submission(journal).obtain(wanted("changed"))
+    assert former.request_id in caplog.text
+    assert "left behind" in caplog.text
+    assert sandbox.ledger()["cancels"] == []
+
+
+# -- taking over by id -------------------------------------------------------------------------------------
+
+
+def test_a_known_request_is_taken_over_and_remembered(sandbox: Sandbox, journal: BucketJournal) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    real = submission(None).obtain(VIDEO)
+    submission(journal).take_over(wanted(watcher="dag/run/task/-1"), real.request_id)
+    again = submission(journal).obtain(VIDEO)
+    assert again.request_id == real.request_id
+    assert len(purchases(sandbox)) == 1
+
+
+@pytest.mark.parametrize("fault", ["not_found", "other_user", "malformed_id"])
+def test_a_request_that_runcomfy_does_not_have_is_not_taken_over(
+    sandbox: Sandbox, journal: BucketJournal, fault: str
+) -> None:
+    sandbox.add_fault("status", fault)
+    with pytest.raises(WanRefusedError, match="request= names request req-typo"):
+        submission(journal).take_over(VIDEO, "req-typo")
+    assert stage_of(journal) is None
+
+
+def test_a_paid_record_stays_paid(sandbox: Sandbox, journal: BucketJournal) -> None:
+    bought = submission(journal).obtain(VIDEO)
+    amend(journal, VIDEO.fingerprint, bought.request_id, as_paid, LOG)
+    assert amend(journal, VIDEO.fingerprint, "another", as_paid, LOG) is None
+    held = journal.read(VIDEO.fingerprint)
+    assert held is not None
+    assert held.record.succeeded_once

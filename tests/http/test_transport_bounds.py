@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No server holds a worker: each way to drip is cut."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import pytest
+import requests
+
+from airflow_provider_wan.http import transport as web
+from tests.wires import Proxy, Wire, always, certificate, closed_port, drip, read_head, read_request, reply
+
+SHORT, LONG = (0.5, 0.5), (20, 20)
+
+
+def get(url: str, timeout: tuple[float, float] = LONG) -> requests.Response:
+    with web.bounded_session() as session:
+        return session.get(url, timeout=timeout, stream=True, allow_redirects=False)
+
+
+def dripping(data: bytes, first: bytes = b"") -> Wire:
+    """A server that sends ``first``, and then for ever a byte in less than any timeout of one receive."""
+
+    def answer(sock: socket.socket) -> None:
+        read_head(sock)
+        sock.sendall(first)
+        drip(sock, wire.over, data)
+
+    wire = Wire(answer)
+    return wire
+
+
+@pytest.mark.parametrize(
+    ("first", "data"),
+    [
+        (b"", b"HTTP/1.1 200 O"),
+        (b"HTTP/1.1 200 OK\r\nX-Slow: ", b"a"),
+        (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n" * 20),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000),
+    ],
+    ids=["status line", "one header", "a header that never ends", "continue for ever"],
+)
+def test_a_head_that_drips_is_cut(first: bytes, data: bytes) -> None:
+    with dripping(data, first) as wire, pytest.raises(requests.ReadTimeout):
+        get(wire.url, SHORT)
+
+
+@pytest.mark.parametrize(
+    ("head", "data"),
+    [
+        (b"Content-Length: 1000000\r\n", b"x"),
+        (b"", b"x"),
+        (b"Transfer-Encoding: chunked\r\n", b"1\r\nx\r\n" * 100_000),
+        (b"Transfer-Encoding: chunked\r\n", b"1;" + b"extension" * 10_000),
+        (b"Transfer-Encoding: chunked\r\n", b"1\r\nx\r\n0\r\n" + b"Trailer: y\r\n" * 100_000),
+    ],
+    ids=["with a length", "without a length", "chunks", "head of a chunk", "trailers"],
+)
+def test_a_body_that_drips_is_cut(head: bytes, data: bytes) -> None:
+    with dripping(data, b"HTTP/1.1 200 OK\r\n" + head + b"\r\n") as wire:
+        response = get(wire.url)
+        with pytest.raises(requests.ReadTimeout):
+            web.read_body(response, limit_bytes=10_000_000, deadline=time.monotonic() + 0.5)
+
+
+def test_a_body_whose_pieces_take_too_long_is_cut_without_a_deadline_for_all_of_it() -> None:
+    with dripping(b"1;" + b"x" * 10_000, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n") as wire:
+        response = get(wire.url)
+        with pytest.raises(requests.ReadTimeout):
+            list(web.iter_body(response, stall_s=0.5))
+
+
+def test_a_body_that_stops_is_cut() -> None:
+    with dripping(b"", b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf") as wire:
+        response = get(wire.url, (20, 2))
+        with pytest.raises(requests.ReadTimeout):
+            web.read_body(response, limit_bytes=100, deadline=time.monotonic() + 60)
+
+
+def test_a_tls_handshake_that_drips_is_cut() -> None:
+    def answer(sock: socket.socket) -> None:
+        sock.recv(10)
+        # The head of a TLS record of 16 KiB, and then a byte at a time.
+        drip(sock, wire.over, bytes.fromhex("1603034000") + b"\x02" * 20_000)
+
+    with Wire(answer) as wire, pytest.raises(requests.ConnectTimeout), web.watch_exchange() as seen:
+        get(f"https://127.0.0.1:{wire.port}", SHORT)
+    assert not seen.sent
+
+
+def test_a_proxy_that_drips_its_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    with dripping(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        with pytest.raises(requests.ConnectionError), web.watch_exchange() as seen:
+            get("https://model-api.runcomfy.net", SHORT)
+    assert not seen.sent
+
+
+def test_a_tls_handshake_in_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate())
+    with Wire(always(reply(b"here")), tls=True) as wire:
+        response = get(wire.url)
+        assert web.read_body(response, limit_bytes=10, deadline=time.monotonic() + 60) == b"here"
+
+
+def test_the_head_must_be_there_when_the_exchange_has_to_end() -> None:
+    with (
+        dripping(b"H") as wire,
+        web.bounded_session() as session,
+        pytest.raises(requests.ReadTimeout),
+        web.watch_exchange(ends_by=time.monotonic() + 0.3),
+    ):
+        session.get(wire.url, timeout=(5, 600))
+
+
+def test_a_long_upload_over_a_slow_line_is_not_bound_by_the_connect_timeout() -> None:
+    def answer(sock: socket.socket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        left = 6_000_000 - len(read_head(sock).partition(b"\r\n\r\n")[2])
+        while left > 0:
+            left -= len(sock.recv(65536))
+            wire.over.wait(0.01)
+        sock.sendall(reply(b"all of it"))
+
+    with Wire(answer) as wire, web.bounded_session() as session:
+        answer_ = session.put(wire.url, data=bytes(6_000_000), timeout=(0.4, 30))
+        assert answer_.content == b"all of it"
+
+
+def test_a_body_that_is_too_long_is_refused() -> None:
+    with Wire(always(reply(bytes(1000)))) as wire:
+        response = get(wire.url)
+        with pytest.raises(requests.exceptions.ChunkedEncodingError, match="longer than 999 bytes"):
+            web.read_body(response, limit_bytes=999, deadline=time.monotonic() + 60)
+
+
+def test_a_connection_that_was_cut_is_not_used_again() -> None:
+    answers = iter([b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", reply(b"whole")])
+
+    def answer(sock: socket.socket) -> None:
+        read_request(sock)
+        sock.sendall(next(answers))
+        sock.recv(1)
+
+    with Wire(answer) as wire, web.bounded_session() as session:
+        first = session.get(wire.url, timeout=LONG, stream=True)
+        with pytest.raises(requests.ReadTimeout):
+            web.read_body(first, limit_bytes=100, deadline=time.monotonic() + 0.2)
+        first.close()
+        assert session.get(wire.url, timeout=LONG).content == b"whole"
+        assert wire.connections == 2
+
+
+def test_nothing_is_retried_or_followed() -> None:
+    heads: list[str] = []
+    moved = reply(status="302 Found", Location="/elsewhere")
+    with Wire(always(moved, heads=heads)) as wire:
+        assert get(wire.url).status_code == 302
+    port = closed_port()
+    with pytest.raises(requests.ConnectionError):
+        get(f"http://127.0.0.1:{port}")
+    assert len(heads) == 1
+
+
+def test_a_host_that_is_no_name_is_an_ordinary_error() -> None:
+    for host in ("a..example.net", "a" * 70 + ".example.net"):
+        with pytest.raises(requests.RequestException):
+            get(f"http://{host}/")
+
+
+def test_a_socks_proxy_is_refused_and_not_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
+    with Wire(always(reply(b"direct"))) as wire, pytest.raises(web.WanInputError, match="socks5 proxy"):
+        get(wire.url)
+    assert not wire.connections
+
+
+def test_the_environments_proxy_is_used_and_no_proxy_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Wire(always(reply(b"there"))) as wire, Proxy() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        assert get(wire.url).content == b"there"
+        assert [head.split()[1] for head in proxy.heads] == [f"{wire.url}/"]
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        assert get(wire.url).content == b"there"
+        assert len(proxy.heads) == 1

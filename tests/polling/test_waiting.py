@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waiting for what was paid for: nothing ends it before its time but its end, and nothing keeps it longer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from airflow_provider_wan.exceptions import WanRefusedError
+from airflow_provider_wan.hooks.wan import WanAsyncHook, WanHook
+from airflow_provider_wan.polling import request_wait as polling
+from airflow_provider_wan.polling.request_wait import Over
+from airflow_provider_wan.polling.waiting import start_wait, wait_in_triggerer, wait_in_worker
+from tests.durable.paying import connect
+from tests.sandboxes import INPUTS, MODEL
+from wan_sandbox.server import Sandbox
+
+LOG = logging.getLogger("tests.waiting")
+LOOPS = ["worker", "triggerer"]
+
+
+@pytest.fixture(autouse=True)
+def _connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(monkeypatch, sandbox, timeout=0.5, not_found_patience=0.1)
+
+
+@pytest.fixture
+def quick_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait less after an error than in life; Retry-After stays what it is."""
+    monkeypatch.setattr(polling, "_FIRST_ERROR_PAUSE_S", 0.05)
+
+
+def buy(prompt: str = "wait for me") -> str:
+    return WanHook().submit(MODEL, {**INPUTS, "prompt": prompt}).request_id
+
+
+def wait_for(request_id: str, *, loop: str, seconds: float = 60, **options: Any) -> Over:
+    deadline = time.time() + seconds
+    wait = start_wait(request_id, deadline=deadline, poll_interval_s=0.05, **options)
+
+    async def in_triggerer() -> Over:
+        async with WanAsyncHook() as hook:
+            return await wait_in_triggerer(hook, wait, LOG)
+
+    if loop == "triggerer":
+        return asyncio.run(in_triggerer())
+    over = wait_in_worker(WanHook(), wait, LOG, stop=threading.Event())
+    assert over is not None
+    return over
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("end", ["succeeded", "failed", "cancelled"])
+def test_a_wait_ends_as_its_request_does(sandbox: Sandbox, loop: str, end: str) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    request_id = buy()
+    sandbox.control(f"requests/{request_id}", {"state": end})
+    over = wait_for(request_id, loop=loop)
+    assert over.outcome == end
+    assert (over.error is None) == (end == "succeeded")
+
+
+TROUBLES: list[tuple[str, str, str, dict[str, Any]]] = [
+    ("a queue that never moves", "generation", "stuck_queue", {}),
+    ("a generation that never ends", "generation", "stuck_running", {}),
+    ("a word that nobody knows", "status", "word", {"word": "pondering"}),
+    ("a result that never comes", "result", "not_ready", {}),
+    ("a result that stays early", "result", "pending", {}),
+    ("a socket that hangs", "status", "hang", {}),
+    ("an answer that drips", "status", "drip", {"every_s": 0.2}),
+    ("a Retry-After of a year", "status", "status", {"status": 429, "retry_after": 31_536_000}),
+    ("a Retry-After that is a date far off", "status", "status",
+     {"status": 503, "retry_after": "Fri, 31 Dec 2199 23:59:59 GMT"}),
+    ("an outage", "status", "status", {"status": 500}),
+    ("a proxy's page", "status", "html", {}),
+    ("another account's 403", "status", "other_user", {}),
+    ("a token that is not taken", "status", "unauthorized", {}),
+    ("a 404 of somebody else", "status", "not_found_html", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_nothing_is_waited_for_beyond_the_deadline(sandbox: Sandbox, loop: str) -> None:
+    requests = {}
+    for name, call, fault, params in TROUBLES:
+        if call == "generation":
+            sandbox.add_fault(call, fault, prompt_contains=name, **params)
+        requests[name] = buy(name)
+        if call != "generation":
+            sandbox.add_fault(call, fault, request_id=requests[name], **params)
+    with ThreadPoolExecutor(len(TROUBLES)) as pool:
+        ends = list(
+            pool.map(lambda request_id: wait_for(request_id, loop=loop, seconds=1.5), requests.values())
+        )
+    assert {name: over.outcome for name, over in zip(requests, ends, strict=True)} == dict.fromkeys(
+        requests, "timeout"
+    )
+    for request_id, over in zip(requests.values(), ends, strict=True):
+        assert request_id in str(over.error)
+        assert "request=" in str(over.error), "it says how to go on"
+    assert sandbox.ledger()["too_early"] == []
+    assert len(sandbox.ledger()["purchases"]) == len(TROUBLES)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_deadline_in_the_past_still_looks_once(sandbox: Sandbox, loop: str) -> None:
+    """The triggerer was down for so long; what was paid for may be there."""
+    assert wait_for(buy(), loop=loop, seconds=-3600).outcome == "succeeded"
+    sandbox.control("speed", {"generation_seconds": 3600})
+    assert wait_for(buy(), loop=loop, seconds=-3600).outcome == "timeout"
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_token_that_is_rotated_meanwhile_loses_nothing(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, loop: str
+) -> None:
+    request_id = buy()
+    sandbox.add_fault("status", "word", word="in_progress", count=3)
+    sandbox.control("tokens", {"add": "the-next-token", "revoke": sandbox.token})
+    monkeypatch.setattr(polling, "_FIRST_ERROR_PAUSE_S", 0.05)
+
+    def rotate() -> None:
+        while sandbox.ledger()["calls"].get("status", 0) < 2:
+            time.sleep(0.01)
+        renewed = {"conn_type": "wan", "host": sandbox.url, "password": "the-next-token"}
+        monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", json.dumps(renewed))
+
+    rotation = threading.Thread(target=rotate)
+    rotation.start()
+    over = wait_for(request_id, loop=loop)
+    rotation.join()
+    assert over.outcome == "succeeded"
+    assert any(refusal["code"] == 400004 for refusal in sandbox.ledger()["refusals"])
+
+
+@pytest.mark.usefixtures("quick_errors")
+@pytest.mark.parametrize("loop", LOOPS)
+def test_gone_is_believed_after_three_times(sandbox: Sandbox, loop: str) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    request_id = buy()
+    sandbox.add_fault("status", "not_found", count=2)
+    sandbox.add_fault("status", "word", word="in_progress", count=1)
+    sandbox.add_fault("status", "not_found")
+    over = wait_for(request_id, loop=loop)
+    assert over.outcome == "gone"
+    assert sandbox.ledger()["calls"]["status"] >= 6
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("fault", ["other_user", "malformed_id"])
+def test_a_mistyped_id_is_said_so_at_once(sandbox: Sandbox, loop: str, fault: str) -> None:
+    sandbox.add_fault("status", fault)
+    over = wait_for("req-typo", loop=loop, is_known=False)
+    assert over.outcome == "refused"
+    assert isinstance(over.error, WanRefusedError)
+    assert "req-typo" in str(over.error)
+    assert sandbox.ledger()["calls"]["status"] == 1
+
+
+@pytest.mark.usefixtures("quick_errors")
+@pytest.mark.parametrize("loop", LOOPS)
+def test_an_id_that_was_seen_is_not_mistyped(sandbox: Sandbox, loop: str) -> None:
+    request_id = buy()
+    sandbox.add_fault("status", "word", word="in_progress", count=1)
+    sandbox.add_fault("status", "other_user", count=3)
+    assert wait_for(request_id, loop=loop, is_known=False).outcome == "succeeded"
+
+
+def test_a_wait_in_a_worker_ends_when_it_is_told_to(sandbox: Sandbox) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    stop = threading.Event()
+    stop.set()
+    wait = start_wait(buy(), deadline=time.time() + 60, poll_interval_s=None)
+    assert wait_in_worker(WanHook(), wait, LOG, stop=stop) is None
+
+
+@pytest.mark.usefixtures("quick_errors")
+def test_a_secrets_backend_that_is_out_is_waited_out(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request_id = buy()
+    connection = os.environ["AIRFLOW_CONN_WAN_DEFAULT"]
+    monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", '{"conn_type": "wan", "extra": "not JSON"}')
+    back = threading.Timer(0.3, monkeypatch.setenv, ["AIRFLOW_CONN_WAN_DEFAULT", connection])
+    back.start()
+    assert wait_for(request_id, loop="triggerer").outcome == "succeeded"
+    back.join()
+
+
+# -- a storm -----------------------------------------------------------------------------------------------
+
+REQUESTS = 200
+STORM: list[tuple[str, dict[str, Any]]] = [
+    ("status", {"status": 429, "retry_after": 1}),
+    ("status", {"status": 500}),
+    ("status", {"status": 502, "body": "html"}),
+    ("status", {"status": 503, "retry_after": 1}),
+    ("hang", {"seconds": 0.3}),
+    ("reset", {}),
+    ("html", {}),
+    ("cut_json", {}),
+]
+
+
+@pytest.mark.usefixtures("quick_errors")
+def test_a_storm_loses_nothing_and_buys_nothing_twice(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """30 % of all looks fail; 180 requests are waited for in a triggerer, and 20 in workers."""
+    connect(monkeypatch, sandbox, timeout=5)
+    sandbox.control("account", {"concurrency": 50})
+    sandbox.control("speed", {"generation_seconds": 0.3})
+    with ThreadPoolExecutor(8) as pool:
+        requests = list(pool.map(lambda number: buy(f"storm {number}"), range(REQUESTS)))
+    share = 1 - 0.7 ** (1 / len(STORM))
+    for call in ("status", "result"):
+        for fault, params in STORM:
+            sandbox.add_fault(call, fault, rate=share, **params)
+
+    async def in_triggerer(ids: list[str]) -> list[Over]:
+        async with WanAsyncHook() as hook:
+            waits = [start_wait(i, deadline=time.time() + 120, poll_interval_s=0.3) for i in ids]
+            return await asyncio.gather(*(wait_in_triggerer(hook, wait, LOG) for wait in waits))
+
+    with ThreadPoolExecutor(20) as pool:
+        in_workers = [
+            pool.submit(wait_for, request_id, loop="worker", seconds=120) for request_id in requests[:20]
+        ]
+        ends = asyncio.run(in_triggerer(requests[20:]))
+        ends += [future.result() for future in in_workers]
+
+    assert [over.outcome for over in ends] == ["succeeded"] * REQUESTS
+    ledger = sandbox.ledger()
+    assert len(ledger["purchases"]) == ledger["submits_seen"] == REQUESTS
+    assert ledger["too_early"] == []
+    assert ledger["cancels"] == []
+    hits = {
+        name: count for name, count in ledger["faults"].items() if name.startswith(("status:", "result:"))
+    }
+    looks = ledger["calls"]["status"] + ledger["calls"]["result"]
+    assert 0.2 < sum(hits.values()) / looks < 0.4
+    assert len({name.partition(":")[2] for name in hits}) == 5, hits

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the faces share: parameters as people give them, and errors as Airflow takes them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_wan import exceptions
+from airflow_provider_wan.durable.record import LandedVideo, Record, Stage
+from airflow_provider_wan.exceptions import (
+    WanBatchError,
+    WanDownloadError,
+    WanError,
+    WanInputError,
+    WanTransientError,
+)
+from airflow_provider_wan.model_api.fingerprints import signatures_in
+from airflow_provider_wan.utils.errors import as_airflow_errors
+from airflow_provider_wan.utils.params import (
+    RequestRef,
+    given_or_none,
+    mapping_of,
+    request_of,
+    result_of_landed,
+    seconds_of,
+)
+from airflow_provider_wan.utils.spec import mask_signatures
+from airflow_provider_wan.utils.task import watcher_of, watchers_of
+from tests.face_runs import TaskInstance
+
+ALL_ERRORS = [
+    kind for _, kind in inspect.getmembers(exceptions, inspect.isclass) if issubclass(kind, WanError)
+]
+
+
+@pytest.mark.parametrize("kind", ALL_ERRORS)
+def test_every_error_is_airflows_and_stays_ours(kind: type[WanError]) -> None:
+    needed = {"retry_helps": True} if kind is WanBatchError else {}
+    original = kind("what happened", **needed)
+    original.request_id = "req-1"
+    with pytest.raises(kind) as raised, as_airflow_errors():
+        raise original
+    error = raised.value
+    assert isinstance(error, AirflowException)
+    assert isinstance(error, AirflowFailException) != original.retry_helps
+    assert (str(error), error.request_id, type(error).__name__) == ("what happened", "req-1", kind.__name__)
+    assert error.__cause__ is original
+
+
+def test_an_error_that_says_for_itself_that_a_retry_does_not_help_is_believed() -> None:
+    with pytest.raises(WanDownloadError) as raised, as_airflow_errors():
+        raise WanDownloadError("an address that is not allowed", retry_helps=False)
+    assert isinstance(raised.value, AirflowFailException)
+
+
+def test_what_an_error_carries_is_kept_and_it_is_turned_once() -> None:
+    with pytest.raises(WanTransientError) as raised, as_airflow_errors(), as_airflow_errors():
+        raise WanTransientError("later", retry_after_s=3)
+    assert raised.value.retry_after_s == 3
+    assert isinstance(raised.value.__cause__, WanTransientError)
+    assert not isinstance(raised.value.__cause__, AirflowException)
+
+
+def test_other_errors_pass_as_they_are() -> None:
+    with pytest.raises(ZeroDivisionError), as_airflow_errors():
+        raise ZeroDivisionError
+
+
+REF = RequestRef(
+    "req-1", "some/model", "f" * 64, "2026-01-01", journal="gs://b/j", watcher="d/r/t/-1", image="i"
+)
+
+
+@pytest.mark.parametrize("form", [dict, json.dumps, str])
+def test_what_a_task_returned_is_read_again(form: Any) -> None:
+    assert request_of(form(REF.as_xcom())) == REF
+
+
+@given(
+    st.text(max_size=200)
+    | st.integers()
+    | st.none()
+    | st.dictionaries(st.text(), st.text(), max_size=3)
+    | st.lists(st.text())
+)
+def test_what_is_no_request_is_refused_whatever_it_is(value: Any) -> None:
+    try:
+        found = request_of(value)
+    except WanInputError:
+        return
+    assert found.request_id.isascii()
+    assert all(char.isalnum() or char in "_-" for char in found.request_id)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None),
+        ("", None),
+        (" None ", None),
+        ("none", "none"),
+        (0, 0),
+        (False, False),
+        ("x", "x"),
+        ({}, {}),
+    ],
+)
+def test_only_what_jinja_makes_of_nothing_is_nothing(value: Any, expected: Any) -> None:
+    assert given_or_none(value) == expected
+
+
+@pytest.mark.parametrize("value", [None, "", "None", {}, "{}", " {} "])
+def test_no_mapping_is_an_empty_one(value: Any) -> None:
+    assert mapping_of(value, name="resolve") == {}
+
+
+@pytest.mark.parametrize("value", ["[1]", [1], "x", 5, "__import__('os').getcwd()", "{'a': open('x')}"])
+def test_what_is_no_mapping_is_refused_and_never_run(value: Any) -> None:
+    with pytest.raises(WanInputError, match="resolve"):
+        mapping_of(value, name="resolve")
+
+
+def test_durations_are_timedeltas_or_seconds() -> None:
+    assert (seconds_of(timedelta(minutes=2)), seconds_of(90), seconds_of(1.5)) == (120, 90, 1.5)
+
+
+def test_a_landed_request_gives_its_objects() -> None:
+    video = LandedVideo("gs://b/v.mp4", "b", "v.mp4", 5, "AAAA", 1, "video/mp4", "req-1")
+    record = Record("f", "m", Stage.LANDED, request_id="req-1", cost_usd=0.2, videos=(video,))
+    result = result_of_landed(record, REF)
+    assert (result["state"], result["videos"], result["cost_usd"]) == ("succeeded", ["gs://b/v.mp4"], 0.2)
+
+
+def test_a_watcher_is_named_by_run_task_and_index() -> None:
+    context = {"ti": TaskInstance("wait", "run/with/slashes", 7)}
+    assert watcher_of(context) == "dag/run/with/slashes/wait/7"
+    assert watchers_of(context, REF) == ["d/r/t/-1", "dag/run/with/slashes/wait/7"]
+    assert watcher_of({"ti": TaskInstance(map_index=None)}).endswith("/-1")
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://x/a.jpg?X-Goog-Signature=abc%2Fd&X-Goog-Expires=600", ["abc%2Fd"]),
+        ("https://x/a.jpg?Expires=1&Signature=s1&Policy=p1&size=5", ["s1", "p1"]),
+        ("https://x/a.jpg?se=1&sig=s2&x-amz-security-token=t", ["s2", "t"]),
+        ("https://x/a.jpg?size=big&signature=", []),
+        ("gs://bucket/a.jpg?sig=x", []),
+        ("not a url", []),
+    ],
+)
+def test_the_signatures_of_an_address_are_known(url: str, expected: list[str]) -> None:
+    assert signatures_in(url) == expected
+
+
+@pytest.mark.parametrize("value", [None, 5, "x", "a=b://", ["x", {"y": None}], object()])
+def test_looking_for_signatures_disturbs_nothing(value: Any) -> None:
+    mask_signatures(value)
