@@ -18,7 +18,8 @@ from airflow_provider_wan.durable.record import Stage
 from airflow_provider_wan.exceptions import WanInputError, WanRefusedError
 from airflow_provider_wan.hooks.gcs import check_object_name
 from airflow_provider_wan.images.dataset import DatasetRow, RowError
-from airflow_provider_wan.model_api.inputs import clip_seconds, fingerprint, validate_inputs
+from airflow_provider_wan.model_api.inputs import clip_seconds, validate_inputs
+from airflow_provider_wan.model_api.video_spec import SourceImage, make_video_spec
 
 _NAME = "{name}-{fingerprint}.mp4"
 _TAKEN = (
@@ -173,14 +174,9 @@ def _item(row: DatasetRow, source: BatchSource, model_id: str, image_field: str)
     inputs = {name: value for name, value in row.inputs.items() if value is not None and name != image_field}
     if inputs.get("duration") and clip_seconds(model_id, inputs) is None:
         raise WanInputError(f"duration={str(inputs['duration'])[:80]!r} is no number of seconds.")
-    one = fingerprint(
-        model_id,
-        {**inputs, image_field: source.shown} if source.identity is None else inputs,
-        source.identity,
-        row.variation,
-        image_fields=(image_field,),
-    )
-    return Item(one, source, inputs, "", row.variation, row.where if row.line else "")
+    image = SourceImage(image_field, source.shown, source.identity)
+    spec = make_video_spec(model_id, inputs, image=image, variation=row.variation, validate=False)
+    return Item(spec.fingerprint, source, inputs, "", row.variation, row.where if row.line else "")
 
 
 def _check_pattern(pattern: str, carried: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import Logger
 from typing import Any
 
@@ -17,7 +17,6 @@ from airflow_provider_wan.durable.record import Record, Stage
 from airflow_provider_wan.durable.submission import (
     Submission,
     SubmitResult,
-    VideoSpec,
     amend,
     raise_unless_succeeded,
     with_result,
@@ -33,7 +32,7 @@ from airflow_provider_wan.hooks.connection import WanSettings
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.landing.landing import Destination, IfExists, Landing, as_landed
 from airflow_provider_wan.model_api.calls import RequestStatus
-from airflow_provider_wan.model_api.inputs import without_signatures
+from airflow_provider_wan.model_api.video_spec import SourceImage, VideoSpec, make_video_spec
 
 _CANCEL_THREADS = 8
 
@@ -66,15 +65,15 @@ class BatchWork:
         return self.submission.obtain(self._wanted(item, make_inputs), is_new=is_new)
 
     def _wanted(self, item: Item, make_inputs: Callable[[], Mapping[str, Any]]) -> VideoSpec:
-        return VideoSpec(
-            model_id=self.model_id,
-            make_inputs=make_inputs,
-            recorded_inputs=without_signatures({**item.inputs, self.image_field: item.source.shown}),
-            fingerprint=item.fingerprint,
-            image=item.source.shown,
+        spec = make_video_spec(
+            self.model_id,
+            item.inputs,
+            image=SourceImage(self.image_field, item.source.shown, item.source.identity),
             variation=item.variation,
-            watcher=self.watcher,
+            owner=self.watcher,
+            validate=False,
         )
+        return replace(spec, make_inputs=make_inputs)
 
     def status(self, request_id: str) -> RequestStatus:
         """Look where a request stands, once."""

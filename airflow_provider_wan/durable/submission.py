@@ -11,10 +11,10 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from logging import Logger
-from typing import Any, Literal
+from typing import Literal
 
 from airflow_provider_wan.durable.api import Api
 from airflow_provider_wan.durable.claims import ClaimWatch
@@ -47,12 +47,12 @@ from airflow_provider_wan.exceptions import (
 from airflow_provider_wan.model_api.calls import SubmittedRequest, check_request_id
 from airflow_provider_wan.model_api.faults import RetryPolicy
 from airflow_provider_wan.model_api.inputs import canonical_url
+from airflow_provider_wan.model_api.video_spec import VideoSpec
 
 __all__ = [
     "Api",
     "SubmitResult",
     "Submission",
-    "VideoSpec",
     "amend",
     "look",
     "raise_unless_succeeded",
@@ -64,25 +64,6 @@ WRITE_ID_FOR_S = 900.0
 #: A request that is older than this has ended, in seconds: a clip takes minutes, and a queue some hours.
 ENDED_AFTER_S = 86_400.0
 _BEFORE_WRITING_AGAIN_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class VideoSpec:
-    """One video that somebody wants.
-
-    :param make_inputs: gives what is sent, links with their signatures included. Called only when a purchase
-        is about to be made: an image is looked at, and a link signed, no earlier.
-    :param recorded_inputs: the same as it may be remembered: without signatures.
-    :param watcher: the task instance that wants it.
-    """
-
-    model_id: str
-    make_inputs: Callable[[], Mapping[str, Any]] = field(repr=False)
-    recorded_inputs: Mapping[str, Any]
-    fingerprint: str
-    image: str | None = None
-    variation: str | None = None
-    watcher: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,12 +255,12 @@ class Submission:
             fingerprint=wanted.fingerprint,
             model_id=wanted.model_id,
             stage=Stage.INTENT,
-            inputs=dict(wanted.recorded_inputs),
+            inputs=wanted.recorded_inputs,
             image=wanted.image,
             variation=wanted.variation,
             claim=new_claim(),
             claimed_at=utc_text(),
-            watchers=(wanted.watcher,) if wanted.watcher else (),
+            watchers=(wanted.owner,) if wanted.owner else (),
         )
         return held.record.as_new_intent(intent) if held else intent
 
@@ -359,7 +340,7 @@ class Submission:
     def _adopt(self, wanted: VideoSpec, held: VersionedRecord | None, record: Record) -> SubmitResult:
         if record.stage is Stage.LANDED:
             return SubmitResult(record, "reused")
-        record = record.watched_by(wanted.watcher)
+        record = record.watched_by(wanted.owner)
         if self._journal is not None and (held is None or record != held.record):
             record = self._journal.write(record, replaces=held).record
         return SubmitResult(record, "adopted")

@@ -22,7 +22,8 @@ from airflow_provider_wan.images.origins import BucketOrigin, Origin
 from airflow_provider_wan.images.prepare import fits_as_it_is
 from airflow_provider_wan.images.rows import PreparedRow
 from airflow_provider_wan.images.source import ImageSources, look, needs_copy
-from airflow_provider_wan.model_api.inputs import canonical_url, fingerprint, load_schema, validate_inputs
+from airflow_provider_wan.model_api.inputs import canonical_url, load_schema, validate_inputs
+from airflow_provider_wan.model_api.video_spec import SourceImage, make_video_spec
 
 #: Fills in for inputs that a dataset's rows need not have: whoever submits them gives the rest.
 _FILLING = "x"
@@ -210,11 +211,10 @@ class Preparation:
         return None
 
     def _fingerprint(self, row: DatasetRow, identity: str | None) -> str:
-        name = self._sources.input_name
-        inputs = {key: value for key, value in row.inputs.items() if key != name}
-        if identity is None:
-            inputs[name] = canonical_url(row.image)
-        return fingerprint(self._model_id, inputs, identity, row.variation, image_fields=(name,))
+        image = SourceImage(self._sources.input_name, canonical_url(row.image), identity)
+        inputs = {name: value for name, value in row.inputs.items() if name != image.input_name}
+        spec = make_video_spec(self._model_id, inputs, image=image, variation=row.variation, validate=False)
+        return spec.fingerprint
 
     def _found_before(self, origin: Origin) -> tuple[str, ...] | None:
         """Give what an earlier run has changed, None where there was none."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_wan.durable.submission import VideoSpec
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images.check import check, explain
 from airflow_provider_wan.images.codecs import check_decodes
@@ -36,21 +35,13 @@ from airflow_provider_wan.images.rows import PreparedRow, is_prepared_row
 from airflow_provider_wan.images.signed_urls import DEFAULT_LIFETIME_S, ObjectLinks
 from airflow_provider_wan.images.sizes import TooSmall
 from airflow_provider_wan.images.staging import Recipe, Staged, Staging
-from airflow_provider_wan.model_api.inputs import (
-    canonical_url,
-    fingerprint,
-    image_rules,
-    validate_inputs,
-    without_signatures,
-)
+from airflow_provider_wan.model_api.inputs import canonical_url, image_rules
+from airflow_provider_wan.model_api.video_spec import SourceImage, VideoSpec, make_video_spec
 
 if TYPE_CHECKING:
     from google.cloud import storage
 
     from airflow_provider_wan.model_api.inputs import ImageRules
-
-#: Stands for the address that does not exist yet while the other inputs are checked.
-_PLACEHOLDER = "https://storage.googleapis.com/image"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +93,7 @@ class ImageSource:
         inputs: Mapping[str, Any] | None = None,
         *,
         variation: str | None = None,
-        watcher: str | None = None,
+        owner: str | None = None,
     ) -> VideoSpec:
         """Say which video is wanted of this image.
 
@@ -110,29 +101,12 @@ class ImageSource:
         :param variation: the task's; the row's own overrides it.
         :raises WanInputError: an input breaks a rule of the model.
         """
-        given = {**(inputs or {}), **self.inputs}
-        if given.get(self.input_name):
-            raise WanInputError(f"{self.input_name} and image are both given; one of them is enough.")
-        is_url = self.identity is None
-        checked = validate_inputs(
-            model_id, {**given, self.input_name: self.shown if is_url else _PLACEHOLDER}
-        )
-        checked = {name: value for name, value in checked.items() if name != self.input_name}
-        variation = (self.variation or variation) or None
-        return VideoSpec(
-            model_id=model_id,
-            make_inputs=lambda: {**checked, self.input_name: self.make_address()},
-            recorded_inputs=without_signatures({**checked, self.input_name: self.shown}),
-            fingerprint=fingerprint(
-                model_id,
-                {**checked, self.input_name: self.shown} if is_url else checked,
-                self.identity,
-                variation,
-                image_fields=(self.input_name,),
-            ),
-            image=self.shown,
-            variation=variation,
-            watcher=watcher,
+        return make_video_spec(
+            model_id,
+            {**(inputs or {}), **self.inputs},
+            image=SourceImage(self.input_name, self.shown, self.identity, self.make_address),
+            variation=self.variation or variation,
+            owner=owner,
         )
 
 

@@ -34,7 +34,7 @@ from airflow_provider_wan.utils.spec import (
     given_inputs,
     mask_signatures,
     shown_url,
-    wanted_of,
+    video_spec_of,
 )
 from airflow_provider_wan.utils.task import (
     bucket_journal,
@@ -55,9 +55,10 @@ from airflow_provider_wan.utils.waits import (
 if TYPE_CHECKING:
     from airflow_provider_wan.durable.journal import Journal
     from airflow_provider_wan.durable.record import Record
-    from airflow_provider_wan.durable.submission import SubmitResult, VideoSpec
+    from airflow_provider_wan.durable.submission import SubmitResult
     from airflow_provider_wan.hooks.wan import WanHook
     from airflow_provider_wan.images.source import ImageSources
+    from airflow_provider_wan.model_api.video_spec import VideoSpec
 
 __all__ = ["WanCancelOperator", "WanSubmitOperator"]
 
@@ -278,14 +279,14 @@ class WanSubmitOperator(BaseOperator):
             if image is not None:
                 source = self._image_sources(hook).open(image)
                 variation = given_or_none(self.variation)
-                return source.wanted(self.model_id, given, variation=variation, watcher=watcher_of(context))
-            return wanted_of(
+                return source.wanted(self.model_id, given, variation=variation, owner=watcher_of(context))
+            return video_spec_of(
                 given,
                 model_id=self.model_id,
                 variation=given_or_none(self.variation),
                 check_image=self.check_image,
                 hook=hook,
-                watcher=watcher_of(context),
+                owner=watcher_of(context),
             )
 
     def _image_sources(self, hook: WanHook) -> ImageSources:

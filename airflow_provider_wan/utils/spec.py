@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +10,8 @@ from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.utils.params import given_or_none, mapping_of
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.durable.submission import VideoSpec
     from airflow_provider_wan.hooks.wan import WanHook
+    from airflow_provider_wan.model_api.video_spec import VideoSpec
 
 #: The inputs that have a parameter of their own: those of the default model.
 INPUT_PARAMETERS = (
@@ -25,8 +24,6 @@ INPUT_PARAMETERS = (
     "prompt_extend",
     "seed",
 )
-#: A text longer than this (an image as a data: URI) is remembered by its hash.
-_REMEMBERED_CHARS = 4096
 
 
 def mask_signatures(value: Any) -> None:
@@ -59,50 +56,41 @@ def given_inputs(task: Any) -> dict[str, Any]:
     return {**given, **more}
 
 
-def wanted_of(
+def video_spec_of(
     given: Mapping[str, Any],
     *,
     model_id: str,
     variation: str | None,
     check_image: bool,
     hook: WanHook,
-    watcher: str,
+    owner: str,
 ) -> VideoSpec:
-    """Check the inputs, and name the video that they stand for.
+    """Return the video that a task's inputs ask for.
 
     :param given: as :func:`given_inputs` puts it together.
-    :param check_image: whether to look at the image's header before a purchase; no earlier.
+    :param check_image: whether to check the image's header, immediately before a purchase.
     :raises WanInputError: the model would refuse them.
     """
-    from airflow_provider_wan.durable.submission import VideoSpec
+    from dataclasses import replace
+
     from airflow_provider_wan.model_api.calls import check_model_id
-    from airflow_provider_wan.model_api.inputs import (
-        canonical_url,
-        fingerprint,
-        load_schema,
-        validate_inputs,
-        without_signatures,
-    )
+    from airflow_provider_wan.model_api.inputs import load_schema
+    from airflow_provider_wan.model_api.video_spec import make_video_spec
 
-    inputs = validate_inputs(check_model_id(model_id), given)
+    spec = make_video_spec(check_model_id(model_id), given, variation=variation, owner=owner)
     schema = load_schema(model_id)
-    images = [str(inputs[name]) for name in (schema.image_fields if schema else ()) if name in inputs]
+    if not check_image or schema is None:
+        return spec
 
-    def make_inputs() -> dict[str, Any]:
-        if check_image:
-            for url in images:
-                _check_image(url, model_id, allow_private=hook.settings.allow_private_images)
-        return inputs
+    def make_inputs() -> Mapping[str, Any]:
+        for name in schema.image_fields:
+            if name in spec.inputs:
+                _check_image(
+                    str(spec.inputs[name]), model_id, allow_private=hook.settings.allow_private_images
+                )
+        return spec.inputs
 
-    return VideoSpec(
-        model_id=model_id,
-        make_inputs=make_inputs,
-        recorded_inputs=_short(without_signatures(inputs)),
-        fingerprint=fingerprint(model_id, inputs, variation=variation),
-        image=canonical_url(images[0]) if images else None,
-        variation=variation,
-        watcher=watcher,
-    )
+    return replace(spec, make_inputs=make_inputs)
 
 
 def shown_url(url: Any) -> str | None:
@@ -110,15 +98,6 @@ def shown_url(url: Any) -> str | None:
     from airflow_provider_wan.model_api.inputs import canonical_url
 
     return canonical_url(str(url)) if url else None
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > _REMEMBERED_CHARS:
-        digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
-        return f"{value[:40]}... ({len(value)} characters, sha256 {digest})"
-    if isinstance(value, Mapping):
-        return {name: _short(item) for name, item in value.items()}
-    return [_short(item) for item in value] if isinstance(value, list) else value
 
 
 def _check_image(url: str, model_id: str, *, allow_private: bool) -> None:

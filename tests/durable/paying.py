@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from airflow_provider_wan.durable.journal import BucketJournal
 from airflow_provider_wan.durable.record import Record, Stage, new_claim, utc_text
-from airflow_provider_wan.durable.submission import Submission, VideoSpec
+from airflow_provider_wan.durable.submission import Submission
 from airflow_provider_wan.hooks.gcs import storage_client
 from airflow_provider_wan.model_api.faults import RetryPolicy
-from airflow_provider_wan.model_api.inputs import fingerprint
+from airflow_provider_wan.model_api.video_spec import VideoSpec, make_video_spec
 from tests.face_runs import StoreInMemory, connect, posts, purchases
 from tests.sandboxes import INPUTS, MODEL
 
@@ -25,18 +26,9 @@ AT_ONCE = RetryPolicy(tries=3, first_s=0.001)
 ONE_TRY = RetryPolicy(tries=1)
 
 
-def wanted(prompt: str = "a slow wave", *, watcher: str | None = None, **changes: Any) -> VideoSpec:
+def wanted(prompt: str = "a slow wave", *, owner: str | None = None, **changes: Any) -> VideoSpec:
     """Want a video of this prompt."""
-    inputs = {**INPUTS, "prompt": prompt}
-    fields: dict[str, Any] = {
-        "model_id": MODEL,
-        "make_inputs": lambda: inputs,
-        "recorded_inputs": inputs,
-        "fingerprint": fingerprint(MODEL, inputs),
-        "image": inputs["img_url"],
-        "watcher": watcher,
-    }
-    return VideoSpec(**{**fields, **changes})
+    return replace(make_video_spec(MODEL, {**INPUTS, "prompt": prompt}, owner=owner), **changes)
 
 
 def bucket_journal(uri: str = JOURNAL) -> BucketJournal:

@@ -125,7 +125,7 @@ def test_two_who_want_the_same_at_once_buy_it_once(sandbox: Sandbox, journal: Bu
     def want(number: int) -> None:
         mine = submission(bucket_journal())
         together.wait()
-        obtained.append(mine.obtain(wanted(watcher=f"dag/run/task/{number}")))
+        obtained.append(mine.obtain(wanted(owner=f"dag/run/task/{number}")))
 
     threads = [threading.Thread(target=want, args=[number]) for number in range(5)]
     for thread in threads:
@@ -700,7 +700,7 @@ def test_a_changed_task_leaves_a_running_request_and_says_so(
 def test_a_known_request_is_taken_over_and_remembered(sandbox: Sandbox, journal: BucketJournal) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     real = submission(None).obtain(VIDEO)
-    submission(journal).take_over(wanted(watcher="dag/run/task/-1"), real.request_id)
+    submission(journal).take_over(wanted(owner="dag/run/task/-1"), real.request_id)
     again = submission(journal).obtain(VIDEO)
     assert again.request_id == real.request_id
     assert len(purchases(sandbox)) == 1
