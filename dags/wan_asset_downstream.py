@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes after a video: a Dag that runs whenever one has landed, and knows all about it from the event.
+"""Run a DAG whenever a video has landed, with the facts of the video in the asset event.
 
-``wan_asset_producer`` lands a video with an asset as its outlet; ``wan_asset_downstream`` is scheduled by that asset.
+``wan_asset_producer`` lands a video and has an asset as its outlet; ``wan_asset_downstream`` is scheduled on it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ with DAG(
 def wan_asset_downstream() -> None:
     @task
     def review(*, triggering_asset_events: dict[Asset, Any]) -> list[dict[str, Any]]:
-        """Give address, checksum and cost of each video that has landed since the last run."""
+        """Return address, checksum and cost of each video that has landed since the last run."""
         return [
             {
                 name: event.extra.get(name)

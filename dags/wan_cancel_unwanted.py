@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Take back what nobody waits for any more: a request that is still queued when the run ends is cancelled.
+"""Cancel a request that is still queued when the run ends.
 
-Whatever ends the run early (a failed task, somebody who marks it failed), a queued request costs nothing if it is
-cancelled in time. One that runs already can't be stopped; then the log says so, and names it.
+A run can end early because a task fails or because somebody marks it failed. A queued request that is cancelled in
+time costs nothing. A running request cannot be stopped: the log then says so and names it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ with DAG(
         task_id="wait",
         request=submit.output,
         timeout=pendulum.duration(hours=1),
-        cancel_on_timeout=False,  # the teardown does it, whatever the reason
+        cancel_on_timeout=False,  # the teardown cancels it, whatever ended the run
     )
     land = WanToGCSOperator(
         task_id="land",
@@ -44,6 +44,6 @@ with DAG(
         object_name="{{ dag_run.run_after | ds }}/",
     )
     # [START howto_operator_wan_cancel]
-    take_back = WanCancelOperator(task_id="take_back", request=submit.output)
+    cancel = WanCancelOperator(task_id="cancel", request=submit.output)
     # [END howto_operator_wan_cancel]
-    submit >> wait >> land >> take_back.as_teardown(setups=submit)
+    submit >> wait >> land >> cancel.as_teardown(setups=submit)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scheduled content: every day a few images of a catalogue become videos in a bucket.
 
-What to film stands in the Airflow Variable ``wan_daily_content``, or in the run's configuration::
+The catalogue is in the Airflow Variable ``wan_daily_content``, or in the run's configuration::
 
     {"bucket": "my-videos", "per_day": 2, "images": [{"img_url": "https://...", "prompt": "..."}, ...]}
 
-Each day takes the next ``per_day`` images of the list and begins again at its end. Names follow the logical
-date and ``variation`` is that date, so a day that is run again, or caught up, finds its videos and buys nothing,
-while an image whose turn comes again gets a new take.
+Each day takes the next ``per_day`` images of the catalogue and starts over at its end. Object names contain the day,
+and ``variation`` is the day. A rerun or a backfill of a day therefore finds its videos and buys nothing, and an image
+whose turn comes again gets a new take. The day is the logical date, or the current day in a run without one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 import pendulum
+from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import Param, Variable, dag, get_current_context, task, task_group
 
 from airflow_provider_wan.operators.wan import WanSubmitOperator
@@ -28,12 +29,12 @@ FIRST_DAY = pendulum.datetime(2026, 1, 1, tz="UTC")
 @dag(
     schedule="@daily",
     start_date=FIRST_DAY,
-    catchup=False,  # True is safe: see above
+    catchup=False,  # True buys the missed days as well, each once
     max_active_runs=2,
     params={
-        "bucket": Param("", type="string", description="Bucket of the videos; empty: the Variable's"),
-        "per_day": Param(0, type="integer", minimum=0, description="Images a day; 0: the Variable's, or all"),
-        "images": Param([], type="array", description="Catalogue; empty: the Variable's"),
+        "bucket": Param("", type="string", description="Bucket of the videos. Default: the one in the Variable"),
+        "per_day": Param(0, type="integer", minimum=0, description="Images a day. 0: as in the Variable, or all"),
+        "images": Param([], type="array", description="Catalogue. Default: the one in the Variable"),
     },
     default_args={"retries": 2, "retry_delay": pendulum.duration(seconds=30)},
     tags=["wan", "example"],
@@ -43,10 +44,17 @@ def wan_daily_content() -> None:
     @task
     def pick_todays_images() -> list[dict[str, str]]:
         context = get_current_context()
-        day = pendulum.instance(context["logical_date"] or context["dag_run"].run_after).in_tz("UTC")
+        dag_run = context["dag_run"]
+        day = pendulum.instance(dag_run.logical_date or dag_run.run_after).in_tz("UTC")
         settings = Variable.get("wan_daily_content", default={}, deserialize_json=True)
         settings |= {name: value for name, value in context["params"].items() if value}
-        catalogue = settings.get("images", [])
+        catalogue = settings.get("images")
+        if not catalogue or not settings.get("bucket"):
+            raise AirflowFailException(
+                "There is nothing to make: set the Airflow Variable wan_daily_content, or the parameters bucket and "
+                'images of this run. Example: {"bucket": "my-videos", "per_day": 2, "images": [{"img_url": '
+                '"https://...", "prompt": "..."}]}'
+            )
         per_day = min(settings.get("per_day") or len(catalogue), len(catalogue))
         first = (day.date() - FIRST_DAY.date()).days * per_day
         picked = [catalogue[(first + place) % len(catalogue)] for place in range(per_day)]
@@ -70,9 +78,9 @@ def wan_daily_content() -> None:
             img_url=img_url,
             prompt=prompt,
             resolution="480P",
-            variation=day,  # one take a day; running the day again buys nothing
-            journal=journal,  # any rerun, in any run, finds what was bought
-            on_invalid="skip",  # an image that the model would refuse costs nothing and stops nobody else
+            variation=day,  # one take a day; a rerun of the day buys nothing
+            journal=journal,  # a rerun, in any run, finds the request
+            on_invalid="skip",  # a bad image costs nothing and skips only its own chain
             map_index_template="{{ task.img_url.split('/')[-1] }}",
         )
         # [END howto_operator_wan_submit]

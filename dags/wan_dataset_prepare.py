@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A dataset of images, checked and fixed before a single video is paid for.
+"""Check and fix a dataset of images before any video is paid for.
 
-``plan`` looks at the images' headers and tells what they will cost; ``prepare`` fixes what can be fixed and writes
-manifests of a hundred rows each, over which a task can be mapped. Neither buys anything, and both can be run again
-at any time: what was prepared before is found again.
+``plan`` reads the headers of the images and estimates the cost of their videos. ``prepare`` fixes the images that can
+be fixed and writes manifests of a hundred rows each, to map a task over. Neither task buys anything. Both can be run
+again at any time: prepared images are found and reused.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ with DAG(
         dataset="{{ params.dataset }}",
         staging="{{ params.staging }}",
         inputs={"prompt": "{{ params.prompt }}"},
-        on_invalid="skip",  # what can't be used is in the report; the rest goes on
+        on_invalid="skip",  # unusable images are in the report, the others go on
         tolerated_share=0.5,
     )
     # [END howto_operator_wan_prepare_images]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A dataset of images becomes videos, once a person has approved what they will cost.
+"""Turn a dataset of images into videos after a person has approved the cost.
 
-``approve`` waits, without a worker, for somebody to answer on the run's *Required Actions* page. On *Reject* the rest
-is skipped, and nothing was bought.
+``approve`` waits, without a worker slot, for an answer on the *Required Actions* page of the run. *Reject* skips the
+rest, and nothing is bought.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ with DAG(
         task_id="generate",
         bucket_name="{{ params.bucket }}",
         object_name="videos/",
-        max_cost_usd="{{ ti.xcom_pull(task_ids='plan').expected_cost_usd }}",  # what was approved, and no more
-        share_of="{{ ti.xcom_pull(task_ids='prepare') | length }}",  # for all chunks together
+        max_cost_usd="{{ ti.xcom_pull(task_ids='plan').expected_cost_usd }}",  # the approved amount
+        share_of="{{ ti.xcom_pull(task_ids='prepare') | length }}",  # one limit for all chunks
         max_failures="5%",
     ).expand(images=prepare.output)
     # [END howto_operator_wan_prepare_images_approval]

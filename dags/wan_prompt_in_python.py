@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A prompt that takes some thought: a function says what to film, and ``@task.wan`` buys and waits for it."""
+"""Build the prompt in Python: ``@task.wan`` submits what the function returns and waits for the video."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def wan_prompt_in_python() -> None:
         return {
             "prompt": f"{weather} {MOODS[weather]} {subject}, the camera glides closer".capitalize(),
             "img_url": params["img_url"],
-            "seed": sum(map(ord, subject)),  # the same subject, the same video
+            "seed": sum(map(ord, subject)),  # the same subject always gives the same video
         }
 
     # [END howto_task_wan]

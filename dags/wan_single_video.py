@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The smallest useful one: an image becomes a video in a bucket."""
+"""The smallest useful DAG: one image becomes one video in a bucket."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ with DAG(
         task_id="generate",
         img_url="{{ params.img_url }}",
         prompt="{{ params.prompt }}",
-        wait_for_completion=True,  # in the triggerer: it holds no worker
-        journal="gs://{{ params.bucket }}/_journal",  # any rerun, of any run, finds what was bought
+        wait_for_completion=True,  # waits in the triggerer and holds no worker slot
+        journal="gs://{{ params.bucket }}/_journal",  # a rerun, in any run, finds the request
     )
     # [END howto_operator_wan_submit_and_wait]
     land = WanToGCSOperator(

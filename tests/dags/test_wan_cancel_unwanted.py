@@ -49,13 +49,13 @@ def run(dag: DAG, image_url: str) -> tuple[dict[str, str], Any]:
     """Run it; gives the state of each task, and what the teardown returned."""
     result = dag.test(run_conf={"img_url": image_url, "prompt": "steam rises", "bucket": "videos"})
     tasks = {ti.task_id: ti for ti in result.get_task_instances()}
-    taken_back = tasks["take_back"].xcom_pull(task_ids="take_back")
+    taken_back = tasks["cancel"].xcom_pull(task_ids="cancel")
     return {name: str(ti.state) for name, ti in tasks.items()}, taken_back
 
 
 def test_a_video_that_was_waited_for_is_left_alone(dag: DAG, sandbox: Sandbox, image_url: str) -> None:
     states, taken_back = run(dag, image_url)
-    assert states == dict.fromkeys(("submit", "wait", "land", "take_back"), "success")
+    assert states == dict.fromkeys(("submit", "wait", "land", "cancel"), "success")
     assert taken_back["cancelled"] is False
     assert len(sandbox.ledger()["purchases"]) == 1
 
@@ -72,5 +72,5 @@ def test_a_queued_request_is_taken_back_when_its_run_fails(
     states, taken_back = run(dag, image_url)
     assert states["wait"] == "failed"
     assert states["land"] == "upstream_failed"
-    assert states["take_back"] == "success"
+    assert states["cancel"] == "success"
     assert taken_back["cancelled"] is True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daily example Dag, run by Airflow against the sandbox: what a day takes, and what a day again costs."""
+"""The daily example DAG, run by Airflow against the sandbox: which images a day takes, and what a rerun costs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def videos(bucket: Bucket) -> list[str]:
     return sorted(name for name in bucket.objects("20") if name.endswith(".mp4"))
 
 
-def test_what_is_usable_lands_and_what_is_not_costs_nothing_and_stops_nobody(
+def test_usable_images_land_and_unusable_ones_cost_nothing_and_skip_only_themselves(
     sandbox: Sandbox, bucket: Bucket
 ) -> None:
     run = run_day(catalogue(bucket, USABLE[0], *NOT_USABLE))
@@ -51,7 +51,7 @@ def test_what_is_usable_lands_and_what_is_not_costs_nothing_and_stops_nobody(
     assert "360" in rules[1]
 
 
-def test_each_day_takes_the_next_images_and_begins_again_at_the_end(sandbox: Sandbox, bucket: Bucket) -> None:
+def test_each_day_takes_the_next_images_and_starts_over_at_the_end(sandbox: Sandbox, bucket: Bucket) -> None:
     images = catalogue(bucket, *USABLE)
     for days in range(2):
         assert run_day(images, DAY.add(days=days), per_day=2).state == "success"
@@ -60,7 +60,7 @@ def test_each_day_takes_the_next_images_and_begins_again_at_the_end(sandbox: San
     assert len(set(taken)) == 3
 
 
-def test_a_day_that_runs_again_buys_nothing_and_the_next_round_buys_a_new_take(
+def test_a_rerun_of_a_day_buys_nothing_and_the_next_round_buys_a_new_take(
     sandbox: Sandbox, bucket: Bucket
 ) -> None:
     images = catalogue(bucket, USABLE[0])
@@ -70,3 +70,21 @@ def test_a_day_that_runs_again_buys_nothing_and_the_next_round_buys_a_new_take(
     run_day(images, DAY.add(days=1))
     assert len(purchases(sandbox)) == 2
     assert videos(bucket) == ["2026/03/01/astronaut.mp4", "2026/03/02/astronaut.mp4"]
+
+
+def test_a_run_without_a_logical_date_takes_the_day_it_runs_after(sandbox: Sandbox, bucket: Bucket) -> None:
+    run = run_day(catalogue(bucket, USABLE[0]), None)
+    assert run.state == "success"
+    day = pendulum.instance(run.dag_run.run_after).in_tz("UTC")
+    assert videos(bucket) == [f"{day:YYYY/MM/DD}/{USABLE[0].replace('.jpg', '.mp4')}"]
+
+
+@pytest.mark.parametrize("conf", [{"images": []}, {"bucket": ""}])
+def test_without_a_catalogue_the_run_fails_and_says_what_to_set(
+    sandbox: Sandbox, conf: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [{"img_url": "https://images.example.com/a.jpg", "prompt": "a slow wave"}]
+    run = run_example("wan_daily_content", {"bucket": "videos", "images": images, **conf}, logical_date=DAY)
+    assert run.states()["pick_todays_images"] == "failed"
+    assert "set the Airflow Variable wan_daily_content" in capsys.readouterr().out
+    assert posts(sandbox) == 0
