@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import requests
 
-from sandbox.tests.api_client import Client, eventually
+from sandbox.tests.api_client import Client, download, eventually
 from wan_sandbox.server import Sandbox
 
 CUT = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
@@ -215,6 +215,9 @@ def test_a_link_can_have_credentials_in_it(client: Client) -> None:
         ("both", ["video", "videos"]),
         ("image", ["image"]),
         ("image_and_video", ["image", "images", "video"]),
+        ("video_url", ["video_url"]),
+        ("download_url", ["download_url"]),
+        ("generated_video", ["generated_video"]),
     ],
 )
 def test_output_comes_in_many_shapes(client: Client, shape: str, keys: list[str]) -> None:
@@ -234,6 +237,33 @@ def test_output_can_be_a_bare_link_or_a_list(client: Client, shape: str, kind: t
     request_id = client.done()
     client.sandbox.add_fault("result", "output_shape", shape=shape, n=3)
     assert isinstance(client.result(request_id).json()["output"], kind)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "ending", "content_type", "magic"),
+    [
+        ("webm", ".webm", "video/webm", b"\x1a\x45\xdf\xa3"),
+        ("none", "", "video/mp4", b"\0\0\0"),
+    ],
+)
+def test_links_can_lead_to_webm_or_have_no_suffix(
+    client: Client, suffix: str, ending: str, content_type: str, magic: bytes
+) -> None:
+    request_id = client.done()
+    client.sandbox.add_fault("result", "output_shape", shape="video_url", suffix=suffix)
+    url = client.result(request_id).json()["output"]["video_url"]
+    assert url.partition("?")[0].endswith(f"video-0{ending}")
+    answer = download(url)
+    assert answer.headers["Content-Type"] == content_type
+    assert answer.content.startswith(magic)
+    assert len(answer.content) == int(answer.headers["Content-Length"])
+    assert download(url, Range="bytes=5-9").content == answer.content[5:10]
+
+
+def test_a_nested_link_has_the_key_uri(client: Client) -> None:
+    client.sandbox.add_fault("generation", "output_shape", shape="generated_video")
+    result = client.result(client.done_by_fate()).json()
+    assert "/media/" in result["output"]["generated_video"]["uri"]
 
 
 def test_a_success_can_be_without_output(client: Client) -> None:

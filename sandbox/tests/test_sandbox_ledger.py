@@ -202,6 +202,53 @@ def test_the_price_can_change(client: Client) -> None:
     assert client.sandbox.ledger()["charged_usd"] == 1.5
 
 
+@pytest.mark.parametrize(
+    ("inputs", "usd"),
+    [
+        ({}, 0.25),
+        ({"resolution": "1080P"}, 0.5),
+        ({"resolution": "480p"}, 0.15),
+        ({"resolution": "4k", "duration": 10}, 2.4),
+        ({"duration": "auto"}, 0.25),
+        ({"duration": "10"}, 0.5),
+        ({"duration": 10, "generate_audio": True}, 0.665),
+        ({"generate_audio": False}, 0.25),
+    ],
+)
+def test_prices_by_inputs_differ_from_the_base_on_the_page(inputs: dict[str, Any], usd: float) -> None:
+    model = "sandbox/price/720p"
+    with Sandbox(price_usd=0.1, price_by_inputs=True, models=(model,), check_images=False) as sandbox:
+        client = Client(sandbox)
+        page = client.get(f"/v1/models/{model}").json()
+        request_id = client.submit(model, **inputs).json()["request_id"]
+        client.finish(request_id)
+        assert client.result(request_id, include_cost="true").json()["cost"] == usd
+        assert sandbox.ledger()["charged_usd"] == usd
+    assert (page["base_price_usd"], "base" in page["pricing_note"]) == (0.1, True)
+
+
+def test_prices_by_inputs_take_the_schema_s_defaults(client: Client) -> None:
+    client.sandbox.control("price", {"price_usd": 0.1, "by_inputs": True})
+    for inputs in ({}, {"resolution": "480P"}, {"resolution": "1080P"}):
+        client.done(**inputs)
+    assert [row["charged_usd"] for row in client.sandbox.ledger()["purchases"]] == [0.15, 0.15, 0.5]
+
+
+def test_every_clip_can_be_charged_otherwise_than_the_page_says(client: Client) -> None:
+    shown = client.sandbox.control("price", {"price_usd": 0.1, "charged_usd": 0.5})
+    assert shown == {"price_usd": 0.1, "by_inputs": False, "charged_usd": 0.5}
+    client.done()
+    assert client.get(f"/v1/models/{MODEL}").json()["base_price_usd"] == 0.1
+    assert client.sandbox.ledger()["charged_usd"] == 0.5
+    assert client.sandbox.control("price", {"charged_usd": None})["charged_usd"] is None
+
+
+@pytest.mark.parametrize("changes", [{"price_usd": -1}, {"charged_usd": "dear"}, {"by_inputs": "yes"}])
+def test_an_unusable_price_is_refused(client: Client, changes: dict[str, Any]) -> None:
+    with pytest.raises(ControlError, match="HTTP 400"):
+        client.sandbox.control("price", changes)
+
+
 def test_many_at_once_are_each_bought_once_and_run_in_order(client: Client) -> None:
     client.sandbox.control("account", {"balance_usd": 10})  # enough for fifty
     with ThreadPoolExecutor(8) as pool:

@@ -112,6 +112,11 @@ def _add_account(group: argparse._ArgumentGroup) -> None:
     add("--balance", dest="balance_usd", type=float, default=1000.0, help="in USD")
     add("--price", dest="price_usd", type=float, default=0.2, help="of one clip, in USD")
     add("--price-unit", choices=("output", "second"), default="output", help="how the model's page says it")
+    add(
+        "--price-by-inputs",
+        action="store_true",
+        help="charge by resolution, duration and audio; --price is then only the base on the model's page",
+    )
     add("--concurrency", type=int, default=2, help="generations that run at the same time; the rest queues")
     add("--requests-per-second", type=float, help="over which calls are answered with 429")
     add("--submits-per-second", type=float, help="the same for submits alone")

@@ -23,6 +23,7 @@ class Settings:
     :param concurrency: generations of an account that run at the same time; the rest queues.
     :param balance_usd: what an account starts with, in USD.
     :param price_usd: of one clip, in USD.
+    :param price_by_inputs: charge by resolution, duration and audio; the page's price is then only a base.
     :param price_unit: how the model's page states the price: ``output`` or ``second``.
     :param token: of the account ``default``.
     :param requests_per_second: of an account, over which a call is answered with 429; default: no limit.
@@ -47,6 +48,7 @@ class Settings:
     balance_usd: float = 1000.0
     price_usd: float = 0.2
     price_unit: str = "output"
+    price_by_inputs: bool = False
     token: str = "sandbox-token"
     requests_per_second: float | None = None
     submits_per_second: float | None = None

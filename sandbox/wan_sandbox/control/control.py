@@ -83,8 +83,9 @@ class Control:
         return {"speed": speed, "generation_seconds": world.generation_seconds}
 
     def _price(self, request: web.Request, body: Mapping[str, Any]) -> Any:
-        self._world.price_micro = round(float(body["price_usd"]) * 1e6)
-        return {"price_usd": self._world.price_micro / 1e6}
+        """Change the prices of later purchases."""
+        self._world.prices.change(body)
+        return self._world.prices.to_json()
 
     def _force(self, request: web.Request, body: Mapping[str, Any]) -> Any:
         """Bring a request into a state; ``error``, ``error_shape`` and ``charged`` as for the fault ``fail``."""

@@ -185,7 +185,7 @@ class Api:
         picture = await self._look_at(inputs, model.image_rules)
         # Nothing may be awaited from here on: the money is looked at and promised in one go.
         account.lane.advance()
-        if not account.can_pay(world.price_micro):
+        if not account.can_pay(world.prices.of(model.model_id, inputs, model.input_schema)):
             raise Refusal(400, 400002)
         generation = world.buy(account, model, inputs, picture)
         call.entry.update(outcome="accepted", request_id=generation.request_id)
@@ -263,7 +263,12 @@ class Api:
         return web.json_response({"models": page, "total": len(found)})
 
     def _price(self) -> dict[str, Any]:
-        return {"price_usd": self._world.price_micro / 1e6, "price_unit": self._world.settings.price_unit}
+        prices = self._world.prices
+        return {
+            "price_usd": prices.base_micro / 1e6,
+            "price_unit": self._world.settings.price_unit,
+            "is_base": prices.by_inputs,
+        }
 
     async def _balance(self, call: Call, account: Account) -> web.StreamResponse:
         account.lane.advance()

@@ -62,8 +62,9 @@ API_FAULTS = (
     FaultKind("no_output", "succeeded, without output", frozenset(), ("result", "generation")),
     FaultKind(
         "output_shape",
-        "another form of output: video, videos, both, bare, list, image, image_and_video",
-        frozenset({"shape", "n"}),
+        "another form of output: video, videos, both, bare, list, video_url, download_url, generated_video, "
+        "image, image_and_video; links end in suffix: mp4, webm (a real WebM) or none",
+        frozenset({"shape", "n", "suffix"}),
         ("result", "generation"),
     ),
     FaultKind("failed", "says failed", frozenset({"error", "error_shape"}), ("result",)),

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from wan_sandbox.runcomfy.prices import BASE_SECONDS
+
 _SCHEMAS = "wan_sandbox"
 #: Taken with any input, as the provider takes models that it has no schema of.
 _FREE_FORM = ("wan-ai/wan-2-5/image-to-video", "wan-ai/wan-2-2/text-to-video", "sandbox/free-form/any")
@@ -34,20 +36,24 @@ class Model:
         rules: Mapping[str, Any] = properties.get("img_url", {}).get("x-image", {})
         return rules
 
-    def to_json(self, *, price_usd: float, price_unit: str) -> dict[str, Any]:
-        """Give the model's page.
+    def to_json(self, *, price_usd: float, price_unit: str, is_base: bool = False) -> dict[str, Any]:
+        """Return the model's page.
 
-        :param price_usd: of one clip of five seconds.
+        :param price_usd: base price of one clip of five seconds.
         :param price_unit: ``output`` or ``second``.
+        :param is_base: the inputs decide what is charged, and the page says so.
         """
-        per_unit = price_usd / 5 if price_unit == "second" else price_usd
+        per_unit = price_usd / BASE_SECONDS if price_unit == "second" else price_usd
+        note = f"Sandbox money: {per_unit:g} USD per {price_unit}. Nothing is really charged."
+        if is_base:
+            note += " This is a base: resolution, duration and audio change what is charged."
         return {
             "model_id": self.model_id,
             "display_name": self.display_name,
             "category": self.category,
             "base_price_usd": round(per_unit, 6),
             "price_unit": price_unit,
-            "pricing_note": f"Sandbox money: {per_unit:g} USD per {price_unit}. Nothing is really charged.",
+            "pricing_note": note,
             "input_schema": self.input_schema or _EXAMPLE_INPUTS,
         }
 

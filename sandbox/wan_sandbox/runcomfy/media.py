@@ -16,11 +16,12 @@ from wan_sandbox.control.faults import FaultRule
 from wan_sandbox.runcomfy.api_faults import error_json
 from wan_sandbox.runcomfy.generations import Generation, Phase
 from wan_sandbox.runcomfy.media_faults import Plan, spoil_file, spoil_sending
+from wan_sandbox.runcomfy.studio import Video, WebMVideo
 from wan_sandbox.runcomfy.world import World
 from wan_sandbox.transport import LOGIN_PAGE, cut_connection, hang, is_connected, play
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z")
-_NAME = re.compile(r"(video|image)-(\d{1,3})\.(mp4|png)\Z")
+_NAME = re.compile(r"(video|image)-(\d{1,3})(?:\.(mp4|webm|png))?\Z")
 _EXPIRED = (
     '<?xml version="1.0"?><Error><Code>ExpiredToken</Code><Message>Request has expired</Message></Error>'
 )
@@ -106,7 +107,10 @@ class Media:
             return web.Response(status=404, text="Not found\n")
         if name.group(1) == "image":
             return web.Response(body=_PNG, content_type="image/png")
-        plan = await self._plan(request, generation, int(name.group(2)), rule)
+        is_webm = name.group(3) == "webm"
+        video: Video = WebMVideo() if is_webm else await self._world.video(generation, int(name.group(2)))
+        content_type = "video/webm" if is_webm else "video/mp4"
+        plan = self._plan(request, generation, video, content_type, rule)
         if isinstance(plan, web.Response):
             return plan
         if rule is not None:
@@ -120,15 +124,19 @@ class Media:
         )
         return right and time.time() < int(expires)
 
-    async def _plan(
-        self, request: web.Request, generation: Generation, index: int, rule: FaultRule | None
+    def _plan(
+        self,
+        request: web.Request,
+        generation: Generation,
+        video: Video,
+        content_type: str,
+        rule: FaultRule | None,
     ) -> Plan | web.Response:
-        video = await self._world.video(generation, index)
         if rule is not None:
             video = spoil_file(rule, video)
         size, etag = video.size_bytes, f'"{video.etag}"'
         modified = formatdate(generation.finished_at or 0, usegmt=True)
-        headers = {"Content-Type": "video/mp4", "ETag": etag, "Last-Modified": modified}
+        headers = {"Content-Type": content_type, "ETag": etag, "Last-Modified": modified}
         wants_part = not (rule and rule.fault in {"no_ranges", "endless"})
         headers["Accept-Ranges"] = "bytes" if wants_part else "none"
         part = None

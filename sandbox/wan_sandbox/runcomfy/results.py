@@ -124,14 +124,16 @@ def _add_output(
     faults = (rule.fault if rule else "", generation.fate)
     if "no_output" in faults:
         return
-    shape, count = "video", 1
+    shape, count, suffix = "video", 1, "mp4"
     for fault, params in (
         (generation.fate, generation.fate_params),
         (faults[0], rule.params if rule else {}),
     ):
         if fault == "output_shape":
             shape, count = str(params.get("shape", "videos")), int(params.get("n", 1))
-    videos = [_link(world, origin, generation, f"video-{index}.mp4", rule) for index in range(count)]
+            suffix = str(params.get("suffix", "mp4"))
+    ending = "" if suffix == "none" else f".{suffix}"
+    videos = [_link(world, origin, generation, f"video-{index}{ending}", rule) for index in range(count)]
     image = link(world, origin, generation, "image-0.png")
     body["output"] = output(shape, videos, image)
 
@@ -160,6 +162,10 @@ def output(shape: str, videos: list[str], image: str) -> Any:
             return videos
         case "image":
             return {"image": image}
+        case "video_url" | "download_url":
+            return {shape: videos[0]}
+        case "generated_video":
+            return {"generated_video": {"uri": videos[0]}}
         case "image_and_video":
             return {"image": image, "images": [image], "video": videos[0]}
         case _:

@@ -89,6 +89,34 @@ class PaddedVideo:
         return self.video + box + self.label.encode()[:_LABEL_BYTES].ljust(_LABEL_BYTES, b"\0")
 
 
+class WebMVideo:
+    """A small real WebM, the same for every request."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file."""
+        return len(small_webm())
+
+    @property
+    def etag(self) -> str:
+        """Identity of the file."""
+        return hashlib.sha256(small_webm()).hexdigest()[:32]
+
+    def read(self, start: int, stop: int) -> Iterator[bytes]:
+        """Yield the bytes from ``start`` to before ``stop``."""
+        yield small_webm()[start:stop]
+
+
+@cache
+def small_webm() -> bytes:
+    """Encode the WebM that models with that output give; once a process."""
+    with tempfile.TemporaryDirectory(prefix="wan-sandbox-") as folder:
+        path = Path(folder) / "small.webm"
+        picture = videos.placeholder_image("small", size=(96, 64))
+        videos.encode_video(picture, path, resolution="tiny", key="small", container="webm")
+        return path.read_bytes()
+
+
 @cache
 def small_video() -> bytes:
     """Encode the small MP4 that padded files start with; once a process."""

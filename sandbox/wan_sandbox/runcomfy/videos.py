@@ -21,6 +21,11 @@ SECONDS = 5
 #: Pixels of a frame, by resolution (the model keeps the aspect ratio of the image).
 PIXELS = {"480P": 310_000, "1080P": 2_070_000, "tiny": 4_096}
 
+#: By container: the codec, its options, those of the file.
+_CODECS = {
+    "mp4": ("libx264", {"preset": "ultrafast", "crf": "23"}, {"movflags": "+faststart"}),
+    "webm": ("libvpx", {"deadline": "realtime"}, {}),
+}
 _BT601, _VIDEO_RANGE = 6, 1  # FFmpeg's numbers
 
 
@@ -66,37 +71,50 @@ def _move_of(key: bytes) -> _Move:
     return _Move(wide, close) if digest[3] % 2 else _Move(close, wide)
 
 
-def encode_video(image: bytes, path: Path, *, resolution: str, key: str, seconds: float = SECONDS) -> None:
+def encode_video(
+    image: bytes,
+    path: Path,
+    *,
+    resolution: str,
+    key: str,
+    seconds: float = SECONDS,
+    container: str = "mp4",
+) -> None:
     """Encode a clip over an image into a file; takes about a second of CPU at 480P, so call it in a thread.
 
     :param image: the file that was sent, in any format that Pillow reads.
     :param path: appears when the clip is whole. A file, for the index can only be moved to the front there.
     :param resolution: ``480P`` or ``1080P``.
     :param key: stands for the inputs; chooses the camera move.
+    :param container: ``mp4`` (H.264) or ``webm`` (VP8).
     :raises ModuleNotFoundError: PyAV is missing.
     """
     with Image.open(io.BytesIO(image)) as opened:
         picture = ImageOps.exif_transpose(opened).convert("RGB")
     size = frame_size(*picture.size, resolution)
     part = path.with_suffix(".part")
-    _encode(picture, part, size=size, move=_move_of(key.encode()), frames=round(seconds * FRAMES_PER_SECOND))
+    frames = round(seconds * FRAMES_PER_SECOND)
+    _encode(picture, part, container=container, size=size, move=_move_of(key.encode()), frames=frames)
     part.replace(path)
 
 
-def _encode(picture: Image.Image, path: Path, *, size: tuple[int, int], move: _Move, frames: int) -> None:
+def _encode(
+    picture: Image.Image, path: Path, *, container: str, size: tuple[int, int], move: _Move, frames: int
+) -> None:
     import av
 
     planes = _planes(picture, size)
-    with av.open(str(path), mode="w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
+    codec, codec_options, file_options = _CODECS[container]
+    with av.open(str(path), mode="w", format=container, options=file_options) as file:
+        stream = file.add_stream(codec, rate=FRAMES_PER_SECOND)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.colorspace, stream.codec_context.color_range = _BT601, _VIDEO_RANGE
-        stream.options = {"preset": "ultrafast", "crf": "23", "threads": "1"}
+        stream.options = {**codec_options, "threads": "1"}
         for number in range(frames):
             frame = _frame(av, planes, size, move, number / max(1, frames - 1))
             frame.pts, frame.time_base = number, Fraction(1, FRAMES_PER_SECOND)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
 
 
 def _planes(picture: Image.Image, size: tuple[int, int]) -> tuple[Image.Image, Image.Image, Image.Image]:

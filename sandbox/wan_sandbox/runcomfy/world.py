@@ -22,6 +22,7 @@ from wan_sandbox.runcomfy.generations import Generation, Lane, Phase
 from wan_sandbox.runcomfy.ledger import Ledger
 from wan_sandbox.runcomfy.media_faults import MEDIA_FAULTS
 from wan_sandbox.runcomfy.pictures import Picture, PictureDesk
+from wan_sandbox.runcomfy.prices import Prices
 from wan_sandbox.runcomfy.studio import Studio, Video, inputs_key
 from wan_sandbox.settings import Settings
 from wan_sandbox.transport import TRANSPORT_FAULTS
@@ -60,7 +61,8 @@ class World:
         self.generations: dict[str, Generation] = {}
         self.accounts: dict[str, Account] = {}
         self.tokens = {self.settings.token: self.account(DEFAULT_ACCOUNT)}
-        self.price_micro = round(self.settings.price_usd * 1e6)
+        base_micro = round(self.settings.price_usd * 1e6)
+        self.prices = Prices(base_micro, by_inputs=self.settings.price_by_inputs)
         self.generation_seconds = self.settings.generation_seconds
         self.faults.clear()
         for rule in self.settings.faults:
@@ -122,7 +124,7 @@ class World:
             inputs=inputs,
             seconds=self._seconds(inputs),
             submitted_at=time.time(),
-            price_micro=self.price_micro,
+            price_micro=self.prices.of(model.model_id, inputs, model.input_schema),
             image=picture.sha256 if picture else None,
             image_path=picture.path if picture else None,
         )
