@@ -97,11 +97,24 @@ class WanDownloadError(WanError):
 
     :param retry_helps: true for a fault of the moment (cut, stalled, server error), false where the
         address itself is not acceptable.
+    :param retry_after_s: how long the server asked to wait, in seconds.
     """
 
-    def __init__(self, message: str, *, request_id: str | None = None, retry_helps: bool = True) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        request_id: str | None = None,
+        retry_helps: bool = True,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message, request_id=request_id)
         self.retry_helps = retry_helps  # type: ignore[misc]
+        self.retry_after_s = retry_after_s
+
+
+class WanNoOutputError(WanError):
+    """A request succeeded without an output, as content moderation does: it counts as paid, and is not bought again."""
 
 
 class WanStorageError(WanError):

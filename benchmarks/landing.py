@@ -46,7 +46,7 @@ def land(request_ids: Sequence[str], folder: str) -> tuple[Callable[[], None], C
     from airflow_provider_wan.durable.record import Record, Stage
     from airflow_provider_wan.hooks.gcs import storage_client
     from airflow_provider_wan.hooks.wan import WanHook
-    from airflow_provider_wan.http.download import Downloader, DownloadPolicy
+    from airflow_provider_wan.landing.download import Downloader, DownloadPolicy
     from airflow_provider_wan.landing.landing import Destination, Landing
 
     log = logging.getLogger("landing")

@@ -36,8 +36,8 @@ from airflow_provider_wan.durable.journal import BucketJournal
 from airflow_provider_wan.durable.submission import Submission
 from airflow_provider_wan.exceptions import WanError
 from airflow_provider_wan.hooks.wan import WanHook
-from airflow_provider_wan.http.download import Downloader, DownloadPolicy
 from airflow_provider_wan.images.source import ImageSources
+from airflow_provider_wan.landing.download import Downloader, DownloadPolicy
 from airflow_provider_wan.landing.landing import Landing
 from airflow_provider_wan.model_api.faults import RetryPolicy
 from airflow_provider_wan.polling.polled_request import policy_of

@@ -257,7 +257,7 @@ class WanHook(BaseHook):
             self.take_turn()
         deadline = time.monotonic() + self.submit_takes_at_most_s
         with contextlib.ExitStack() as stack:
-            seen = stack.enter_context(web.watch_exchange(ends_by=deadline))
+            seen = stack.enter_context(web.track_exchange(ends_by=deadline))
             seen.send_by = send_by
             # A kept connection that the server closed while it was idle looks just like a lost answer.
             fresh = is_submit(call)

@@ -1,30 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP under ``requests`` with the promises that ``requests`` itself does not make.
+"""Sessions of ``requests`` whose exchanges end in time, and whose failures say whether anything was sent.
 
-Everything synchronous that this provider sends goes through a session made here, because of five facts:
+Every synchronous call of this provider goes through a session made by :func:`bounded_session`, because of five facts:
 
-* A read timeout in ``requests`` bounds one receive, not the wait: a server that drips a header byte a second
-  holds a worker for ever, and so does one that drips its TLS handshake, its answer to ``CONNECT``, or the head
-  of a chunk. Here the connect timeout bounds the whole handshake, the read timeout the whole head of the
-  answer, and :func:`read_body` the whole body.
-* The connect timeout in ``urllib3`` bounds the sending as well: 16 MiB that don't leave within it fail. Here it
-  bounds each piece.
-* Whether a request left this machine cannot be told from the exception (a TLS error comes before or after).
-  Here :func:`watch_exchange` knows, which is what makes "nothing was bought" a fact.
-* A name can resolve to a private address only when it is connected to. Here the address of the opened
-  connection is checked before a byte is sent.
-* The library retries and redirects by itself in some cases. Here it never does.
+* A read timeout of ``requests`` bounds one receive, not the wait: a server that sends a byte a second holds a worker
+  forever, and so does one that sends its TLS handshake or its answer to ``CONNECT`` that slowly. Here each receive gets
+  what is left of a deadline (:class:`_TimedSocket`).
+* The connect timeout of ``urllib3`` bounds sending as well: 16 MiB that do not leave within it fail. Here it bounds
+  each 256 KiB.
+* An exception does not say whether a request left this machine: a TLS error comes before or after.
+  :func:`track_exchange` records it; "nothing was bought" rests on it.
+* A name can resolve to a private address at the moment of connecting. Here the address of the open connection is
+  checked before a byte is sent.
+* The libraries retry and redirect by themselves in some cases. Here they never do.
+
+The deadlines, all without a thread:
+
+=============================  =========================================================================
+proxy's answer, TLS handshake  the connect timeout, as a whole
+head of the answer             the read timeout, as a whole; ``ends_by`` of :func:`track_exchange`
+body                           the ``deadline`` and ``stall_s`` given to :func:`iter_body`
+=============================  =========================================================================
+
+Unbounded by these: the name look-up, which the operating system bounds (with glibc 5 s a name server and try). Each
+address of a name has the connect timeout of its own. A body that is read without :func:`iter_body`, as Google's client
+does, has the read timeout for each receive.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
+import io
 import math
 import socket
-import threading
+import ssl
 import time
-import unicodedata
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -37,25 +47,31 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, ReadTimeoutError
 
-from airflow_provider_wan.exceptions import WanDownloadError, WanInputError
+from airflow_provider_wan.exceptions import WanInputError
+from airflow_provider_wan.http.addresses import is_public_address
 
 CONNECT_TIMEOUT_S = 10.0
 _PIECE_BYTES = 64 * 1024
 _SEND_BYTES = 256 * 1024
-_HEAD_TOO_LATE = "the head of the answer did not arrive whole in time"
+_TOO_LATE = "the answer did not arrive whole in time"
 
 
 class PrivateAddressError(OSError):
-    """The host is, or resolves to, an address that is not on the public internet."""
+    """The host resolves to an address that is not on the public internet."""
 
 
 class SentTooLateError(OSError):
-    """The moment until which this request was allowed to leave has passed; it was not sent."""
+    """The time until which this request was allowed to leave has passed; it was not sent."""
 
 
 @dataclass
 class Exchange:
-    """What is known of one HTTP exchange, whatever exception it ended with."""
+    """What is known of one HTTP exchange, whatever exception it ended with.
+
+    :param sent: whether any byte of the request may have left this machine.
+    :param send_by: ``time.monotonic()`` after which the request is not sent at all.
+    :param ends_by: ``time.monotonic()`` by which the head of the answer must be there.
+    """
 
     sent: bool = False
     send_by: float | None = None
@@ -66,78 +82,142 @@ _exchange: ContextVar[Exchange | None] = ContextVar("wan_exchange", default=None
 
 
 @contextlib.contextmanager
-def watch_exchange(*, send_within_s: float | None = None, ends_by: float | None = None) -> Iterator[Exchange]:
-    """Tell afterwards whether any byte of the request left this machine.
+def track_exchange(*, send_by: float | None = None, ends_by: float | None = None) -> Iterator[Exchange]:
+    """Track whether any byte of the request sent in this block left this machine.
 
-    :param send_within_s: refuse to send at all later than this (seconds from now): a process that was
-        stopped between its claim and its POST must not buy when it wakes up.
-    :param ends_by: ``time.monotonic()`` by which the head of the answer must be there.
+    :param send_by: see :class:`Exchange`: a process that was stopped between its claim and its POST must not buy when
+        it wakes up.
+    :param ends_by: see :class:`Exchange`.
     """
-    now = time.monotonic()
-    seen = Exchange(send_by=None if send_within_s is None else now + send_within_s, ends_by=ends_by)
-    token = _exchange.set(seen)
+    exchange = Exchange(send_by=send_by, ends_by=ends_by)
+    token = _exchange.set(exchange)
     try:
-        yield seen
+        yield exchange
     finally:
         _exchange.reset(token)
 
 
-class _Watchdog:
-    """Cuts a connection at a moment, whatever another thread is waiting for on it; the moment can be moved on.
+class _Deadline:
+    """The end of what a connection does now: one for all the sockets that are put on top of each other."""
 
-    :param sock: the connection; None: nothing is cut, and only :attr:`fired` tells.
-    :param at: ``time.monotonic()`` of the cut.
+    #: ``time.monotonic()``.
+    ends = math.inf
+
+    def left_s(self, timeout_s: float | None, ends: float = math.inf) -> float | None:
+        """Return the timeout of one operation in seconds, or None if nothing bounds it.
+
+        :param timeout_s: the socket's own timeout.
+        :param ends: an earlier end than the deadline.
+        :raises TimeoutError: the deadline has passed.
+        """
+        left_s = min(self.ends, ends) - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError(_TOO_LATE)
+        left_s = min(left_s, math.inf if timeout_s is None else timeout_s)
+        return left_s if left_s < math.inf else None
+
+
+class _TimedSocket:
+    """A socket, with or without TLS, whose every operation gets what is left of a deadline.
+
+    TLS may be put on top of it: ``ssl`` and urllib3's TLS inside TLS use it as any other socket.
+
+    :param sock: the socket; its timeout bounds one operation.
     """
 
-    def __init__(self, sock: Any, at: float) -> None:
+    def __init__(self, sock: Any, deadline: _Deadline) -> None:
         self._sock = sock
-        self._changed = threading.Condition()
-        self._over = False
-        self.at = at
-        self.fired = False
+        self._timeout_s: float | None = sock.gettimeout()
+        self.deadline = deadline
 
-    def __enter__(self) -> _Watchdog:
-        threading.Thread(target=self._watch, name="wan-watchdog", daemon=True).start()
-        return self
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
 
-    def __exit__(self, *exc_info: object) -> None:
-        with self._changed:
-            self._over = True
-            self._changed.notify()
+    @property
+    def _io_refs(self) -> int:  # open files of makefile(); urllib3's TLS inside TLS counts its own here
+        return int(self._sock._io_refs)
 
-    def _watch(self) -> None:
-        with self._changed:
-            while not self._over:
-                left_s = self.at - time.monotonic()
-                if left_s <= 0:
-                    self.fired = True
-                    _cut(self._sock)
-                    return
-                self._changed.wait(min(left_s, threading.TIMEOUT_MAX))
+    @_io_refs.setter
+    def _io_refs(self, count: int) -> None:
+        self._sock._io_refs = count
+
+    def gettimeout(self) -> float | None:
+        """Return what one operation gets now: ``ssl`` bounds its whole handshake with it."""
+        return self.deadline.left_s(self._timeout_s)
+
+    def settimeout(self, timeout_s: float | None) -> None:
+        self._timeout_s = timeout_s
+        self._sock.settimeout(timeout_s)
+
+    def before_operation(self, ends: float = math.inf) -> None:
+        self._sock.settimeout(self.deadline.left_s(self._timeout_s, ends))
+
+    def recv(self, *args: Any) -> Any:
+        self.before_operation()
+        return self._sock.recv(*args)
+
+    def sendall(self, data: Any) -> None:
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), _SEND_BYTES):
+            piece = view[start : start + _SEND_BYTES]
+            ends = math.inf if self._timeout_s is None else time.monotonic() + self._timeout_s
+            while piece:
+                self.before_operation(ends)
+                piece = piece[self._sock.send(piece) :]
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_TimedReader(self, self._sock.makefile(mode, buffering=0)))
+
+
+class _TimedReader(io.RawIOBase):
+    """The reading end of a :class:`_TimedSocket`."""
+
+    def __init__(self, sock: _TimedSocket, raw: Any) -> None:
+        self._timed = sock
+        self._raw = raw
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return int(self._raw.fileno())
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._timed.before_operation()
+        count: int | None = self._raw.readinto(buffer)
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+        super().close()
 
 
 class _BoundedConnection:
     """Mixed into urllib3's connections: see the module's facts."""
 
     refuse_private = False
+    sock: Any
+    timeout: (
+        Any  # urllib3 puts the connect timeout there first, and the read timeout once the request is sent
+    )
     _connecting = False
-    _handshake: contextlib.ExitStack | None = None
-    _handshake_dog: _Watchdog | None = None
 
     def connect(self) -> None:
         self._connecting = True
+        self._deadline = _Deadline()
         try:
-            with contextlib.ExitStack() as self._handshake:
-                super().connect()  # type: ignore[misc]
-        except Exception as error:
-            if self._handshake_dog is not None and self._handshake_dog.fired:
-                raise ConnectTimeoutError(self, "TLS or the proxy's answer took too long") from error
-            raise
+            super().connect()  # type: ignore[misc]
+        except TimeoutError as error:
+            raise ConnectTimeoutError(self, "TLS or the proxy's answer took too long") from error
         finally:
             self._connecting = False
-            self._handshake = self._handshake_dog = None
+            self._deadline.ends = math.inf
+        if not isinstance(self.sock, _TimedSocket):
+            self.sock = _TimedSocket(self.sock, self._deadline)
+        self.sock.settimeout(self.timeout if isinstance(self.timeout, int | float) else None)
 
-    def _new_conn(self) -> socket.socket:
+    def _new_conn(self) -> Any:  # a _TimedSocket
         sock: socket.socket = super()._new_conn()  # type: ignore[misc]
         # With a proxy the peer is the proxy, and it is the proxy that resolves the name.
         if self.refuse_private and getattr(self, "proxy", None) is None:
@@ -145,64 +225,36 @@ class _BoundedConnection:
             if not is_public_address(address):
                 sock.close()
                 raise PrivateAddressError(f"it resolves to {address}, which is not a public address")
-        self._bound_handshake(sock)
-        return sock
+        self._deadline.ends = _end_of(self.timeout)
+        return _TimedSocket(sock, self._deadline)
 
-    def _bound_handshake(self, sock: socket.socket) -> None:
-        """Give the proxy's answer and TLS, which come next, the connect timeout as a whole."""
-        limit_s: Any = self.timeout  # type: ignore[attr-defined]  # urllib3 has put the connect timeout there
-        comes_next = isinstance(self, HTTPSConnection) or getattr(self, "_tunnel_host", None)
-        if self._handshake is None or not comes_next or not isinstance(limit_s, int | float):
-            return
-        # A duplicate, because TLS takes the socket's descriptor away from it.
-        twin = self._handshake.enter_context(sock.dup())
-        self._handshake_dog = self._handshake.enter_context(_Watchdog(twin, time.monotonic() + limit_s))
+    def _connect_tls_proxy(self, hostname: str, sock: Any) -> Any:  # a _TimedSocket
+        return _TimedSocket(super()._connect_tls_proxy(hostname, sock), self._deadline)  # type: ignore[misc]
 
     def send(self, data: Any) -> None:
         if getattr(self, "sock", None) is None:
             self.connect()
-        seen = _exchange.get()
-        if seen is not None and not self._connecting:
-            if not seen.sent and seen.send_by is not None and time.monotonic() > seen.send_by:
+        exchange = _exchange.get()
+        if exchange is not None and not self._connecting:
+            is_late = exchange.send_by is not None and time.monotonic() > exchange.send_by
+            if is_late and not exchange.sent:
                 raise SentTooLateError("too much time has passed since this request was prepared")
-            seen.sent = True
-        if not isinstance(data, bytes) or len(data) <= _SEND_BYTES:
-            super().send(data)  # type: ignore[misc]
-            return
-        view = memoryview(data)
-        for start in range(0, len(data), _SEND_BYTES):
-            super().send(view[start : start + _SEND_BYTES])  # type: ignore[misc]
+            exchange.sent = True
+        super().send(data)  # type: ignore[misc]
 
     def getresponse(self) -> Any:
-        sock: Any = self.sock  # type: ignore[attr-defined]
-        limit_s: Any = self.timeout  # type: ignore[attr-defined]  # urllib3 has put the read timeout there
-        now = time.monotonic()
-        ends = [now + limit_s] if isinstance(limit_s, int | float) else []
-        seen = _exchange.get()
-        if seen is not None and seen.ends_by is not None:
-            ends.append(seen.ends_by)
-        if not ends:
-            return super().getresponse()  # type: ignore[misc]
-        with _Watchdog(sock, min(ends)) as dog:
-            try:
-                response = super().getresponse()  # type: ignore[misc]
-            except Exception as error:
-                if dog.fired:
-                    raise TimeoutError(_HEAD_TOO_LATE) from error
-                raise
-        if dog.fired:  # a head that was cut looks like one that is whole
-            raise TimeoutError(_HEAD_TOO_LATE)
-        response.wan_socket = sock  # for the watchdog over its body
+        deadline: _Deadline = self.sock.deadline
+        exchange = _exchange.get()
+        ends_by = exchange.ends_by if exchange is not None and exchange.ends_by is not None else math.inf
+        deadline.ends = min(_end_of(self.timeout), ends_by)
+        response = super().getresponse()  # type: ignore[misc]
+        deadline.ends = math.inf
+        response.wan_deadline = deadline  # for its body
         return response
 
 
-def _cut(sock: Any) -> None:
-    """Wake a thread that is blocked in a receive; past TLS, whose own shutdown is not thread-safe."""
-    while sock is not None and not isinstance(sock, socket.socket):
-        sock = getattr(sock, "socket", None)  # TLS to a proxy has TLS to the host inside
-    if sock is not None:
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+def _end_of(timeout_s: Any) -> float:
+    return time.monotonic() + timeout_s if isinstance(timeout_s, int | float) else math.inf
 
 
 class _BoundedHTTP(_BoundedConnection, HTTPConnection):
@@ -238,7 +290,7 @@ class _PublicHTTPSPool(HTTPSConnectionPool):
 
 
 class BoundedAdapter(HTTPAdapter):
-    """Transport of every synchronous call: bounded, watched, without retries of its own.
+    """Transport of every synchronous call: bounded, tracked, without retries of its own.
 
     :param refuse_private: refuse connections to private, loopback and link-local addresses.
     :param pool_size: connections kept per host.
@@ -269,18 +321,15 @@ class BoundedAdapter(HTTPAdapter):
         return self._use_bounded_pools(super().proxy_manager_for(check_proxy(str(proxy)), **kwargs))
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
-        """Send a request; whatever goes wrong is a ``requests.RequestException``."""
+        """Send a request; every failure is a ``requests.RequestException``."""
         try:
             return super().send(request, *args, **kwargs)
-        except (
-            HTTPError,
-            UnicodeError,
-        ) as error:  # some of urllib3's get through, as for a host without a name
+        except (HTTPError, UnicodeError) as error:  # requests lets some through, as for a host without a name
             raise requests.ConnectionError(str(error), request=request) from error
 
 
 def check_proxy(proxy: str) -> str:
-    """Check that a proxy of the environment is one that can be gone through.
+    """Return the proxy of the environment if it is an HTTP proxy.
 
     :raises WanInputError: it is a SOCKS proxy, or another kind.
     """
@@ -301,14 +350,14 @@ class _NoAuth(requests.auth.AuthBase):
 
 class _Session(requests.Session):
     def get_redirect_target(self, resp: Any) -> str | None:
-        """Never look where a redirect leads: ``requests`` does even when it is not to follow it, and may choke."""
+        """Return no target: ``requests`` parses it even when it is not to follow it, and can fail on it."""
         return None
 
 
 def bounded_session(*, refuse_private: bool = False, pool_size: int = 10) -> requests.Session:
-    """Give a session that sends no credentials, keeps no cookies, follows nothing and honours the proxies.
+    """Return a session that sends no credentials, keeps no cookies and follows no redirects.
 
-    The proxies are those of the environment, as ``requests`` reads them.
+    It uses the proxies of the environment, as ``requests`` reads them.
 
     :param refuse_private: as in :class:`BoundedAdapter`.
     :param pool_size: connections kept per host.
@@ -329,8 +378,8 @@ class _NoCookies(requests.cookies.cookielib.DefaultCookiePolicy):  # type: ignor
 def read_body(response: requests.Response, *, limit_bytes: int, deadline: float) -> bytes:
     """Read a small body whole, within a time and a size.
 
-    :param limit_bytes: more than this is treated as a broken body.
-    :param deadline: ``time.monotonic()`` until which all of it must be there.
+    :param limit_bytes: a longer body counts as broken.
+    :param deadline: ``time.monotonic()`` by which all of it must be there.
     """
     pieces: list[bytes] = []
     size = 0
@@ -343,97 +392,56 @@ def read_body(response: requests.Response, *, limit_bytes: int, deadline: float)
 
 
 def iter_body(
-    response: requests.Response, *, deadline: float | None = None, stall_s: float | None = None
+    response: requests.Response, *, deadline: float = math.inf, stall_s: float = math.inf
 ) -> Iterator[bytes]:
-    """Yield what arrives as it arrives, so that a drip cannot hide inside one long read.
+    """Yield the body as it arrives.
 
-    :param deadline: ``time.monotonic()`` after which ``requests.ReadTimeout`` is raised; None for no bound.
-    :param stall_s: the most that one piece may take, in seconds; None for no bound but the read timeout, which
-        is none for a server that drips what is not content (heads of chunks, trailers).
+    :param deadline: ``time.monotonic()`` after which ``requests.ReadTimeout`` is raised; default: none.
+    :param stall_s: the most that one piece may take, in seconds; default: only the read timeout for each receive.
     """
-    end = math.inf if deadline is None else deadline
-    pause_s = math.inf if stall_s is None else stall_s
-    sock = getattr(response.raw, "wan_socket", None)
-    with _Watchdog(sock, min(end, time.monotonic() + pause_s)) as dog:
-        while True:
-            piece = _read_piece(response, dog)
-            # A body without a length that was cut looks like one that is whole.
-            if dog.fired or time.monotonic() > end:
-                raise requests.exceptions.ReadTimeout("the answer did not arrive whole in time")
-            if not piece:
-                return
-            yield piece
-            dog.at = min(end, time.monotonic() + pause_s)
-
-
-def _read_piece(response: requests.Response, dog: _Watchdog) -> bytes:
-    try:
-        piece: bytes = response.raw.read1(_PIECE_BYTES, decode_content=True)
-        return piece
-    except (ReadTimeoutError, TimeoutError) as error:
-        raise requests.exceptions.ReadTimeout("the answer did not arrive whole in time") from error
-    except Exception as error:  # urllib3's and http.client's families have no common base but this
-        if dog.fired:
-            return b""
-        raise requests.exceptions.ChunkedEncodingError(str(error)) from error
+    raw: Any = response.raw
+    while True:
+        raw.wan_deadline.ends = min(deadline, time.monotonic() + stall_s)
+        try:
+            piece: bytes = raw.read1(_PIECE_BYTES, decode_content=True)
+        except (ReadTimeoutError, TimeoutError) as error:
+            raise requests.exceptions.ReadTimeout(_TOO_LATE) from error
+        except Exception as error:  # the families of urllib3 and http.client have no other common base
+            raise requests.exceptions.ChunkedEncodingError(str(error)) from error
+        if not piece:
+            return
+        yield piece
 
 
 def caused_by(error: BaseException, kind: type[BaseException]) -> bool:
-    """Tell whether an exception of that kind is anywhere inside, as ``urllib3`` wraps them several times."""
+    """Return whether an exception of that kind is anywhere inside: ``urllib3`` wraps them several times."""
     seen: set[int] = set()
     left: list[object] = [error]
     while left:
-        one = left.pop()
-        if not isinstance(one, BaseException) or id(one) in seen:
+        inner = left.pop()
+        if not isinstance(inner, BaseException) or id(inner) in seen:
             continue
-        if isinstance(one, kind):
+        if isinstance(inner, kind):
             return True
-        seen.add(id(one))
-        left += [one.__cause__, one.__context__, getattr(one, "reason", None), *one.args]
+        seen.add(id(inner))
+        left += [inner.__cause__, inner.__context__, getattr(inner, "reason", None), *inner.args]
     return False
 
 
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
-
-
-def is_public_address(address: str) -> bool:
-    """Tell whether an IP address is one that anybody on the internet could mean.
-
-    IPv6 has several ways to say an IPv4 address (mapped, 6to4, Teredo, NAT64): that one counts then.
-
-    :raises ValueError: it is not an IP address.
-    """
-    ip = ipaddress.ip_address(address.split("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inside = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if ip in _NAT64:
-            inside = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        ip = inside or ip
-    return ip.is_global and not ip.is_multicast
-
-
-def refuse_private_literal(url: str, *, what: str) -> None:
-    """Refuse an address that names a private host outright, before a proxy could be asked for it.
-
-    :raises WanDownloadError: the host is ``localhost`` or a non-public IP address, in any spelling that a
-        resolver takes (``127.1``, ``0x7f000001``, ``2130706433``); a retry cannot help.
-    """
-    host = unicodedata.normalize("NFKC", urlsplit(url).hostname or "").replace("\u3002", ".")
-    host = host.rstrip(".").lower()
-    private = host == "localhost" or host.endswith((".localhost", ".local", ".internal"))
-    with contextlib.suppress(ValueError):
-        private = private or not is_public_address(_old_ipv4(host) or host)
-    if private:
-        raise WanDownloadError(
-            f"{what}: {host} is not a public address, and fetching it is refused. If it is meant "
-            'so (a sandbox, an internal store), set "allow_private_images": true in the connection.',
-            retry_helps=False,
-        )
-
-
-def _old_ipv4(host: str) -> str | None:
-    """Read the spellings of an IPv4 address that only ``inet_aton`` knows."""
-    try:
-        return socket.inet_ntoa(socket.inet_aton(host)) if " " not in host else None
-    except (OSError, UnicodeError):
-        return None
+def reason_of(error: BaseException) -> str:
+    """Return why an exchange failed, in words without any address; for ``requests`` and ``aiohttp`` alike."""
+    if caused_by(error, socket.gaierror):
+        return "the name of the host was not found"
+    if caused_by(error, ConnectionRefusedError):
+        return "the connection was refused"
+    if caused_by(error, ssl.CertificateError):
+        return "the TLS certificate of the host is not trusted"
+    if caused_by(error, ssl.SSLError):
+        return "TLS failed: does the host speak https on this port?"
+    if isinstance(error, requests.ConnectTimeout) or caused_by(error, ConnectTimeoutError):
+        return "the connection could not be opened in time"
+    if isinstance(error, requests.Timeout) or caused_by(error, TimeoutError):
+        return "no whole answer came in time"
+    if isinstance(error, requests.exceptions.ProxyError):
+        return "the proxy did not connect"
+    return "the connection broke before the whole answer was there"

@@ -26,7 +26,7 @@ from airflow_provider_wan.exceptions import (
     WanTransientError,
 )
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
-from airflow_provider_wan.http.download import Download, Downloader, LinkExpiredError
+from airflow_provider_wan.landing.download import Download, Downloader, LinkExpiredError
 from airflow_provider_wan.landing.mp4 import check_mp4
 from airflow_provider_wan.landing.objects import (
     META_COUNT,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from airflow_provider_wan.durable.record import LandedVideo
 from airflow_provider_wan.exceptions import WanStorageError
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy
-from airflow_provider_wan.http.download import Download
+from airflow_provider_wan.landing.download import Download
 
 if TYPE_CHECKING:
     from google.cloud import storage

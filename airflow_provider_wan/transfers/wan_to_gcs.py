@@ -125,7 +125,7 @@ class WanToGCSOperator(BaseOperator):
         from airflow_provider_wan.exceptions import WanInputError
         from airflow_provider_wan.hooks.gcs import split_gs_uri, storage_client
         from airflow_provider_wan.hooks.wan import WanHook
-        from airflow_provider_wan.http.download import Downloader, DownloadPolicy
+        from airflow_provider_wan.landing.download import Downloader, DownloadPolicy
         from airflow_provider_wan.landing.landing import Destination, Landing, as_landed
         from airflow_provider_wan.lineage.assets import emit_hook_lineage
 

@@ -85,7 +85,7 @@ def test_a_tls_handshake_that_drips_is_cut() -> None:
         # The head of a TLS record of 16 KiB, and then a byte at a time.
         drip(sock, wire.over, bytes.fromhex("1603034000") + b"\x02" * 20_000)
 
-    with Wire(answer) as wire, pytest.raises(requests.ConnectTimeout), web.watch_exchange() as seen:
+    with Wire(answer) as wire, pytest.raises(requests.ConnectTimeout), web.track_exchange() as seen:
         get(f"https://127.0.0.1:{wire.port}", SHORT)
     assert not seen.sent
 
@@ -93,7 +93,7 @@ def test_a_tls_handshake_that_drips_is_cut() -> None:
 def test_a_proxy_that_drips_its_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     with dripping(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-        with pytest.raises(requests.ConnectionError), web.watch_exchange() as seen:
+        with pytest.raises(requests.ConnectionError), web.track_exchange() as seen:
             get("https://model-api.runcomfy.net", SHORT)
     assert not seen.sent
 
@@ -110,7 +110,7 @@ def test_the_head_must_be_there_when_the_exchange_has_to_end() -> None:
         dripping(b"H") as wire,
         web.bounded_session() as session,
         pytest.raises(requests.ReadTimeout),
-        web.watch_exchange(ends_by=time.monotonic() + 0.3),
+        web.track_exchange(ends_by=time.monotonic() + 0.3),
     ):
         session.get(wire.url, timeout=(5, 600))
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from airflow_provider_wan.durable.record import Record, Stage
 from airflow_provider_wan.hooks.wan import WanHook
-from airflow_provider_wan.http.download import Downloader, DownloadPolicy
+from airflow_provider_wan.landing.download import Downloader, DownloadPolicy
 from airflow_provider_wan.landing.landing import Destination, Landing
 from airflow_provider_wan.model_api.faults import RetryPolicy
 from tests.sandboxes import INPUTS, MODEL, Bucket
