@@ -76,8 +76,7 @@ def in_own_process(way: str, env: dict[str, str], *arguments: str) -> dict[str, 
 def run_batch(images: list[str], *, in_flight: int, land: int | None = None) -> dict[str, Any]:
     """Carry a batch out in this process, as a task with ``deferrable=False`` does."""
     from airflow_provider_wan.batch.batch import Batch
-    from airflow_provider_wan.batch.planner import BatchSpec
-    from airflow_provider_wan.batch.values import BatchLimits
+    from airflow_provider_wan.batch.spec import BatchLimits, BatchSpec
     from airflow_provider_wan.hooks.gcs import storage_client
     from airflow_provider_wan.hooks.wan import WanHook
     from airflow_provider_wan.utils.images import image_sources
@@ -96,10 +95,10 @@ def run_batch(images: list[str], *, in_flight: int, land: int | None = None) -> 
         object_name="batch/",
         journal=f"gs://{BUCKET}/batch/_journal",
         model_id=MODEL,
-        pace=BatchLimits(time.time() + 3600, max_in_flight=in_flight, progress_every_s=3600),
+        limits=BatchLimits(time.time() + 3600, max_in_flight=in_flight, progress_every_s=3600),
         inputs={"prompt": "waves"},
     )
-    batch = Batch(spec, hook, client, sources, log, watcher="dag/run/task/-1", stop=stop)
+    batch = Batch(spec, hook, client, sources, log, owner="dag/run/task/-1", stop=stop)
     idle_mb = resident_mb()
     started, cpu = time.time(), time.process_time()
     engine = batch.begin()
@@ -109,7 +108,7 @@ def run_batch(images: list[str], *, in_flight: int, land: int | None = None) -> 
     def watch_memory() -> None:
         while not stop.wait(0.05):
             peak["mb"] = max(peak["mb"], resident_mb())
-            done = sum(1 for ending in list(engine.endings.values()) if ending.outcome == "landed")
+            done = sum(1 for result in list(engine.results.values()) if result.outcome == "landed")
             if land is not None and done >= land:
                 stop.set()
 
@@ -123,7 +122,7 @@ def run_batch(images: list[str], *, in_flight: int, land: int | None = None) -> 
         "planned_s": planned_s,
         "ended": ended,
         "cpu_s": time.process_time() - cpu,
-        "landed": sum(1 for ending in engine.endings.values() if ending.outcome == "landed"),
+        "landed": sum(1 for result in engine.results.values() if result.outcome == "landed"),
         "idle_mb": idle_mb,
         "peak_mb": peak["mb"],
         "max_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole set of images to videos in a bucket: puts plan, budget, engine and files together.
+"""One batch, images to videos in a bucket: puts plan, budget, engine and files together.
 
-Everything that a killed run needs is in the journal. A batch that begins again plans again, lists the journal instead
-of reading it, counts what it has bought before against its limits, takes over what is in flight, and goes on.
+Everything that a killed run needs is in the journal. A batch that starts over plans again, lists the journal instead
+of reading every record, counts its earlier purchases against its limits, takes over what is in flight, and continues.
+
+One row goes from :mod:`~airflow_provider_wan.batch.plan` to :mod:`~airflow_provider_wan.batch.submits`, the poller,
+:mod:`~airflow_provider_wan.batch.landings` and :mod:`~airflow_provider_wan.batch.report`.
 """
 
 from __future__ import annotations
@@ -14,24 +17,23 @@ from logging import Logger
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.batch.budget import Budget
-from airflow_provider_wan.batch.checkpoint import BatchFiles
+from airflow_provider_wan.batch.checkpoint import BatchFiles, Checkpoint
 from airflow_provider_wan.batch.engine import BatchEngine
-from airflow_provider_wan.batch.listener import BatchListener
 from airflow_provider_wan.batch.plan import Plan
-from airflow_provider_wan.batch.planner import BatchSpec, Planner
-from airflow_provider_wan.batch.progress import Progress
+from airflow_provider_wan.batch.planner import Planner
+from airflow_provider_wan.batch.pool import BatchWork
 from airflow_provider_wan.batch.report import (
     SHOWN_ERRORS,
+    BatchListener,
+    Outcome,
+    Progress,
     Report,
-    all_endings,
+    all_results,
     error_of,
     summary_of,
 )
-from airflow_provider_wan.batch.results import Outcome
-from airflow_provider_wan.batch.saved_plan import lines_of
+from airflow_provider_wan.batch.spec import BatchSpec
 from airflow_provider_wan.batch.state import BatchState
-from airflow_provider_wan.batch.values import Checkpoint, Pause
-from airflow_provider_wan.batch.work import BatchWork
 from airflow_provider_wan.durable.journal import BucketJournal
 from airflow_provider_wan.durable.submission import Submission
 from airflow_provider_wan.exceptions import WanError
@@ -46,17 +48,21 @@ from airflow_provider_wan.polling.poller import RequestPoller
 if TYPE_CHECKING:
     from google.cloud import storage
 
-#: Of a batch with more images it is not told at every wait where each of them stands, but so many of them a second.
-_TOLD_AT_EVERY_WAIT, _TOLD_PER_SECOND = 2_000, 200.0
+#: The status file of a larger batch is not written at every wait, but at most this many lines a second.
+_STATUS_ALWAYS_UP_TO, _STATUS_LINES_PER_SECOND = 2_000, 200.0
+#: Outcomes that the checkpoint leaves out: the journal has the first two, and the last is submitted again, so that the
+#: end names the limit.
+_NOT_IN_CHECKPOINT = (Outcome.LANDED, Outcome.REUSED, Outcome.LEFT)
 
 
 class Batch:
     """One batch of one task instance.
 
     :param sources: opens source images.
-    :param watcher: how records name the task instance.
+    :param owner: the name of the task instance in records.
     :param stop: set to end early.
-    :param witness: is told what happens.
+    :param on_progress: is called with the figures at intervals.
+    :param listener: receives the events.
     """
 
     def __init__(
@@ -67,7 +73,7 @@ class Batch:
         sources: ImageSources,
         log: Logger,
         *,
-        watcher: str,
+        owner: str,
         stop: threading.Event | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         listener: BatchListener | None = None,
@@ -76,92 +82,90 @@ class Batch:
         self._hook = hook
         self._client = client
         self._log = log
-        self._watcher = watcher
+        self._owner = owner
         self._stop = stop or threading.Event()
         self._on_progress = on_progress
         self._listener = listener
         self._journal = BucketJournal(client, spec.journal)
-        self._files = BatchFiles(client, spec.journal, watcher)
+        self._files = BatchFiles(client, spec.journal, owner)
         self._sources = sources
         self._planner = Planner(spec, hook, client, self._journal, sources, log)
-        self._price_usd: float | None = None
-        self._memory = Checkpoint(time.time())
-        self._shown_at = 0.0
+        self._checkpoint = Checkpoint(time.time())
 
     @property
-    def standing_uri(self) -> str | None:
-        """Where it is told how far each image is; None before the first wait or line of progress."""
-        return self._files.standing_uri if self._shown_at else None
+    def status_uri(self) -> str | None:
+        """The address of the status file; None before it was first written."""
+        return self._files.status_uri if self._checkpoint.shown_at else None
 
-    # -- beginning and going on ----------------------------------------------------------------------------
+    # -- start and resume ----------------------------------------------------------------------------------
 
     def begin(self) -> BatchEngine:
         """Plan, and sort out what is there already.
 
-        :raises WanBudgetError: there is a limit in money and no price; nothing was bought.
-        :raises WanInputError: what is wanted can't be read.
+        :raises WanBudgetError: there is a limit in USD and no price; nothing was bought.
+        :raises WanInputError: the dataset can't be read.
         """
-        Budget(self._spec.limits, self._planner.find_price())  # before anything takes long
+        Budget(self._spec.budget, self._planner.find_price())  # before anything that takes long
         before = self._files.read_plan(self._log)
         plan = self._planner.plan(before.fingerprints() if before else ())
-        self._price_usd = self._planner.price_of(plan)
-        self._files.write_plan(lines_of(plan, self._watcher))
-        done = sum(plan.is_done(one) for one in plan.items)
+        self._checkpoint.price_usd = self._planner.price_of(plan)
+        self._files.write_plan(plan, self._owner)
+        done = sum(plan.is_done(fingerprint) for fingerprint in plan.items)
         self._log.info(
-            "%d images: %d have landed before, %d are to do, %d rows can't be used. Images are looked at one by one.",
+            "%d images: %d to generate, %d already done, %d rejected.",
             plan.total,
-            done,
             len(plan.items) - done,
+            done,
             len(plan.refused),
         )
         return self._engine(plan, RequestPoller(policy_of(self._hook.settings)))
 
-    def go_on(self, event: Mapping[str, Any]) -> BatchEngine:
-        """Go on after a wait in the triggerer.
+    def resume(self, event: Mapping[str, Any]) -> BatchEngine:
+        """Continue after a wait in the triggerer.
 
-        :param event: what the trigger has found.
+        :param event: the payload of the trigger's event.
         """
-        noted = self._files.read_note(self._log)
-        if noted is not None:
-            self._memory, note = noted
-            self._price_usd, self._shown_at = note.get("price_usd"), float(note.get("shown_at") or 0.0)
-        watch = RequestPoller.resume(
-            policy_of(self._hook.settings), event.get("learned"), (), event.get("started") or {}, time.time()
+        checkpoint = self._files.read_checkpoint(self._log)
+        self._checkpoint = checkpoint or self._checkpoint
+        started = event.get("started") or {}
+        poller = RequestPoller.resume(
+            policy_of(self._hook.settings), event.get("learned"), (), started, time.time()
         )
-        planned = self._files.read_plan(self._log)
-        plan = self._planner.plan_again(planned) if planned else self._planner.plan()
-        if noted is None:
+        saved = self._files.read_plan(self._log)
+        plan = self._planner.plan_again(saved) if saved else self._planner.plan()
+        if checkpoint is None:
             self._planner.find_price()
-            self._price_usd = self._planner.price_of(plan)
-        engine = self._engine(plan, watch, started=event.get("started") or {})
-        engine.standing.mark_finished(event.get("ready") or ())
-        engine.standing.mark_missing(event.get("gone") or ())
+            self._checkpoint.price_usd = self._planner.price_of(plan)
+        engine = self._engine(plan, poller, started=started)
+        engine.state.mark_finished(event.get("ready") or ())
+        engine.state.mark_missing(event.get("gone") or ())
         return engine
 
-    def note(self, engine: BatchEngine) -> None:
-        """Note, before a wait, what the journal does not tell."""
-        # The journal tells what has landed; and what a limit has left is offered again, so that the end says why.
-        untold = (Outcome.LANDED, Outcome.REUSED, Outcome.LEFT)
-        self._memory.endings = {
-            one: ending for one, ending in engine.endings.items() if ending.outcome not in untold
+    def save(self, engine: BatchEngine) -> None:
+        """Save, before a wait, what the journal does not hold."""
+        self._checkpoint.results = {
+            fingerprint: result
+            for fingerprint, result in engine.results.items()
+            if result.outcome not in _NOT_IN_CHECKPOINT
         }
-        self._show(engine.standing)
-        self._files.write_note(self._memory, {"price_usd": self._price_usd, "shown_at": self._shown_at})
+        self._write_status(engine.state)
+        self._files.write_checkpoint(self._checkpoint)
 
-    def _show(self, standing: BatchState) -> None:
-        """Write for people where each image stands; it is not worth a failure."""
-        total, now = standing.plan.total, time.time()
-        if total > _TOLD_AT_EVERY_WAIT and now - self._shown_at < total / _TOLD_PER_SECOND:
+    def _write_status(self, state: BatchState) -> None:
+        """Write the status file. Best effort: a failure here must not fail the batch."""
+        total, now = state.plan.total, time.time()
+        shown_at = self._checkpoint.shown_at
+        if total > _STATUS_ALWAYS_UP_TO and now - shown_at < total / _STATUS_LINES_PER_SECOND:
             return
         try:
-            self._files.write_standing(standing.lines())
-            self._shown_at = now
+            self._files.write_status(state.lines())
+            self._checkpoint.shown_at = now
         except WanError as error:
-            self._log.info("Where each image stands could not be written: %s", error)
+            self._log.info("The status file could not be written: %s", error)
 
     def dry_run(self) -> Report:
-        """Plan only: what would be bought, and for how much."""
-        Budget(self._spec.limits, self._planner.find_price())
+        """Plan only, and report how many videos would be bought and at what cost."""
+        Budget(self._spec.budget, self._planner.find_price())
         plan = self._planner.plan()
         price = self._planner.price_of(plan)
         check = self._planner.check
@@ -169,13 +173,13 @@ class Batch:
         refused = [item for item in to_do if check.problem(item) is not None]
         for item in refused[:SHOWN_ERRORS]:
             self._log.warning("%s would be refused: %s", item.source.shown, check.problem(item))
-        remembered = sum(plan.is_taken_over(item.fingerprint) for item in to_do)
-        to_buy = len(to_do) - len(refused) - remembered
+        in_journal = sum(plan.is_in_journal(item.fingerprint) for item in to_do)
+        to_buy = len(to_do) - len(refused) - in_journal
         summary = {
             "dry_run": True,
             "total": plan.total,
             "reused": len(plan.items) - len(to_do),
-            "in_journal": remembered,
+            "in_journal": in_journal,
             "refused": len(plan.refused) + len(refused),
             "to_buy": to_buy,
             "price_usd": price,
@@ -186,35 +190,35 @@ class Batch:
         return Report(summary)
 
     def _engine(
-        self, plan: Plan, watch: RequestPoller, *, started: Mapping[str, float] | None = None
+        self, plan: Plan, poller: RequestPoller, *, started: Mapping[str, float] | None = None
     ) -> BatchEngine:
         spec = self._spec
-        standing = BatchState(
+        state = BatchState(
             plan,
-            Budget(spec.limits, self._price_usd),
-            watch,
+            Budget(spec.budget, self._checkpoint.price_usd),
+            poller,
             self._log,
-            memory=self._memory,
-            watcher=self._watcher,
+            checkpoint=self._checkpoint,
+            owner=self._owner,
             started=started or {},
             listener=self._listener,
         )
 
-        def tell(progress: Progress) -> None:
-            self._show(standing)
+        def on_progress(progress: Progress) -> None:
+            self._write_status(state)
             if self._on_progress is not None:
                 self._on_progress(progress)
             else:
                 self._log.info("%s", progress.line())
 
         return BatchEngine(
-            standing,
+            state,
             self._work(),
-            spec.pace,
+            spec.limits,
             self._log,
             check=self._planner.check,
             stop=self._stop,
-            on_progress=tell,
+            on_progress=on_progress,
         )
 
     def _work(self) -> BatchWork:
@@ -225,43 +229,40 @@ class Batch:
             self._log,
             on_unknown_submission=spec.on_unknown_submission,
             resolve=spec.resolve,
-            retry=RetryPolicy(tries=1),  # the engine slows all submits down together
+            retry=RetryPolicy(tries=1),  # the engine pauses all submits together instead
         )
         policy = DownloadPolicy(
             hook.settings.download_hosts,
             max_size_bytes=spec.max_size_bytes,
             stall_s=min(30.0, hook.settings.timeout_s),
         )
-        landing = Landing(hook, self._client, Downloader(policy, self._log), self._log)
         return BatchWork(
             hook=hook,
             journal=self._journal,
             submission=submission,
-            landing=landing,
+            landing=Landing(hook, self._client, Downloader(policy, self._log), self._log),
             log=self._log,
             model_id=spec.model_id,
             image_field=self._sources.input_name,
             bucket_name=spec.bucket_name,
-            watcher=self._watcher,
+            owner=self._owner,
             if_exists=spec.if_exists,
         )
 
     # -- the end -------------------------------------------------------------------------------------------
 
     def report(self, engine: BatchEngine) -> Report:
-        """Write the manifest, and say how it ended."""
-        standing = engine.standing
-        standing.leave_the_rest()
-        progress = standing.progress()
-        manifest = self._files.write_manifest(all_endings(standing))
+        """Write the manifest, and return how the batch ended."""
+        state = engine.state
+        state.leave_the_rest()
+        progress = state.progress()
+        manifest = self._files.write_manifest(all_results(state))
         self._log.info("%s. Manifest: %s", progress.line(), manifest)
-        where = {"manifest": manifest, "journal": self._spec.journal}
-        summary = summary_of(standing, progress) | where
-        return Report(summary, error_of(standing, self._spec.max_failures, manifest))
+        summary = summary_of(state, progress) | {"manifest": manifest, "journal": self._spec.journal}
+        return Report(summary, error_of(state, self._spec.max_failures, manifest))
 
 
 def finish(batch: Batch, engine: BatchEngine) -> Report:
-    """Carry a batch out in this process, to its end."""
-    pause = engine.run(may_pause=False)
-    assert not isinstance(pause, Pause)
+    """Run a batch in this process, to its end."""
+    engine.run(may_pause=False)
     return batch.report(engine)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch may still buy. Counts in millionths of a dollar, so that three times 0.1 is 0.3."""
+"""What a batch may still buy. Amounts are counted in millionths of a dollar, so that three times 0.1 is 0.3."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _MICRO = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BudgetLimits:
     """What one task instance may buy.
 
     :param max_cost_usd: in USD; None: no limit.
-    :param max_requests: how many requests; None: no limit.
-    :param index: of a mapped whole: which part this is, from 0; in Airflow the map index.
-    :param of: of how many parts; the two limits are for all of them together.
+    :param max_requests: number of requests; None: no limit.
+    :param index: of a mapped task, the number of this part, from 0; in Airflow the map index.
+    :param of: the number of parts; the two limits apply to all parts together.
     """
 
     max_cost_usd: float | None = None
@@ -35,28 +35,28 @@ class Limits:
             raise WanInputError(f"share_of={self.of} must be 1 or more: it is the number of mapped tasks.")
         if not 0 <= self.index < self.of:
             raise WanInputError(
-                f"share_of={self.of}, but this is mapped task {self.index} of more. Give the number of chunks as "
-                "share_of."
+                f"share_of={self.of}, but this is mapped task {self.index} of more. Set share_of to the number of "
+                "chunks."
             )
 
-    def part(self, price_usd: float | None) -> Limits:
-        """Give what is for this task instance alone, such that all parts together make the whole exactly.
+    def part(self, price_usd: float | None) -> BudgetLimits:
+        """Return the limits of this task instance alone; all parts add up to the whole exactly.
 
-        Money is divided by requests that it can pay: a tenth of a dollar for each of a hundred tasks buys nothing.
+        Money is divided in units of one request: a tenth of a dollar for each of a hundred tasks buys nothing.
 
-        :param price_usd: of one request, if it is known.
+        :param price_usd: of one request, if known.
         """
         requests = None if self.max_requests is None else _part(self.max_requests, self.index, self.of)
         if self.max_cost_usd is None:
-            return Limits(None, requests)
+            return BudgetLimits(None, requests)
         whole, price = round(self.max_cost_usd * _MICRO), round((price_usd or 0.0) * _MICRO)
         if not price:
-            return Limits(_part(whole, self.index, self.of) / _MICRO, requests)
+            return BudgetLimits(_part(whole, self.index, self.of) / _MICRO, requests)
         payable = whole // price if self.max_requests is None else min(whole // price, self.max_requests)
         micro = _part(payable, self.index, self.of) * price
         if self.index == self.of - 1:
             micro += whole - payable * price
-        return Limits(micro / _MICRO, requests)
+        return BudgetLimits(micro / _MICRO, requests)
 
 
 def _part(whole: int, index: int, of: int) -> int:
@@ -64,22 +64,22 @@ def _part(whole: int, index: int, of: int) -> int:
 
 
 class Budget:
-    """Allows purchases one by one, and remembers what they cost. Safe to use from threads.
+    """Allows purchases one by one, and counts what they cost. Thread-safe.
 
-    Every purchase counts with the price until its real cost is known. A real cost above the price raises the price of
-    what is bought after it.
+    A purchase counts with the price at which it was reserved until its real cost is known. A real cost above the price
+    raises the price of later purchases, and never the amount of one that is reserved already.
 
-    :param limits: how far to go.
+    :param limits: how much may be bought.
     :param price_usd: of one request; None: not known.
-    :raises WanBudgetError: there is a limit in money, and no price to hold it with.
-    :raises WanInputError: the price is none.
+    :raises WanBudgetError: there is a limit in USD and no price to keep it with.
+    :raises WanInputError: the price is not a positive number.
     """
 
-    def __init__(self, limits: Limits, price_usd: float | None) -> None:
+    def __init__(self, limits: BudgetLimits, price_usd: float | None) -> None:
         if limits.max_cost_usd is not None and price_usd is None:
             raise WanBudgetError(
-                "max_cost_usd can't be kept: what a request costs is not known, for the model's page states no "
-                "price. Nothing was bought. Give price_usd, or limit the number with max_requests."
+                "max_cost_usd can't be kept: the price of a request is not known, because the model's page states "
+                "none. Nothing was bought. Set price_usd, or limit the number with max_requests."
             )
         if price_usd is not None and not 0 < price_usd < 1e6:
             raise WanInputError(
@@ -92,30 +92,31 @@ class Budget:
         self._price = 0 if price_usd is None else round(price_usd * _MICRO)
         self.price_usd = price_usd
         self._lock = threading.Lock()
-        self._latest: dict[str, int] = {}
-        self._reserved: set[str] = set()
+        #: The amount of each reservation, and of the latest purchase of each fingerprint until its cost is known.
+        self._reserved: dict[str, int] = {}
+        self._unsettled: dict[str, int] = {}
         self._spent = 0
         self._count = 0
         self._known = 0
         self._known_count = 0
 
     def bought_before(self, fingerprint: str, *, purchases: int, cost_usd: float | None) -> None:
-        """Count what this task instance has bought earlier.
+        """Count what this task instance bought earlier.
 
-        :param purchases: requests for this fingerprint, failed ones included.
-        :param cost_usd: of the latest, if it is known.
+        :param purchases: requests for this fingerprint, including failed ones.
+        :param cost_usd: of the latest one, if known.
         """
         with self._lock:
             self._count += purchases
             self._spent += self._price * purchases
-            self._latest[fingerprint] = self._price
+            self._unsettled[fingerprint] = self._price
         if cost_usd is not None:
             self.settle(fingerprint, cost_usd)
 
     def reserve(self, fingerprint: str) -> None:
-        """Allow one purchase and count it; again for the same one, before it is made, changes nothing.
+        """Allow one purchase and count it; a second call before the purchase is made changes nothing.
 
-        :raises WanBudgetError: it would pass a limit.
+        :raises WanBudgetError: it would exceed a limit.
         """
         with self._lock:
             if fingerprint in self._reserved:
@@ -123,39 +124,40 @@ class Budget:
             why = self._why_not()
             if why:
                 raise WanBudgetError(why)
-            self._reserved.add(fingerprint)
+            self._reserved[fingerprint] = self._price
             self._count += 1
             self._spent += self._price
 
     def made(self, fingerprint: str) -> None:
-        """The reserved purchase was made, or may have been."""
+        """Record that the reserved purchase was made, or may have been."""
         with self._lock:
-            if fingerprint in self._reserved:
-                self._reserved.discard(fingerprint)
-                self._latest[fingerprint] = self._price
+            amount = self._reserved.pop(fingerprint, None)
+            if amount is not None:
+                self._unsettled[fingerprint] = amount
 
     def release(self, fingerprint: str) -> None:
-        """The reserved purchase was not made."""
+        """Record that the reserved purchase was not made."""
         with self._lock:
-            if fingerprint in self._reserved:
-                self._reserved.discard(fingerprint)
+            amount = self._reserved.pop(fingerprint, None)
+            if amount is not None:
                 self._count -= 1
-                self._spent -= self._price
+                self._spent -= amount
 
     def settle(self, fingerprint: str, cost_usd: float) -> None:
-        """Count the latest purchase of a fingerprint with its real cost; what others have bought is passed over."""
+        """Count the latest purchase of a fingerprint with its real cost; purchases of others are ignored."""
         cost = round(cost_usd * _MICRO)
         with self._lock:
-            if fingerprint not in self._latest:
+            amount = self._unsettled.pop(fingerprint, None)
+            if amount is None:
                 return
-            self._spent += cost - self._latest.pop(fingerprint)
+            self._spent += cost - amount
             self._known += cost
             self._known_count += 1
             if self._limit is not None:
                 self._price = max(self._price, cost)
 
     def why_not(self) -> str | None:
-        """Say which limit another purchase would pass; None: it may be made."""
+        """Return which limit another purchase would exceed; None if it may be made."""
         with self._lock:
             return self._why_not()
 
@@ -164,8 +166,8 @@ class Budget:
             return f"max_requests={self._limits.max_requests}{self._share(self._max_requests)} is reached."
         if self._limit is not None and self._spent + self._price > self._limit:
             return (
-                f"max_cost_usd={self._limits.max_cost_usd:g}{self._share(self._limit / _MICRO)} would be passed: "
-                f"{self._spent / _MICRO:.2f} USD are spent or promised, and the next request costs "
+                f"max_cost_usd={self._limits.max_cost_usd:g}{self._share(self._limit / _MICRO)} would be exceeded: "
+                f"{self._spent / _MICRO:.2f} USD are spent or reserved, and the next request costs "
                 f"{self._price / _MICRO:g}."
             )
         return None
@@ -175,20 +177,20 @@ class Budget:
 
     @property
     def bought(self) -> int:
-        """How many requests were bought, or are being bought, failed ones included."""
+        """How many requests were or are being bought, including failed ones."""
         return self._count
 
     @property
     def known_cost_usd(self) -> float:
-        """What is known to have been charged."""
+        """The sum of the real costs that are known."""
         return self._known / _MICRO
 
     @property
     def unpriced(self) -> int:
-        """Of how many purchases the real cost is not known."""
+        """The number of purchases whose real cost is not known."""
         return self._count - self._known_count
 
     @property
     def spent_usd(self) -> float:
-        """What was spent, with the price where the real cost is not known."""
+        """What was spent; a purchase whose real cost is not known counts with its price."""
         return self._spent / _MICRO

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch keeps in the bucket besides journal and videos: its manifest, its plan, and a note to itself; and, for
-people, where each image stands while it is under way.
+"""What a batch keeps in the bucket beside journal and videos: manifest, plan, checkpoint and status file.
 
-The note is for going on after a wait in the triggerer. It holds what the journal does not tell: how images ended that
-nothing was bought for, and how often requests failed in this try. Without it nothing is lost or bought twice; a
-refused image would only be offered again.
+The *plan* lets a batch continue after a wait with what it began, whatever the dataset has become, and lets the limits
+of a task instance count what an earlier plan bought. Signed addresses are secrets and are left out of it: after a wait
+those rows are looked up in the dataset again.
+
+The *checkpoint* is for continuing after a wait in the triggerer. It holds what the journal does not: results of images
+without a purchase, and the failures of this try. Without it nothing is lost or bought twice; a refused image is only
+submitted again.
 """
 
 from __future__ import annotations
@@ -14,70 +17,316 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from logging import Logger
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from airflow_provider_wan.batch.results import ImageResult
-from airflow_provider_wan.batch.saved_plan import SavedPlan
-from airflow_provider_wan.batch.values import Checkpoint, Retries
-from airflow_provider_wan.exceptions import WanError
+from airflow_provider_wan.batch.plan import BatchSource, Item, Plan
+from airflow_provider_wan.batch.report import ImageResult
+from airflow_provider_wan.exceptions import WanError, WanInputError
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
+from airflow_provider_wan.images.dataset import DatasetRow, ObjectFacts
+from airflow_provider_wan.images.rows import PreparedRow
+from airflow_provider_wan.images.source import ImageSources
+from airflow_provider_wan.model_api.inputs import without_signatures
 
 if TYPE_CHECKING:
     from google.cloud import storage
 
 _IN_MEMORY_BYTES = 4 * 1024 * 1024
-_ODD = re.compile(r"[^\w.:+=-]+")
+_NOT_IN_NAMES = re.compile(r"[^\w.:+=-]+")
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+_ITEM_FIELDS = ("fingerprint", "inputs", "object_name", "variation", "row", "copies")
+
+
+# -- the checkpoint ----------------------------------------------------------------------------------------
+
+
+def pause_after_s(times: int) -> float:
+    """Return the pause after this many failures in a row, in seconds: doubled each time, up to 60 s."""
+    return min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(times - 1, 10))
+
+
+class RetryState(NamedTuple):
+    """Something that fails for now and is tried again.
+
+    :param times: failures in a row.
+    :param since: when it first failed, in unix seconds.
+    :param at: when to try again, in unix seconds.
+    """
+
+    times: int = 0
+    since: float = 0.0
+    at: float = 0.0
+
+    def later(self, now: float, pause_s: float) -> RetryState:
+        """Return the state after another failure."""
+        return RetryState(self.times + 1, self.since if self.times else now, now + pause_s)
+
+
+@dataclass(slots=True)
+class Retries:
+    """What fails for now.
+
+    :param submits: all submits together: the API is down, or limits the rate.
+    :param images: images that can't be fetched, by fingerprint.
+    :param results: requests that have finished by their status and have no result, by request id.
+    """
+
+    submits: RetryState = field(default_factory=RetryState)
+    images: dict[str, RetryState] = field(default_factory=dict)
+    results: dict[str, RetryState] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"submits": self.submits, "images": self.images, "results": self.results}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any] | None) -> Self:
+        """Read what :meth:`as_dict` returned; missing entries count as no failure."""
+        given = plain or {}
+        images, results = (
+            {name: RetryState(*retry) for name, retry in (given.get(kind) or {}).items()}
+            for kind in ("images", "results")
+        )
+        return cls(RetryState(*given.get("submits") or ()), images, results)
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """What a batch that continues in another process needs to know about its past.
+
+    :param started_at: when this try began, in unix seconds.
+    :param results: results of images, as far as the journal does not hold them.
+    :param failures: failed requests of this try, by fingerprint.
+    :param inherited: images whose request was bought by an earlier try or another task: if it fails, this try has not
+        had a request of its own yet.
+    :param done_before: the number of videos that were there when it began.
+    :param retries: what fails for now: pauses get longer, and limits are reached, across waits too.
+    :param unwritten: ids of purchased requests that the journal does not name, by fingerprint.
+    :param price_usd: of one request, if known.
+    :param shown_at: when the status file was last written, in unix seconds.
+    """
+
+    started_at: float
+    results: dict[str, ImageResult] = field(default_factory=dict)
+    failures: Counter[str] = field(default_factory=Counter)
+    inherited: set[str] = field(default_factory=set)
+    done_before: int | None = None
+    retries: Retries = field(default_factory=Retries)
+    unwritten: dict[str, str] = field(default_factory=dict)
+    price_usd: float | None = None
+    shown_at: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "started_at": self.started_at,
+            "results": {name: result.as_dict() for name, result in self.results.items()},
+            "failures": dict(self.failures),
+            "inherited": sorted(self.inherited),
+            "done_before": self.done_before,
+            "retries": self.retries.as_dict(),
+            "unwritten": self.unwritten,
+            "price_usd": self.price_usd,
+            "shown_at": self.shown_at,
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
+        """Read what :meth:`as_dict` returned.
+
+        :raises ValueError, KeyError, TypeError, AttributeError: it is something else.
+        """
+        return cls(
+            float(plain["started_at"]),
+            {name: ImageResult.from_dict(result) for name, result in plain["results"].items()},
+            Counter(plain["failures"]),
+            set(plain["inherited"]),
+            int(plain["done_before"]),
+            Retries.from_dict(plain.get("retries")),
+            dict(plain.get("unwritten") or {}),
+            plain.get("price_usd"),
+            float(plain.get("shown_at") or 0.0),
+        )
+
+
+# -- the plan ----------------------------------------------------------------------------------------------
+
+
+def plan_lines(plan: Plan, owner: str) -> Iterator[dict[str, Any]]:
+    """Return a plan as plain JSON values: one line of fingerprints to remember, then one line for each image.
+
+    :param owner: the name of the task instance in records.
+    """
+    former = [name for name, summary in plan.former.items() if summary.bought_by(owner)]
+    yield {"former": former, "missing": plan.missing()}
+    for item in plan.items.values():
+        yield _item_line(item)
+    for result in plan.refused:
+        yield {"refused": result.as_dict()}
+
+
+class SavedPlan:
+    """A plan that was saved.
+
+    :param lines: as :func:`plan_lines` returned them.
+    :raises ValueError, KeyError, TypeError: they are something else.
+    """
+
+    def __init__(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        #: Fingerprints that had landed and whose video was not where the plan wants it.
+        self.missing: frozenset[str] = frozenset()
+        self._former: list[str] = []
+        self._refused: list[ImageResult] = []
+        self._items: dict[str, Mapping[str, Any]] = {}
+        for line in lines:
+            if "fingerprint" in line:
+                self._items[str(line["fingerprint"])] = line
+            elif "refused" in line:
+                self._refused.append(ImageResult.from_dict(line["refused"]))
+            else:
+                self._former = [str(fingerprint) for fingerprint in line["former"]]
+                self.missing = frozenset(line["missing"])
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether there are images with signed addresses, which are not saved."""
+        return any(line["image"] is None for line in self._items.values())
+
+    def fingerprints(self) -> set[str]:
+        """Return the fingerprints of this plan and of earlier purchases."""
+        return {*self._items, *self._former}
+
+    def plan(self, sources: ImageSources, items_now: Mapping[str, Item]) -> Plan:
+        """Return the plan, without what the journal knows about it.
+
+        :param sources: opens source images.
+        :param items_now: the present dataset, where images with signed addresses are looked up.
+        """
+        items = {
+            fingerprint: _saved_item(line, sources)
+            if line["image"] is not None
+            else items_now.get(fingerprint) or _item_of(line, _gone(line, sources))
+            for fingerprint, line in self._items.items()
+        }
+        return Plan(items, self._refused)
+
+
+class _GoneSource(BatchSource):
+    """An image whose signed address is not in the dataset any more."""
+
+    def make_address(self) -> str:
+        raise WanInputError(
+            f"{self.shown} is not in the dataset any more. Its address was signed, so it was not saved. Nothing was "
+            "bought for it."
+        )
+
+
+def _item_line(item: Item) -> dict[str, Any]:
+    source = item.source
+    row = source.row
+    prepared = row.prepared and replace(row.prepared, inputs={}, passthrough={}).as_dict()
+    known = row.known and asdict(row.known)
+    image = {"image": row.image, "origin": row.origin, "line": row.line, "known": known, "prepared": prepared}
+    line = {
+        **{name: getattr(item, name) for name in _ITEM_FIELDS},
+        "shown": source.shown,
+        "identity": source.identity,
+        "image": image,
+    }
+    # Only inputs and image can hold a signature.
+    given = {"inputs": item.inputs, "image": image}
+    unsigned = without_signatures(given)
+    return line if unsigned == given else {**line, "inputs": unsigned["inputs"], "image": None}
+
+
+def _saved_item(line: Mapping[str, Any], sources: ImageSources) -> Item:
+    image = dict(line["image"])
+    known, prepared = image.pop("known"), image.pop("prepared")
+    row = DatasetRow(
+        **image,
+        known=known and ObjectFacts(**known),
+        prepared=prepared and PreparedRow.from_dict(prepared),
+    )
+    return _item_of(line, BatchSource(line["shown"], line["identity"], row, sources))
+
+
+def _gone(line: Mapping[str, Any], sources: ImageSources) -> BatchSource:
+    return _GoneSource(line["shown"], line["identity"], DatasetRow(""), sources)
+
+
+def _item_of(line: Mapping[str, Any], source: BatchSource) -> Item:
+    return Item(source=source, **{name: line[name] for name in _ITEM_FIELDS})
+
+
+# -- the objects in the bucket -----------------------------------------------------------------------------
 
 
 class BatchFiles:
-    """Reads and writes them.
+    """Reads and writes the objects of one batch.
 
     :param client: a Cloud Storage client.
-    :param journal: ``gs://bucket/prefix`` of the journal; notes lie in a folder of it that no listing of records sees.
-    :param watcher: the task instance.
+    :param journal: ``gs://bucket/prefix``; the objects are in subfolders that no listing of records includes.
+    :param owner: the name of the task instance in records.
     """
 
-    def __init__(self, client: storage.Client, journal: str, watcher: str) -> None:
+    def __init__(self, client: storage.Client, journal: str, owner: str) -> None:
         self._client = client
         self._bucket, prefix = split_gs_uri(journal, name="journal")
         folder = prefix.rstrip("/") + "/" if prefix else ""
-        note = f"{folder}_notes/{hashlib.sha256(watcher.encode()).hexdigest()[:24]}"
-        self._note, self._standing, self._plan = f"{note}.json", f"{note}.jsonl", f"{note}.plan.jsonl"
-        self._manifest = folder + "_manifests/" + "/".join(_ODD.sub("_", part) for part in watcher.split("/"))
+        stem = f"{folder}_notes/{hashlib.sha256(owner.encode()).hexdigest()[:24]}"
+        self._checkpoint, self._status, self._plan = f"{stem}.json", f"{stem}.jsonl", f"{stem}.plan.jsonl"
+        parts = (_NOT_IN_NAMES.sub("_", part) for part in owner.split("/"))
+        self._manifest = f"{folder}_manifests/{'/'.join(parts)}.jsonl"
 
     @property
-    def manifest_uri(self) -> str:
-        """Where the manifest lies."""
-        return f"gs://{self._bucket}/{self._manifest}.jsonl"
+    def status_uri(self) -> str:
+        """The address of the status file, which says how far each image is."""
+        return f"gs://{self._bucket}/{self._status}"
 
-    @property
-    def standing_uri(self) -> str:
-        """Where it is told how far each image is."""
-        return f"gs://{self._bucket}/{self._standing}"
+    def write_manifest(self, results: Iterable[ImageResult]) -> str:
+        """Write the result of every image, one a line; return the address."""
+        self._write_lines(self._manifest, (result.to_json() for result in results))
+        return f"gs://{self._bucket}/{self._manifest}"
 
-    def write_manifest(self, endings: Iterable[ImageResult]) -> str:
-        """Write how every image ended, a line each; gives the address."""
-        self._write_lines(f"{self._manifest}.jsonl", (ending.to_json() for ending in endings))
-        return self.manifest_uri
-
-    def write_standing(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Write where each image stands, a line each."""
+    def write_status(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Write the state of each image, one a line."""
         plain = (json.dumps(line, separators=(",", ":")) for line in lines)
-        self._write_lines(self._standing, plain, retry_for_s=10.0)
+        self._write_lines(self._status, plain, retry_for_s=10.0)
 
-    def write_plan(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Write what this batch is going to do, a line each."""
-        self._write_lines(self._plan, (json.dumps(line, default=str) for line in lines))
+    def write_plan(self, plan: Plan, owner: str) -> None:
+        """Write the plan, one image a line."""
+        self._write_lines(self._plan, (json.dumps(line, default=str) for line in plan_lines(plan, owner)))
 
     def read_plan(self, log: Logger) -> SavedPlan | None:
-        """Read what this task instance was going to do before; None where nothing that can be used tells it."""
+        """Read the plan of this task instance; None if there is none, or none that can be used."""
         try:
             body = self._read(self._plan)
             return None if body is None else SavedPlan(json.loads(line) for line in body.splitlines())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("What this task planned before can't be used: %s", error)
+            log.warning("The saved plan of this task can't be used: %s", error)
+            return None
+
+    def write_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Write the checkpoint."""
+        blob = self._client.bucket(self._bucket).blob(self._checkpoint)
+        with storage_errors(f"Writing gs://{self._bucket}/{self._checkpoint}"):
+            blob.upload_from_string(
+                json.dumps(checkpoint.as_dict()),
+                content_type="application/json",
+                timeout=TIMEOUT_S,
+                retry=retry_policy(),
+            )
+
+    def read_checkpoint(self, log: Logger) -> Checkpoint | None:
+        """Read the checkpoint; None if there is none, or none that can be used."""
+        try:
+            body = self._read(self._checkpoint)
+            return None if body is None else Checkpoint.from_dict(json.loads(body))
+        except (WanError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("The checkpoint of this batch can't be used: %s", error)
             return None
 
     def _read(self, name: str) -> bytes | None:
@@ -105,46 +354,3 @@ class BatchFiles:
                     timeout=TIMEOUT_S,
                     retry=retry_policy(retry_for_s),
                 )
-
-    def write_note(self, memory: Checkpoint, more: Mapping[str, Any]) -> None:
-        """Note what the journal does not tell.
-
-        :param more: plain JSON values to go on with, such as the price.
-        """
-        note = {
-            **more,
-            "started_at": memory.started_at,
-            "failures": dict(memory.failures),
-            "done_before": memory.done_before,
-            "inherited": sorted(memory.inherited),
-            "troubles": memory.troubles.as_dict(),
-            "unwritten": memory.unwritten,
-            "endings": {one: ending.as_dict() for one, ending in memory.endings.items()},
-        }
-        blob = self._client.bucket(self._bucket).blob(self._note)
-        with storage_errors(f"Writing gs://{self._bucket}/{self._note}"):
-            blob.upload_from_string(
-                json.dumps(note), content_type="application/json", timeout=TIMEOUT_S, retry=retry_policy()
-            )
-
-    def read_note(self, log: Logger) -> tuple[Checkpoint, Mapping[str, Any]] | None:
-        """Read the note; None where there is none that can be used."""
-        try:
-            body = self._read(self._note)
-            if body is None:
-                return None
-            note = json.loads(body)
-            endings = {one: ImageResult.from_dict(plain) for one, plain in note["endings"].items()}
-            memory = Checkpoint(
-                float(note["started_at"]),
-                endings,
-                Counter(note["failures"]),
-                set(note["inherited"]),
-                int(note["done_before"]),
-                Retries.from_dict(note.get("troubles")),
-                dict(note.get("unwritten") or {}),
-            )
-            return memory, note
-        except (WanError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("What this batch noted before its wait can't be used: %s", error)
-            return None

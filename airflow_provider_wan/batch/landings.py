@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The landing half of a batch: what is over is copied into the bucket, and what follows when that fails."""
+"""The landing half of a batch: finished requests are copied into the bucket, and what happens when that fails."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from dataclasses import replace
 from functools import partial
 from logging import Logger
 
-from airflow_provider_wan.batch.listener import Landed
-from airflow_provider_wan.batch.pool import WorkerPool
-from airflow_provider_wan.batch.results import Outcome
+from airflow_provider_wan.batch.pool import BatchWork, WorkerPool
+from airflow_provider_wan.batch.report import Landed, Outcome
+from airflow_provider_wan.batch.spec import BatchLimits
 from airflow_provider_wan.batch.state import BatchState
-from airflow_provider_wan.batch.values import BatchLimits
-from airflow_provider_wan.batch.work import BatchWork
 from airflow_provider_wan.exceptions import (
     WanCancelledError,
     WanDownloadError,
@@ -27,92 +25,94 @@ _LANDING_TRIES = 4
 
 
 class Landings:
-    """Begins landings, and takes in how they went."""
+    """Starts landings, and handles their ends."""
 
     def __init__(
-        self, standing: BatchState, work: BatchWork, pace: BatchLimits, pool: WorkerPool, log: Logger
+        self, state: BatchState, work: BatchWork, limits: BatchLimits, pool: WorkerPool, log: Logger
     ) -> None:
-        self._standing = standing
+        self._state = state
         self._work = work
-        self._pace = pace
+        self._limits = limits
         self._pool = pool
         self._log = log
         self._tries: Counter[str] = Counter()
 
     def begin(self) -> None:
-        """Begin as many as there are threads."""
-        standing = self._standing
-        while standing.to_land and len(standing.landing) < self._pace.landing_threads:
-            request_id = standing.to_land.popleft()
-            standing.landing.add(request_id)
-            item = standing.plan.items[standing.over[request_id]]
-            self._pool.do("land", request_id, partial(self._work.land, item, request_id))
+        """Start as many landings as there are threads."""
+        state = self._state
+        while state.to_land and len(state.landing) < self._limits.landing_threads:
+            request_id = state.to_land.popleft()
+            state.landing.add(request_id)
+            item = state.plan.items[state.finished[request_id]]
+            self._pool.run("land", request_id, partial(self._work.land, item, request_id))
 
-    def saw(self, request_id: str, brought: Landed | BaseException, now: float) -> None:
-        """Take in what a landing has brought."""
-        standing = self._standing
-        standing.landing.discard(request_id)
-        one = standing.over[request_id]
-        match brought:
-            case WanTransientError():  # not over after all, or no answer
-                standing.mark_not_finished(request_id, now)
+    def on_completion(self, request_id: str, outcome: Landed | BaseException, now: float) -> None:
+        """Handle the end of a landing."""
+        state = self._state
+        state.landing.discard(request_id)
+        fingerprint = state.finished[request_id]
+        match outcome:
+            case WanTransientError():  # not finished after all, or no answer
+                state.mark_not_finished(request_id, now)
                 return
-            case WanDownloadError() | WanStorageError() if brought.retry_helps and self._may_try_again(one):
-                self._log.warning("Landing again: %s", brought)
-                standing.to_land.append(request_id)
+            case WanDownloadError() | WanStorageError() if outcome.retry_helps and self._may_retry(
+                fingerprint
+            ):
+                self._log.warning("Landing again: %s", outcome)
+                state.to_land.append(request_id)
                 return
-        standing.forget_over(request_id)
-        self._on_end(one, request_id, brought)
-
-    def _on_end(self, one: str, request_id: str, brought: Landed | BaseException) -> None:
-        standing = self._standing
-        match brought:
+        state.forget_finished(request_id)
+        match outcome:
             case Landed():
-                self._on_landed(one, request_id, brought)
+                self._on_landed(fingerprint, request_id, outcome)
             case WanGenerationFailedError() | WanCancelledError():
-                self._on_failed(one, request_id, brought)
+                self._on_failed(fingerprint, request_id, outcome)
             case WanError():
-                self._log.error("%s", brought)
-                cost_usd = self._settle(one, request_id)
-                standing.end(
-                    one, Outcome.NOT_LANDED, request_id=request_id, error=str(brought), cost_usd=cost_usd
+                self._log.error("%s", outcome)
+                cost_usd = self._settle(fingerprint, request_id)
+                state.end(
+                    fingerprint,
+                    Outcome.NOT_LANDED,
+                    request_id=request_id,
+                    error=str(outcome),
+                    cost_usd=cost_usd,
                 )
             case _:
-                self._log.error("Landing request %s failed: %s", request_id, brought, exc_info=brought)
-                standing.end(one, Outcome.NOT_LANDED, request_id=request_id, error=repr(brought))
+                self._log.error("Landing request %s failed: %s", request_id, outcome, exc_info=outcome)
+                state.end(fingerprint, Outcome.NOT_LANDED, request_id=request_id, error=repr(outcome))
 
-    def _on_landed(self, one: str, request_id: str, landed: Landed) -> None:
-        standing, record = self._standing, landed.record
+    def _may_retry(self, fingerprint: str) -> bool:
+        self._tries[fingerprint] += 1
+        return self._tries[fingerprint] < _LANDING_TRIES
+
+    def _on_landed(self, fingerprint: str, request_id: str, landed: Landed) -> None:
+        state, record = self._state, landed.record
         if record.cost_usd is not None:
-            standing.budget.settle(one, record.cost_usd)
-        running_since = standing.running_since.pop(request_id, None)
-        standing.listener.landed(replace(landed, running_since=running_since))
-        standing.mark_landed(one, Outcome.LANDED, record)
-
-    def _settle(self, one: str, request_id: str) -> float | None:
-        """Count what a request was charged that no video can be landed of; gives it in USD, None if not known."""
-        cost_usd = self._work.costs.get(request_id)
-        if cost_usd is not None:
-            self._standing.budget.settle(one, cost_usd)
-        return cost_usd
-
-    def _may_try_again(self, one: str) -> bool:
-        self._tries[one] += 1
-        return self._tries[one] < _LANDING_TRIES
+            state.budget.settle(fingerprint, record.cost_usd)
+        running_since = state.running_since.pop(request_id, None)
+        state.listener.on_landed(replace(landed, running_since=running_since))
+        state.mark_landed(fingerprint, Outcome.LANDED, record)
 
     def _on_failed(
-        self, one: str, request_id: str, error: WanGenerationFailedError | WanCancelledError
+        self, fingerprint: str, request_id: str, error: WanGenerationFailedError | WanCancelledError
     ) -> None:
-        standing = self._standing
-        is_inherited = one in standing.inherited
-        standing.inherited.discard(one)
-        standing.failures[one] += not is_inherited
-        cost_usd = self._settle(one, request_id)
-        standing.listener.made_nothing(error, cost_usd)
-        may_retry = is_inherited or standing.failures[one] <= self._pace.retries_per_image
-        if may_retry and not standing.halted:
+        state = self._state
+        is_inherited = fingerprint in state.inherited
+        state.inherited.discard(fingerprint)
+        state.failures[fingerprint] += not is_inherited
+        cost_usd = self._settle(fingerprint, request_id)
+        state.listener.on_no_video(error, cost_usd)
+        may_retry = is_inherited or state.failures[fingerprint] <= self._limits.retries_per_image
+        if may_retry and not state.halted:
             self._log.info("%s It is tried again.", error)
-            standing.to_submit.append(standing.plan.items[one])
+            state.to_submit.append(state.plan.items[fingerprint])
             return
         outcome = Outcome.CANCELLED if isinstance(error, WanCancelledError) else Outcome.FAILED
-        standing.end(one, outcome, request_id=request_id, error=str(error), cost_usd=cost_usd)
+        state.end(fingerprint, outcome, request_id=request_id, error=str(error), cost_usd=cost_usd)
+
+    def _settle(self, fingerprint: str, request_id: str) -> float | None:
+        """Count the cost of a request whose video can't land; return it in USD, None if not known."""
+        cost_usd = self._work.costs.get(request_id)
+        if cost_usd is not None:
+            self._state.budget.settle(fingerprint, cost_usd)
+        return cost_usd

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch wants: each row's fingerprint and object name, and what the journal knows of it already."""
+"""The plan of a batch: the fingerprint and object name of each row, and what the journal knows about it.
+
+Images are identified without opening them where possible. They are opened only when a purchase is about to be made.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +10,106 @@ import json
 import posixpath
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from airflow_provider_wan.batch.results import ImageResult, Outcome
-from airflow_provider_wan.batch.sources import BatchSource, SourcedRow
+from airflow_provider_wan.batch.report import ImageResult, Outcome
 from airflow_provider_wan.durable.journal import RecordSummary
 from airflow_provider_wan.durable.record import Stage
 from airflow_provider_wan.exceptions import WanInputError, WanRefusedError
 from airflow_provider_wan.hooks.gcs import check_object_name
 from airflow_provider_wan.images.dataset import DatasetRow, RowError
-from airflow_provider_wan.model_api.inputs import clip_seconds, validate_inputs
+from airflow_provider_wan.images.source import ImageSources
+from airflow_provider_wan.model_api.inputs import canonical_url, clip_seconds, validate_inputs
 from airflow_provider_wan.model_api.video_spec import SourceImage, make_video_spec
 
 _NAME = "{name}-{fingerprint}.mp4"
 _TAKEN = (
     "{} holds another object, and nothing was bought. Choose another object_name, such as one with {{fingerprint}} in "
-    'it, or if_exists="overwrite"; if it is this very video, give the journal that it was bought with.'
+    'it, or if_exists="overwrite"; if it is the same video, set journal= to the prefix it was generated with.'
 )
 _BUILT_IN = ("name", "fingerprint", "variation")
-_ODD = re.compile(r"[^\w.()@+=-]+")
+_NOT_IN_NAMES = re.compile(r"[^\w.()@+=-]+")
 _SHOWN_HEX = 12
+_IDENTIFY_THREADS = 16
+_IDENTIFY_AT_ONCE = 1000
+
+
+# -- source images -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSource:
+    """The image of a row, not opened yet.
+
+    :param shown: its address without signature.
+    :param identity: what stands for it in a fingerprint; None: its address.
+    """
+
+    shown: str
+    identity: str | None
+    row: DatasetRow = field(repr=False)
+    sources: ImageSources = field(repr=False)
+
+    def make_address(self) -> str:
+        """Check, fix, stage and sign the image; return the address to send."""
+        return self.sources.open(self.row).make_address()
+
+
+SourcedRow = tuple[DatasetRow, BatchSource] | RowError
+
+
+def open_rows(rows: Iterable[DatasetRow | RowError], sources: ImageSources) -> Iterator[SourcedRow]:
+    """Identify the image of each row.
+
+    A web address, a prepared row and an object from a listing need no call; for the others their bucket is asked, many
+    at a time.
+    """
+
+    def open_row(row: DatasetRow | RowError) -> SourcedRow:
+        if isinstance(row, RowError):
+            return row
+        try:
+            return row, _source_of(row, sources)
+        except (WanInputError, ValueError) as error:
+            return RowError(row.origin, row.line, str(error))
+
+    remaining = iter(rows)
+    with ThreadPoolExecutor(_IDENTIFY_THREADS, "wan-identify") as pool:
+        while some := list(islice(remaining, _IDENTIFY_AT_ONCE)):
+            needs_calls = any(isinstance(row, DatasetRow) and not _is_identified(row) for row in some)
+            yield from pool.map(open_row, some) if needs_calls else map(open_row, some)
+
+
+def _is_identified(row: DatasetRow) -> bool:
+    if row.prepared is not None or row.image.startswith(("http://", "https://")):
+        return True
+    return row.known is not None and row.known.md5 is not None
+
+
+def _source_of(row: DatasetRow, sources: ImageSources) -> BatchSource:
+    if row.prepared is not None:
+        return BatchSource(canonical_url(row.prepared.source), row.prepared.identity, row, sources)
+    if row.image.startswith(("http://", "https://")):
+        return BatchSource(canonical_url(row.image), None, row, sources)
+    if row.known is not None and row.known.md5 is not None:
+        return BatchSource(row.known.uri, f"md5:{row.known.md5}", row, sources)
+    opened = sources.open(row)
+    return BatchSource(opened.shown, opened.identity, row, sources)
+
+
+# -- the plan ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One wanted video.
+    """One video to generate.
 
-    :param inputs: all but the image.
-    :param copies: how many rows want exactly this.
+    :param inputs: all inputs but the image.
+    :param copies: how many rows ask for exactly this video.
     """
 
     fingerprint: str
@@ -48,22 +121,22 @@ class Item:
     copies: int = 1
 
     def uri_in(self, bucket_name: str) -> str:
-        """Give the address that its first video is to have."""
+        """Return the address of its first video."""
         return f"gs://{bucket_name}/{self.object_name}"
 
-    def ending(self, outcome: Outcome, **more: Any) -> ImageResult:
-        """Say how it ended."""
+    def result(self, outcome: Outcome, **more: Any) -> ImageResult:
+        """Return its result."""
         return ImageResult(self.source.shown, outcome, self.fingerprint, row=self.row or None, **more)
 
 
 @dataclass(slots=True)
 class Plan:
-    """All that is wanted, in order.
+    """All videos to generate, in the order of the dataset.
 
-    :param refused: rows that nothing can be made of.
-    :param known: what the journal knew at the start, by fingerprint; all of it that is about ``items``.
-    :param former: the same of images that the task instance wanted earlier, and wants no more.
-    :param there: whose video has landed before, and stands where it is wanted.
+    :param refused: rows that can't be used.
+    :param known: what the journal knew about the items at the start, by fingerprint.
+    :param former: the same for images that this task instance asked for earlier, and no longer does.
+    :param there: fingerprints whose video landed before and is where the plan wants it.
     """
 
     items: dict[str, Item] = field(default_factory=dict)
@@ -74,51 +147,54 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """How many images."""
+        """The number of images."""
         return len(self.items) + len(self.refused)
 
-    def is_done(self, one: str) -> bool:
-        """Whether its video has landed before, and is there."""
-        return one in self.there
+    def is_done(self, fingerprint: str) -> bool:
+        """Return whether the video landed before and is still there."""
+        return fingerprint in self.there
 
     def on_names(self, bucket_name: str, taken: Collection[str], *, may_replace: bool) -> None:
-        """Take in what stands at the destination; what would be bought and could not land there is refused.
+        """Apply what is at the destination: an item that would be bought and could not land there is refused.
 
-        :param taken: of the names that are wanted.
-        :param may_replace: whether another object of that name is replaced.
+        :param taken: the object names of the plan that are taken.
+        :param may_replace: whether another object with the name is replaced.
         """
         landed = set(self.landed_in(bucket_name))
-        for one, item in list(self.items.items()):
+        for fingerprint, item in list(self.items.items()):
             if item.object_name not in taken:
                 continue
-            if one in landed:
-                self.there.add(one)
-            elif not may_replace and not self.is_taken_over(one):
-                del self.items[one]
+            if fingerprint in landed:
+                self.there.add(fingerprint)
+            elif not may_replace and not self.is_in_journal(fingerprint):
+                del self.items[fingerprint]
                 self.refused.append(
-                    item.ending(Outcome.REFUSED, error=_TAKEN.format(item.uri_in(bucket_name)))
+                    item.result(Outcome.REFUSED, error=_TAKEN.format(item.uri_in(bucket_name)))
                 )
 
     def landed_in(self, bucket_name: str) -> Iterator[str]:
-        """Give those whose record says that they have landed under the name that is wanted."""
-        for one, item in self.items.items():
-            listed = self.known.get(one)
-            if listed is not None and listed.stage is Stage.LANDED and listed.uri == item.uri_in(bucket_name):
-                yield one
+        """Return the fingerprints whose record says that they landed under their planned name."""
+        for fingerprint, item in self.items.items():
+            known = self.known.get(fingerprint)
+            if known is not None and known.stage is Stage.LANDED and known.uri == item.uri_in(bucket_name):
+                yield fingerprint
 
     def missing(self) -> list[str]:
-        """Give those whose record says that they have landed, and whose video is not where it is wanted."""
-        known = self.known.items()
-        return [one for one, listed in known if listed.stage is Stage.LANDED and one not in self.there]
+        """Return the fingerprints whose record says that they landed, and whose video is not there."""
+        return [
+            fingerprint
+            for fingerprint, known in self.known.items()
+            if known.stage is Stage.LANDED and fingerprint not in self.there
+        ]
 
-    def is_taken_over(self, one: str) -> bool:
-        """Whether the journal knows a request for it, or a claim of one, that has not failed: none is bought."""
-        listed = self.known.get(one)
-        return listed is not None and listed.stage not in (Stage.FAILED, Stage.CANCELLED)
+    def is_in_journal(self, fingerprint: str) -> bool:
+        """Return whether the journal has a request or a claim for it that has not failed: then none is bought."""
+        known = self.known.get(fingerprint)
+        return known is not None and known.stage not in (Stage.FAILED, Stage.CANCELLED)
 
     def to_do(self) -> list[Item]:
-        """Give what is not there yet."""
-        return [item for one, item in self.items.items() if not self.is_done(one)]
+        """Return the items whose video is not there yet."""
+        return [item for fingerprint, item in self.items.items() if not self.is_done(fingerprint)]
 
 
 def plan_rows(
@@ -129,29 +205,29 @@ def plan_rows(
     object_name: str,
     columns: Iterable[str] = (),
 ) -> Plan:
-    """Plan a batch; nothing is sent. A row that nothing can be made of is refused, and the others go on.
+    """Plan a batch without sending anything. A row that can't be used is refused, and the others continue.
 
     :param image_field: the input that takes the image's address.
     :param object_name: a prefix that ends with ``/`` (or is empty), or a pattern with ``{name}`` (of the image's
-        file), ``{fingerprint}`` and the manifest's carried columns.
-    :param columns: the carried columns; prepared rows may have others.
+        file), ``{fingerprint}`` and the manifest's passthrough columns.
+    :param columns: the passthrough columns; prepared rows may have others.
     :raises WanInputError: the pattern can't be used for any row, or gives two videos one name.
     """
     plan = Plan()
     names: dict[str, str] = {}
     pattern = object_name + _NAME if not object_name or object_name.endswith("/") else object_name
-    carried = {*_BUILT_IN, *columns}
+    available = {*_BUILT_IN, *columns}
     for row in rows:
         if isinstance(row, RowError):
             where = f"{row.origin}, line {row.line}"
             plan.refused.append(ImageResult(where, Outcome.REFUSED, error=row.message, row=where))
             continue
-        carried.update(row[0].passthrough)
+        available.update(row[0].passthrough)
         try:
             item = _item(*row, model_id, image_field)
-            before = plan.items.get(item.fingerprint)
-            if before is not None:
-                plan.items[item.fingerprint] = replace(before, copies=before.copies + 1)
+            same = plan.items.get(item.fingerprint)
+            if same is not None:
+                plan.items[item.fingerprint] = replace(same, copies=same.copies + 1)
                 continue
             item = replace(item, object_name=_object_name(pattern, row[0], item))
         except (WanRefusedError, ValueError, TypeError) as error:
@@ -166,25 +242,25 @@ def plan_rows(
         names[item.object_name] = item.source.shown
         plan.items[item.fingerprint] = item
     if plan.refused:
-        _check_pattern(pattern, carried)
+        _check_pattern(pattern, available)
     return plan
 
 
 def _item(row: DatasetRow, source: BatchSource, model_id: str, image_field: str) -> Item:
     inputs = {name: value for name, value in row.inputs.items() if value is not None and name != image_field}
     if inputs.get("duration") and clip_seconds(model_id, inputs) is None:
-        raise WanInputError(f"duration={str(inputs['duration'])[:80]!r} is no number of seconds.")
+        raise WanInputError(f"duration={str(inputs['duration'])[:80]!r} is not a number of seconds.")
     image = SourceImage(image_field, source.shown, source.identity)
     spec = make_video_spec(model_id, inputs, image=image, variation=row.variation, validate=False)
     return Item(spec.fingerprint, source, inputs, "", row.variation, row.where if row.line else "")
 
 
-def _check_pattern(pattern: str, carried: Iterable[str]) -> None:
-    """Refuse a pattern that works for no row, whatever stands in its columns."""
+def _check_pattern(pattern: str, available: Iterable[str]) -> None:
+    """Refuse a pattern that works for no row, whatever its columns contain."""
     try:
-        example = pattern.format_map(dict.fromkeys(carried, "x"))
+        example = pattern.format_map(dict.fromkeys(available, "x"))
     except (KeyError, IndexError, ValueError, AttributeError) as error:
-        known = ", ".join(f"{{{name}}}" for name in sorted(carried))
+        known = ", ".join(f"{{{name}}}" for name in sorted(available))
         raise WanInputError(
             f"object_name={pattern!r} can't be filled in ({error}); known are {known}."
         ) from None
@@ -192,17 +268,17 @@ def _check_pattern(pattern: str, carried: Iterable[str]) -> None:
 
 
 def _object_name(pattern: str, row: DatasetRow, item: Item) -> str:
-    given = {
-        **{name: _plain(value) for name, value in row.passthrough.items() if value not in (None, "")},
-        "name": _plain(_stem(item.source.shown)) or "image",
+    values = {
+        **{name: _for_name(value) for name, value in row.passthrough.items() if value not in (None, "")},
+        "name": _for_name(_stem(item.source.shown)) or "image",
         "fingerprint": item.fingerprint[:_SHOWN_HEX],
-        "variation": _plain(row.variation or ""),
+        "variation": _for_name(row.variation or ""),
     }
     try:
-        return check_object_name(pattern.format_map(given))
+        return check_object_name(pattern.format_map(values))
     except KeyError as error:
         raise WanInputError(
-            f"object_name={pattern!r} needs {error}, of which the row has no value."
+            f"object_name={pattern!r} needs {error}, and the row has no value for it."
         ) from None
 
 
@@ -211,32 +287,32 @@ def _stem(address: str) -> str:
     return posixpath.splitext(posixpath.basename(unquote(path)))[0]
 
 
-def _plain(value: Any) -> str:
-    return _ODD.sub("_", str(value))[:100]
+def _for_name(value: Any) -> str:
+    return _NOT_IN_NAMES.sub("_", str(value))[:100]
 
 
 class InputCheck:
-    """Validates inputs, once for each different set of them: most rows differ in the image alone."""
+    """Validates inputs, once for each different set of them: most rows differ only in the image."""
 
     def __init__(self, model_id: str, image_field: str) -> None:
         self._model_id = model_id
         self._image_field = image_field
-        self._seen: dict[str, WanRefusedError | None] = {}
+        self._checked: dict[str, WanRefusedError | None] = {}
 
     def problem(self, item: Item) -> WanRefusedError | None:
-        """Say what is wrong with the inputs of an item besides its image, if anything is."""
+        """Return what is wrong with the inputs of an item, apart from its image; None if nothing is."""
         key = json.dumps(item.inputs, sort_keys=True, default=str)
-        if key not in self._seen:
+        if key not in self._checked:
             try:
                 self.validated(item, "https://example.com/image.jpg")
             except WanRefusedError as error:
-                self._seen[key] = error
+                self._checked[key] = error
             else:
-                self._seen[key] = None
-        return self._seen[key]
+                self._checked[key] = None
+        return self._checked[key]
 
     def validated(self, item: Item, address: str) -> dict[str, Any]:
-        """Give what is sent.
+        """Return the inputs to send.
 
         :raises WanInputError: an input breaks a rule.
         """

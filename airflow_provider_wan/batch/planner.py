@@ -1,68 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch is to do, and the plan of it: images, journal and price are asked, and nothing is bought."""
+"""Plans a batch: reads the dataset, the journal, the destination and the price. Nothing is bought."""
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from logging import Logger
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from airflow_provider_wan.batch.budget import Limits
-from airflow_provider_wan.batch.destination import names_taken
-from airflow_provider_wan.batch.plan import InputCheck, Item, Plan, plan_rows
-from airflow_provider_wan.batch.results import MaxFailures
-from airflow_provider_wan.batch.saved_plan import SavedPlan
-from airflow_provider_wan.batch.sources import open_rows
-from airflow_provider_wan.batch.values import BatchLimits
-from airflow_provider_wan.durable.decide import OnUnknownSubmission
+from airflow_provider_wan.batch.checkpoint import SavedPlan
+from airflow_provider_wan.batch.plan import InputCheck, Item, Plan, open_rows, plan_rows
+from airflow_provider_wan.batch.spec import BatchSpec
 from airflow_provider_wan.durable.journal import BucketJournal, RecordSummary, as_listed
 from airflow_provider_wan.durable.record import Stage
 from airflow_provider_wan.exceptions import WanError, WanRecordError
+from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.images.dataset import Columns
 from airflow_provider_wan.images.dataset_reader import DatasetReader
 from airflow_provider_wan.images.source import ImageSources
-from airflow_provider_wan.landing.landing import IfExists
 from airflow_provider_wan.model_api.inputs import clip_seconds, load_schema
 from airflow_provider_wan.model_api.values import ModelInfo
 
 if TYPE_CHECKING:
     from google.cloud import storage
 
-#: A journal of many batches is listed up to this many records, or so many for each image; beyond that the records
-#: of the wanted images are read one by one.
+#: A journal or a folder shared by many batches is listed up to this many names, or this many for each image. Beyond
+#: that, the records or objects of this batch are read one by one.
 _LIST_AT_LEAST, _LIST_PER_IMAGE = 5_000, 50
 _READ_THREADS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class BatchSpec:
-    """What a batch is to do.
-
-    :param images: whatever :class:`~airflow_provider_wan.images.dataset_reader.DatasetReader` reads.
-    :param inputs: the inputs that all rows share, less what rows say themselves.
-    :param object_name: see :func:`~airflow_provider_wan.batch.plan.plan_rows`.
-    :param journal: ``gs://bucket/prefix``.
-    """
-
-    images: Any
-    bucket_name: str
-    object_name: str
-    journal: str
-    model_id: str
-    pace: BatchLimits
-    inputs: Mapping[str, Any] = field(default_factory=dict)
-    variation: str | None = None
-    passthrough: tuple[str, ...] = ()
-    limits: Limits = field(default_factory=Limits)
-    price_usd: float | None = None
-    max_failures: MaxFailures = field(default_factory=lambda: MaxFailures(count=0))
-    on_unknown_submission: OnUnknownSubmission = "fail"
-    resolve: Mapping[str, str] = field(default_factory=dict)
-    if_exists: IfExists = "skip"
-    max_size_bytes: int = 2 * 1024**3
 
 
 class Planner:
@@ -87,40 +54,47 @@ class Planner:
         self._sources = sources
         self._log = log
         self._model: ModelInfo | None = None
-        #: Validates inputs; for all who do that for this batch, since it remembers what it has seen.
+        #: Validates inputs; shared by the whole batch, since it caches its verdicts.
         self.check = InputCheck(spec.model_id, sources.input_name)
 
     def plan(self, former: Iterable[str] = ()) -> Plan:
-        """Tell what is wanted, and what the journal knows of it.
+        """Return the plan, with what the journal knows about it.
 
-        :param former: fingerprints of what the task instance has wanted before.
-        :raises WanInputError: what is wanted can't be read.
+        :param former: fingerprints that this task instance asked for before.
+        :raises WanInputError: the dataset can't be read.
         """
-        plan = self._wanted()
-        # In this order: what lands in between is then known to the journal, whoever lands it.
+        plan = self._read_dataset()
+        # In this order, so that the journal knows about everything that lands in between.
         taken = self._taken({item.object_name for item in plan.items.values()})
-        self._look_up(plan, former)
+        self._read_journal(plan, former)
         plan.on_names(self._spec.bucket_name, taken, may_replace=self._spec.if_exists == "overwrite")
         return plan
 
-    def plan_again(self, noted: SavedPlan) -> Plan:
-        """Tell what was wanted before a wait, whatever the dataset is by now, and what the journal knows of it now."""
-        plan = noted.plan(self._sources, self._wanted_now() if noted.has_gaps else {})
-        names = {one: plan.items[one].object_name for one in noted.missing if one in plan.items}
+    def plan_again(self, saved: SavedPlan) -> Plan:
+        """Return a plan that was saved before a wait, with what the journal knows now.
+
+        The dataset may have changed since; the batch continues with what it began.
+        """
+        plan = saved.plan(self._sources, self._items_now() if saved.has_gaps else {})
+        names = {
+            fingerprint: plan.items[fingerprint].object_name
+            for fingerprint in saved.missing
+            if fingerprint in plan.items
+        }
         taken = self._taken(set(names.values()))
-        self._look_up(plan, noted.fingerprints())
-        missing = {one for one, name in names.items() if name not in taken}
+        self._read_journal(plan, saved.fingerprints())
+        missing = {fingerprint for fingerprint, name in names.items() if name not in taken}
         plan.there = set(plan.landed_in(self._spec.bucket_name)) - missing
         return plan
 
-    def _wanted_now(self) -> Mapping[str, Item]:
+    def _items_now(self) -> Mapping[str, Item]:
         try:
-            return self._wanted().items
+            return self._read_dataset().items
         except WanError as error:
             self._log.warning("The dataset can't be read any more: %s", error)
             return {}
 
-    def _wanted(self) -> Plan:
+    def _read_dataset(self) -> Plan:
         spec = self._spec
         schema = load_schema(spec.model_id)
         known_inputs = None if schema is None else set(schema.fields) - {self._sources.input_name}
@@ -139,46 +113,51 @@ class Planner:
             columns=spec.passthrough,
         )
 
-    def _look_up(self, plan: Plan, former: Iterable[str]) -> None:
-        known = self._listed(plan.items.keys() | set(former))
-        plan.known = {one: listed for one, listed in known.items() if one in plan.items}
-        plan.former = {one: listed for one, listed in known.items() if one not in plan.items}
+    # -- the journal ---------------------------------------------------------------------------------------
 
-    def _taken(self, names: Collection[str]) -> set[str]:
-        most = max(_LIST_AT_LEAST, _LIST_PER_IMAGE * len(names))
-        return names_taken(self._client, self._spec.bucket_name, names, list_at_most=most)
+    def _read_journal(self, plan: Plan, former: Iterable[str]) -> None:
+        known = self._summaries(plan.items.keys() | set(former))
+        plan.known = {name: summary for name, summary in known.items() if name in plan.items}
+        plan.former = {name: summary for name, summary in known.items() if name not in plan.items}
 
-    def _listed(self, wanted: Collection[str]) -> dict[str, RecordSummary]:
-        """List the journal; where it is far larger than the batch, read what is wanted instead."""
+    def _summaries(self, fingerprints: Collection[str]) -> dict[str, RecordSummary]:
+        """List the journal; where it is far larger than the batch, read the records of the batch instead."""
         known: dict[str, RecordSummary] = {}
-        most = max(_LIST_AT_LEAST, _LIST_PER_IMAGE * len(wanted))
-        for number, listed in enumerate(self._journal.listing()):
-            if listed.fingerprint in wanted:
-                known[listed.fingerprint] = listed
-            if len(known) == len(wanted):
+        most = max(_LIST_AT_LEAST, _LIST_PER_IMAGE * len(fingerprints))
+        for number, summary in enumerate(self._journal.listing()):
+            if summary.fingerprint in fingerprints:
+                known[summary.fingerprint] = summary
+            if len(known) == len(fingerprints):
                 return known
             if number >= most:
                 break
         else:
             return known
-        missing = [one for one in wanted if one not in known]
+        missing = [fingerprint for fingerprint in fingerprints if fingerprint not in known]
         with ThreadPoolExecutor(_READ_THREADS, "wan-read") as pool:
-            read_again = pool.map(self._read, missing)
-            known.update((listed.fingerprint, listed) for listed in read_again if listed is not None)
+            found = pool.map(self._read, missing)
+            known.update((summary.fingerprint, summary) for summary in found if summary is not None)
         return known
 
     def _read(self, fingerprint: str) -> RecordSummary | None:
         try:
-            held = self._journal.read(fingerprint)
-        except WanRecordError:  # something stands there, and ends its own image when that comes to its turn
+            found = self._journal.read(fingerprint)
+        except WanRecordError:  # an unreadable object: its own image fails when its turn comes
             return RecordSummary(fingerprint, Stage.INTENT)
-        return None if held is None else as_listed(held.record)
+        return None if found is None else as_listed(found.record)
+
+    # -- the destination -----------------------------------------------------------------------------------
+
+    def _taken(self, names: Collection[str]) -> set[str]:
+        most = max(_LIST_AT_LEAST, _LIST_PER_IMAGE * len(names))
+        return names_taken(self._client, self._spec.bucket_name, names, list_at_most=most)
+
+    # -- the price -----------------------------------------------------------------------------------------
 
     def find_price(self) -> float | None:
-        """Find out what is charged for a request, or for a second of it, in USD; None where that is not known and no
-        limit needs it.
+        """Return the price of a request, or of a second, in USD; None if it is not known and no limit needs it.
 
-        :raises WanError: a limit needs it, and the model's page can't be read.
+        :raises WanError: a limit needs the price, and the model's page can't be read.
         """
         spec = self._spec
         if spec.price_usd is not None:
@@ -186,16 +165,16 @@ class Planner:
         try:
             self._model = self._hook.get_model(spec.model_id)
         except WanError as error:
-            if spec.limits.max_cost_usd is not None:
+            if spec.budget.max_cost_usd is not None:
                 raise
-            self._log.info("What a request costs is not known: %s", error)
+            self._log.info("The price of a request is not known: %s", error)
             return None
         return self._model.base_price_usd or None
 
     def price_of(self, plan: Plan) -> float | None:
-        """Give what a request of this plan costs at most, in USD; None where that is not known.
+        """Return the highest price of a request of this plan, in USD; None if it is not known.
 
-        Where a second has a price, the longest clip counts for all: no limit is passed because a row is longer.
+        Where a second has a price, the longest clip counts for all, so that no limit is exceeded by a longer row.
         """
         if self._model is None:
             return self._spec.price_usd
@@ -204,6 +183,51 @@ class Planner:
 
     def _longest_clip_s(self, plan: Plan) -> float | None:
         model_id = self._spec.model_id
-        wanted = (item.inputs for item in plan.to_do() if self.check.problem(item) is None)
-        lengths = {clip_seconds(model_id, inputs) for inputs in wanted} or {clip_seconds(model_id, {})}
+        usable = (item.inputs for item in plan.to_do() if self.check.problem(item) is None)
+        lengths = {clip_seconds(model_id, inputs) for inputs in usable} or {clip_seconds(model_id, {})}
         return None if None in lengths else max(filter(None, lengths))
+
+
+def names_taken(
+    client: storage.Client, bucket_name: str, names: Collection[str], *, list_at_most: int
+) -> set[str]:
+    """Return which of these object names are taken: by one listing, and one by one where that gets too long.
+
+    :param client: a Cloud Storage client.
+    :param bucket_name: the destination of the videos.
+    :param list_at_most: entries of the listing to read; the folder may hold far more objects than the batch has.
+    :raises WanStorageError: the bucket can't be read.
+    """
+    if not names:
+        return set()
+    bucket = client.bucket(bucket_name)
+    first, last = min(names), max(names)
+    prefix = posixpath.commonprefix((first, last))
+    found: set[str] = set()
+    with storage_errors(f"Listing gs://{bucket_name}/{prefix}"):
+        for number, blob in enumerate(
+            client.list_blobs(
+                bucket,
+                prefix=prefix,
+                start_offset=first,
+                end_offset=last + "!",  # the first name after the last one
+                delimiter=None if any("/" in name[len(prefix) :] for name in names) else "/",
+                fields="items(name),nextPageToken",
+                timeout=TIMEOUT_S,
+                retry=retry_policy(),
+            )
+        ):
+            if blob.name in names:
+                found.add(blob.name)
+            if number >= list_at_most:
+                return found | _existing(bucket, [name for name in names if name > blob.name])
+    return found
+
+
+def _existing(bucket: storage.Bucket, names: Collection[str]) -> set[str]:
+    def exists(name: str) -> bool:
+        with storage_errors(f"Checking gs://{bucket.name}/{name}"):
+            return bool(bucket.blob(name).exists(timeout=TIMEOUT_S, retry=retry_policy()))
+
+    with ThreadPoolExecutor(_READ_THREADS, "wan-exists") as pool:
+        return {name for name, found in zip(names, pool.map(exists, names), strict=True) if found}

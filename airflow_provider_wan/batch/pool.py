@@ -1,42 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The threads of a batch: they do what takes time, and what they bring back comes through one queue."""
+"""The threads of a batch, and what they do: one submit, one landing, one poll or one cancel at a time.
+
+Threads never touch the state of the batch. Each result comes back as a :class:`Completion` through one queue.
+"""
 
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from logging import Logger
 from typing import Any, Literal, NamedTuple, Self
 
-from airflow_provider_wan.batch.values import BatchLimits
+from airflow_provider_wan.batch.plan import Item
+from airflow_provider_wan.batch.report import Landed
+from airflow_provider_wan.batch.spec import BatchLimits
+from airflow_provider_wan.durable.journal import Journal, RecordConflict, VersionedRecord
+from airflow_provider_wan.durable.record import Record, Stage
+from airflow_provider_wan.durable.submission import (
+    Submission,
+    SubmitResult,
+    amend,
+    raise_unless_succeeded,
+    with_result,
+)
+from airflow_provider_wan.exceptions import (
+    WanCancelledError,
+    WanDownloadError,
+    WanError,
+    WanGenerationFailedError,
+    WanStorageError,
+)
+from airflow_provider_wan.hooks.connection import WanSettings
+from airflow_provider_wan.hooks.wan import WanHook
+from airflow_provider_wan.landing.landing import Destination, IfExists, Landing, as_landed
+from airflow_provider_wan.model_api.calls import RequestStatus
+from airflow_provider_wan.model_api.video_spec import SourceImage, VideoSpec, make_video_spec
 
-Kind = Literal["submit", "land", "look"]
+Kind = Literal["submit", "land", "poll"]
+
+_CANCEL_THREADS = 8
 
 
 class Completion(NamedTuple):
-    """What a thread has brought back.
+    """The end of one piece of work.
 
-    :param about: as it was given to :meth:`WorkerPool.do`.
-    :param brought: what the work gave, or the error that it raised.
+    :param about: the name that was passed to :meth:`WorkerPool.run`.
+    :param outcome: what the work returned, or the error that it raised.
     """
 
     kind: Kind
     about: str
-    brought: Any
+    outcome: Any
 
 
 class WorkerPool:
-    """One pool of threads for each kind of work; a context manager that waits for all of them at its end."""
+    """One thread pool for each kind of work; a context manager that waits for all of them when it ends."""
 
-    def __init__(self, pace: BatchLimits) -> None:
+    def __init__(self, limits: BatchLimits) -> None:
         self._sizes: dict[Kind, int] = {
-            "submit": pace.submit_threads,
-            "land": pace.landing_threads,
-            "look": pace.look_threads,
+            "submit": limits.submit_threads,
+            "land": limits.landing_threads,
+            "poll": limits.poll_threads,
         }
         self._pools: dict[Kind, ThreadPoolExecutor] = {}
-        self._inbox: queue.SimpleQueue[Completion] = queue.SimpleQueue()
+        self._completions: queue.SimpleQueue[Completion] = queue.SimpleQueue()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -48,22 +79,157 @@ class WorkerPool:
         self._stack.close()
         self._pools.clear()
 
-    def do(self, kind: Kind, about: str, work: Callable[[], Any]) -> None:
-        """Let a thread do a piece of work; its end is told by :meth:`news`, whatever it is."""
+    def run(self, kind: Kind, about: str, work: Callable[[], Any]) -> None:
+        """Run a piece of work on a thread; its end appears in :meth:`completions`."""
 
         def run() -> None:
             try:
-                self._inbox.put(Completion(kind, about, work()))
+                self._completions.put(Completion(kind, about, work()))
             except BaseException as error:
-                self._inbox.put(Completion(kind, about, error))
+                self._completions.put(Completion(kind, about, error))
 
         self._pools[kind].submit(run)
 
-    def news(self, timeout_s: float) -> Iterator[Completion]:
-        """Wait for news, for so long at most, and give all that there is."""
+    def completions(self, timeout_s: float) -> Iterator[Completion]:
+        """Wait up to this long for a completion, and return all that are there."""
         try:
-            yield self._inbox.get(timeout=timeout_s)
+            yield self._completions.get(timeout=timeout_s)
             while True:
-                yield self._inbox.get_nowait()
+                yield self._completions.get_nowait()
         except queue.Empty:
             return
+
+
+@dataclass(slots=True)
+class BatchWork:
+    """The calls that take time; every method runs on threads.
+
+    :param image_field: the input that takes the image's address.
+    :param owner: the name of this task instance in records.
+    """
+
+    hook: WanHook
+    journal: Journal
+    submission: Submission
+    landing: Landing
+    log: Logger
+    model_id: str
+    image_field: str
+    bucket_name: str
+    owner: str
+    if_exists: IfExists = "skip"
+    #: The known costs of requests whose video can't land, by request id.
+    costs: dict[str, float] = field(default_factory=dict)
+
+    # -- submits -------------------------------------------------------------------------------------------
+
+    def obtain(
+        self, item: Item, make_inputs: Callable[[], Mapping[str, Any]], *, is_new: bool
+    ) -> SubmitResult:
+        """Return the request for an image, buying at most one."""
+        return self.submission.obtain(self._video_spec(item, make_inputs), is_new=is_new)
+
+    def _video_spec(self, item: Item, make_inputs: Callable[[], Mapping[str, Any]]) -> VideoSpec:
+        spec = make_video_spec(
+            self.model_id,
+            item.inputs,
+            image=SourceImage(self.image_field, item.source.shown, item.source.identity),
+            variation=item.variation,
+            owner=self.owner,
+            validate=False,
+        )
+        return replace(spec, make_inputs=make_inputs)
+
+    @property
+    def settings(self) -> WanSettings:
+        """The connection, as it was last read."""
+        return self.hook.settings
+
+    def refresh(self, refused: WanSettings) -> bool:
+        """Read the connection again, as after a rotated token; return whether the token has changed.
+
+        :param refused: the settings whose token was refused.
+        """
+        try:
+            return self.hook.refresh(refused)
+        except Exception as error:
+            self.log.warning("The connection could not be read again: %s", type(error).__name__)
+            return False
+
+    # -- polls and landings --------------------------------------------------------------------------------
+
+    def status(self, request_id: str) -> RequestStatus:
+        """Poll a request once."""
+        return self.hook.get_status(request_id, retry=False)
+
+    def land(self, item: Item, request_id: str) -> Landed:
+        """Land the videos of a request.
+
+        :raises WanGenerationFailedError: the request made none; its record then says so.
+        :raises WanTransientError: the request has not finished yet, or there is no answer.
+        """
+        started = time.monotonic()
+        versioned = self._record_of(item, request_id)
+        destination = Destination(self.bucket_name, item.object_name, self.if_exists)
+        try:
+            landed = self.landing.land(versioned.record, destination)
+        except (WanGenerationFailedError, WanCancelledError, WanDownloadError) as error:
+            if not (isinstance(error, WanDownloadError) and error.retry_helps):
+                self._record_end(item, request_id)
+            raise
+        took_s = time.monotonic() - started
+        self._record_landed(versioned, landed)
+        return Landed(landed, took_s, is_first_seen=not versioned.record.succeeded_once)
+
+    def _record_of(self, item: Item, request_id: str) -> VersionedRecord:
+        found = self.journal.read(item.fingerprint)
+        if found is not None and found.record.request_id == request_id:
+            return found
+        # The id could not be written after the purchase: write it now, or fail this landing.
+        spec = self._video_spec(item, dict)
+        return VersionedRecord(self.submission.take_over(spec, request_id).record, -1)
+
+    def _record_landed(self, versioned: VersionedRecord, landed: Record) -> None:
+        change = as_landed(landed)
+        try:
+            if versioned.version > 0:
+                self.journal.write(change(versioned.record), replaces=versioned)
+                return
+        except (RecordConflict, WanStorageError):
+            pass
+        assert landed.request_id is not None
+        amend(self.journal, landed.fingerprint, landed.request_id, change, self.log)
+
+    def _record_end(self, item: Item, request_id: str) -> None:
+        """Record how a request ended whose video can't land."""
+        result = self.hook.get_result(request_id)
+        if result.cost_usd is not None:
+            self.costs[request_id] = result.cost_usd
+        amend(
+            self.journal, item.fingerprint, request_id, lambda record: with_result(record, result), self.log
+        )
+        raise_unless_succeeded(result)
+
+    # -- cancels -------------------------------------------------------------------------------------------
+
+    def cancel(self, requests: Sequence[tuple[str, str]]) -> int:
+        """Cancel queued requests that have no other owner; return how many were cancelled.
+
+        :param requests: request ids, each with its fingerprint.
+        """
+
+        def cancel_one(request: tuple[str, str]) -> bool:
+            request_id, fingerprint = request
+            try:
+                found = self.journal.read(fingerprint)
+                if found is None or found.record.request_id != request_id:
+                    return False
+                if found.record.stage is Stage.LANDED or set(found.record.watchers) - {self.owner}:
+                    return False
+                return self.hook.cancel(request_id).cancelled
+            except WanError as error:
+                self.log.warning("Request %s was not cancelled: %s", request_id, error)
+                return False
+
+        with ThreadPoolExecutor(_CANCEL_THREADS) as pool:
+            return sum(pool.map(cancel_one, reversed(requests)))

@@ -1,68 +1,303 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a batch ended: the sums for the XCom, and what its task fails with, if it does."""
+"""What a batch reports: the result of each image, progress figures, events for metrics, and the summary."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_provider_wan.batch.progress import Progress
-from airflow_provider_wan.batch.results import ImageResult, MaxFailures, Outcome, count_outcomes
-from airflow_provider_wan.batch.state import BatchState
+from airflow_provider_wan.durable.record import Record
 from airflow_provider_wan.exceptions import WanBatchError, WanError
 
-#: So many are named in a message or in the log; all are in the manifest.
+if TYPE_CHECKING:
+    from airflow_provider_wan.batch.state import BatchState
+
+#: How many errors a message or the log names; the manifest has all of them.
 SHOWN_ERRORS = 5
+
+
+class Outcome(StrEnum):
+    """How one image ended."""
+
+    #: Its video is in the bucket.
+    LANDED = "landed"
+    #: The video was there before; nothing was bought.
+    REUSED = "reused"
+    #: RunComfy failed to generate it, on every try.
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    #: It breaks a rule, here or at RunComfy: nothing was bought.
+    REFUSED = "refused"
+    #: The answer to its submit was lost: a person has to settle it.
+    UNKNOWN = "unknown"
+    #: It was paid for, and its video could not be written to the bucket; a rerun tries again.
+    NOT_LANDED = "not_landed"
+    #: Not finished, bought or not: a limit, a deadline or an empty account came first. A rerun continues.
+    LEFT = "left"
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the video is in the bucket."""
+        return self in (Outcome.LANDED, Outcome.REUSED)
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether it counts against ``max_failures``."""
+        return not self.is_there and self is not Outcome.LEFT
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResult:
+    """The result of one image: a line of the manifest.
+
+    :param image: the image's address, without its signature.
+    :param row: the position in the source manifest.
+    :param uri: of the first video.
+    :param size_bytes: of all videos of the request, where known.
+    """
+
+    image: str
+    outcome: Outcome
+    fingerprint: str | None = None
+    request_id: str | None = None
+    uri: str | None = None
+    size_bytes: int | None = None
+    cost_usd: float | None = None
+    error: str | None = None
+    row: str | None = None
+
+    def to_json(self) -> str:
+        """Return the result as one line of JSON."""
+        plain = {**asdict(self), "outcome": str(self.outcome)}
+        return json.dumps(plain, ensure_ascii=True, separators=(",", ":"))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields that are set as plain JSON values."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> ImageResult:
+        """Read what :meth:`as_dict` returned."""
+        known: dict[str, Any] = {field.name: plain.get(field.name) for field in fields(cls)}
+        known["outcome"] = Outcome(plain["outcome"])
+        return cls(**known)
+
+
+@dataclass(frozen=True, slots=True)
+class MaxFailures:
+    """How many images may fail before the task fails: a count, or a share of all images from 0 to 1."""
+
+    count: int | None = None
+    share: float | None = None
+
+    @classmethod
+    def of(cls, given: int | float | str) -> MaxFailures:
+        """Read ``5``, ``0.05``, ``"5"`` or ``"5%"``.
+
+        :raises ValueError: it is none of them.
+        """
+        text = str(given).strip()
+        if text.endswith("%"):
+            share = float(text[:-1]) / 100
+        elif "." in text or "e" in text.lower():
+            share = float(text)
+        elif int(text) >= 0:
+            return cls(count=int(text))
+        else:
+            share = -1.0
+        if not 0 <= share <= 1:
+            raise ValueError(f"max_failures={given!r} must be a count, or a share between 0 and 1")
+        return cls(share=share)
+
+    def allows(self, failures: int, total: int) -> bool:
+        """Return whether this many failures are acceptable."""
+        if self.count is not None:
+            return failures <= self.count
+        return failures <= (self.share or 0.0) * total
+
+
+# -- while it runs -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a batch is.
+
+    :param done: videos in the bucket, of which ``before`` were there when this try began.
+    :param failed: images that ended without a video.
+    :param running: requests estimated to run, while ``queued`` wait at RunComfy.
+    :param ready: finished requests that are about to land.
+    :param to_submit: images without a request so far.
+    :param elapsed_s: since the batch began.
+    """
+
+    total: int
+    done: int
+    before: int
+    failed: int
+    running: int
+    queued: int
+    ready: int
+    to_submit: int
+    cost_usd: float
+    cost_is_exact: bool
+    elapsed_s: float
+
+    @property
+    def videos_a_minute(self) -> float:
+        """New videos a minute since the batch began."""
+        return 60.0 * (self.done - self.before) / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    @property
+    def left_s(self) -> float | None:
+        """How long the rest takes at this rate, in seconds; None while the rate is 0."""
+        rest = self.running + self.queued + self.ready + self.to_submit
+        if not rest:
+            return 0.0
+        return 60.0 * rest / self.videos_a_minute if self.videos_a_minute > 0 else None
+
+    def line(self) -> str:
+        """Return the figures as one line for the log."""
+        parts = [f"{self.done:,} of {self.total:,} done"]
+        if self.before:
+            parts[0] += f" ({self.before:,} were there)"
+        if self.failed:
+            parts.append(f"{self.failed:,} failed")
+        parts.append(f"{self.running:,} running, {self.queued:,} queued, {self.to_submit:,} to submit")
+        if self.ready:
+            parts.append(f"{self.ready:,} to land")
+        parts.append(f"{self.videos_a_minute:.1f} videos/min")
+        if self.cost_usd:
+            parts.append(f"{'' if self.cost_is_exact else 'about '}{self.cost_usd:.2f} USD")
+        if self.left_s:
+            parts.append(f"about {_duration(self.left_s)} left")
+        return "; ".join(parts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures as plain JSON values."""
+        left_s = self.left_s
+        plain = asdict(self) | {"elapsed_s": round(self.elapsed_s, 1), "cost_usd": round(self.cost_usd, 6)}
+        return plain | {
+            "videos_a_minute": round(self.videos_a_minute, 2),
+            "left_s": None if left_s is None else round(left_s),
+        }
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """A landing that succeeded.
+
+    :param took_s: from the start of the landing to the verified video in the bucket.
+    :param is_first_seen: whether this was the first time that anybody saw the request succeed.
+    :param running_since: when the request started to run, in unix seconds; None if not known.
+    """
+
+    record: Record
+    took_s: float
+    is_first_seen: bool = True
+    running_since: float | None = None
+
+
+class BatchListener:
+    """Receives the events of a batch, each once and on one thread; this one ignores them.
+
+    A batch that continues in another process after a wait does not repeat the events before the wait.
+    """
+
+    def on_start(self, *, adopted: int, reused: int, refused: int) -> None:
+        """A try begins.
+
+        :param adopted: requests that an earlier try left in flight.
+        :param reused: videos that are there already.
+        :param refused: rows that can't be used.
+        """
+
+    def on_request(self, how: Literal["submitted", "adopted", "reused"]) -> None:
+        """An image has a request."""
+
+    def on_refused(self) -> None:
+        """An image breaks a rule; nothing was bought."""
+
+    def on_unknown(self) -> None:
+        """The answer to a submit was lost."""
+
+    def on_no_video(self, error: WanError, cost_usd: float | None) -> None:
+        """A request failed or was cancelled; another may follow it.
+
+        :param cost_usd: what was charged nevertheless, if known.
+        """
+
+    def on_landed(self, landed: Landed) -> None:
+        """A video is in the bucket."""
+
+
+# -- at the end --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """How a batch ended.
 
-    :param summary: small, for the XCom.
-    :param error: what to raise, if anything.
+    :param summary: small figures for the XCom.
+    :param error: what the task must raise, if anything.
     """
 
     summary: dict[str, Any]
     error: WanError | None = None
 
 
-def all_endings(standing: BatchState) -> Iterator[ImageResult]:
-    """Give how each image has ended, those that nothing could be made of last."""
-    return chain((standing.endings[one] for one in standing.plan.items), standing.plan.refused)
+def all_results(state: BatchState) -> Iterator[ImageResult]:
+    """Return the result of each image, in the order of the dataset; unusable rows come last."""
+    return chain((state.results[fingerprint] for fingerprint in state.plan.items), state.plan.refused)
 
 
-def summary_of(standing: BatchState, progress: Progress) -> dict[str, Any]:
-    """Give the sums.
+def count_outcomes(outcomes: Counter[Outcome]) -> dict[str, int]:
+    """Return a count for every outcome, zeros included."""
+    return {str(outcome): outcomes[outcome] for outcome in Outcome}
 
-    :param progress: of the end.
+
+def summary_of(state: BatchState, progress: Progress) -> dict[str, Any]:
+    """Return the summary.
+
+    :param progress: the figures at the end.
     """
-    budget = standing.budget
+    budget = state.budget
     return {
-        "total": standing.plan.total,
-        **count_outcomes(_outcomes(standing)),
+        "total": state.plan.total,
+        **count_outcomes(_outcomes(state)),
         "bought": budget.bought,
         "cost_usd": round(budget.spent_usd, 6),
         "cost_is_exact": not budget.unpriced,
-        "size_bytes": sum(ending.size_bytes or 0 for ending in standing.endings.values()),
+        "cost_unknown": budget.unpriced,
+        "size_bytes": sum(result.size_bytes or 0 for result in state.results.values()),
         "duration_s": round(progress.elapsed_s, 1),
         "videos_a_minute": round(progress.videos_a_minute, 2),
     }
 
 
-def error_of(standing: BatchState, max_failures: MaxFailures, manifest: str) -> WanError | None:
-    """Give what the task fails with: what has halted it, or too many failures; None where it has succeeded.
+def error_of(state: BatchState, max_failures: MaxFailures, manifest: str) -> WanError | None:
+    """Return what the task fails with: what halted it, or too many failures; None if it succeeded.
 
-    :param manifest: its address, for the message.
+    :param manifest: the manifest's address, for the message.
     """
-    outcomes, total = _outcomes(standing), standing.plan.total
+    outcomes, total = _outcomes(state), state.plan.total
     left = outcomes[Outcome.LEFT]
     if left:
-        halted = standing.halted or WanBatchError(
-            "The task was ended early; a rerun goes on.", retry_helps=True
+        halted = state.halted or WanBatchError(
+            "The task was ended early; a rerun continues.", retry_helps=True
         )
         message = f"{left} of {total} images are not done. {halted} Manifest: {manifest}"
         halted.args = (message, *halted.args[1:])
@@ -70,15 +305,15 @@ def error_of(standing: BatchState, max_failures: MaxFailures, manifest: str) -> 
     failures = sum(count for outcome, count in outcomes.items() if outcome.is_failure)
     if max_failures.allows(failures, total):
         return None
-    bad = [ending for ending in all_endings(standing) if ending.outcome.is_failure]
-    first = "; ".join(f"{ending.image}: {ending.error}" for ending in bad[:SHOWN_ERRORS])
+    bad = [result for result in all_results(state) if result.outcome.is_failure]
+    first = "; ".join(f"{result.image}: {result.error}" for result in bad[:SHOWN_ERRORS])
     more = f" and {len(bad) - SHOWN_ERRORS} more" if len(bad) > SHOWN_ERRORS else ""
     return WanBatchError(
         f"{failures} of {total} images have no video, more than max_failures allows; all others were finished. "
         f"{first}{more}. Manifest: {manifest}",
-        retry_helps=any(ending.outcome not in (Outcome.REFUSED, Outcome.UNKNOWN) for ending in bad),
+        retry_helps=any(result.outcome not in (Outcome.REFUSED, Outcome.UNKNOWN) for result in bad),
     )
 
 
-def _outcomes(standing: BatchState) -> Counter[Outcome]:
-    return Counter(ending.outcome for ending in all_endings(standing))
+def _outcomes(state: BatchState) -> Counter[Outcome]:
+    return Counter(result.outcome for result in all_results(state))

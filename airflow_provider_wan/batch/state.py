@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where each image of a batch stands: to do, in flight, over, or ended. One thread owns it all.
+"""The state of each image of a batch: to submit, in flight, finished, or with a result. One thread owns all of it.
 
-Nothing that must survive is kept here: requests are in the journal before this file hears of them, and videos are in
-the bucket.
+Nothing here has to survive a crash: a request is in the journal before this file knows about it, and a video is in the
+bucket. What neither of them holds goes into the :class:`~airflow_provider_wan.batch.checkpoint.Checkpoint`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ from logging import Logger
 from typing import Any
 
 from airflow_provider_wan.batch.budget import Budget
-from airflow_provider_wan.batch.listener import BatchListener
+from airflow_provider_wan.batch.checkpoint import Checkpoint, RetryState, pause_after_s
 from airflow_provider_wan.batch.plan import Item, Plan
-from airflow_provider_wan.batch.progress import Progress
-from airflow_provider_wan.batch.results import Outcome
-from airflow_provider_wan.batch.values import Checkpoint, RetryState, pause_after_s
+from airflow_provider_wan.batch.report import BatchListener, Outcome, Progress
 from airflow_provider_wan.durable.journal import RecordSummary
 from airflow_provider_wan.durable.record import Record, Stage
 from airflow_provider_wan.exceptions import WanBudgetError, WanError
@@ -29,208 +27,208 @@ from airflow_provider_wan.polling.poller import RequestPoller
 
 
 class BatchState:
-    """Knows where each image stands; images are named by their fingerprints.
+    """The state of each image, by fingerprint.
 
-    :param watch: is told of every request in flight.
-    :param memory: of this try, from an earlier process; goes on being written.
-    :param watcher: how records name this task instance.
-    :param started: of requests in flight, when they began to run, as far as it is known.
-    :param witness: is told what happens.
+    :param poller: gets every request in flight.
+    :param checkpoint: of an earlier process of this try; it is kept up to date.
+    :param owner: the name of this task instance in records.
+    :param started: when requests in flight began to run, as far as known.
+    :param listener: receives the events.
     """
 
     def __init__(
         self,
         plan: Plan,
         budget: Budget,
-        watch: RequestPoller,
+        poller: RequestPoller,
         log: Logger,
         *,
-        memory: Checkpoint,
-        watcher: str,
+        checkpoint: Checkpoint,
+        owner: str,
         started: Mapping[str, float],
         listener: BatchListener | None = None,
     ) -> None:
         self.plan = plan
         self.budget = budget
-        self.watch = watch
+        self.poller = poller
         self.listener = listener or BatchListener()
-        self.failures = memory.failures
-        self.inherited = memory.inherited
-        self.troubles = memory.troubles
-        self.unwritten = memory.unwritten
-        self.endings = dict(memory.endings)
-        #: Why nothing more is bought, and the batch ends early.
+        self.failures = checkpoint.failures
+        self.inherited = checkpoint.inherited
+        self.retries = checkpoint.retries
+        self.unwritten = checkpoint.unwritten
+        self.results = dict(checkpoint.results)
+        #: Why nothing more is bought, so that the batch ends early.
         self.halted: WanError | None = None
         #: A limit that one image has met; others may still be within it.
         self.over_budget: WanBudgetError | None = None
         self.to_submit: deque[Item] = deque()
         self.submitting: set[str] = set()
-        #: Fingerprints by request id, from here on.
+        #: Fingerprints by request id: requests in flight, and finished ones until they have a result.
         self.in_flight: dict[str, str] = {}
-        self.over: dict[str, str] = {}
+        self.finished: dict[str, str] = {}
         self.to_land: deque[str] = deque()
         self.landing: set[str] = set()
-        #: Of what is over, when it is believed to have begun to run, where that is known.
+        #: When finished requests began to run, where known.
         self.running_since: dict[str, float] = {}
         self._later: list[tuple[float, str]] = []
-        self._memory = memory
-        self._watcher = watcher
+        self._checkpoint = checkpoint
+        self._owner = owner
         self._log = log
-        self._sort_out(started)
-        self._go_on_as_before()
-        if memory.done_before is None:
-            memory.done_before = sum(ending.outcome.is_there for ending in self.endings.values())
-            self.listener.began(
-                adopted=len(self.in_flight), reused=memory.done_before, refused=len(plan.refused)
+        self._sort(started)
+        self._restore_retries()
+        if checkpoint.done_before is None:
+            checkpoint.done_before = sum(result.outcome.is_there for result in self.results.values())
+            self.listener.on_start(
+                adopted=len(self.in_flight), reused=checkpoint.done_before, refused=len(plan.refused)
             )
 
     # -- at the beginning ----------------------------------------------------------------------------------
 
-    def _sort_out(self, started: Mapping[str, float]) -> None:
-        """Sort the images by what the journal and this try's past tell of them."""
-        for known in chain(self.plan.known.values(), self.plan.former.values()):
-            self._count_mine(known)
-        flying: list[tuple[str, str, str]] = []
+    def _sort(self, started: Mapping[str, float]) -> None:
+        """Sort the images by what the journal and the checkpoint know about them."""
+        for summary in chain(self.plan.known.values(), self.plan.former.values()):
+            self._count_mine(summary)
+        in_flight: list[tuple[str, str, str]] = []
         claimed: list[Item] = []
-        for one, item in self.plan.items.items():
-            listed = self.plan.known.get(one)
-            if listed is None:
-                if one not in self.endings:
+        for fingerprint, item in self.plan.items.items():
+            known = self.plan.known.get(fingerprint)
+            if known is None:
+                if fingerprint not in self.results:
                     self.to_submit.append(item)
+            elif self.plan.is_done(fingerprint):
+                self._has_landed(item, known)
+            elif fingerprint in self.results:
                 continue
-            if self.plan.is_done(one):
-                self._has_landed(item, listed)
-            elif one in self.endings:
-                continue
-            elif listed.stage is Stage.LANDED and listed.request_id:
-                self.land(listed.request_id, one)
+            elif known.stage is Stage.LANDED and known.request_id:
+                self.land(known.request_id, fingerprint)
             elif (
-                self._is_mine(listed)
-                and listed.request_id
-                and listed.stage in (Stage.SUBMITTED, Stage.SUCCEEDED)
+                self._is_mine(known)
+                and known.request_id
+                and known.stage in (Stage.SUBMITTED, Stage.SUCCEEDED)
             ):
-                flying.append((listed.submitted_at or "", listed.request_id, one))
-            elif listed.stage is Stage.INTENT:
-                claimed.append(item)  # by one that was killed, perhaps: it takes minutes to be sure
+                in_flight.append((known.submitted_at or "", known.request_id, fingerprint))
+            elif known.stage is Stage.INTENT:
+                claimed.append(
+                    item
+                )  # perhaps by a killed task: it takes minutes to be sure, so it comes last
             else:
-                self.to_submit.appendleft(item)  # paid for, perhaps: that comes first
+                self.to_submit.appendleft(item)  # perhaps paid for: it comes first
         self.to_submit.extend(claimed)
-        for submitted_at, request_id, one in sorted(flying):
-            if self._memory.done_before is None:
-                self.inherited.add(one)
-            at = unix(submitted_at) or self._memory.started_at
-            self.mark_submitted(request_id, one, at, started_at=started.get(request_id))
+        for submitted_at, request_id, fingerprint in sorted(in_flight):
+            if self._checkpoint.done_before is None:
+                self.inherited.add(fingerprint)
+            at = unix(submitted_at) or self._checkpoint.started_at
+            self.mark_submitted(request_id, fingerprint, at, started_at=started.get(request_id))
 
-    def _count_mine(self, listed: RecordSummary) -> None:
-        """Count what this task instance has bought for an image, whatever became of it and whoever bought later."""
-        purchases = listed.bought_by(self._watcher)
+    def _count_mine(self, known: RecordSummary) -> None:
+        """Count what this task instance bought for an image, whatever became of it and whoever bought later."""
+        purchases = known.bought_by(self._owner)
         if purchases:
-            cost_usd = listed.cost_usd if self._is_mine(listed) else None
-            self.budget.bought_before(listed.fingerprint, purchases=purchases, cost_usd=cost_usd)
+            cost_usd = known.cost_usd if self._is_mine(known) else None
+            self.budget.bought_before(known.fingerprint, purchases=purchases, cost_usd=cost_usd)
 
-    def _go_on_as_before(self) -> None:
-        """Do not submit what this try has bought, though the journal does not name it, nor too early what failed."""
-        sorted_out, self.to_submit = self.to_submit, deque()
-        for item in sorted_out:
-            one = item.fingerprint
-            if one in self.unwritten:
-                self.mark_submitted(self.unwritten[one], one, time.time())
-            elif one in self.troubles.images:
-                self.retry_at(one, self.troubles.images[one].at)
+    def _restore_retries(self) -> None:
+        """Keep what this try bought without a record in flight, and failed images waiting for their time."""
+        items, self.to_submit = self.to_submit, deque()
+        for item in items:
+            fingerprint = item.fingerprint
+            if fingerprint in self.unwritten:
+                self.mark_submitted(self.unwritten[fingerprint], fingerprint, time.time())
+            elif fingerprint in self.retries.images:
+                self.retry_at(fingerprint, self.retries.images[fingerprint].at)
             else:
                 self.to_submit.append(item)
 
-    def _is_mine(self, listed: RecordSummary) -> bool:
-        return listed.buyer == self._watcher
+    def _is_mine(self, known: RecordSummary) -> bool:
+        return known.buyer == self._owner
 
-    def _has_landed(self, item: Item, listed: RecordSummary) -> None:
-        outcome = Outcome.LANDED if self._is_mine(listed) else Outcome.REUSED
+    def _has_landed(self, item: Item, known: RecordSummary) -> None:
         self.end(
             item.fingerprint,
-            outcome,
-            request_id=listed.request_id,
-            uri=listed.uri,
-            size_bytes=listed.size_bytes,
-            cost_usd=listed.cost_usd,
+            Outcome.LANDED if self._is_mine(known) else Outcome.REUSED,
+            request_id=known.request_id,
+            uri=known.uri,
+            size_bytes=known.size_bytes,
+            cost_usd=known.cost_usd,
         )
 
-    # -- from stage to stage -------------------------------------------------------------------------------
+    # -- transitions ---------------------------------------------------------------------------------------
 
-    def retry_at(self, one: str, at: float) -> None:
-        """Submit an image, but not before a moment."""
-        heapq.heappush(self._later, (at, one))
+    def retry_at(self, fingerprint: str, at: float) -> None:
+        """Submit an image, but not before this moment."""
+        heapq.heappush(self._later, (at, fingerprint))
 
-    def next_later_at(self) -> float | None:
-        """Give the first such moment."""
+    def next_retry_at(self) -> float | None:
+        """Return when the first of those images is due."""
         return self._later[0][0] if self._later else None
 
-    def take_up_later(self, now: float) -> None:
-        """Take up those whose moment has come."""
+    def take_due_retries(self, now: float) -> None:
+        """Queue the images that are due."""
         while self._later and self._later[0][0] <= now:
             self.to_submit.append(self.plan.items[heapq.heappop(self._later)[1]])
 
     def mark_submitted(
-        self, request_id: str, one: str, submitted_at: float, *, started_at: float | None = None
+        self, request_id: str, fingerprint: str, submitted_at: float, *, started_at: float | None = None
     ) -> None:
-        """Take in that a request is in flight."""
-        self.in_flight[request_id] = one
-        late = self.troubles.results.get(request_id)
+        """Record that a request is in flight."""
+        self.in_flight[request_id] = fingerprint
+        late = self.retries.results.get(request_id)
         if late is None:
-            self.watch.add(request_id, submitted_at, started_at=started_at)
+            self.poller.add(request_id, submitted_at, started_at=started_at)
         else:
-            self.watch.add_apart(request_id, late.since, look_at=late.at)
+            self.poller.add_apart(request_id, late.since, look_at=late.at)
 
     def mark_not_finished(self, request_id: str, now: float) -> None:
-        """Take in that a request that was taken for over is not, or that nobody can tell."""
-        self.in_flight[request_id] = self.over.pop(request_id)
-        before = self.troubles.results.get(request_id, RetryState())
+        """Record that a request that seemed finished is not, or that there is no answer about it."""
+        self.in_flight[request_id] = self.finished.pop(request_id)
+        before = self.retries.results.get(request_id, RetryState())
         late = before.later(now, pause_after_s(before.times + 1))
-        self.troubles.results[request_id] = late
-        self.watch.add_apart(request_id, now, look_at=late.at)
+        self.retries.results[request_id] = late
+        self.poller.add_apart(request_id, now, look_at=late.at)
 
-    def look_at(self) -> dict[str, float]:
-        """Tell of what is in flight, was over by its status and had no result, when it is looked at again."""
-        late = self.troubles.results
+    def poll_at(self) -> dict[str, float]:
+        """Return when to poll again the requests that had finished by their status and had no result."""
+        late = self.retries.results
         return {request_id: late[request_id].at for request_id in self.in_flight if request_id in late}
 
-    def forget_over(self, request_id: str) -> None:
-        """Take in that nothing more is to be done about a request that is over."""
-        self.unwritten.pop(self.over.pop(request_id), None)
-        self.troubles.results.pop(request_id, None)
+    def forget_finished(self, request_id: str) -> None:
+        """Record that nothing more has to be done about a finished request."""
+        self.unwritten.pop(self.finished.pop(request_id), None)
+        self.retries.results.pop(request_id, None)
 
     def mark_finished(self, request_ids: Iterable[str]) -> None:
-        """Take in what was found to be over."""
+        """Record that requests have finished."""
         for request_id in request_ids:
             if request_id in self.in_flight:
-                if (since := self.watch.started_at(request_id)) is not None:
+                if (since := self.poller.started_at(request_id)) is not None:
                     self.running_since[request_id] = since
-                self.watch.forget(request_id)
-                self.over[request_id] = self.in_flight.pop(request_id)
+                self.poller.forget(request_id)
+                self.finished[request_id] = self.in_flight.pop(request_id)
                 self.to_land.append(request_id)
 
-    def land(self, request_id: str, one: str) -> None:
-        """Take in that the videos of a request are wanted where they are not."""
-        self.over[request_id] = one
+    def land(self, request_id: str, fingerprint: str) -> None:
+        """Queue the landing of a finished request."""
+        self.finished[request_id] = fingerprint
         self.to_land.append(request_id)
 
     def mark_missing(self, request_ids: Iterable[str]) -> None:
-        """Take in what the API does not know any more: the decision table says what follows."""
+        """Queue images whose request the API does not know any more: the decision table says what follows."""
         for request_id in request_ids:
-            one = self.in_flight.pop(request_id, None)
-            if one is not None:
-                self.watch.forget(request_id)
-                self.unwritten.pop(one, None)
-                self.failures[one] += 1
-                self.to_submit.append(self.plan.items[one])
+            fingerprint = self.in_flight.pop(request_id, None)
+            if fingerprint is not None:
+                self.poller.forget(request_id)
+                self.unwritten.pop(fingerprint, None)
+                self.failures[fingerprint] += 1
+                self.to_submit.append(self.plan.items[fingerprint])
 
-    def end(self, one: str, outcome: Outcome, **more: Any) -> None:
-        """Take in how an image has ended."""
-        self.endings[one] = self.plan.items[one].ending(outcome, **more)
+    def end(self, fingerprint: str, outcome: Outcome, **more: Any) -> None:
+        """Record the result of an image."""
+        self.results[fingerprint] = self.plan.items[fingerprint].result(outcome, **more)
 
-    def mark_landed(self, one: str, outcome: Outcome, record: Record) -> None:
-        """Take in that the videos of a request are in the bucket."""
+    def mark_landed(self, fingerprint: str, outcome: Outcome, record: Record) -> None:
+        """Record that the videos of a request are in the bucket."""
         self.end(
-            one,
+            fingerprint,
             outcome,
             request_id=record.request_id,
             uri=record.videos[0].uri if record.videos else None,
@@ -238,62 +236,66 @@ class BatchState:
             cost_usd=record.cost_usd,
         )
 
-    def refuse(self, one: str, error: WanError) -> None:
-        """Take in that an image breaks a rule; nothing was bought."""
-        self.listener.refused()
-        self.end(one, Outcome.REFUSED, error=str(error))
+    def refuse(self, fingerprint: str, error: WanError) -> None:
+        """Record that an image breaks a rule; nothing was bought."""
+        self.listener.on_refused()
+        self.end(fingerprint, Outcome.REFUSED, error=str(error))
 
     def halt(self, error: WanError, *, instead_of: WanError | None = None) -> None:
         """Buy nothing more from now on; what is paid for is finished.
 
-        :param instead_of: an earlier error that this one says better.
+        :param instead_of: an earlier error that this one replaces.
         """
         if self.halted is instead_of:
             self.halted = error
             self._log.warning("Nothing more is submitted: %s What is paid for is finished.", error)
 
-    # -- where all of them stand ---------------------------------------------------------------------------
+    # -- the state of all ----------------------------------------------------------------------------------
 
     def is_over(self) -> bool:
-        """Whether nothing is in flight and nothing will be."""
+        """Return whether nothing is in flight and nothing will be."""
         more = not self.halted and (self.to_submit or self._later)
         return not self.in_flight and not more
 
     def leave_in_flight(self, error: str) -> None:
-        """Write down what is in flight as left: a rerun takes it over."""
+        """End what is in flight as left: a rerun takes it over."""
         for request_id in list(self.in_flight):
-            self.watch.forget(request_id)
+            self.poller.forget(request_id)
             self.end(self.in_flight.pop(request_id), Outcome.LEFT, request_id=request_id, error=error)
 
     def leave_the_rest(self) -> None:
-        """Write down what has no end as left."""
+        """End everything without a result as left."""
         self.halted = self.halted or self.over_budget
         why = str(self.halted) if self.halted else "the task was ended early"
-        for one in self.plan.items:
-            if one not in self.endings:
-                self.end(one, Outcome.LEFT, error=why)
+        for fingerprint in self.plan.items:
+            if fingerprint not in self.results:
+                self.end(fingerprint, Outcome.LEFT, error=why)
 
     def lines(self) -> Iterator[Mapping[str, Any]]:
-        """Say where each image stands now, in the order of a manifest, which has such lines for those that are over."""
-        requests = {one: request_id for request_id, one in chain(self.in_flight.items(), self.over.items())}
-        for one, item in self.plan.items.items():
-            ending = self.endings.get(one)
-            if ending is not None:
-                yield ending.as_dict()
+        """Return the lines of the status file; images with a result have the same line as in the manifest."""
+        requests = {
+            name: request_id for request_id, name in chain(self.in_flight.items(), self.finished.items())
+        }
+        for fingerprint, item in self.plan.items.items():
+            result = self.results.get(fingerprint)
+            if result is not None:
+                yield result.as_dict()
                 continue
-            line = {"image": item.source.shown, "outcome": "to_do", "fingerprint": one}
-            yield line | ({"outcome": "in_flight", "request_id": requests[one]} if one in requests else {})
-        yield from (ending.as_dict() for ending in self.plan.refused)
+            line = {"image": item.source.shown, "outcome": "to_do", "fingerprint": fingerprint}
+            if fingerprint in requests:
+                line |= {"outcome": "in_flight", "request_id": requests[fingerprint]}
+            yield line
+        yield from (result.as_dict() for result in self.plan.refused)
 
     def progress(self) -> Progress:
-        """Give the figures of now."""
-        outcomes = Counter(ending.outcome for ending in self.endings.values())
+        """Return the present figures."""
+        outcomes = Counter(result.outcome for result in self.results.values())
         failed = sum(count for outcome, count in outcomes.items() if outcome.is_failure)
-        queued = min(self.watch.queued, len(self.in_flight))
+        queued = min(self.poller.queued, len(self.in_flight))
         return Progress(
             total=self.plan.total,
             done=outcomes[Outcome.LANDED] + outcomes[Outcome.REUSED],
-            before=self._memory.done_before or 0,
+            before=self._checkpoint.done_before or 0,
             failed=failed + len(self.plan.refused),
             running=len(self.in_flight) - queued,
             queued=queued,
@@ -301,12 +303,12 @@ class BatchState:
             to_submit=len(self.to_submit) + len(self._later) + len(self.submitting),
             cost_usd=self.budget.spent_usd,
             cost_is_exact=not self.budget.unpriced,
-            elapsed_s=time.time() - self._memory.started_at,
+            elapsed_s=time.time() - self._checkpoint.started_at,
         )
 
 
 def unix(text: str | None) -> float | None:
-    """Read a time of a record, in unix seconds; None where there is none."""
+    """Return a time of a record in unix seconds; None if there is none."""
     try:
         return datetime.fromisoformat(text).timestamp() if text else None
     except ValueError:

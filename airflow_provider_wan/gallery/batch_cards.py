@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from airflow_provider_wan.batch.progress import Progress
+from airflow_provider_wan.batch.report import Progress
 from airflow_provider_wan.gallery.cards import Card, Entry, Film, Look, Notes, Place
 
 #: In a :class:`Place`, of a line in the file that a batch names.

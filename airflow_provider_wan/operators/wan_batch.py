@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole set of images in one task."""
+"""One task for a whole set of images."""
 
 from __future__ import annotations
 
@@ -32,47 +32,45 @@ from airflow_provider_wan.utils.task import watcher_of
 
 if TYPE_CHECKING:
     from airflow_provider_wan.batch.batch import Batch
-    from airflow_provider_wan.batch.engine import BatchEngine
-    from airflow_provider_wan.batch.planner import BatchSpec
-    from airflow_provider_wan.batch.progress import Progress
-    from airflow_provider_wan.batch.report import Report
-    from airflow_provider_wan.batch.values import Pause
+    from airflow_provider_wan.batch.engine import BatchEngine, Pause
+    from airflow_provider_wan.batch.report import Progress, Report
+    from airflow_provider_wan.batch.spec import BatchSpec
     from airflow_provider_wan.lineage.batches import BatchEnd
 
-#: Signed links of images work for as long by default.
+#: Signed links of images work for this long by default.
 DEFAULT_BATCH_TIMEOUT = timedelta(hours=12)
-#: XCom keys: the figures of now, and how it ended, also where the task failed.
+#: XCom keys: the present figures, and the summary, which is there for a failed task too.
 PROGRESS_KEY, SUMMARY_KEY = "progress", "summary"
 
 
 class WanBatchOperator(BaseOperator):
-    """Turn a set of images into videos in a bucket: submit, wait, land, until all are done.
+    """Turn a set of images into videos in a bucket: submit, wait and land until all are done.
 
-    Every image is bought once, whatever is retried, cleared, killed or run twice: what was bought stands in the journal
-    beside the videos. While nothing is ready, no worker is held, and one trigger watches all requests. A rerun of a
-    finished batch buys nothing. Mapped over chunk manifests, ``expand(images=prepare.output)``, it spreads over all
-    workers.
+    Every image is bought once, whatever is retried, cleared, killed or run twice: requests are recorded in a journal
+    beside the videos. While nothing is ready, the task holds no worker slot, and one trigger polls all requests. A
+    rerun of a finished batch buys nothing. Mapped over chunk manifests, ``expand(images=prepare.output)``, it spreads
+    over all workers.
 
-    One bad image stops nobody else. When all that can be done is done, the task fails if more than ``max_failures``
-    images have no video, or if a limit came first. How each image ended stands in the manifest, a JSON line each.
+    A bad image does not stop the others. When all that can be done is done, the task fails if more than
+    ``max_failures`` images have no video, or if a limit came first. The manifest has the result of each image, one
+    line of JSON each.
 
     An outlet gets one event, whose extra has the summary's figures, and ``videos`` where there are at most 20.
 
     Returns the summary: ``total``, a count for each outcome (``landed``, ``reused``, ``failed``, ``cancelled``,
     ``refused``, ``unknown``, ``not_landed``, ``left``), ``bought``, ``cost_usd``, ``size_bytes``, ``duration_s``,
     ``manifest`` and ``journal``. The XCom ``summary`` is the same and is there for a failed task too; ``progress`` has
-    the figures of now.
+    the present figures.
 
     :param images: ``gs://bucket/prefix/`` (all images under it), the address of a manifest (``.csv``, ``.jsonl``;
-        also a chunk that ``WanPrepareImagesOperator`` wrote), or a list of addresses and rows. A row's own columns
+        also a chunk that ``WanPrepareImagesOperator`` wrote), or a list of addresses and rows. The columns of a row
         override the inputs below. (templated)
     :param bucket_name: the bucket of the videos. (templated)
-    :param object_name: a prefix that ends with ``/`` (default: none), below which videos are called
+    :param object_name: a prefix that ends with ``/`` (default: none), below which videos are named
         ``{name}-{fingerprint}.mp4`` after their images; or a pattern with ``{name}``, ``{fingerprint}``,
         ``{variation}`` and the columns of ``passthrough``. (templated)
     :param journal: ``gs://bucket/prefix`` of the records; None (default): ``_journal`` below the prefix. (templated)
-    :param prompt: for rows that have none of their own; as in ``WanSubmitOperator``, like the inputs that follow.
-        (templated)
+    :param prompt: for rows without their own; as in ``WanSubmitOperator``, like the inputs that follow. (templated)
     :param negative_prompt: (templated)
     :param template: (templated)
     :param resolution: (templated)
@@ -81,30 +79,30 @@ class WanBatchOperator(BaseOperator):
     :param seed: (templated)
     :param model_id: any model of the API that takes an image; default ``wan-ai/wan-2-2/image-to-video``. (templated)
     :param inputs: more inputs by name. (templated)
-    :param variation: for rows that have none of their own: a new value buys a new take of everything. (templated)
-    :param passthrough: columns of the manifest that are no inputs.
-    :param max_in_flight: requests submitted and not over, at most; default 100.
-    :param deferrable: whether to wait in the triggerer, default True; else in the worker.
-    :param resume_when_ready: come back to a worker when so many are over; None (default): a quarter of
+    :param variation: for rows without their own: a new value buys another take of every image. (templated)
+    :param passthrough: columns of the manifest that are not inputs.
+    :param max_in_flight: requests submitted and not finished, at most; default 100.
+    :param deferrable: whether to wait in the triggerer, default True; otherwise in the worker.
+    :param resume_when_ready: return to a worker when this many requests have finished; None (default): a quarter of
         ``max_in_flight``, 50 at most.
-    :param resume_after: or when the oldest of them has waited so long, default 60 s.
-    :param timeout: the most that one try may take, default 12 hours. What is queued then is cancelled, and a rerun
-        takes over what runs.
-    :param cancel_on_kill: whether queued requests that no other task counts on are cancelled when the task is marked
-        failed or successful, default True.
-    :param max_cost_usd: stop buying before this is passed. It counts all that this task instance has ever bought,
-        over retries and clears. (templated)
-    :param max_requests: stop buying after so many requests, failed ones included. (templated)
-    :param share_of: of a mapped task: the number of chunks that the two limits are for; each gets its part. (templated)
-    :param price_usd: of one request; None (default): what the model's page says. (templated)
-    :param dry_run: plan only: the summary tells what would be bought, and for how much. From a template also a word
-        such as ``"true"`` or ``"on"``; what is no such word is refused before anything is bought. (templated)
+    :param resume_after: or when the oldest of them has waited this long, default 60 s.
+    :param timeout: the longest time of one try, default 12 hours. Requests that are still queued then are cancelled,
+        and a rerun takes over those that run.
+    :param cancel_on_kill: whether queued requests without another owner are cancelled when the task is marked failed
+        or successful, default True.
+    :param max_cost_usd: stop buying before this is exceeded. It counts all that this task instance has ever bought,
+        across retries and clears. (templated)
+    :param max_requests: stop buying after this many requests, including failed ones. (templated)
+    :param share_of: of a mapped task: the number of chunks that share the two limits. (templated)
+    :param price_usd: of one request; None (default): what the model's page states. (templated)
+    :param dry_run: plan only: the summary says how many videos would be bought and at what cost. From a template also
+        a word such as ``"true"`` or ``"on"``; any other word is refused before anything is bought. (templated)
     :param max_failures: how many images may have no video: a count, or a share such as ``0.05`` or ``"5%"``; default 0.
         (templated)
-    :param retries_per_image: how often a failed request is followed by another one in the same try, default 0.
+    :param retries_per_image: how often a failed request is followed by another in the same try, default 0.
     :param on_unknown_submission: as in ``WanSubmitOperator``.
     :param resolve: as there, for any number of images. (templated)
-    :param if_exists: what to do where another object has a video's name: ``skip`` (default) and ``fail`` refuse to buy
+    :param if_exists: what to do if another object has a video's name: ``skip`` (default) and ``fail`` refuse to buy
         for that name, ``overwrite`` replaces it; see also ``WanToGCSOperator``.
     :param max_size_bytes: a larger file is refused, default 2 GiB.
     :param parallel_submits: submits at the same time, default 8.
@@ -118,9 +116,9 @@ class WanBatchOperator(BaseOperator):
     :param wan_conn_id: the connection, default ``wan_default``. (templated)
     :param gcp_conn_id: for bucket, journal and images; None (default): Application Default Credentials. (templated)
     :param impersonation_chain: a service account to act as. (templated)
-
-    Raises :class:`WanBatchError` for too many failures, :class:`WanBudgetError`, :class:`WanBalanceError` and
-    :class:`WanTimeoutError` where something came before the end, and :class:`WanInputError` for what can't be read.
+    :raises WanBatchError: more images than ``max_failures`` have no video.
+    :raises WanBudgetError: a limit came before the end; so do :class:`WanBalanceError` and :class:`WanTimeoutError`.
+    :raises WanInputError: the dataset or a parameter can't be read.
     """
 
     template_fields: Sequence[str] = (
@@ -255,7 +253,7 @@ class WanBatchOperator(BaseOperator):
         self._stop = threading.Event()
 
     def execute(self, context: Any) -> dict[str, Any]:
-        """Begin, or begin again: what was bought before is found in the journal."""
+        """Run the batch up to its first wait, or its end. Earlier purchases are found in the journal."""
         with as_airflow_errors(context):
             is_dry_run = flag_of(self.dry_run, name="dry_run")
             deadline = deadline_in(seconds_of(self.timeout))
@@ -264,17 +262,17 @@ class WanBatchOperator(BaseOperator):
                 return batch.dry_run().summary
             engine = batch.begin()
             self._push(context, batch, engine.progress())
-            return self._carry_on(context, batch, engine, deadline)
+            return self._run(context, batch, engine, deadline)
 
     def execute_complete(self, context: Any, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Go on after a wait in the triggerer."""
+        """Continue after a wait in the triggerer."""
         with as_airflow_errors(context):
             deadline = float(event["deadline"])
             batch = self._batch(context, deadline)
-            return self._carry_on(context, batch, batch.go_on(event), deadline)
+            return self._run(context, batch, batch.resume(event), deadline)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
-        """Give images, videos, cost and time to OpenLineage, which calls this where it is installed."""
+        """Return images, videos, cost and time for OpenLineage, which calls this where it is installed."""
         if self._end is None:
             return None
         from airflow_provider_wan.lineage.openlineage import lineage_of_batch
@@ -282,38 +280,38 @@ class WanBatchOperator(BaseOperator):
         return lineage_of_batch(self._end)
 
     def on_kill(self) -> None:
-        """Begin nothing more; what was begun is finished and written down."""
+        """Start nothing more; what was started is finished and recorded."""
         self._stop.set()
 
-    def _carry_on(self, context: Any, batch: Batch, engine: BatchEngine, deadline: float) -> dict[str, Any]:
+    def _run(self, context: Any, batch: Batch, engine: BatchEngine, deadline: float) -> dict[str, Any]:
         pause = engine.run(may_pause=self.deferrable)
         if self._stop.is_set():
             raise self._was_killed(context, engine)
         if pause is not None:
-            batch.note(engine)
-            self._see(engine, pause.request_ids[0])
+            batch.save(engine)
+            self._set_links(engine, pause.request_ids[0])
             self._show(context, batch, engine.progress())
             self._wait_in_triggerer(context, pause, deadline)
         report = batch.report(engine)
-        self._tell(context, batch, engine, report)
+        self._emit_end(context, batch, engine, report)
         if report.error is not None:
             raise report.error
         return report.summary
 
     def _wait_in_triggerer(self, context: Any, pause: Pause, deadline: float) -> None:
         self.log.info("%d requests are in flight. Waiting for them in the triggerer.", len(pause.request_ids))
-        wished = self.resume_when_ready or min(50, self.max_in_flight // 4)
+        ready = self.resume_when_ready or min(50, self.max_in_flight // 4)
         self.defer(
             trigger=WanBatchTrigger(
                 wan_conn_id=self.wan_conn_id,
                 request_ids=pause.request_ids,
                 deadline=deadline,
-                resume_when_ready=max(1, min(wished, len(pause.request_ids))),
+                resume_when_ready=max(1, min(ready, len(pause.request_ids))),
                 resume_after=seconds_of(self.resume_after),
                 not_later_than=pause.not_later_than,
                 started=pause.started,
                 learned=pause.learned,
-                look_at=pause.look_at,
+                look_at=pause.poll_at,
                 cancel_on_kill=self.cancel_on_kill,
                 journal=self._journal_uri(),
                 watcher=watcher_of(context),
@@ -324,15 +322,15 @@ class WanBatchOperator(BaseOperator):
         )
 
     def _was_killed(self, context: Any, engine: BatchEngine) -> Exception:
-        """Decide, after a SIGTERM, whether anybody still owns the requests; the next try or nobody does."""
-        truth = "What is in flight is left alone: a later try takes it over."
+        """Cancel queued requests after a SIGTERM, unless another try follows and takes them over."""
+        done = "Requests in flight are left alone: a later try takes them over."
         if self.cancel_on_kill and is_over_for_good(context["ti"]):
-            truth = engine.cancel_queued()
-        self.log.warning("Killed. %s", truth)
-        killed: Exception = AirflowException(f"The batch was killed. {truth}")
+            done = engine.cancel_queued()
+        self.log.warning("Killed. %s", done)
+        killed: Exception = AirflowException(f"The batch was killed. {done}")
         return killed
 
-    # -- what is wanted ------------------------------------------------------------------------------------
+    # -- the parameters ------------------------------------------------------------------------------------
 
     def _batch(self, context: Any, deadline: float) -> Batch:
         from airflow_provider_wan.batch.batch import Batch
@@ -361,7 +359,7 @@ class WanBatchOperator(BaseOperator):
                 workers=threads,
             ),
             self.log,
-            watcher=watcher_of(context),
+            owner=watcher_of(context),
             stop=self._stop,
             on_progress=lambda progress: self._show(context, batch, progress),
             listener=BatchMetrics(metrics.tags_of(context, self.model_id)),
@@ -369,9 +367,8 @@ class WanBatchOperator(BaseOperator):
         return batch
 
     def _spec(self, context: Any, deadline: float) -> BatchSpec:
-        from airflow_provider_wan.batch.planner import BatchSpec
-        from airflow_provider_wan.batch.results import MaxFailures
-        from airflow_provider_wan.batch.values import BatchLimits
+        from airflow_provider_wan.batch.report import MaxFailures
+        from airflow_provider_wan.batch.spec import BatchLimits, BatchSpec
         from airflow_provider_wan.hooks.gcs import split_gs_uri
 
         bucket_name, _ = split_gs_uri(f"gs://{self.bucket_name.removeprefix('gs://')}", name="bucket_name")
@@ -387,7 +384,7 @@ class WanBatchOperator(BaseOperator):
             object_name=self.object_name,
             journal=self._journal_uri(),
             model_id=self.model_id,
-            pace=BatchLimits(
+            limits=BatchLimits(
                 deadline,
                 max_in_flight=self.max_in_flight,
                 retries_per_image=self.retries_per_image,
@@ -398,7 +395,7 @@ class WanBatchOperator(BaseOperator):
             inputs=given_inputs(self),
             variation=given_or_none(self.variation),
             passthrough=tuple(self.passthrough),
-            limits=self._limits(context),
+            budget=self._budget(context),
             price_usd=_number(self.price_usd, "price_usd"),
             max_failures=max_failures,
             on_unknown_submission=self.on_unknown_submission,
@@ -407,11 +404,13 @@ class WanBatchOperator(BaseOperator):
             max_size_bytes=self.max_size_bytes,
         )
 
-    def _limits(self, context: Any) -> Any:
-        from airflow_provider_wan.batch.budget import Limits
+    def _budget(self, context: Any) -> Any:
+        from airflow_provider_wan.batch.budget import BudgetLimits
 
         count, of = _number(self.max_requests, "max_requests"), _number(self.share_of, "share_of")
-        limits = Limits(_number(self.max_cost_usd, "max_cost_usd"), None if count is None else int(count))
+        limits = BudgetLimits(
+            _number(self.max_cost_usd, "max_cost_usd"), None if count is None else int(count)
+        )
         if of is None:
             return limits
         return dataclasses.replace(limits, index=max(0, context["ti"].map_index or 0), of=int(of))
@@ -426,38 +425,38 @@ class WanBatchOperator(BaseOperator):
         return self.bucket_name.removeprefix("gs://").partition("/")[0]
 
     def _prefix(self) -> str:
-        """Give the folder under which all videos lie, with its slash."""
+        """Return the folder of all videos, with its slash."""
         folder = posixpath.dirname(self.object_name.partition("{")[0])
         return f"{folder}/" if folder else ""
 
-    # -- what is shown -------------------------------------------------------------------------------------
+    # -- progress and end ----------------------------------------------------------------------------------
 
     def _show(self, context: Any, batch: Batch, progress: Progress) -> None:
         self.log.info("%s", progress.line())
         self._push(context, batch, progress)
 
     def _push(self, context: Any, batch: Batch, progress: Progress) -> None:
-        """Push the figures, and where the gallery finds how far each image is."""
-        more = {"standing": batch.standing_uri, "journal": self._journal_uri()}
+        """Push the figures, and the address of the status file for the gallery."""
+        more = {"standing": batch.status_uri, "journal": self._journal_uri()}
         context["ti"].xcom_push(key=PROGRESS_KEY, value=progress.as_dict() | more)
 
-    def _see(self, engine: BatchEngine, request_id: str | None = None) -> None:
-        """Take in what the links on the task's page lead to."""
-        endings = engine.endings.values()
-        request_id = request_id or next((one.request_id for one in endings if one.request_id), None)
-        is_there = any(one.outcome.is_there for one in endings)
+    def _set_links(self, engine: BatchEngine, request_id: str | None = None) -> None:
+        """Set where the links on the task's page lead."""
+        results = engine.results.values()
+        request_id = request_id or next((result.request_id for result in results if result.request_id), None)
+        is_there = any(result.outcome.is_there for result in results)
         self.seen = LinkState(request_id, landed=(self._bucket(), self._prefix()) if is_there else None)
 
-    def _tell(self, context: Any, batch: Batch, engine: BatchEngine, report: Report) -> None:
-        """Tell links, assets and lineage how it ended."""
+    def _emit_end(self, context: Any, batch: Batch, engine: BatchEngine, report: Report) -> None:
+        """Pass the end of the batch to links, assets and lineage."""
         from airflow_provider_wan.hooks.wan import WanHook
         from airflow_provider_wan.lineage.batches import BatchEnd, emit_batch_hook_lineage, emit_batch_outlets
 
-        self._see(engine)
+        self._set_links(engine)
         self._push(context, batch, engine.progress())
         context["ti"].xcom_push(key=SUMMARY_KEY, value=report.summary)
-        endings = tuple(engine.endings[one] for one in engine.standing.plan.items)
-        self._end = end = BatchEnd(self.model_id, self._bucket(), self._prefix(), report.summary, endings)
+        results = tuple(engine.results[fingerprint] for fingerprint in engine.state.plan.items)
+        self._end = end = BatchEnd(self.model_id, self._bucket(), self._prefix(), report.summary, results)
         emit_batch_hook_lineage(WanHook(self.wan_conn_id), end, self.log)
         if report.error is None:
             emit_batch_outlets(context, self.outlets, end)

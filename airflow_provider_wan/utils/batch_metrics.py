@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch counts while it works, under the names of single requests: each event once, when it happens."""
+"""Metrics of a batch, under the names of single requests: each event is counted once, when it happens."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from airflow_provider_wan import metrics
-from airflow_provider_wan.batch.listener import BatchListener, Landed
+from airflow_provider_wan.batch.report import BatchListener, Landed
 from airflow_provider_wan.exceptions import WanCancelledError, WanError
 
 
 class BatchMetrics(BatchListener):
     """Sends metrics.
 
-    :param tags: of all of them.
+    :param tags: the tags of all metrics.
     """
 
     def __init__(self, tags: metrics.Tags) -> None:
         self._tags = tags
 
-    def began(self, *, adopted: int, reused: int, refused: int) -> None:
-        """Count what the try has found."""
+    def on_start(self, *, adopted: int, reused: int, refused: int) -> None:
+        """Count what the try found at its start."""
         for name, number in (
             (metrics.ADOPTED, adopted),
             (metrics.REUSED, reused),
@@ -29,27 +29,27 @@ class BatchMetrics(BatchListener):
             if number:
                 metrics.count(name, number, tags=self._tags)
 
-    def obtained(self, how: Literal["submitted", "adopted", "reused"]) -> None:
+    def on_request(self, how: Literal["submitted", "adopted", "reused"]) -> None:
         """Count a request."""
         metrics.count(metrics.COUNTER_OF_OBTAINED[how], tags=self._tags)
 
-    def refused(self) -> None:
+    def on_refused(self) -> None:
         """Count an image that breaks a rule."""
         metrics.count(metrics.REFUSED, tags=self._tags)
 
-    def unknown(self) -> None:
-        """Count a submit whose answer nobody got."""
+    def on_unknown(self) -> None:
+        """Count a submit whose answer was lost."""
         metrics.count(metrics.UNKNOWN, tags=self._tags)
 
-    def made_nothing(self, error: WanError, cost_usd: float | None) -> None:
+    def on_no_video(self, error: WanError, cost_usd: float | None) -> None:
         """Count a request that failed or was cancelled."""
         is_cancelled = isinstance(error, WanCancelledError)
         metrics.count(metrics.CANCELLED if is_cancelled else metrics.FAILED, tags=self._tags)
         if cost_usd:
             metrics.count(metrics.COST_USD, cost_usd, tags=self._tags)
 
-    def landed(self, landed: Landed) -> None:
-        """Count a video, and its request where nobody else has."""
+    def on_landed(self, landed: Landed) -> None:
+        """Count a video, and its request unless another task has counted it."""
         record = landed.record
         if landed.is_first_seen:
             metrics.emit_result(

@@ -14,9 +14,9 @@ from typing import Any
 from google.cloud import storage
 
 from airflow_provider_wan.batch.batch import Batch, finish
-from airflow_provider_wan.batch.planner import BatchSpec
+from airflow_provider_wan.batch.engine import Pause
 from airflow_provider_wan.batch.report import Report
-from airflow_provider_wan.batch.values import BatchLimits, Pause
+from airflow_provider_wan.batch.spec import BatchLimits, BatchSpec
 from airflow_provider_wan.hooks.gcs import storage_client
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.images.source import ImageSources
@@ -45,10 +45,10 @@ def connection(sandbox: Sandbox, **extra: Any) -> str:
 def batch(
     images: Any,
     *,
-    watcher: str = "dag/run/task/-1",
+    owner: str = "dag/run/task/-1",
     deadline_s: float = 60.0,
     stop: threading.Event | None = None,
-    pace: dict[str, Any] | None = None,
+    limits: dict[str, Any] | None = None,
     model_id: str = DEFAULT_MODEL_ID,
     staging: str | None = None,
     check_images: bool = False,
@@ -62,7 +62,7 @@ def batch(
         BatchSpec(
             images=images,
             model_id=model_id,
-            pace=BatchLimits(time.time() + deadline_s, **{"max_in_flight": 50, **(pace or {})}),
+            limits=BatchLimits(time.time() + deadline_s, **{"max_in_flight": 50, **(limits or {})}),
             **{**given, **spec},
         ),
         hook,
@@ -79,7 +79,7 @@ def batch(
             workers=24,
         ),
         LOG,
-        watcher=watcher,
+        owner=owner,
         stop=stop,
     )
 
@@ -99,7 +99,7 @@ def wait(pause: Pause, deadline_s: float = 60.0) -> dict[str, Any]:
         not_later_than=pause.not_later_than,
         started=pause.started,
         learned=pause.learned,
-        look_at=pause.look_at,
+        look_at=pause.poll_at,
     )
     again = WanBatchTrigger(**json.loads(json.dumps(trigger.serialize()[1])))
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Workers that carry a batch out and can be killed: one process imports everything, and forks one for each line of
-its input, ``IMAGES WATCHER``. It answers with the worker's process id, and with ``over`` when that has ended."""
+its input, ``IMAGES OWNER``. It answers with the worker's process id, and with ``over`` when that has ended."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tests.batch.batch_support import addresses, run
 
 if __name__ == "__main__":
     for line in sys.stdin:
-        images, watcher = line.split()
+        images, owner = line.split()
         worker = os.fork()
         if worker == 0:
             sys.stdin.close()
-            run(addresses(int(images)), watcher=watcher)
+            run(addresses(int(images)), owner=owner)
             os._exit(0)
         print(worker, flush=True)
         os.waitpid(worker, 0)

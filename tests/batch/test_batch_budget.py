@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from random import Random
 from typing import Any
 
 import pytest
 
-from airflow_provider_wan.batch.budget import Budget, Limits
+from airflow_provider_wan.batch.budget import Budget, BudgetLimits
 from airflow_provider_wan.exceptions import WanBudgetError, WanInputError
 
 
@@ -26,43 +27,43 @@ def buy(budget: Budget, count: int, first: int = 0) -> int:
 @pytest.mark.parametrize(
     ("limits", "price", "bought"),
     [
-        (Limits(), None, 100),
-        (Limits(max_requests=7), None, 7),
-        (Limits(max_requests=0), None, 0),
-        (Limits(max_cost_usd=1.0), 0.1, 10),
-        (Limits(max_cost_usd=0.3), 0.1, 3),
-        (Limits(max_cost_usd=0.29), 0.1, 2),
-        (Limits(max_cost_usd=0.05), 0.1, 0),
-        (Limits(max_cost_usd=0), 0.1, 0),
-        (Limits(max_cost_usd=5, max_requests=3), 0.1, 3),
-        (Limits(max_cost_usd=0.2, max_requests=3), 0.1, 2),
+        (BudgetLimits(), None, 100),
+        (BudgetLimits(max_requests=7), None, 7),
+        (BudgetLimits(max_requests=0), None, 0),
+        (BudgetLimits(max_cost_usd=1.0), 0.1, 10),
+        (BudgetLimits(max_cost_usd=0.3), 0.1, 3),
+        (BudgetLimits(max_cost_usd=0.29), 0.1, 2),
+        (BudgetLimits(max_cost_usd=0.05), 0.1, 0),
+        (BudgetLimits(max_cost_usd=0), 0.1, 0),
+        (BudgetLimits(max_cost_usd=5, max_requests=3), 0.1, 3),
+        (BudgetLimits(max_cost_usd=0.2, max_requests=3), 0.1, 2),
     ],
 )
-def test_a_limit_is_reached_and_never_passed(limits: Limits, price: float | None, bought: int) -> None:
+def test_a_limit_is_reached_and_never_passed(limits: BudgetLimits, price: float | None, bought: int) -> None:
     assert buy(Budget(limits, price), 100) == bought
 
 
 def test_a_limit_in_money_needs_a_price() -> None:
     with pytest.raises(WanBudgetError, match="price_usd"):
-        Budget(Limits(max_cost_usd=1.0), None)
+        Budget(BudgetLimits(max_cost_usd=1.0), None)
 
 
 def test_a_refused_purchase_costs_nothing() -> None:
-    budget = Budget(Limits(max_cost_usd=0.2), 0.1)
+    budget = Budget(BudgetLimits(max_cost_usd=0.2), 0.1)
     budget.reserve("a")
     budget.release("a")
     assert buy(budget, 5) == 2
 
 
 def test_reserving_again_before_the_purchase_counts_once() -> None:
-    budget = Budget(Limits(max_requests=2), None)
+    budget = Budget(BudgetLimits(max_requests=2), None)
     budget.reserve("a")
     budget.reserve("a")
     assert budget.bought == 1
 
 
 def test_a_second_request_for_the_same_image_counts_again() -> None:
-    budget = Budget(Limits(max_cost_usd=0.25), 0.1)
+    budget = Budget(BudgetLimits(max_cost_usd=0.25), 0.1)
     for _ in range(2):
         budget.reserve("a")
         budget.made("a")
@@ -72,7 +73,7 @@ def test_a_second_request_for_the_same_image_counts_again() -> None:
 
 
 def test_a_real_cost_takes_the_place_of_the_price() -> None:
-    budget = Budget(Limits(max_cost_usd=1.0), 0.5)
+    budget = Budget(BudgetLimits(max_cost_usd=1.0), 0.5)
     buy(budget, 1)
     budget.settle("0", 0.1)
     assert budget.spent_usd == pytest.approx(0.1)
@@ -81,14 +82,67 @@ def test_a_real_cost_takes_the_place_of_the_price() -> None:
 
 
 def test_a_real_cost_above_the_price_raises_it_for_the_next() -> None:
-    budget = Budget(Limits(max_cost_usd=1.0), 0.1)
+    budget = Budget(BudgetLimits(max_cost_usd=1.0), 0.1)
     buy(budget, 1)
     budget.settle("0", 0.4)
     assert buy(budget, 5, first=1) == 1
 
 
+@pytest.mark.parametrize("seed", range(200))
+def test_reported_cost_equals_the_ledger_or_says_how_many_costs_are_unknown(seed: int) -> None:
+    """Random prices, refusals, late and missing costs, in any order of events."""
+    random = Random(seed)
+    budget = Budget(BudgetLimits(max_cost_usd=random.choice([None, 30.0])), random.choice([0.1, 0.2, 0.5]))
+    open_reservations: list[str] = []
+    unsettled: list[str] = []
+    charged: dict[str, int] = {}  # in thousandths of a dollar
+    names = iter(range(10_000))
+    for _ in range(200):
+        match random.randrange(4):
+            case 0:
+                name = str(next(names))
+                try:
+                    budget.reserve(name)
+                except WanBudgetError:
+                    continue
+                open_reservations.append(name)
+            case 1 if open_reservations:
+                budget.release(open_reservations.pop(random.randrange(len(open_reservations))))
+            case 2 if open_reservations:
+                name = open_reservations.pop(random.randrange(len(open_reservations)))
+                budget.made(name)
+                charged[name] = random.randrange(0, 1500)
+                unsettled.append(name)
+            case 3 if unsettled:
+                name = unsettled.pop(random.randrange(len(unsettled)))
+                budget.settle(name, charged[name] / 1000)
+    for name in open_reservations:
+        budget.release(name)
+    missing = random.randrange(len(unsettled) + 1)
+    for name in unsettled[missing:]:
+        budget.settle(name, charged[name] / 1000)
+    assert budget.bought == len(charged)
+    assert budget.unpriced == missing
+    settled = sum(charged[name] for name in charged if name not in unsettled[:missing])
+    assert budget.known_cost_usd == pytest.approx(settled / 1000)
+    if not missing:
+        assert budget.spent_usd == pytest.approx(sum(charged.values()) / 1000)
+
+
+def test_a_real_cost_that_arrives_between_reservation_and_purchase_is_counted() -> None:
+    budget = Budget(BudgetLimits(max_cost_usd=100.0), 0.1)
+    for name in ("a", "b"):
+        budget.reserve(name)
+    budget.made("a")
+    budget.settle("a", 0.6)
+    budget.made("b")
+    budget.settle("b", 0.6)
+    assert budget.spent_usd == pytest.approx(1.2)
+    assert budget.unpriced == 0
+
+
 def test_what_was_bought_before_a_kill_counts() -> None:
-    budget = Budget(Limits(max_cost_usd=1.0), 0.1)
+    budget = Budget(BudgetLimits(max_cost_usd=1.0), 0.1)
     budget.bought_before("b", purchases=1, cost_usd=None)
     budget.bought_before("a", purchases=2, cost_usd=0.3)
     assert budget.spent_usd == pytest.approx(0.5)
@@ -96,7 +150,7 @@ def test_what_was_bought_before_a_kill_counts() -> None:
 
 
 def test_what_others_bought_is_not_settled() -> None:
-    budget = Budget(Limits(max_cost_usd=1.0), 0.1)
+    budget = Budget(BudgetLimits(max_cost_usd=1.0), 0.1)
     budget.settle("theirs", 0.7)
     assert budget.spent_usd == 0
 
@@ -105,7 +159,8 @@ def test_what_others_bought_is_not_settled() -> None:
 @pytest.mark.parametrize("of", [1, 3, 7, 100])
 def test_shares_make_the_whole_exactly(of: int, price: float | None) -> None:
     shares = [
-        Limits(max_cost_usd=10.0, max_requests=23, index=index, of=of).part(price) for index in range(of)
+        BudgetLimits(max_cost_usd=10.0, max_requests=23, index=index, of=of).part(price)
+        for index in range(of)
     ]
     assert sum(share.max_requests or 0 for share in shares) == 23
     assert sum(round((share.max_cost_usd or 0) * 1e6) for share in shares) == 10_000_000
@@ -116,19 +171,19 @@ def test_shares_make_the_whole_exactly(of: int, price: float | None) -> None:
     [({"max_cost_usd": 2.1}, 10), ({"max_requests": 7}, 7), ({"max_cost_usd": 2.1, "max_requests": 4}, 4)],
 )
 def test_many_tasks_together_buy_what_the_whole_can_pay(whole: dict[str, Any], bought: int) -> None:
-    parts = [Budget(Limits(**whole, index=index, of=100), 0.2) for index in range(100)]
+    parts = [Budget(BudgetLimits(**whole, index=index, of=100), 0.2) for index in range(100)]
     assert sum(buy(part, 5) for part in parts) == bought
 
 
 def test_a_share_that_is_used_up_names_the_whole() -> None:
-    budget = Budget(Limits(max_cost_usd=2.0, index=1, of=4), 0.5)
+    budget = Budget(BudgetLimits(max_cost_usd=2.0, index=1, of=4), 0.5)
     assert buy(budget, 5) == 1
     assert "max_cost_usd=2 (of which 0.5 is this mapped task's share)" in str(budget.why_not())
 
 
 @pytest.mark.parametrize("price", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_price_that_is_none_is_refused_whatever_the_limit(price: float) -> None:
-    for limits in (Limits(), Limits(max_cost_usd=1.0)):
+    for limits in (BudgetLimits(), BudgetLimits(max_cost_usd=1.0)):
         with pytest.raises(WanInputError, match="price_usd"):
             Budget(limits, price)
 
@@ -136,7 +191,7 @@ def test_a_price_that_is_none_is_refused_whatever_the_limit(price: float) -> Non
 @pytest.mark.parametrize(("index", "of"), [(0, 0), (3, 3), (-1, 3), (0, -1)])
 def test_a_share_that_can_not_be_is_refused(index: int, of: int) -> None:
     with pytest.raises(WanInputError, match="share_of"):
-        Limits(max_requests=5, index=index, of=of)
+        BudgetLimits(max_requests=5, index=index, of=of)
 
 
 @pytest.mark.parametrize(
@@ -144,11 +199,11 @@ def test_a_share_that_can_not_be_is_refused(index: int, of: int) -> None:
 )
 def test_a_limit_below_nothing_is_refused(limits: dict[str, float]) -> None:
     with pytest.raises(WanInputError):
-        Limits(**limits)  # type: ignore[arg-type]
+        BudgetLimits(**limits)  # type: ignore[arg-type]
 
 
 def test_threads_together_stay_below_a_limit() -> None:
-    budget = Budget(Limits(max_requests=50), None)
+    budget = Budget(BudgetLimits(max_requests=50), None)
     with ThreadPoolExecutor(8) as pool:
         counts = pool.map(lambda worker: buy(budget, 20, first=1000 * worker), range(8))
     assert sum(counts) == 50

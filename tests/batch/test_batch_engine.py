@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from google.cloud import storage
 
-from airflow_provider_wan.batch.budget import Limits
-from airflow_provider_wan.batch.results import MaxFailures
-from airflow_provider_wan.batch.values import Pause
+from airflow_provider_wan.batch.budget import BudgetLimits
+from airflow_provider_wan.batch.engine import Pause
+from airflow_provider_wan.batch.report import MaxFailures
 from airflow_provider_wan.exceptions import (
     WanAuthError,
     WanBalanceError,
@@ -49,7 +49,7 @@ def test_a_rerun_of_a_finished_batch_buys_nothing_and_reads_no_record(sandbox: S
     run(addresses(30))
     calls = sandbox.ledger()["calls"]
     sandbox.bucket_control("calls", method="DELETE")
-    report = run(addresses(30), watcher="dag/another run/task/-1", price_usd=0.2)
+    report = run(addresses(30), owner="dag/another run/task/-1", price_usd=0.2)
     assert report.error is None
     assert report.summary["reused"] == 30
     assert report.summary["bought"] == 0
@@ -108,7 +108,7 @@ def test_as_many_failures_as_are_allowed_fail_nothing(sandbox: Sandbox) -> None:
 def test_a_failed_generation_is_tried_again_as_often_as_asked(sandbox: Sandbox) -> None:
     sandbox.add_fault("generation", "fail", img_url_contains="00002.jpg", count=1)
     sandbox.add_fault("generation", "fail", img_url_contains="00004.jpg")
-    report = run(addresses(8), pace={"retries_per_image": 1})
+    report = run(addresses(8), limits={"retries_per_image": 1})
     assert isinstance(report.error, WanBatchError)
     assert report.error.retry_helps
     assert outcomes(report) == {"landed": 7, "failed": 1}
@@ -119,7 +119,7 @@ def test_a_failed_generation_is_tried_again_as_often_as_asked(sandbox: Sandbox) 
 
 def test_failed_requests_are_tried_again_within_the_limits(sandbox: Sandbox) -> None:
     sandbox.add_fault("generation", "fail", img_url_contains="00001.jpg")
-    report = run(addresses(3), pace={"retries_per_image": 5}, limits=Limits(max_requests=5))
+    report = run(addresses(3), limits={"retries_per_image": 5}, budget=BudgetLimits(max_requests=5))
     assert isinstance(report.error, WanBudgetError)
     assert outcomes(report) == {"landed": 2, "left": 1}
     assert bought(sandbox)[addresses(3)[1]] == 3
@@ -136,24 +136,24 @@ def test_an_empty_wallet_leaves_the_rest_clear_and_a_rerun_goes_on(sandbox: Sand
     assert bought(sandbox) == dict.fromkeys(addresses(25), 1)
 
 
-@pytest.mark.parametrize("limits", [Limits(max_requests=10), Limits(max_cost_usd=2.19)])
-def test_a_limit_is_kept_over_every_retry_of_the_task(sandbox: Sandbox, limits: Limits) -> None:
+@pytest.mark.parametrize("limits", [BudgetLimits(max_requests=10), BudgetLimits(max_cost_usd=2.19)])
+def test_a_limit_is_kept_over_every_retry_of_the_task(sandbox: Sandbox, limits: BudgetLimits) -> None:
     for _ in range(2):
-        report = run(addresses(25), limits=limits)
+        report = run(addresses(25), budget=limits)
         assert isinstance(report.error, WanBudgetError)
         assert not report.error.retry_helps
         assert outcomes(report) == {"landed": 10, "left": 15}
     assert len(sandbox.ledger()["purchases"]) == 10
-    other = run(addresses(25), limits=limits, watcher="dag/next run/task/-1")
+    other = run(addresses(25), budget=limits, owner="dag/next run/task/-1")
     assert outcomes(other) == {"reused": 10, "landed": 10, "left": 5}
 
 
 def test_a_limit_without_a_price_buys_nothing(sandbox: Sandbox) -> None:
     sandbox.add_fault("model", "malformed_id")
     with pytest.raises(Exception, match="400001"):
-        run(addresses(3), limits=Limits(max_cost_usd=5.0))
+        run(addresses(3), budget=BudgetLimits(max_cost_usd=5.0))
     assert sandbox.ledger()["submits"] == []
-    assert run(addresses(3), limits=Limits(max_cost_usd=5.0), price_usd=0.2).error is None
+    assert run(addresses(3), budget=BudgetLimits(max_cost_usd=5.0), price_usd=0.2).error is None
 
 
 def test_a_dry_run_sends_nothing(sandbox: Sandbox) -> None:
@@ -213,7 +213,7 @@ def test_a_result_that_is_not_there_yet_is_waited_for(sandbox: Sandbox) -> None:
 def test_a_request_without_a_video_is_reported_and_neither_tried_nor_bought_again(sandbox: Sandbox) -> None:
     sandbox.add_fault("result", "output_shape", shape="image", img_url_contains="00001.jpg")
     for _ in range(2):  # a rerun takes it over
-        report = run(addresses(2), pace={"retries_per_image": 2}, max_failures=MaxFailures(count=1))
+        report = run(addresses(2), limits={"retries_per_image": 2}, max_failures=MaxFailures(count=1))
         assert report.error is None
         assert outcomes(report) == {"landed": 1, "not_landed": 1}
         line = manifest(report)[1]
@@ -231,8 +231,8 @@ def test_a_request_without_a_video_is_reported_and_neither_tried_nor_bought_agai
 def test_two_runs_at_once_buy_each_image_once(sandbox: Sandbox) -> None:
     with ThreadPoolExecutor(2) as pool:
         images = addresses(50)
-        first = pool.submit(run, images, watcher="dag/a/task/-1")
-        second = pool.submit(run, images[::-1], watcher="dag/b/task/-1")
+        first = pool.submit(run, images, owner="dag/a/task/-1")
+        second = pool.submit(run, images[::-1], owner="dag/b/task/-1")
         reports = [first.result(), second.result()]
     assert [report.error for report in reports] == [None, None]
     assert bought(sandbox) == dict.fromkeys(images, 1)
@@ -257,7 +257,7 @@ def test_a_limit_on_submits_is_kept_and_waited_for(sandbox: Sandbox) -> None:
 def test_a_token_that_is_rotated_in_the_middle_ends_nothing(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = batch(addresses(10), pace={"max_in_flight": 3})
+    one = batch(addresses(10), limits={"max_in_flight": 3})
     engine = one.begin()
     sandbox.control("tokens", {"add": "new-token", "revoke": sandbox.token})
     monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox).replace(sandbox.token, "new-token"))
@@ -322,18 +322,18 @@ def test_a_batch_that_is_stopped_leaves_nothing_unrecorded(sandbox: Sandbox) -> 
 def test_a_pause_comes_when_there_is_nothing_to_do_and_the_rest_goes_on(sandbox: Sandbox) -> None:
     sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
     sandbox.add_fault("submit", "invalid", img_url_contains="00001.jpg")
-    one = batch(addresses(12), pace={"max_in_flight": 8})
+    one = batch(addresses(12), limits={"max_in_flight": 8})
     engine = one.begin()
     pause = engine.run(may_pause=True)
     assert isinstance(pause, Pause)
     assert len(pause.request_ids) == 8
-    one.note(engine)
+    one.save(engine)
     sandbox.control("speed", {"speed": 100_000})
     refused = [line for line in sandbox.ledger()["refusals"] if line["call"] == "submit"]
 
     # Another process, which knows what the note, the journal and the trigger say.
-    again = batch(addresses(12), pace={"max_in_flight": 8}, max_failures=MaxFailures(count=1))
-    engine = again.go_on({"ready": list(pause.request_ids), "learned": pause.learned})
+    again = batch(addresses(12), limits={"max_in_flight": 8}, max_failures=MaxFailures(count=1))
+    engine = again.resume({"ready": list(pause.request_ids), "learned": pause.learned})
     assert engine.run(may_pause=False) is None
     report = again.report(engine)
     assert report.error is None
@@ -346,7 +346,7 @@ def test_a_note_that_is_lost_or_broken_loses_nothing(sandbox: Sandbox) -> None:
     again = batch(addresses(8))
     for blob in storage.Client().list_blobs("videos", prefix="_journal/_notes/"):
         blob.upload_from_string("{")
-    engine = again.go_on({"ready": ["unknown-id"], "gone": ["unknown-id"], "started": {"x": 1}})
+    engine = again.resume({"ready": ["unknown-id"], "gone": ["unknown-id"], "started": {"x": 1}})
     engine.run(may_pause=False)
     assert again.report(engine).error is None
     assert bought(sandbox) == dict.fromkeys(addresses(8), 1)
@@ -394,7 +394,7 @@ def test_a_record_whose_metadata_is_broken_is_read(sandbox: Sandbox, metadata: d
     blob = storage.Client().bucket("videos").get_blob(f"_journal/{fingerprint}.json")
     blob.metadata, text = metadata, blob.download_as_bytes()
     blob.upload_from_string(text)
-    report = run(addresses(3), watcher="dag/2/task/-1")
+    report = run(addresses(3), owner="dag/2/task/-1")
     assert outcomes(report) == {"reused": 2, "landed": 1}
     assert bought(sandbox) == dict.fromkeys(addresses(3), 1)
 

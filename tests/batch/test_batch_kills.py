@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_wan.batch.report import Report
-from airflow_provider_wan.batch.results import MaxFailures
+from airflow_provider_wan.batch.report import MaxFailures, Report
 from airflow_provider_wan.exceptions import WanBalanceError
 from tests.batch.batch_support import addresses, bought, connection, outcomes, run, videos
 from wan_sandbox.server import Sandbox
@@ -103,8 +102,8 @@ def test_two_runs_through_outages_and_an_empty_wallet_buy_each_image_once(sandbo
 
     def overlapping() -> list[Report]:
         with ThreadPoolExecutor(2) as pool:
-            one = pool.submit(run, images, watcher="dag/one/task/-1")
-            other = pool.submit(run, images[::-1], watcher="dag/other/task/-1")
+            one = pool.submit(run, images, owner="dag/one/task/-1")
+            other = pool.submit(run, images[::-1], owner="dag/other/task/-1")
             return [one.result(), other.result()]
 
     for report in overlapping():

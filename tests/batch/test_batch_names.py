@@ -31,7 +31,7 @@ def test_what_has_landed_elsewhere_is_copied_and_not_bought(
     run(addresses(4))
     calls = sandbox.ledger()["calls"]
     for outcome in ("landed", "reused"):
-        report = run(addresses(4), watcher=f"dag/{outcome}/task/-1", price_usd=0.2, **elsewhere)
+        report = run(addresses(4), owner=f"dag/{outcome}/task/-1", price_usd=0.2, **elsewhere)
         assert report.error is None
         assert outcomes(report) == {outcome: 4}
     bucket = elsewhere.get("bucket_name", "videos")
@@ -47,7 +47,7 @@ def test_videos_that_were_deleted_are_landed_again(sandbox: Sandbox) -> None:
     before = videos()
     for name in before[:2]:
         storage.Client().bucket("videos").blob(name).delete()
-    report = run(addresses(4), watcher="dag/2/task/-1")
+    report = run(addresses(4), owner="dag/2/task/-1")
     assert report.error is None
     assert outcomes(report) == {"landed": 2, "reused": 2}
     assert videos() == before
@@ -60,7 +60,7 @@ def test_what_is_deleted_everywhere_is_not_bought_again_unasked(sandbox: Sandbox
     first = manifest(run(addresses(2)))[0]
     storage.Client().bucket("videos").blob(videos()[0]).delete()
     sandbox.control(f"requests/{first['request_id']}", {"state": "vanished"})
-    report = run(addresses(2), watcher="dag/2/task/-1")
+    report = run(addresses(2), owner="dag/2/task/-1")
     assert outcomes(report) == {"not_landed": 1, "reused": 1}
     assert "not there any more" in manifest(report)[0]["error"]
     assert sum(bought(sandbox).values()) == 2
@@ -78,7 +78,7 @@ def test_in_a_folder_of_many_videos_only_what_is_wanted_is_looked_for(
     storage.Client().bucket("videos").blob(before[7]).delete()
     monkeypatch.setattr(module, "_LIST_AT_LEAST", 4)
     monkeypatch.setattr(module, "_LIST_PER_IMAGE", 0)
-    report = run(addresses(12), watcher="dag/2/task/-1")
+    report = run(addresses(12), owner="dag/2/task/-1")
     assert outcomes(report) == {"landed": 1, "reused": 11}
     assert videos() == before
 
@@ -87,7 +87,7 @@ def test_in_a_folder_of_many_videos_only_what_is_wanted_is_looked_for(
 def test_nothing_is_bought_for_a_name_that_is_taken(sandbox: Sandbox, if_exists: str) -> None:
     taken = {"object_name": "out/{name}.mp4", "if_exists": if_exists}
     run(addresses(3), **taken)
-    snow = {"inputs": {"prompt": "snow"}, "watcher": "dag/2/task/-1"}
+    snow = {"inputs": {"prompt": "snow"}, "owner": "dag/2/task/-1"}
     planned = batch(addresses(4), **taken, **snow).dry_run().summary
     report = run(addresses(4), **taken, **snow)
     if if_exists == "overwrite":

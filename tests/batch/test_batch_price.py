@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_wan.batch.budget import Limits
+from airflow_provider_wan.batch.budget import BudgetLimits
 from airflow_provider_wan.exceptions import WanBudgetError
 from airflow_provider_wan.hooks.gcs import storage_client
 from airflow_provider_wan.images.source import ImageOptions, ImageSources
@@ -46,7 +46,7 @@ def test_the_longest_clip_is_the_price_of_all(sandbox: Sandbox) -> None:
 
 
 def test_a_limit_is_not_passed_because_a_row_is_longer(sandbox: Sandbox) -> None:
-    report = run(rows(15, 15), limits=Limits(max_cost_usd=0.5), **any_length())
+    report = run(rows(15, 15), budget=BudgetLimits(max_cost_usd=0.5), **any_length())
     assert isinstance(report.error, WanBudgetError)
     assert outcomes(report) == {"left": 2}
     assert sandbox.ledger()["submits"] == []
@@ -54,17 +54,17 @@ def test_a_limit_is_not_passed_because_a_row_is_longer(sandbox: Sandbox) -> None
 
 @pytest.mark.parametrize("duration", ["5s", "long", -5, [5]])
 def test_an_unusable_length_refuses_its_row(sandbox: Sandbox, duration: Any) -> None:
-    report = run(rows(5, duration), limits=Limits(max_cost_usd=0.5), **any_length())
+    report = run(rows(5, duration), budget=BudgetLimits(max_cost_usd=0.5), **any_length())
     assert outcomes(report) == {"landed": 1, "refused": 1}
     assert "duration" in manifest(report)[-1]["error"]
 
 
 def test_a_length_that_the_model_refuses_does_not_count(sandbox: Sandbox) -> None:
-    report = run([*addresses(2), *rows("", "", 900)[2:]], limits=Limits(max_cost_usd=0.5))
+    report = run([*addresses(2), *rows("", "", 900)[2:]], budget=BudgetLimits(max_cost_usd=0.5))
     assert outcomes(report) == {"landed": 2, "refused": 1}
 
 
 def test_an_unusable_length_of_the_task_refuses_its_rows(sandbox: Sandbox) -> None:
     inputs = {"prompt": "waves", "duration": "5s"}
-    report = run([addresses(1)[0], *rows(None, 5)[1:]], inputs=inputs, limits=Limits(max_cost_usd=0.5))
+    report = run([addresses(1)[0], *rows(None, 5)[1:]], inputs=inputs, budget=BudgetLimits(max_cost_usd=0.5))
     assert outcomes(report) == {"landed": 1, "refused": 1}

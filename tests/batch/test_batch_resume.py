@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from google.cloud import storage
 
-from airflow_provider_wan.batch.budget import Limits
+from airflow_provider_wan.batch.budget import BudgetLimits
 from airflow_provider_wan.batch.report import Report
 from airflow_provider_wan.exceptions import WanBudgetError
 from tests.batch.batch_support import addresses, batch, bought, manifest, outcomes, run
@@ -31,11 +31,11 @@ def wait_and_go_on(sandbox: Sandbox, meanwhile: Any, **more: Any) -> Report:
     engine = one.begin()
     pause = engine.run(may_pause=True)
     assert pause is not None
-    one.note(engine)
+    one.save(engine)
     meanwhile()
     sandbox.control("speed", {"speed": 100_000})
     again = batch(SET, **more)
-    engine = again.go_on({"ready": list(pause.request_ids), "learned": pause.learned})
+    engine = again.resume({"ready": list(pause.request_ids), "learned": pause.learned})
     engine.run(may_pause=False)
     return again.report(engine)
 
@@ -45,8 +45,8 @@ def wait_and_go_on(sandbox: Sandbox, meanwhile: Any, **more: Any) -> Report:
 
 def test_a_dataset_that_changes_meanwhile_changes_nothing_that_was_begun(sandbox: Sandbox) -> None:
     put(addresses(3))
-    limits = Limits(max_requests=3)
-    report = wait_and_go_on(sandbox, lambda: put(addresses(5), "snow"), limits=limits)
+    limits = BudgetLimits(max_requests=3)
+    report = wait_and_go_on(sandbox, lambda: put(addresses(5), "snow"), budget=limits)
     assert report.error is None
     assert [line["image"] for line in manifest(report)] == addresses(3)
     assert outcomes(report) == {"landed": 3}
@@ -58,7 +58,7 @@ def test_a_dataset_that_is_gone_meanwhile_loses_nothing(sandbox: Sandbox) -> Non
     report = wait_and_go_on(
         sandbox,
         lambda: storage.Client().bucket("videos").blob("set.csv").delete(),
-        pace={"max_in_flight": 1},
+        limits={"max_in_flight": 1},
     )
     assert outcomes(report) == {"landed": 2, "refused": 1}
 
@@ -78,7 +78,7 @@ def test_a_signed_address_is_not_noted_down_and_found_again(
         if not stays:
             put(addresses(1, first=7))
 
-    report = wait_and_go_on(sandbox, meanwhile, pace={"max_in_flight": 1})
+    report = wait_and_go_on(sandbox, meanwhile, limits={"max_in_flight": 1})
     assert outcomes(report) == ends
     assert "not in the dataset any more" in str([line["error"] for line in manifest(report)]) or stays
 
@@ -87,21 +87,21 @@ def test_a_signed_address_is_not_noted_down_and_found_again(
 
 
 def test_limits_count_what_the_task_bought_for_what_it_wants_no_more(sandbox: Sandbox) -> None:
-    limits = Limits(max_requests=5)
-    assert run(addresses(4), limits=limits).error is None
+    limits = BudgetLimits(max_requests=5)
+    assert run(addresses(4), budget=limits).error is None
     for more in ({"inputs": {"prompt": "snow"}}, {"inputs": {"prompt": "rain"}}):
-        report = run(addresses(4), limits=limits, **more)
+        report = run(addresses(4), budget=limits, **more)
         assert isinstance(report.error, WanBudgetError)
-    assert isinstance(run(addresses(4, first=10), limits=limits).error, WanBudgetError)
+    assert isinstance(run(addresses(4, first=10), budget=limits).error, WanBudgetError)
     assert len(sandbox.ledger()["purchases"]) == 5
 
 
 def test_each_task_instance_counts_its_own_purchases(sandbox: Sandbox) -> None:
     sandbox.add_fault("generation", "fail", count=2)
-    first, second = {"watcher": "dag/run/first/-1"}, {"watcher": "dag/run/second/-1"}
-    assert run(addresses(2), limits=Limits(max_requests=3), **first).summary["bought"] == 2
-    assert run(addresses(2), limits=Limits(max_requests=3), **second).summary["bought"] == 2
-    report = run(addresses(4), limits=Limits(max_requests=3), **first)
+    first, second = {"owner": "dag/run/first/-1"}, {"owner": "dag/run/second/-1"}
+    assert run(addresses(2), budget=BudgetLimits(max_requests=3), **first).summary["bought"] == 2
+    assert run(addresses(2), budget=BudgetLimits(max_requests=3), **second).summary["bought"] == 2
+    report = run(addresses(4), budget=BudgetLimits(max_requests=3), **first)
     assert report.summary["bought"] == 3
     assert isinstance(report.error, WanBudgetError)
     assert outcomes(report) == {"reused": 2, "landed": 1, "left": 1}

@@ -12,8 +12,7 @@ import pytest
 from google.cloud import storage
 
 from airflow_provider_wan.batch.batch import Batch
-from airflow_provider_wan.batch.engine import BatchEngine
-from airflow_provider_wan.batch.values import Pause
+from airflow_provider_wan.batch.engine import BatchEngine, Pause
 from airflow_provider_wan.exceptions import WanTransientError
 from tests.batch.batch_support import addresses, batch, bought, connection, outcomes, wait
 from tests.image_samples import encoded, photo
@@ -45,13 +44,13 @@ class Process:
         """Run this part up to its wait, or its end."""
         pause = self.engine.run(may_pause=True)
         if pause is not None:
-            self.batch.note(self.engine)
+            self.batch.save(self.engine)
         return pause
 
-    def go_on(self, event: dict[str, Any]) -> None:
+    def resume(self, event: dict[str, Any]) -> None:
         """Begin the next part."""
         self.batch = self._make()
-        self.engine = self.batch.go_on(event)
+        self.engine = self.batch.resume(event)
 
     def run_until_nothing_else_is_due(self, waits: int) -> Pause:
         """Run and wait as often as that, at most, until only a request can end the wait."""
@@ -60,7 +59,7 @@ class Process:
             assert pause is not None
             if pause.not_later_than is None:
                 return pause
-            self.go_on(wait(pause))
+            self.resume(wait(pause))
         raise AssertionError(f"after {waits} waits there is something else to do again and again")
 
 
@@ -71,13 +70,13 @@ def test_a_result_that_is_not_ready_is_looked_at_less_and_less_often(sandbox: Sa
     pause = process.run()
     for times in range(1, 4):
         assert pause is not None
-        process.go_on({"ready": list(pause.request_ids)})
+        process.resume({"ready": list(pause.request_ids)})
         before = time.time()
         pause = process.run()
         assert pause is not None
-        assert pause.look_at[pause.request_ids[0]] >= before + 2 ** (times - 1)
+        assert pause.poll_at[pause.request_ids[0]] >= before + 2 ** (times - 1)
 
-    process.go_on({"outcome": "due"})  # as for other requests: nobody looks at this one before its time
+    process.resume({"outcome": "due"})  # as for other requests: nobody looks at this one before its time
     pause = process.run()
     assert pause is not None
     event = wait(pause, deadline_s=0.3)
@@ -85,7 +84,7 @@ def test_a_result_that_is_not_ready_is_looked_at_less_and_less_often(sandbox: Sa
     assert "status" not in sandbox.ledger()["calls"]
 
     sandbox.clear_faults()
-    process.go_on(wait(pause))
+    process.resume(wait(pause))
     assert process.run() is None
     assert process.batch.report(process.engine).error is None
 
@@ -94,12 +93,12 @@ def test_submits_that_are_refused_over_many_waits_end_the_batch_when_the_outage_
     sandbox: Sandbox,
 ) -> None:
     sandbox.add_fault("submit", "overloaded", skip=1)
-    process = Process(lambda: batch(addresses(3), pace={"outage_s": 2.0}))
+    process = Process(lambda: batch(addresses(3), limits={"outage_s": 2.0}))
     pause = process.run_until_nothing_else_is_due(5)
-    assert isinstance(process.engine.standing.halted, WanTransientError)
+    assert isinstance(process.engine.state.halted, WanTransientError)
 
     sandbox.control("speed", {"speed": 100_000})
-    process.go_on(wait(pause))
+    process.resume(wait(pause))
     assert process.run() is None
     report = process.batch.report(process.engine)
     assert isinstance(report.error, WanTransientError)
@@ -111,11 +110,11 @@ def test_a_wait_that_is_asked_for_and_is_too_long_ends_the_batch_when_its_reques
     sandbox: Sandbox, bought_first: int
 ) -> None:
     sandbox.add_fault("submit", "overloaded", skip=bought_first, retry_after=86_400)
-    process = Process(lambda: batch(addresses(3), pace={"submit_threads": 1}))
+    process = Process(lambda: batch(addresses(3), limits={"submit_threads": 1}))
     if bought_first:
         pause = process.run_until_nothing_else_is_due(1)
         sandbox.control("speed", {"speed": 100_000})
-        process.go_on(wait(pause))
+        process.resume(wait(pause))
     assert process.run() is None
     report = process.batch.report(process.engine)
     assert isinstance(report.error, WanTransientError)
@@ -138,7 +137,7 @@ def test_an_image_that_can_not_be_fetched_is_refused_after_some_tries_over_as_ma
     images = [f"{sandbox.bucket_url}/images/{name}" for name in ("good.jpg", "bad.jpg")]
     process = Process(lambda: batch(images, check_images=True))
     process.run_until_nothing_else_is_due(4)
-    (ending,) = process.engine.endings.values()
+    (ending,) = process.engine.results.values()
     assert ending.outcome == "refused"
     assert ending.image == images[1]
     assert bought(sandbox) == {images[0]: 1}
@@ -155,13 +154,13 @@ def test_a_request_whose_id_could_not_be_written_is_landed_after_the_wait(
     pause = process.engine.run(may_pause=True)
     assert pause is not None
     sandbox.clear_faults()
-    process.batch.note(process.engine)
-    process.go_on({})
+    process.batch.save(process.engine)
+    process.resume({})
     again = process.run()
     assert again is not None
     assert again.request_ids == pause.request_ids
     sandbox.control("speed", {"speed": 100_000})
-    process.go_on(wait(again))
+    process.resume(wait(again))
     assert process.run() is None
     report = process.batch.report(process.engine)
     assert report.error is None

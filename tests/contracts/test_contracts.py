@@ -26,8 +26,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_wan import metrics
-from airflow_provider_wan.batch.plan import plan_rows
-from airflow_provider_wan.batch.sources import open_rows
+from airflow_provider_wan.batch.plan import open_rows, plan_rows
 from airflow_provider_wan.durable.journal import BucketJournal, TaskStateJournal
 from airflow_provider_wan.durable.record import Record
 from airflow_provider_wan.get_provider_info import get_provider_info

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_wan.batch.progress import Progress
-from airflow_provider_wan.batch.results import Outcome
+from airflow_provider_wan.batch.report import Outcome, Progress
 from airflow_provider_wan.gallery.batch_cards import (
     MANIFEST,
     Sheet,
