@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every test run gets an Airflow of its own in a temporary directory, and no network but loopback.
+"""Gives every test run an Airflow of its own in a temporary directory.
 
 This runs before anything imports Airflow, which reads its environment once, on import.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -30,17 +28,6 @@ ROOT = Path(__file__).resolve().parent.parent
 _BASE_VARIABLE = "WAN_TESTS_BASE"
 _IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
-
-def _forget_the_machine() -> None:
-    """Drop what a developer's shell could change in a test: Airflow settings, credentials, proxies."""
-    prefixes = ("AIRFLOW", "_AIRFLOW", "GOOGLE_", "GCLOUD_", "STORAGE_EMULATOR_HOST", "WAN_", "NETRC")
-    for name in list(os.environ):
-        keep = name == _BASE_VARIABLE and _IS_WORKER
-        if not keep and (name.startswith(prefixes) or name.lower().endswith("_proxy")):
-            del os.environ[name]
-
-
-_forget_the_machine()
 if not _IS_WORKER:
     os.environ[_BASE_VARIABLE] = tempfile.mkdtemp(prefix="wan-tests-")
 BASE = Path(os.environ[_BASE_VARIABLE])
@@ -61,20 +48,6 @@ def _airflow_environment(home: Path) -> dict[str, str]:
 
 
 os.environ.update(_airflow_environment(AIRFLOW_HOME))
-
-
-def _only_loopback(event: str, arguments: tuple[Any, ...]) -> None:
-    if event != "socket.connect":
-        return
-    opened, address = arguments
-    if opened.family not in (socket.AF_INET, socket.AF_INET6) or opened.type != socket.SOCK_STREAM:
-        return
-    host = str(address[0])
-    if not host.startswith("127.") and host not in ("::1", "localhost", "::ffff:127.0.0.1"):
-        raise OSError(errno.ENETUNREACH, f"tests talk to loopback only, not to {host}")
-
-
-sys.addaudithook(_only_loopback)
 
 
 def pytest_unconfigure() -> None:

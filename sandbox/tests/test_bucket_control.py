@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import glob
-import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import requests
@@ -111,23 +110,21 @@ def test_faults_are_switched_on_this_port_too(server: BucketServer) -> None:
     assert refused.status_code == 400
 
 
-def test_files_of_large_objects_go_with_their_objects_and_with_the_server() -> None:
-    def files() -> set[str]:
-        return {
-            path
-            for path in glob.glob(os.path.join(tempfile.gettempdir(), "wan-sandbox-bucket-*", "*"))
-            if path not in before
-        }
+def test_files_of_large_objects_go_with_their_objects_and_with_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def files() -> list[Path]:
+        return list(tmp_path.glob("wan-sandbox-bucket-*/*"))
 
-    before: set[str] = set()
-    before = files()
+    # A directory of this test's own: other sandboxes of this machine use the usual one.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with BucketServer() as server:
         blob = server.bucket().blob("big")
         blob.upload_from_string(bytes_of(2 * MIB))
         blob.upload_from_string(bytes_of(2 * MIB))
         server.bucket().blob("small").upload_from_string(b"small")
         assert len(files()) == 1
-    assert files() == set()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("path", ["storage/v1/x", "storage/v1/b/videos/acl", "upload/storage/v1/b/videos/o"])

@@ -78,6 +78,13 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--host", default="127.0.0.1", help="address to listen on")
     where.add_argument("--port", type=int, default=8787, help="of the API and its media; 0: a free one")
     where.add_argument("--bucket-port", type=int, default=8788, help="of the bucket; 0: a free one")
+    where.add_argument(
+        "--control-host",
+        dest="control_hosts",
+        action="append",
+        default=[],
+        help="name by which /_sandbox/ may be called, besides IP addresses and localhost; repeatable",
+    )
     where.add_argument("--state-file", type=Path, help="write addresses and pid as JSON here when ready")
     where.add_argument(
         "--bucket", dest="buckets", action="append", default=[], help="create this bucket; repeatable"

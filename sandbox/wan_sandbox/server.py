@@ -20,9 +20,14 @@ from typing import Any
 from aiohttp import web
 
 from wan_sandbox.bucket.app import bucket_app
-from wan_sandbox.control.control import Control
+from wan_sandbox.bucket.faults import BUCKET_FAULTS
+from wan_sandbox.control.faults import FaultBook
+from wan_sandbox.control.guard import control_guard
 from wan_sandbox.runcomfy.api import Api
+from wan_sandbox.runcomfy.api_faults import API_FAULTS
+from wan_sandbox.runcomfy.control import Control
 from wan_sandbox.runcomfy.media import Media
+from wan_sandbox.runcomfy.media_faults import MEDIA_FAULTS
 from wan_sandbox.runcomfy.world import World
 from wan_sandbox.settings import Settings
 
@@ -88,12 +93,14 @@ async def serve(settings: Settings) -> AsyncIterator[Addresses]:
     :raises ValueError: a setting or a fault rule cannot be used.
     """
     with tempfile.TemporaryDirectory(prefix="wan-sandbox-", ignore_cleanup_errors=True) as folder:
-        world = World(settings, Path(folder))
+        faults = FaultBook(settings.seed)
+        faults.register((*API_FAULTS, *MEDIA_FAULTS, *BUCKET_FAULTS))
+        world = World(settings, Path(folder), faults)
         runners: list[web.AppRunner] = []
         try:
-            url = await _listen(runners, api_app(world), settings.host, settings.port)
-            storage = bucket_app(world.faults, buckets=settings.buckets)
-            bucket_url = await _listen(runners, storage, settings.host, settings.bucket_port)
+            url = await _listen(runners, api_app(world), settings, settings.port)
+            storage = bucket_app(faults, buckets=settings.buckets)
+            bucket_url = await _listen(runners, storage, settings, settings.bucket_port)
             yield Addresses(url, bucket_url, settings.token)
         finally:
             for runner in runners:
@@ -112,8 +119,9 @@ async def _let_clients_leave(
         return web.Response()  # never arrives
 
 
-async def _listen(runners: list[web.AppRunner], app: web.Application, host: str, port: int) -> str:
-    app.middlewares.append(_let_clients_leave)
+async def _listen(runners: list[web.AppRunner], app: web.Application, settings: Settings, port: int) -> str:
+    host = settings.host
+    app.middlewares.extend((_let_clients_leave, control_guard((host, *settings.control_hosts))))
     # Uploads to the bucket are stored as they come, gzip or not.
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5, auto_decompress=False)
     await runner.setup()

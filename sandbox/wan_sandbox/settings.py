@@ -15,6 +15,7 @@ class Settings:
     :param host: address to listen on.
     :param port: of the API and its media; 0 takes a free one.
     :param bucket_port: of the bucket; 0 takes a free one.
+    :param control_hosts: names, besides IP addresses and localhost, by which ``/_sandbox/`` may be called.
     :param speed: how much faster than life generations run; 60 turns a minute into a second.
     :param generation_seconds: length of a generation before ``speed``; default: lifelike, 60 to 180 s at
         480P and around 163 s at 1080P.
@@ -41,6 +42,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 0
     bucket_port: int = 0
+    control_hosts: tuple[str, ...] = ()
     speed: float = 1.0
     generation_seconds: float | None = None
     spread: float | None = None

@@ -4,15 +4,14 @@
 Preconditions hold, listings have pages, uploads resume, checksums are checked, and many requests are served at
 once. ``STORAGE_EMULATOR_HOST`` leads the client here.
 
-=================  ====================================================================
-``bucket_content`` the bytes of objects, in memory or in temporary files
-``bucket_store``   buckets and objects; the one place where something changes
-``bucket_routes``  which path leads to which handler
-``bucket_upload``, ``bucket_resumable``, ``bucket_download``, ``bucket_list``,
-``bucket_objects``, ``bucket_buckets``, ``bucket_batch``   the handlers
-``bucket_faults``  what goes wrong on purpose
-``bucket_control`` ``/_sandbox/``
-=================  ====================================================================
+===========  =====================================================================
+``content``  the bytes of objects, in memory or in temporary files
+``store``    buckets and objects; the only place that changes them
+``routes``   the handler of each path
+``upload``, ``resumable``, ``download``, ``listing``, ``objects``, ``buckets``, ``batch``: the handlers
+``faults``   the faults of storage
+``control``  the routes under ``/_sandbox/``
+===========  =====================================================================
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from wan_sandbox.bucket.batch import Part, answer_batch
 from wan_sandbox.bucket.call import Call, Counts, Emulator, Shape
 from wan_sandbox.bucket.control import add_control_routes
 from wan_sandbox.bucket.errors import StorageError
-from wan_sandbox.bucket.faults import perform, register_bucket_faults
+from wan_sandbox.bucket.faults import BUCKET_FAULTS, perform
 from wan_sandbox.bucket.resumable import read_chunk_range, session_name, start_resumable
 from wan_sandbox.bucket.routes import Route, find_route
 from wan_sandbox.bucket.store import Store
 from wan_sandbox.bucket.upload import open_multipart, upload_multipart
-from wan_sandbox.control.fault_control import add_fault_routes
 from wan_sandbox.control.faults import FaultBook, FaultRule
+from wan_sandbox.control.routes import add_fault_routes
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
 """Bound on bodies that are read at once: resources and batches. Objects are streamed, without a bound."""
@@ -61,7 +60,7 @@ def bucket_app(
     :param write_interval_s: least time between two changes of one object, else 429; 0, the default, is none
         (Cloud Storage takes about one a second).
     """
-    register_bucket_faults(faults)
+    faults.register(BUCKET_FAULTS)
     store = Store(public=public, write_interval_s=write_interval_s)
     names = tuple(buckets)
     for name in names:

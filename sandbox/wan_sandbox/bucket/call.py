@@ -4,23 +4,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
 from wan_sandbox.bucket.conditions import Conditions, from_request
+from wan_sandbox.bucket.content import Content, Spool
 from wan_sandbox.bucket.errors import StorageError, bad_request
+from wan_sandbox.bucket.multipart import RelatedParser
 from wan_sandbox.bucket.store import Store
+from wan_sandbox.bucket.wire import read_json
 from wan_sandbox.control.faults import FaultBook, FaultRule
-
-if TYPE_CHECKING:
-    from wan_sandbox.bucket.multipart import RelatedParser
-    from wan_sandbox.bucket.resumable import Session
 
 GCS_WRITE_INTERVAL_S = 1.0
 """Cloud Storage takes about one change a second of one object."""
@@ -52,6 +50,25 @@ class Counts:
         self.calls.clear()
         self.statuses.clear()
         self.bytes_read = self.bytes_written = 0
+
+
+@dataclass(slots=True)
+class Session:
+    """One resumable upload, from its start until long after its end, for clients that ask again."""
+
+    bucket: str
+    name: str
+    query: Mapping[str, str]
+    fields: Mapping[str, Any]
+    resource: Mapping[str, Any]
+    spool: Spool
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    #: Bytes of a chunk that is not there as a whole yet: only multiples of 256 KiB are kept for good.
+    tail: bytearray = field(default_factory=bytearray)
+    content: Content | None = None
+    #: How it ended: the object's resource or the refusal, told again to a client that asks again.
+    done: dict[str, Any] | None = None
+    refusal: StorageError | None = None
 
 
 @dataclass(slots=True)
@@ -172,19 +189,3 @@ class Call:
         promised = self.request.content_length
         if promised is not None and self.received != promised:
             raise bad_request(f"The body ended after {self.received} of {promised} bytes.")
-
-
-def read_json(raw: bytes) -> dict[str, Any]:
-    """Read a JSON object; no bytes are an empty one.
-
-    :raises StorageError: 400.
-    """
-    if not raw.strip():
-        return {}
-    try:
-        value = json.loads(raw)
-    except ValueError:
-        raise StorageError(400, "parseError", "Parse Error") from None
-    if not isinstance(value, dict):
-        raise StorageError(400, "parseError", "Parse Error: a JSON object was expected.")
-    return value

@@ -10,9 +10,10 @@ from typing import Any
 
 from aiohttp import web
 
-from wan_sandbox.bucket.call import Emulator, read_json
+from wan_sandbox.bucket.call import Emulator
 from wan_sandbox.bucket.content import Content
 from wan_sandbox.bucket.errors import StorageError, bad_request, no_such_bucket
+from wan_sandbox.bucket.wire import read_json
 
 MAX_SEED_BYTES = 1024 * 1024 * 1024
 _PATTERN = hashlib.sha256(b"sandbox").digest() * 2048  # 64 KiB that do not compress to nothing

@@ -15,13 +15,15 @@ from wan_sandbox.bucket.errors import (
     precondition_failed,
     quota_exceeded,
 )
-from wan_sandbox.control.faults import FaultBook, FaultKind
-from wan_sandbox.transport import TRANSPORT_FAULTS, cut_connection, play
+from wan_sandbox.control.faults import FaultKind
+from wan_sandbox.control.transport import TRANSPORT_FAULTS, cut_connection, play
 
 _BUCKET = ("bucket.*",)
 _CHANGES = ("bucket.upload", "bucket.upload.chunk", "bucket.delete", "bucket.update", "bucket.co*")
 
+#: All that can go wrong with a bucket, for :meth:`FaultBook.register`.
 BUCKET_FAULTS = (
+    *TRANSPORT_FAULTS,
     FaultKind(
         "corrupt",
         "one byte is flipped: of what is stored (at=rest, the checksums stay), or on the wire (at=wire)",
@@ -41,14 +43,6 @@ BUCKET_FAULTS = (
 )
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
-
-
-def register_bucket_faults(faults: FaultBook) -> None:
-    """Make the bucket's faults known, and the common ones if no other server did."""
-    if "reset" not in faults.kinds:
-        faults.register(TRANSPORT_FAULTS)
-    if "lost_ack" not in faults.kinds:
-        faults.register(BUCKET_FAULTS)
 
 
 async def perform(call: Call, handler: Handler, *, as_xml: bool) -> web.StreamResponse:

@@ -7,8 +7,8 @@ import re
 from email.parser import BytesParser
 from typing import Any
 
-from wan_sandbox.bucket.call import read_json
 from wan_sandbox.bucket.errors import StorageError, bad_request
+from wan_sandbox.bucket.wire import read_json
 
 MAX_HEAD_BYTES = 4 * 1024 * 1024
 """Bound on everything before the object's bytes."""

@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from aiohttp import web
 
-from wan_sandbox.bucket.call import Call, Emulator
-from wan_sandbox.bucket.content import BLOCK_BYTES, Content, Spool
+from wan_sandbox.bucket.call import Call, Emulator, Session
+from wan_sandbox.bucket.content import BLOCK_BYTES
 from wan_sandbox.bucket.errors import StorageError, bad_request
 from wan_sandbox.bucket.store import writable
 from wan_sandbox.bucket.upload import (
@@ -31,25 +29,6 @@ MAX_SESSIONS = 10_000
 """So many are remembered; the oldest go first."""
 
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
-
-
-@dataclass(slots=True)
-class Session:
-    """One resumable upload, from its start until long after its end, for clients that ask again."""
-
-    bucket: str
-    name: str
-    query: Mapping[str, str]
-    fields: Mapping[str, Any]
-    resource: Mapping[str, Any]
-    spool: Spool
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    #: Bytes of a chunk that is not there as a whole yet: only multiples of 256 KiB are kept for good.
-    tail: bytearray = field(default_factory=bytearray)
-    content: Content | None = None
-    #: How it ended: the object's resource or the refusal, told again to a client that asks again.
-    done: dict[str, Any] | None = None
-    refusal: StorageError | None = None
 
 
 @dataclass(frozen=True, slots=True)

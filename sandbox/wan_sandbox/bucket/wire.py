@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
+from wan_sandbox.bucket.errors import StorageError
 from wan_sandbox.bucket.store import Bucket, StoredObject
 
 DEFAULT_TYPE = "application/octet-stream"
@@ -131,3 +132,19 @@ def json_answer(
         charset="UTF-8",
         headers=headers,
     )
+
+
+def read_json(raw: bytes) -> dict[str, Any]:
+    """Read a JSON object; no bytes are an empty one.
+
+    :raises StorageError: 400.
+    """
+    if not raw.strip():
+        return {}
+    try:
+        value = json.loads(raw)
+    except ValueError:
+        raise StorageError(400, "parseError", "Parse Error") from None
+    if not isinstance(value, dict):
+        raise StorageError(400, "parseError", "Parse Error: a JSON object was expected.")
+    return value

@@ -14,6 +14,7 @@ from typing import Any
 from aiohttp import web
 
 from wan_sandbox.control.faults import FaultRule
+from wan_sandbox.control.transport import play
 from wan_sandbox.runcomfy.accounts import Account
 from wan_sandbox.runcomfy.api_faults import as_status_fault, error_json
 from wan_sandbox.runcomfy.generations import Generation, Phase
@@ -21,7 +22,6 @@ from wan_sandbox.runcomfy.input_checks import check_inputs, detail
 from wan_sandbox.runcomfy.pictures import BadPictureError, Picture
 from wan_sandbox.runcomfy.results import cancel_json, result_json, status_json, urls
 from wan_sandbox.runcomfy.world import World
-from wan_sandbox.transport import play
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+){1,4}\Z")
 

@@ -13,12 +13,12 @@ from email.utils import formatdate
 from aiohttp import web
 
 from wan_sandbox.control.faults import FaultRule
+from wan_sandbox.control.transport import LOGIN_PAGE, cut_connection, hang, is_connected, play
 from wan_sandbox.runcomfy.api_faults import error_json
 from wan_sandbox.runcomfy.generations import Generation, Phase
 from wan_sandbox.runcomfy.media_faults import Plan, spoil_file, spoil_sending
 from wan_sandbox.runcomfy.studio import Video, WebMVideo
 from wan_sandbox.runcomfy.world import World
-from wan_sandbox.transport import LOGIN_PAGE, cut_connection, hang, is_connected, play
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z")
 _NAME = re.compile(r"(video|image)-(\d{1,3})(?:\.(mp4|webm|png))?\Z")

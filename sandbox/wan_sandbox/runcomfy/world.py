@@ -12,20 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wan_sandbox.bucket.faults import register_bucket_faults
 from wan_sandbox.control.faults import FaultBook, parse_rule
 from wan_sandbox.runcomfy.accounts import Account, RateLimit
-from wan_sandbox.runcomfy.api_faults import API_FAULTS, error_value
+from wan_sandbox.runcomfy.api_faults import error_value
 from wan_sandbox.runcomfy.catalog import Catalog, Model
 from wan_sandbox.runcomfy.clock import Clock
 from wan_sandbox.runcomfy.generations import Generation, Lane, Phase
 from wan_sandbox.runcomfy.ledger import Ledger
-from wan_sandbox.runcomfy.media_faults import MEDIA_FAULTS
 from wan_sandbox.runcomfy.pictures import Picture, PictureDesk
 from wan_sandbox.runcomfy.prices import Prices
 from wan_sandbox.runcomfy.studio import Studio, Video, inputs_key
 from wan_sandbox.settings import Settings
-from wan_sandbox.transport import TRANSPORT_FAULTS
 
 DEFAULT_ACCOUNT = "default"
 #: Median, least and most seconds of a generation, by resolution (one 1080P trace took 163 s).
@@ -40,18 +37,17 @@ class World:
 
     :param settings: how it behaves.
     :param folder: for images and videos; the caller removes it.
+    :param faults: the rules, which the bucket shares; it knows all kinds of faults.
     """
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
+    def __init__(self, settings: Settings, folder: Path, faults: FaultBook) -> None:
         self.settings = settings
         self.secret = secrets.token_bytes(32)
         self.catalog = Catalog(settings.models)
         keeps_images = settings.video_bytes is None
         self.pictures = PictureDesk(folder, keep=keeps_images)
         self.studio = Studio(folder, padded_bytes=settings.video_bytes)
-        self.faults = FaultBook(settings.seed)
-        self.faults.register((*TRANSPORT_FAULTS, *API_FAULTS, *MEDIA_FAULTS))
-        register_bucket_faults(self.faults)
+        self.faults = faults
         self.reset()
 
     def reset(self) -> None:

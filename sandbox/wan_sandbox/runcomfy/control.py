@@ -11,7 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
-from wan_sandbox.control.fault_control import add_fault_routes
+from wan_sandbox.control.routes import add_fault_routes
 from wan_sandbox.runcomfy.generations import Generation
 from wan_sandbox.runcomfy.world import DEFAULT_ACCOUNT, World
 
