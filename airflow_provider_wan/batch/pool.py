@@ -32,6 +32,7 @@ from airflow_provider_wan.exceptions import (
     WanDownloadError,
     WanError,
     WanGenerationFailedError,
+    WanNoOutputError,
     WanStorageError,
 )
 from airflow_provider_wan.hooks.connection import WanSettings
@@ -173,7 +174,7 @@ class BatchWork:
         destination = Destination(self.bucket_name, item.object_name, self.if_exists)
         try:
             landed = self.landing.land(versioned.record, destination)
-        except (WanGenerationFailedError, WanCancelledError, WanDownloadError) as error:
+        except (WanGenerationFailedError, WanCancelledError, WanDownloadError, WanNoOutputError) as error:
             if not (isinstance(error, WanDownloadError) and error.retry_helps):
                 self._record_end(item, request_id)
             raise

@@ -20,6 +20,7 @@ from airflow_provider_wan.durable.record import LandedVideo, Record, Stage, utc_
 from airflow_provider_wan.exceptions import (
     WanAuthError,
     WanDownloadError,
+    WanNoOutputError,
     WanNotFoundError,
     WanRefusedError,
     WanStorageError,
@@ -73,7 +74,8 @@ class Landing:
         :param record: what is known of the request; its id at least. Videos that it says have landed elsewhere
             are copied from there.
         :return: the record, as landed.
-        :raises WanDownloadError: a file could not be fetched whole, or may not be, or there is none.
+        :raises WanDownloadError: a file could not be fetched whole, or may not be.
+        :raises WanNoOutputError: the result has no video.
         :raises WanConflictError: another video stands where one should land.
         :raises WanStorageError: the bucket did not take it.
         :raises WanGenerationFailedError: the request failed.
@@ -178,14 +180,14 @@ class Landing:
             raise WanTransientError(
                 f"The result of request {request_id} can't be asked for: {error}", request_id=request_id
             ) from error
-        raise_unless_succeeded(result)
+        if not result.is_paid_without_output:
+            raise_unless_succeeded(result)
         if not result.video_urls:
-            raise WanDownloadError(
-                f"Request {request_id} succeeded, but its output holds no video, so that nothing was put into the "
-                "bucket. It may be charged: look at it on RunComfy's Generations page. It is not bought again: a new "
-                "value of variation buys another one.",
+            raise WanNoOutputError(
+                f"Request {request_id} succeeded, but its output has no video, as after content moderation. Nothing "
+                "was put into the bucket. It counts as paid, and is not bought again: look at it on RunComfy's "
+                "Generations page. A new value of variation buys another video.",
                 request_id=request_id,
-                retry_helps=False,
             )
         return result
 

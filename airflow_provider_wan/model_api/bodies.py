@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading what a server wrote without trusting it: JSON, texts for people, error bodies.
+"""Read what a server wrote without trusting it: JSON, texts for people, error bodies.
 
-Whatever ends up in a message or a log passes :func:`clean_text`, so that a server's text can neither forge
-log lines nor carry a token or a signed link into them.
+Every text that reaches a message or a log passes :func:`clean_text`, so that a server can neither forge log lines nor
+put a token or a signed link into them. The connection's own token is replaced before anything is read
+(:func:`without_secret`).
 """
 
 from __future__ import annotations
@@ -15,24 +16,26 @@ from http import HTTPStatus
 from typing import Any
 
 MESSAGE_MAX_CHARS = 300
-_LOOKED_AT_CHARS = 4_000
+_HIDDEN = "***"
+_READ_CHARS = 4_000
 _URL = re.compile(r"""(https?://)(?:[^\s/"'<>]*@)?([^\s"'<>?#]*)([?#][^\s"'<>]*)?""", re.IGNORECASE)
 _BEARER = re.compile(r"\bbearer\s+\S+", re.IGNORECASE)
 _TOKEN = re.compile(
     r"""\b(token|api[_-]?key|secret|authorization)([\s"':=]+)(?=[\w.-]{0,200}\d)[\w.-]{16,}""", re.IGNORECASE
 )
+_HTML = re.compile(rb"\s*<(!doctype html|html|head|body)\b", re.IGNORECASE)
 _DATA_URI = re.compile(r"\bdata:[\w/+.-]*[;,]\S*", re.IGNORECASE)
 _TEXT_KEYS = ("error_message", "message", "error", "detail")
 _ERROR_TEXT_KEYS = (*_TEXT_KEYS, "msg", "reason", "title")
 
 
 def clean_text(value: str, max_chars: int = MESSAGE_MAX_CHARS) -> str:
-    """Make a text from outside fit for a message: one line, no control characters, no secrets, cut.
+    """Return a text from outside in a form fit for a message: one line, no control characters, no secrets, cut.
 
     :param value: any text.
-    :param max_chars: the most characters to give back, default 300 (the API contract's limit).
+    :param max_chars: the most characters to return, default 300 (the API contract's limit).
     """
-    text = value[:_LOOKED_AT_CHARS]
+    text = value[:_READ_CHARS]
     text = "".join(char if char.isprintable() else " " for char in text)
     text = _URL.sub(lambda m: m[1] + m[2] + ("?…" if m[3] else ""), text)
     text = _DATA_URI.sub("data:…", text)
@@ -42,11 +45,37 @@ def clean_text(value: str, max_chars: int = MESSAGE_MAX_CHARS) -> str:
     return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
 
 
-def json_of(body: bytes) -> Any:
-    """Parse JSON from outside; ``None`` for everything that is none.
+def without_secret(body: bytes, secret: str) -> bytes:
+    """Return an HTTP body in which a secret is replaced, however JSON spells it.
 
-    :param body: the bytes of an HTTP body.
+    :param secret: shorter than four characters it is none, and is left.
     """
+    if len(secret) < 4:
+        return body
+    body = body.replace(secret.encode(), _HIDDEN.encode())
+    if b"\\" in body or b"\0" in body:  # escapes, or another encoding
+        value = json_of(body)
+        try:
+            hidden = _without_secret(value, secret)
+        except RecursionError:
+            return b""
+        if hidden != value:
+            return json.dumps(hidden).encode()
+    return body
+
+
+def _without_secret(value: Any, secret: str) -> Any:
+    if isinstance(value, str):
+        return value.replace(secret, _HIDDEN)
+    if isinstance(value, list):
+        return [_without_secret(item, secret) for item in value]
+    if isinstance(value, dict):
+        return {key.replace(secret, _HIDDEN): _without_secret(item, secret) for key, item in value.items()}
+    return value
+
+
+def json_of(body: bytes) -> Any:
+    """Return JSON from outside parsed, or None if it is none."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
@@ -54,19 +83,16 @@ def json_of(body: bytes) -> Any:
 
 
 def object_of(body: bytes) -> Mapping[str, Any] | None:
-    """Parse a JSON object from outside; ``None`` for everything that is none.
-
-    :param body: the bytes of an HTTP body.
-    """
+    """Return a JSON object from outside parsed, or None if it is none."""
     value = json_of(body)
     return value if isinstance(value, dict) else None
 
 
 def text_of(value: Any, depth: int = 4) -> str:
-    """Say in one line what an ``error`` or ``detail`` of undocumented shape says; not yet cleaned.
+    """Return what an ``error`` or ``detail`` of undocumented shape says; not yet cleaned.
 
     :param value: a string, number, object, list or nothing.
-    :param depth: how deep to look.
+    :param depth: how many levels to read.
     """
     if isinstance(value, str):
         return value
@@ -106,7 +132,7 @@ class ErrorBody:
 
     :param code: the API's own error code, if there is one.
     :param text: what it says, cleaned, at most 300 characters; the reason phrase if it says nothing.
-    :param readable: whether the body is JSON that carries a code or a text, so that the API itself spoke.
+    :param readable: whether the body is JSON with a code or a text, so that the API itself answered.
     :param has_detail_list: whether it lists fields, as a 422 does.
     """
 
@@ -117,14 +143,15 @@ class ErrorBody:
 
 
 def read_error_body(status: int, body: bytes) -> ErrorBody:
-    """Read an error body in any of the shapes that the API contract lists.
+    """Return what an error body says, in any of the shapes that the API contract lists.
 
     :param status: the HTTP status, for the reason phrase.
     :param body: the bytes of the body: JSON, HTML, plain text or nothing.
     """
     found = object_of(body)
     if found is None:
-        return ErrorBody(None, _reason(status), readable=False, has_detail_list=False)
+        page = ", an HTML page" if _HTML.match(body[:1000]) else ""
+        return ErrorBody(None, f"{_reason(status)}{page}", readable=False, has_detail_list=False)
     code = error_code_of(found)
     text = next((t for key in _TEXT_KEYS if (t := clean_text(text_of(found.get(key))))), "")
     detail = found.get("detail")
@@ -137,10 +164,7 @@ def read_error_body(status: int, body: bytes) -> ErrorBody:
 
 
 def error_code_of(found: Mapping[str, Any]) -> int | None:
-    """Give the API's own error code, ``None`` where a body has none.
-
-    :param found: a body as JSON.
-    """
+    """Return the API's own error code, or None if a body has none."""
     code = _code(found.get("error_code"))
     return _code(found.get("code")) if code is None else code
 

@@ -1,10 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bad answer, or none, means: refused, unknown or transient; and how long to wait before trying again.
+"""What an answer other than the expected one means: refused, unknown or transient; and when to try again.
 
-A submit costs money and cannot be repeated by key, so it has three outcomes, not two. It is *refused* only
-where that is certain: a 4xx with an error body that can be read, a connection that could not be opened, a
-429, or the API's own error code in a 2xx without a request id. Everything else that is not an id is
-*unknown*: it may have been bought. For all other calls an answer that says nothing certain is *transient*.
+A submit costs money and has no idempotency key, so it has three outcomes. The table of all answers:
+
+==========================================================  =========================  =========================
+answer                                                      to a submit                to any other call
+==========================================================  =========================  =========================
+no connection (look-up, refused, TLS, proxy)                transient, nothing bought  transient
+no whole answer (timeout, reset, cut)                       unknown                    transient
+2xx without the expected content                            unknown                    transient
+2xx with an error code of the family 4xx (but 408, 499)     as that status             as that status
+3xx                                                         refused                    transient
+408, 499                                                    unknown                    transient
+429                                                         transient, nothing bought  transient
+425                                                         refused                    transient
+any other 4xx                                               refused                    refused
+4xx whose own code is of the family 408, 499 or 5xx         unknown                    refused
+1xx, 5xx, anything else                                     unknown                    transient
+==========================================================  =========================  =========================
+
+408 and 499 come from a gateway that stopped waiting, while the API may have gone on. A refused submit was certainly not
+bought; an unknown one may have been.
 """
 
 from __future__ import annotations
@@ -26,7 +42,7 @@ from airflow_provider_wan.exceptions import (
     WanTransientError,
     WanUnknownSubmissionError,
 )
-from airflow_provider_wan.model_api.bodies import ErrorBody, read_error_body
+from airflow_provider_wan.model_api.bodies import ErrorBody, clean_text, read_error_body
 from airflow_provider_wan.model_api.values import Reply
 
 #: The API's own code for "the result is not ready yet".
@@ -36,10 +52,19 @@ OWN_CODES = frozenset({400001, 400002, 400004, NOT_READY_CODE, 403001, 404001})
 
 NoReplyKind = Literal["connect", "timeout", "reset", "other"]
 Verdict = Literal[
-    "auth", "balance", "input", "malformed_id", "foreign", "gone", "refused", "transient", "unknown"
+    "auth",
+    "balance",
+    "input",
+    "malformed_id",
+    "foreign",
+    "gone",
+    "redirect",
+    "refused",
+    "transient",
+    "unknown",
 ]
 
-_GAVE_UP_WAITING = frozenset({408, 499})  # somebody on the way stopped waiting; the API may have gone on
+_GAVE_UP_WAITING = frozenset({408, 499})
 _NOT_FOUND_STATUSES = frozenset({200, 400, 404})
 _VERDICT_OF_CODE: Mapping[int, Verdict] = {
     400001: "malformed_id",
@@ -50,24 +75,24 @@ _VERDICT_OF_CODE: Mapping[int, Verdict] = {
 _VERDICT_OF_STATUS: Mapping[int, Verdict] = {401: "auth", 402: "balance", 422: "input"}
 _NO_REPLY_TEXT: Mapping[NoReplyKind, str] = {
     "connect": "the connection could not be opened (name look-up, refused or TLS)",
-    "timeout": "no answer came in time",
+    "timeout": "no whole answer came in time",
     "reset": "the connection broke before the whole answer was there",
     "other": "the exchange failed before the whole answer was there",
 }
 IT_MAY_BE_BOUGHT = "It may have been bought, so it is not sent again by itself."
-#: How a person settles that; whoever knows the image and the fingerprint puts something more exact in its place.
+#: How a person settles that; code that knows the image and the fingerprint says something more exact instead.
 HOW_TO_SETTLE = (
     "Look at RunComfy's Generations page: if the "
     'generation is there, pass its id as `request="<request id>"`, or settle it with '
-    '`resolve={<image or fingerprint>: "<request id>"}`; if it is not, `resolve={<image or fingerprint>: '
-    '"resubmit"}` sends it once more.'
+    '`resolve={<fingerprint>: "<request id>"}`; if it is not, `resolve={<fingerprint>: "resubmit"}` sends it once more.'
 )
+_THE_CONNECTION = "the connection"
 
 
 def error_of_reply(
     reply: Reply, *, what: str, request_id: str | None = None, submit: bool = False
 ) -> WanError:
-    """Turn an answer that is not the one hoped for into the error to raise.
+    """Return the error for an answer that is not the expected one.
 
     :param reply: the HTTP answer, of any status.
     :param what: what was asked for, as a noun: "status", "submit to wan-ai/...".
@@ -79,54 +104,69 @@ def error_of_reply(
     code = f", code {body.code}" if body.code is not None else ""
     said = f"HTTP {reply.status}{code}: {body.text}"
     subject = _subject(what, request_id)
+    peer = reply.peer or _THE_CONNECTION
     if verdict == "unknown":
         return WanUnknownSubmissionError(
-            f"RunComfy's answer to the {subject} does not say whether it was taken ({said}). "
-            f"{IT_MAY_BE_BOUGHT} {HOW_TO_SETTLE}{_hint(reply.body)}",
+            f"RunComfy's answer to the {subject} does not say whether it was accepted ({said}). "
+            f"{IT_MAY_BE_BOUGHT} {HOW_TO_SETTLE}{_id_in_damaged(reply.body)}",
             request_id=request_id,
         )
     if verdict == "transient":
         wait_s = retry_after_s(reply.headers, reply.received_at)
         asked = f" It asks to wait {wait_s:.0f} s." if wait_s else ""
         bought = " Nothing was bought." if submit else ""
+        mistake = f" {_redirect_advice(reply, peer)}" if 300 <= reply.status < 400 else ""
         return WanTransientError(
-            f"RunComfy has no proper answer to the {subject} now ({said}).{asked}{bought} Try again later.",
+            f"RunComfy has no usable answer to the {subject} now ({said}).{asked}{bought}{mistake} Try again later.",
             request_id=request_id,
             retry_after_s=wait_s,
         )
-    return _refusal(verdict, said, subject, request_id=request_id, code=body.code, submit=submit)
+    advice, error = _advice_on(
+        verdict, reply, body, peer, is_about_request=not submit and request_id is not None
+    )
+    bought = " Nothing was bought." if submit else ""
+    return error(
+        f"RunComfy refused the {subject} ({said}).{bought} {advice}", request_id=request_id, code=body.code
+    )
 
 
 def error_of_no_reply(
-    kind: NoReplyKind, *, what: str, request_id: str | None = None, submit: bool = False
+    kind: NoReplyKind,
+    *,
+    what: str,
+    request_id: str | None = None,
+    submit: bool = False,
+    reason: str = "",
+    peer: str = "",
 ) -> WanError:
-    """Turn an exchange that gave no answer into the error to raise.
+    """Return the error for an exchange that gave no answer.
 
     :param kind: how it failed: ``connect`` only if not one byte of the request can have been sent.
     :param what: what was asked for, as a noun.
     :param request_id: the request that it was about, if any.
     :param submit: whether this was the one call that costs money.
+    :param reason: why, in more words than ``kind`` says.
+    :param peer: connection and host, as in :class:`Reply`.
     """
     subject = _subject(what, request_id)
+    why = f"{reason or _NO_REPLY_TEXT[kind]} ({peer})" if peer else reason or _NO_REPLY_TEXT[kind]
     if not submit:
         return WanTransientError(
-            f"No answer from RunComfy to the {subject}: {_NO_REPLY_TEXT[kind]}. Try again later.",
-            request_id=request_id,
+            f"No answer from RunComfy to the {subject}: {why}. Try again later.", request_id=request_id
         )
     if kind == "connect":
         return WanTransientError(
-            f"The {subject} did not reach RunComfy: {_NO_REPLY_TEXT[kind]}. Nothing was bought. "
-            "Try again later.",
+            f"The {subject} did not reach RunComfy: {why}. Nothing was bought. Try again later.",
             request_id=request_id,
         )
     return WanUnknownSubmissionError(
-        f"The answer to the {subject} was lost: {_NO_REPLY_TEXT[kind]}. {IT_MAY_BE_BOUGHT} {HOW_TO_SETTLE}",
+        f"The answer to the {subject} was lost: {why}. {IT_MAY_BE_BOUGHT} {HOW_TO_SETTLE}",
         request_id=request_id,
     )
 
 
 def verdict_of(status: int, body: ErrorBody, *, submit: bool) -> Verdict:
-    """Decide what an answer without the hoped-for content means; the table of this module.
+    """Return what an answer without the expected content means; the table of this module.
 
     :param status: the HTTP status.
     :param body: what the body says.
@@ -134,13 +174,13 @@ def verdict_of(status: int, body: ErrorBody, *, submit: bool) -> Verdict:
     """
     if status == 429:
         return "transient"
+    if submit and 300 <= status < 400:
+        return "redirect"
     if not _is_certain(status, body, submit=submit):
         return "unknown" if submit else "transient"
     code = body.code
     family = _family(code) if 200 <= status < 300 else status
-    if code == NOT_READY_CODE and not submit:
-        return "transient"
-    if family == 429:
+    if family == 429 or (code == NOT_READY_CODE and not submit):
         return "transient"
     if code == 404001 and status in _NOT_FOUND_STATUSES and not submit:
         return "gone"
@@ -152,56 +192,69 @@ def verdict_of(status: int, body: ErrorBody, *, submit: bool) -> Verdict:
 
 
 def _is_certain(status: int, body: ErrorBody, *, submit: bool) -> bool:
-    """Whether an answer is a definite no; for a submit only where nothing in it speaks against that."""
+    """Return whether an answer is a definite no; for a submit only where nothing in it contradicts that."""
     family = _family(body.code)
     if 200 <= status < 300:
         return family is not None and 400 <= family < 500 and family not in _GAVE_UP_WAITING
     if not 400 <= status < 500 or status in _GAVE_UP_WAITING or (status == 425 and not submit):
         return False
-    if not submit:
-        return True
     contradicts = family is not None and (family >= 500 or family in _GAVE_UP_WAITING)
-    return body.readable and not contradicts
+    return not (submit and contradicts)
 
 
 def _family(code: int | None) -> int | None:
-    """The HTTP status that an error code stands for: 404001 and 404 give 404."""
+    """Return the HTTP status that an error code stands for: 404001 and 404 give 404."""
     if code is None:
         return None
     family = code if code < 1000 else code // 1000
     return family if 100 <= family < 600 else None
 
 
-def _refusal(
-    verdict: Verdict, said: str, subject: str, *, request_id: str | None, code: int | None, submit: bool
-) -> WanRefusedError:
-    """Build the error of a definite no."""
-    bought = " Nothing was bought." if submit else ""
-    error: type[WanRefusedError] = WanRefusedError
-    start = f"RunComfy refused the {subject} ({said}).{bought}"
+def _advice_on(
+    verdict: Verdict, reply: Reply, body: ErrorBody, peer: str, *, is_about_request: bool
+) -> tuple[str, type[WanRefusedError]]:
+    """Return what to do about a definite no, and its class."""
     match verdict:
         case "auth":
-            error, advice = (
-                WanAuthError,
-                "Check the API token in the connection, and that the account is active.",
-            )
+            return f"Check the API token in {peer}, and that the account is active.", WanAuthError
         case "balance":
-            error, advice = WanBalanceError, "The account has no balance left: top it up at RunComfy."
+            return "The account has no balance left: top it up at RunComfy.", WanBalanceError
         case "input":
-            error, advice = WanInputError, "Correct the fields that it names."
+            return "Correct the fields that it names.", WanInputError
         case "malformed_id":
-            which = "the model id" if submit or request_id is None else "the request id"
-            advice = f"An id is malformed: check {which}."
+            which = "the request id" if is_about_request else "the model id"
+            return f"An id is malformed: check {which}.", WanRefusedError
         case "foreign":
-            advice = "It belongs to another user: use the connection whose token made the request."
-        case "gone":
-            error = WanNotFoundError
-            advice = "RunComfy does not know this request: the id is wrong, or it was deleted or has expired."
-        case _:
-            advice = (
-                "Asking again gives the same answer: correct the request, the model id or the connection."
+            return (
+                "It belongs to another user: use the connection whose token made the request.",
+                WanRefusedError,
             )
-    return error(f"{start} {advice}", request_id=request_id, code=code)
+        case "gone":
+            advice = "RunComfy does not know this request: the id is wrong, or it was deleted or has expired."
+            return advice, WanNotFoundError
+        case "redirect":
+            return _redirect_advice(reply, peer), WanRefusedError
+        case _ if not body.readable:
+            return (
+                "This is not an answer of the API itself: a proxy or gateway may be in between, or the host is wrong. "
+                f"Check {peer}.",
+                WanRefusedError,
+            )
+        case _:
+            return (
+                f"Correct the request, the model id or {peer}: the same call gets the same answer.",
+                WanRefusedError,
+            )
+
+
+def _redirect_advice(reply: Reply, peer: str) -> str:
+    """Name the likely mistake behind a redirect: API calls follow none, since the token would go along."""
+    leads_to = clean_text(reply.headers.get("location", ""), 120)
+    to = f" to {leads_to}" if leads_to else ""
+    return (
+        f"It redirects{to}, and API calls follow no redirect. The host is probably wrong, or has the wrong scheme "
+        f"(http:// instead of https://): correct it in {peer}."
+    )
 
 
 def _subject(what: str, request_id: str | None) -> str:
@@ -211,14 +264,14 @@ def _subject(what: str, request_id: str | None) -> str:
 _ID_IN_CUT_JSON = re.compile(rb'"request_id"\s*:\s*"([a-zA-Z0-9_-]{1,128})"')
 
 
-def _hint(body: bytes) -> str:
-    """A request id that can still be made out in a damaged answer, for the person who settles it."""
+def _id_in_damaged(body: bytes) -> str:
+    """Return a sentence with the request id that a damaged answer still shows, for the person who settles it."""
     found = _ID_IN_CUT_JSON.search(body[:65536])
     return f' The damaged answer names the request id "{found[1].decode()}".' if found else ""
 
 
 def is_auth_error(error: BaseException) -> bool:
-    """Whether reading the connection again can help, as after a rotated token.
+    """Return whether reading the connection again can help, as after a rotated token.
 
     :param error: what was raised.
     """
@@ -226,7 +279,7 @@ def is_auth_error(error: BaseException) -> bool:
 
 
 def is_about_the_id(error: BaseException) -> bool:
-    """Whether the API itself says that a request id is malformed, another account's or unknown.
+    """Return whether the API itself says that a request id is malformed, another account's or unknown.
 
     :param error: what a call about a request raised.
     """
@@ -234,12 +287,12 @@ def is_about_the_id(error: BaseException) -> bool:
 
 
 _SECONDS = re.compile(r"\d{1,400}(\.\d{0,400})?", re.ASCII)
-#: A longer wait than this (100 years) is given back as this: it stays a number to reckon with.
+#: A longer wait than this (100 years) is returned as this, so that it stays a number.
 RETRY_AFTER_CEILING_S = 100 * 365 * 86_400.0
 
 
 def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
-    """Read ``Retry-After`` in seconds; ``None`` if there is none or it is nonsense.
+    """Return ``Retry-After`` in seconds, or None if there is none or it is nonsense.
 
     A date is measured against the server's own ``Date`` if there is one, so that a clock that is off on
     our side does not shorten the wait; it is never less than zero.
@@ -284,10 +337,10 @@ class RetryPolicy:
     budget_s: float = 120.0
 
     def delay_s(self, attempt: int, error: WanError, rnd: float, spent_s: float) -> float | None:
-        """Say how long to pause before the next try, or ``None`` to give up and raise the error.
+        """Return the seconds to wait before the next try, or None to give up and raise the error.
 
         Only a :class:`WanTransientError` is tried again. What the server asks for in ``Retry-After`` is
-        never undercut: if it does not fit into the budget, the answer is to give up.
+        never undercut: if it does not fit into the budget, the call is given up.
 
         :param attempt: the number of the try that has just failed, from 1.
         :param error: what it failed with.

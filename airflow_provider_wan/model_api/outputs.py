@@ -1,50 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding the files in a result's ``output``, whose shape differs from model to model.
+"""Find the files in a result's ``output``, whose shape differs from model to model.
 
-Seen: ``image``, ``video`` (a URL), ``images``, ``videos`` (URLs), any subset of them; a bare URL; a list;
-nested objects. Only ``http`` and ``https`` strings count. Nothing here says that a URL may be fetched.
+Seen: ``image``, ``video`` (a URL), ``images``, ``videos`` (URLs), any subset of them; ``video_url``, ``download_url``,
+``{"generated_video": {"uri": ...}}``; a bare URL; a list; nested objects; URLs without a suffix. Only ``http`` and
+``https`` strings count. Whether a URL may be fetched is decided elsewhere.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-_VIDEO_KEYS = frozenset({"video", "videos"})
+#: Words of a key that say what is behind it: ``generated_video``, ``videoUrl``, ``cover_image_url``.
+_WORD = re.compile(r"[a-z]+|[A-Z]+(?![a-z])|[A-Z][a-z]+")
+_VIDEO_WORDS = frozenset({"video", "videos"})
+_OTHER_WORDS = frozenset(
+    {
+        "image",
+        "images",
+        "thumbnail",
+        "thumbnails",
+        "cover",
+        "poster",
+        "preview",
+        "frame",
+        "frames",
+        "audio",
+        "input",
+    }
+)
 _VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
-_NEUTRAL_KEYS = frozenset({"url", "urls", "file", "files", "output", "outputs"})
+_NEUTRAL_WORDS = frozenset(
+    {
+        "url",
+        "urls",
+        "uri",
+        "uris",
+        "href",
+        "link",
+        "links",
+        "file",
+        "files",
+        "output",
+        "outputs",
+        "result",
+        "results",
+    }
+    | {"download", "media", "data", "content", "generated"}
+)
 _MAX_NODES = 10_000
 
 
 def output_urls(output: Any) -> tuple[str, ...]:
-    """Give every URL of an output, in its order, each once.
-
-    :param output: the ``output`` of a result, of any shape.
-    """
+    """Return every URL of an output of any shape, in its order, each once."""
     return _unique(url for url, _ in _walk(output))
 
 
 def video_urls(output: Any) -> tuple[str, ...]:
-    """Give the URLs of an output that are to be landed as videos, in its order, each once.
+    """Return the URLs of an output that are to be landed as videos, in its order, each once.
 
-    Those under ``video`` or ``videos`` first; if there are none, those whose path ends like a video file's;
-    if there are none either, those that nothing calls an image: a bare URL, a list, a plain ``url``.
-
-    :param output: the ``output`` of a result, of any shape.
+    Those whose key or one above it says ``video`` and none says what else it is (a cover, an image); if there are
+    none, those whose path ends like a video file's; if there are none either, those whose keys say nothing: a bare URL,
+    a list, ``url``, ``download_url``.
     """
     found = list(_walk(output))
-    named = [url for url, keys in found if not _VIDEO_KEYS.isdisjoint(keys)]
+    named = [url for url, words in found if words & _VIDEO_WORDS and not words & _OTHER_WORDS]
     by_suffix = [url for url, _ in found if urlsplit(url).path.lower().endswith(_VIDEO_SUFFIXES)]
-    neutral = [url for url, keys in found if _NEUTRAL_KEYS.issuperset(keys)]
+    neutral = [url for url, words in found if words <= _NEUTRAL_WORDS]
     return _unique(named or by_suffix or neutral)
 
 
 def is_http_url(value: Any) -> bool:
-    """Whether a value is a complete ``http`` or ``https`` URL, without blanks or control characters.
-
-    :param value: anything.
-    """
+    """Return whether a value is a complete ``http`` or ``https`` URL, without blanks or control characters."""
     if not isinstance(value, str) or any(char.isspace() or not char.isprintable() for char in value):
         return False
     try:
@@ -54,21 +83,25 @@ def is_http_url(value: Any) -> bool:
         return False
 
 
-def _walk(output: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield (url, the keys on the way to it), in order, without recursion: depth is the server's choice."""
-    stack: list[tuple[Any, tuple[str, ...]]] = [(output, ())]
+def _walk(output: Any) -> Iterator[tuple[str, frozenset[str]]]:
+    """Yield each URL with the words of the keys above it, in order; not by recursion: the server chooses the depth."""
+    stack: list[tuple[Any, frozenset[str]]] = [(output, frozenset())]
     seen = 0
     while stack and seen < _MAX_NODES:
         seen += 1
-        value, keys = stack.pop()
+        value, words = stack.pop()
         if isinstance(value, str):
             url = value.strip().replace(" ", "%20")  # a blank does not make a file that was paid for unusable
             if is_http_url(url):
-                yield url, keys
+                yield url, words
         elif isinstance(value, dict):
-            stack.extend((item, (*keys[-8:], str(key).lower())) for key, item in reversed(value.items()))
+            stack.extend((item, words | _words(str(key)[:100])) for key, item in reversed(value.items()))
         elif isinstance(value, list):
-            stack.extend((item, keys) for item in reversed(value))
+            stack.extend((item, words) for item in reversed(value))
+
+
+def _words(key: str) -> frozenset[str]:
+    return frozenset(word.lower() for word in _WORD.findall(key))
 
 
 def _unique(urls: Iterable[str]) -> tuple[str, ...]:

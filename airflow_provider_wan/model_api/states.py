@@ -61,6 +61,11 @@ def is_over_word(word: str) -> bool:
     return _plain(word) in _OVER
 
 
+def is_success_word(word: str) -> bool:
+    """Return whether this word of a result says that the request succeeded."""
+    return _plain(word) in _DONE
+
+
 def is_unpaid_word(word: str) -> bool:
     """Whether this word, from either place, says an end that costs nothing.
 

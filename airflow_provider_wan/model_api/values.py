@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from airflow_provider_wan.model_api.states import State, is_over_word
+from airflow_provider_wan.model_api.bodies import without_secret
+from airflow_provider_wan.model_api.states import State, is_over_word, is_success_word
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +32,29 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An HTTP answer, whoever fetched it.
+    """An HTTP answer.
 
     :param status: the HTTP status.
     :param headers: the headers; names are lowercased here.
-    :param body: the whole body, as bounded by whoever read it.
+    :param body: the whole body, bounded by whoever read it.
     :param received_at: when it came, aware; only for a ``Retry-After`` date without a ``Date`` beside it.
+    :param peer: connection and host for messages, such as ``connection 'wan_default' (host model-api.runcomfy.net)``.
+    :param secret: the token that was sent: where the answer repeats it, it is replaced.
     """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     received_at: datetime | None = None
+    peer: str = ""
+    secret: InitVar[str] = ""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "headers", {name.lower(): value for name, value in self.headers.items()})
+    def __post_init__(self, secret: str) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        if secret:
+            headers = {name: value.replace(secret, "***") for name, value in headers.items()}
+            object.__setattr__(self, "body", without_secret(self.body, secret))
+        object.__setattr__(self, "headers", headers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +110,11 @@ class RequestResult:
     cost_usd: float | None = None
     created_at: str | None = None
     finished_at: str | None = None
+
+    @property
+    def is_paid_without_output(self) -> bool:
+        """Whether the request succeeded without an output, as content moderation does: paid, never bought again."""
+        return is_success_word(self.word) and not self.urls
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,7 +217,7 @@ def test_a_request_without_a_video_is_reported_and_neither_tried_nor_bought_agai
         assert report.error is None
         assert outcomes(report) == {"landed": 1, "not_landed": 1}
         line = manifest(report)[1]
-        assert f"Request {line['request_id']} succeeded, but its output holds no video" in line["error"]
+        assert f"Request {line['request_id']} succeeded, but its output has no video" in line["error"]
         assert "variation" in line["error"]
         assert line["cost_usd"] == pytest.approx(0.2)
         assert report.summary["cost_is_exact"]

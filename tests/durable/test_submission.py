@@ -157,6 +157,8 @@ NOT_BOUGHT: list[tuple[str, dict[str, Any], type[Exception]]] = [
     ("overloaded", {}, WanTransientError),
     ("overloaded", {"retry_after": 31_536_000}, WanTransientError),
     ("status", {"status": 403, "error_code": 403001}, WanRefusedError),
+    ("redirect", {}, WanRefusedError),
+    ("forbidden_html", {}, WanRefusedError),
 ]
 UNKNOWN: list[tuple[str, dict[str, Any]]] = [
     ("status", {"status": 500}),
@@ -167,8 +169,6 @@ UNKNOWN: list[tuple[str, dict[str, Any]]] = [
     ("hang", {}),
     ("html", {}),
     ("empty", {}),
-    ("redirect", {}),
-    ("forbidden_html", {}),
 ]
 BOUGHT_UNKNOWN: list[tuple[str, dict[str, Any]]] = [
     ("status_after", {"status": 502}),
@@ -177,7 +177,6 @@ BOUGHT_UNKNOWN: list[tuple[str, dict[str, Any]]] = [
     ("hang_after", {}),
     ("html_after", {}),
     ("empty_after", {}),
-    ("redirect_after", {}),
     ("cut_json", {"keep": 0.2}),
     ("cut_json", {"honest": False}),
     ("drip", {"every_s": 0.5}),

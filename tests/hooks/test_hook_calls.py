@@ -113,8 +113,7 @@ FAULTS: list[tuple[str, dict[str, Any], type[WanError] | None, type[WanError] | 
     ("empty_after", {}, WanTransientError, WanUnknownSubmissionError),
     ("cut_json", {}, WanTransientError, WanUnknownSubmissionError),
     ("cut_json", {"honest": False}, WanTransientError, WanUnknownSubmissionError),
-    ("redirect", {}, WanTransientError, WanUnknownSubmissionError),
-    ("redirect_after", {"status": 308}, WanTransientError, WanUnknownSubmissionError),
+    ("redirect", {}, WanTransientError, WanRefusedError),
     ("unauthorized", {}, WanAuthError, WanAuthError),
     ("unauthorized", {"shape": "code"}, WanAuthError, WanAuthError),
     ("status", {"status": 401}, WanAuthError, WanAuthError),
@@ -125,8 +124,8 @@ FAULTS: list[tuple[str, dict[str, Any], type[WanError] | None, type[WanError] | 
     ("other_user", {}, WanRefusedError, WanRefusedError),
     ("invalid", {}, WanInputError, WanInputError),
     ("not_found", {}, WanNotFoundError, WanRefusedError),
-    ("not_found_html", {}, WanRefusedError, WanUnknownSubmissionError),
-    ("forbidden_html", {}, WanRefusedError, WanUnknownSubmissionError),
+    ("not_found_html", {}, WanRefusedError, WanRefusedError),
+    ("forbidden_html", {}, WanRefusedError, WanRefusedError),
 ]
 SLOW = [("hang", {}), ("hang_after", {}), ("drip", {"every_s": 0.02})]
 

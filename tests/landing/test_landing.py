@@ -14,10 +14,9 @@ from airflow_provider_wan.durable.record import Record, Stage
 from airflow_provider_wan.exceptions import (
     WanCancelledError,
     WanConflictError,
-    WanDownloadError,
-    WanError,
     WanGenerationFailedError,
     WanInputError,
+    WanNoOutputError,
     WanRefusedError,
     WanTransientError,
 )
@@ -249,20 +248,21 @@ def test_what_did_not_succeed_does_not_land(
 
 
 @pytest.mark.parametrize(
-    ("fault", "raised"),
+    "fault",
     [
-        ({"fault": "output_shape", "shape": "image"}, WanDownloadError),
-        ({"fault": "no_output"}, WanGenerationFailedError),
+        {"fault": "output_shape", "shape": "image"},
+        {"fault": "no_output"},
     ],
 )
-def test_an_output_without_a_video_is_told(
-    bucket: Bucket, sandbox: Sandbox, fault: dict[str, str], raised: type[WanError]
+def test_a_success_without_a_video_counts_as_paid_and_no_retry_helps(
+    bucket: Bucket, sandbox: Sandbox, fault: dict[str, str]
 ) -> None:
     sandbox.add_fault("generation", **fault)
     record = buy()
-    with pytest.raises(raised) as caught:
+    with pytest.raises(WanNoOutputError, match="counts as paid") as caught:
         landing(bucket).land(record, to(bucket))
     assert caught.value.request_id == record.request_id
+    assert not caught.value.retry_helps
     assert bucket.objects() == {}
 
 

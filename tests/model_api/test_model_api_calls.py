@@ -184,15 +184,24 @@ def test_an_answer_that_is_no_answer_raises(status: int, body: Any, error: type[
             ("https://h.net/my%20clip.mp4",) * 1,
             ("https://h.net/my%20clip.mp4",),
         ),
+        ({"video_url": X}, (X,), (X,)),
+        ({"download_url": X}, (X,), (X,)),
+        ({"generated_video": {"uri": X}}, (X,), (X,)),
+        ({"result": {"generatedVideo": [{"uri": X}]}}, (X,), (X,)),
+        ({"video_url": X, "cover_image_url": I, "video_thumbnail": I}, (X, I), (X,)),
+        ({"download_url": X, "last_frame_image": I}, (X, I), (X,)),
+        ({"result": {"download_url": "https://h.net/a.webm", "seed": 4}}, ("https://h.net/a.webm",), None),
+        ({"video": {"url": X, "thumbnail": {"url": I}}}, (X, I), (X,)),
         ({"video": "HTTPS://h.net/a"}, ("HTTPS://h.net/a",), ("HTTPS://h.net/a",)),
     ],
 )
 def test_outputs_of_every_shape_are_found(
-    output: Any, urls: tuple[str, ...], videos: tuple[str, ...]
+    output: Any, urls: tuple[str, ...], videos: tuple[str, ...] | None
 ) -> None:
     found = calls.read_result(reply(200, {"status": "succeeded", "output": output}), "r-1")
     assert found.state is State.SUCCEEDED
-    assert (found.urls, found.video_urls) == (urls, videos)
+    assert (found.urls, found.video_urls) == (urls, urls if videos is None else videos)
+    assert not found.is_paid_without_output
 
 
 @pytest.mark.parametrize(
@@ -214,9 +223,10 @@ def test_outputs_of_every_shape_are_found(
         "http://h:99999/",
     ],
 )
-def test_a_success_without_a_usable_url_is_a_failure_that_says_so(output: Any) -> None:
+def test_a_success_without_a_usable_url_is_a_failure_that_counts_as_paid(output: Any) -> None:
     found = calls.read_result(reply(200, {"status": "completed", "output": output, "error": "odd"}), "r-1")
     assert found.state is State.FAILED
+    assert found.is_paid_without_output
     assert "no output" in (found.error or "")
     assert "odd" in (found.error or "")
 

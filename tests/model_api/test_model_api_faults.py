@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -22,6 +23,8 @@ from airflow_provider_wan.exceptions import (
     WanTransientError,
     WanUnknownSubmissionError,
 )
+from airflow_provider_wan.model_api import calls
+from airflow_provider_wan.model_api.bodies import json_of
 from airflow_provider_wan.model_api.faults import (
     RetryPolicy,
     error_of_no_reply,
@@ -75,7 +78,21 @@ def of_get(status: int, body: Any, **headers: str) -> WanError:
         (200, own(400004), WanAuthError),
         (200, {"code": 401, "message": "no"}, WanAuthError),
         (200, {"code": 429, "message": "slow down"}, WanTransientError),
+        # any other 4xx is a refusal, whoever wrote it, and so is a redirect, which is not followed
+        (301, b"", WanRefusedError),
+        (302, own(400002), WanRefusedError),
+        (308, HTML, WanRefusedError),
+        (400, HTML, WanRefusedError),
+        (400, b"", WanRefusedError),
+        (400, {}, WanRefusedError),
+        (400, b'{"error_code": 4000', WanRefusedError),
+        (401, HTML, WanAuthError),
+        (402, b"no", WanBalanceError),
+        (403, HTML, WanRefusedError),
+        (404, HTML, WanRefusedError),
+        (425, b"", WanRefusedError),
         # everything else may have been bought
+        (100, b"", WanUnknownSubmissionError),
         (200, {}, WanUnknownSubmissionError),
         (200, b"", WanUnknownSubmissionError),
         (200, HTML, WanUnknownSubmissionError),
@@ -83,17 +100,8 @@ def of_get(status: int, body: Any, **headers: str) -> WanError:
         (200, {"code": 0, "message": "ok"}, WanUnknownSubmissionError),
         (200, own(500001), WanUnknownSubmissionError),
         (202, b'{"request_id": "ab', WanUnknownSubmissionError),
-        (301, b"", WanUnknownSubmissionError),
-        (302, own(400002), WanUnknownSubmissionError),
-        (400, HTML, WanUnknownSubmissionError),
-        (400, b"", WanUnknownSubmissionError),
-        (400, {}, WanUnknownSubmissionError),
         (400, own(500001), WanUnknownSubmissionError),
-        (400, b'{"error_code": 4000', WanUnknownSubmissionError),
-        (401, HTML, WanUnknownSubmissionError),
-        (402, b"no", WanUnknownSubmissionError),
-        (403, HTML, WanUnknownSubmissionError),
-        (404, HTML, WanUnknownSubmissionError),
+        (400, own(408001), WanUnknownSubmissionError),
         (408, own(400002), WanUnknownSubmissionError),
         (499, own(400002), WanUnknownSubmissionError),
         (500, own(400002), WanUnknownSubmissionError),
@@ -146,7 +154,7 @@ def test_a_submit_is_refused_only_where_that_is_certain(
         (504, b"", WanTransientError),
     ],
 )
-def test_a_look_is_transient_unless_the_api_says_something_certain(
+def test_a_read_is_transient_unless_the_api_says_something_certain(
     status: int, body: Any, error: type[WanError]
 ) -> None:
     assert type(of_get(status, body)) is error
@@ -224,6 +232,67 @@ def test_a_text_of_the_server_cannot_forge_log_lines_nor_carry_secrets() -> None
     assert len(str(of_get(400, {"message": "x" * 5000}))) < 300 + 250
 
 
+@pytest.mark.parametrize("submit", [True, False])
+def test_a_redirect_names_where_it_leads_and_the_likely_mistake(submit: bool) -> None:
+    answer = reply(301, b"", {"Location": "https://model-api.runcomfy.net/v1/models/x?key=secret"})
+    answer = replace(answer, peer="connection 'wan_default' (host model-api.runcomfy.net)")
+    said = str(error_of_reply(answer, what="submit", submit=submit))
+    for word in (
+        "https://model-api.runcomfy.net/v1/models/x",
+        "http:// instead of https://",
+        "'wan_default'",
+    ):
+        assert word in said
+    assert "secret" not in said
+
+
+def test_a_refused_token_names_the_connection() -> None:
+    answer = replace(reply(401, b""), peer="connection 'wan_default' (host model-api.runcomfy.net)")
+    said = str(error_of_reply(answer, what="status", request_id="r-1"))
+    assert "Check the API token in connection 'wan_default' (host model-api.runcomfy.net)" in said
+
+
+@pytest.mark.parametrize("submit", [True, False])
+@pytest.mark.parametrize("status", [200, 403, 404])
+def test_an_html_page_is_called_that(submit: bool, status: int) -> None:
+    error = error_of_reply(reply(status, b"<!DOCTYPE html><html></html>"), what="call", submit=submit)
+    assert "an HTML page" in str(error)
+
+
+def test_a_gateways_404_does_not_call_the_answer_final() -> None:
+    said = str(of_get(404, HTML))
+    assert "not an answer of the API itself" in said
+    assert "same answer" not in said
+
+
+TOKEN = 'wan/"s3cret"-token'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        json.dumps({"message": f"no user has key {TOKEN}"}).encode(),
+        json.dumps({"detail": [{"loc": [TOKEN], "msg": TOKEN}]}).encode(),
+        json.dumps({TOKEN: 1, "error": {"message": f"x{TOKEN}y"}}).replace("/", "\\/").encode(),
+        json.dumps({"message": TOKEN}).replace("s3", "\\u0073\\u0033").encode(),
+        json.dumps({"message": TOKEN}).encode("utf-16"),
+        json.dumps({"request_id": "r-1", "status": "completed", "error": TOKEN}).encode(),
+        TOKEN.encode(),
+    ],
+)
+def test_a_token_that_the_server_repeats_is_replaced(body: bytes) -> None:
+    answer = calls.Reply(400, {"Location": f"/{TOKEN}"}, body, secret=TOKEN)
+    assert "s3cret" not in str(error_of_reply(answer, what="status"))
+    assert "s3cret" not in repr(answer)
+    assert "s3cret" not in json.dumps(json_of(answer.body))
+
+
+def test_an_answer_without_the_token_is_left_as_it_is() -> None:
+    body = json.dumps({"message": "caf\u00e9 \\ / token"}).encode()
+    assert calls.Reply(200, {}, body, secret=TOKEN).body == body
+    assert calls.Reply(200, {}, body, secret="").body == body
+
+
 def test_only_an_auth_error_asks_for_the_connection_again() -> None:
     assert is_auth_error(of_get(401, b""))
     assert not is_auth_error(of_get(403, b""))
@@ -261,11 +330,10 @@ def test_no_answer_makes_a_submit_refused_unless_it_is_definite(status: int, bod
     if status == 429:
         assert isinstance(error, WanTransientError)
     elif isinstance(error, REFUSED_FOR_CERTAIN):
-        found = json.loads(body)
-        assert isinstance(found, dict)
-        assert 200 <= status < 300 or (400 <= status < 500 and status != 408)
-        assert found.keys() & {"error_code", "code", "error", "message", "error_message", "detail"}
+        assert 200 <= status < 500
+        assert status not in (408, 499)
         if status < 300:
+            found = json.loads(body)
             assert any(str(found.get(key)).startswith("4") for key in ("error_code", "code"))
 
 
