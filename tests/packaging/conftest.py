@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The built wheel, and an environment with nothing but Airflow that it is installed into."""
+"""The built wheels, and an environment with nothing but Airflow that the provider is installed into."""
 
 from __future__ import annotations
 
@@ -16,10 +16,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-_HOOK_META = """
-import json
+#: Runs commands of the `airflow` program one after the other in one process, which imports Airflow once.
+_COMMANDS = """
+import contextlib, io, json, sys
+from airflow.__main__ import main
+answers = []
+for command in json.loads(sys.argv[1]):
+    printed = io.StringIO()
+    sys.argv = ["airflow", *command]
+    with contextlib.redirect_stdout(printed):
+        main()
+    answers.append(printed.getvalue())
 from airflow.api_fastapi.core_api.routes.ui.connections import hook_meta_data
-print("HOOKS" + json.dumps([meta.model_dump(mode="json", by_alias=True) for meta in hook_meta_data()]))
+forms = [meta.model_dump(mode="json", by_alias=True) for meta in hook_meta_data()]
+print("ANSWERS" + json.dumps({"answers": answers, "forms": forms}))
 """
 
 
@@ -51,31 +61,39 @@ class AirflowInstallation:
     def run(self, *command: str | Path) -> str:
         return _run(*command, cwd=self.directory, env=self.env)
 
-    def pip_install(self, *what: str | Path) -> None:
-        options = ("--progress-bar", "off", "--disable-pip-version-check")
-        self.run(self.python, "-m", "pip", "install", *options, "-c", ROOT / "constraints.txt", *what)
+    def install(self, *what: str | Path) -> None:
+        uv_pip(self.directory / "venv", "install", "-c", ROOT / "constraints.txt", *what)
 
-    def airflow(self, *arguments: str) -> str:
-        return self.run(self.python, "-m", "airflow", *arguments)
+    def airflow(self, *commands: tuple[str, ...]) -> dict[str, Any]:
+        """Run commands of the `airflow` program; returns what each printed, and the UI's connection forms."""
+        printed = self.run(self.python, "-c", _COMMANDS, json.dumps(commands))
+        found: dict[str, Any] = json.loads(printed[printed.index("ANSWERS") + len("ANSWERS") :])
+        return found
 
-    def providers(self) -> dict[str, str]:
-        """Version of each provider that Airflow discovers."""
-        printed = self.airflow("providers", "list", "--output", "json")
-        rows = json.loads(printed[printed.index("[{") :])
-        return {row["package_name"]: row["version"].strip() for row in rows}
+    def discover(self) -> Discovered:
+        """Return the providers, hooks and connection forms that Airflow finds."""
+        as_json = ("--output", "json")
+        found = self.airflow(("providers", "list", *as_json), ("providers", "hooks", *as_json))
+        providers, hooks = (rows(answer) for answer in found["answers"])
+        return Discovered(
+            {row["package_name"]: row["version"].strip() for row in providers},
+            {row["connection_type"]: row for row in hooks},
+            {form["connection_type"]: form for form in found["forms"]},
+        )
 
-    def connection_forms(self) -> dict[str, Any]:
-        """What the API server gives the UI's connection form, by connection type."""
-        printed = self.run(self.python, "-c", _HOOK_META)
-        metas = json.loads(printed[printed.index("HOOKS") + len("HOOKS") :])
-        return {meta["connection_type"]: meta for meta in metas}
+
+def rows(printed: str) -> list[dict[str, Any]]:
+    """Read the table that a command printed as JSON."""
+    found: list[dict[str, Any]] = json.loads(printed[printed.index("[{") :])
+    return found
 
 
 @dataclass(frozen=True, slots=True)
-class LinkState:
-    """What Airflow discovers at one moment."""
+class Discovered:
+    """What Airflow discovers at one moment: versions by provider, hooks and forms by connection type."""
 
     providers: dict[str, str]
+    hooks: dict[str, Any]
     forms: dict[str, Any]
 
 
@@ -84,17 +102,37 @@ class Installed:
     """An installation, and what it showed before and after the wheel came in."""
 
     airflow: AirflowInstallation
-    before: LinkState
-    after: LinkState
+    before: Discovered
+    after: Discovered
+
+
+def uv_pip(venv: Path, *arguments: str | Path) -> str:
+    """Run ``uv pip`` on a virtual environment, which is made if it is not there."""
+    env = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    uv = Path(sys.executable).with_name("uv")
+    if not venv.exists():
+        _run(uv, "venv", "--python", sys.executable, venv, cwd=venv.parent, env=env)
+    command, *rest = arguments
+    return _run(uv, "pip", command, "--python", venv / "bin" / "python", *rest, cwd=venv.parent, env=env)
+
+
+def _build(source: Path, out: Path) -> Path:
+    """Build a wheel from the source distribution, as a release is."""
+    _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source, cwd=ROOT, env=os.environ)
+    (built,) = out.glob("*.whl")
+    return built
 
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from the source distribution, as a release is."""
-    out = tmp_path_factory.mktemp("dist")
-    _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT, cwd=ROOT, env=os.environ)
-    (built,) = out.glob("*.whl")
-    return built
+    """The wheel of the provider."""
+    return _build(ROOT, tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="session")
+def sandbox_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the sandbox."""
+    return _build(ROOT / "sandbox", tmp_path_factory.mktemp("dist-sandbox"))
 
 
 @pytest.fixture(scope="session")
@@ -106,8 +144,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
     env |= {"NO_COLOR": "1", "COLUMNS": "300", "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
     env |= {"AIRFLOW_HOME": str(directory / "airflow")}
     airflow = AirflowInstallation(directory, env)
-    _run(sys.executable, "-m", "venv", directory / "venv", cwd=directory, env=env)
-    airflow.pip_install("apache-airflow")
-    before = LinkState(airflow.providers(), airflow.connection_forms())
-    airflow.pip_install(wheel)
-    return Installed(airflow, before, LinkState(airflow.providers(), airflow.connection_forms()))
+    airflow.install("apache-airflow")
+    before = airflow.discover()
+    airflow.install(wheel)
+    return Installed(airflow, before, airflow.discover())
