@@ -53,10 +53,15 @@ class WanNotFoundError(WanRefusedError):
 
 
 class WanUnknownSubmissionError(WanError):
-    """A submit went out and no usable answer came back: it may have been bought.
+    """A submit was sent and no usable answer came back: it may have been bought.
 
-    Never sent again by itself. Only a person can settle it, on RunComfy's Generations page.
+    :param retry_helps: whether another try sends it again: only with ``on_unknown_submission="resubmit"``. Otherwise
+        a person settles it, on RunComfy's Generations page.
     """
+
+    def __init__(self, message: str, *, request_id: str | None = None, retry_helps: bool = False) -> None:
+        super().__init__(message, request_id=request_id)
+        self.retry_helps = retry_helps  # type: ignore[misc]
 
 
 class WanTransientError(WanError):
@@ -130,7 +135,16 @@ class WanConflictError(WanStorageError):
 
 
 class WanRecordError(WanStorageError):
-    """What is remembered of one video can't be understood: nothing is bought for it before that is put right."""
+    """A record can't be read: nothing is bought for its video until it is corrected."""
+
+    retry_helps = False
+
+
+class WanJournalError(WanStorageError):
+    """The journal can't be written: a permission, a retention policy or an object hold forbids it.
+
+    With ``request_id``: that request was bought, and its id could not be written. Without: nothing was bought.
+    """
 
     retry_helps = False
 

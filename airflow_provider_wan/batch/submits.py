@@ -25,6 +25,7 @@ from airflow_provider_wan.exceptions import (
     WanDownloadError,
     WanError,
     WanInputError,
+    WanJournalError,
     WanRecordError,
     WanRefusedError,
     WanStorageError,
@@ -176,6 +177,9 @@ class Submits:
                 state.listener.on_request("submitted")
                 state.unwritten[fingerprint] = request_id
                 state.mark_submitted(request_id, fingerprint, now)
+            case WanJournalError():
+                state.to_submit.appendleft(item)
+                state.halt(error)
             case WanTransientError() | WanStorageError():
                 state.to_submit.appendleft(item)
                 self._pause(error, now)

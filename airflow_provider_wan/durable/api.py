@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``generation`` needs of a hook."""
+"""The hook that ``durable`` and ``landing`` need."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ from airflow_provider_wan.model_api.calls import (
 
 class Api(Protocol):
     """The Model API, as :class:`~airflow_provider_wan.hooks.wan.WanHook` offers it."""
+
+    @property
+    def api_origin(self) -> str:
+        """Scheme, host and port of the API."""
 
     @property
     def submit_takes_at_most_s(self) -> float:

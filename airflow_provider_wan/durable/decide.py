@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to do about a wanted video, given what is remembered and what RunComfy says. Pure, and one table.
+"""What to do about a video, given its record and the state at RunComfy: one pure table, and its error messages.
 
-Everything about paying once lives here and in ``submission.py``, which carries these decisions out.
+``submission.py`` carries the decisions out.
 """
 
 from __future__ import annotations
@@ -12,6 +12,13 @@ from enum import StrEnum
 from typing import Literal
 
 from airflow_provider_wan.durable.record import Record, Stage
+from airflow_provider_wan.exceptions import (
+    WanError,
+    WanRefusedError,
+    WanTransientError,
+    WanUnknownSubmissionError,
+)
+from airflow_provider_wan.model_api.faults import HOW_TO_SETTLE
 
 OnUnknownSubmission = Literal["fail", "resubmit"]
 RESUBMIT = "resubmit"
@@ -19,7 +26,7 @@ _RESUBMIT = re.compile(rf"{RESUBMIT}(-\d+)?")
 
 
 class RemoteState(StrEnum):
-    """What RunComfy says about a remembered request."""
+    """The state of a recorded request at RunComfy."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -29,7 +36,7 @@ class RemoteState(StrEnum):
     CANCELLED = "cancelled"
     #: 404001 in the API's own JSON, three times over a minute.
     GONE = "gone"
-    #: The same of its result alone, or of one that is old: it has ended, so it may well have been paid for.
+    #: The same for its result alone, or for an old request: it has ended, so it may have been paid for.
     RESULT_GONE = "result_gone"
     #: A 403, or a 404 that is not the API's own.
     UNCLEAR = "unclear"
@@ -49,15 +56,16 @@ class Action(StrEnum):
     FAIL_UNKNOWN = "fail_unknown"
     FAIL_PAID_AND_GONE = "fail_paid_and_gone"
     FAIL_UNCLEAR = "fail_unclear"
+    FAIL_NO_CLAIM = "fail_no_claim"
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What the user wants where there is a choice.
 
-    :param on_unknown_submission: what to do about a submit whose answer nobody got.
-    :param resolution: how a person settled exactly that: a request id, or the word of :func:`resubmit_word`.
-    :param claim_may_be_alive: whether the writer of the intent may still be at its POST.
+    :param on_unknown_submission: what to do about a submit whose outcome is not known.
+    :param resolution: how a person settled it: a request id, or the word of :func:`resubmit_word`.
+    :param claim_may_be_alive: whether the writer of the claim may still be sending its POST.
     """
 
     on_unknown_submission: OnUnknownSubmission = "fail"
@@ -69,7 +77,7 @@ class Policy:
 class Decision:
     """One row of the table.
 
-    :param why: a sentence for the log; empty where there is nothing to say.
+    :param why: a sentence for the log; may be empty.
     """
 
     do: Action
@@ -78,12 +86,11 @@ class Decision:
 
 
 def decide(record: Record | None, fingerprint: str, there: RemoteState | None, policy: Policy) -> Decision:
-    """Decide what to do about a wanted video.
+    """Decide what to do about a video.
 
-    :param record: what is remembered, or None.
-    :param fingerprint: of what is wanted now. Only the task state store can hold another one.
-    :param there: what RunComfy says of the remembered request; None: not asked yet.
-    :param policy: the user's choices.
+    :param record: the record of this fingerprint, or of the one that the task asked for before its inputs changed.
+    :param fingerprint: of the video to generate.
+    :param there: the state of the recorded request at RunComfy; None: not asked yet.
     """
     if record is None:
         return _about_nothing(policy)
@@ -95,31 +102,29 @@ def decide(record: Record | None, fingerprint: str, there: RemoteState | None, p
 
 
 def resubmit_word(record: Record | None) -> str:
-    """Give the word that settles a lost submission as "send it again": ``resubmit``, ``resubmit-2``, ...
+    """Return the word that settles a lost submission as "send it again": ``resubmit``, ``resubmit-2``, ...
 
-    Each lost submission has its own, for the word outlives what it settled: it stands in the configuration of
-    a run, where a retry, or a second task that wants the same video, finds it again.
+    Each lost submission has its own word, because a retry finds the old one again in the configuration of its run.
     """
     earlier = record.lost_submissions if record is not None else 0
     return f"{RESUBMIT}-{earlier + 1}" if earlier else RESUBMIT
 
 
 def is_resubmit_word(resolution: str) -> bool:
-    """Tell whether a resolution is such a word, of whichever submission."""
+    """Return whether a resolution is such a word, of any submission."""
     return _RESUBMIT.fullmatch(resolution) is not None
 
 
 def _about_nothing(policy: Policy) -> Decision:
-    # The record of a lost submission can be out of reach: the task state store of another run, say.
     if policy.resolution is not None and not is_resubmit_word(policy.resolution):
-        return _settled_as(policy.resolution)
+        return Decision(Action.FAIL_NO_CLAIM, policy.resolution)
     return Decision(Action.SUBMIT)
 
 
 def _about_an_intent(record: Record, policy: Policy) -> Decision:
-    # First of all: two who settle the same lost submission at once must not both send it.
+    # First, so that two tasks that settle the same lost submission at once do not both send it.
     if policy.claim_may_be_alive:
-        return Decision(Action.WAIT_FOR_CLAIM, why="Another task is submitting the same video just now.")
+        return Decision(Action.WAIT_FOR_CLAIM)
     if policy.resolution == resubmit_word(record):
         return Decision(Action.SUBMIT, why="The lost submission was settled as resubmit: it is sent again.")
     if _is_an_id_for(record, policy.resolution):
@@ -128,14 +133,14 @@ def _about_an_intent(record: Record, policy: Policy) -> Decision:
     if policy.on_unknown_submission == "resubmit":
         return Decision(
             Action.SUBMIT,
-            why="An earlier submit may have been accepted, and nobody got the answer. It is sent again, as "
-            'on_unknown_submission="resubmit" asks: this may buy it a second time.',
+            why="The outcome of an earlier submit is not known. It is sent again, as "
+            'on_unknown_submission="resubmit" asks: this may buy the video a second time.',
         )
     return Decision(Action.FAIL_UNKNOWN)
 
 
 def _is_an_id_for(record: Record, resolution: str | None) -> bool:
-    """An id of before this submission can't be its own: it settled an earlier one."""
+    """An earlier request id can't belong to this submission: it settled an earlier one."""
     if resolution is None or is_resubmit_word(resolution):
         return False
     return resolution not in record.earlier_request_ids
@@ -151,8 +156,8 @@ def _about_a_request(record: Record, there: RemoteState | None) -> Decision:
         return Decision(
             Action.REUSE,
             request_id,
-            f"This video was bought before (request {request_id}) and has landed: nothing is bought. "
-            "A new value of variation buys another take.",
+            f"This video was bought earlier (request {request_id}) and has landed. Nothing is bought. "
+            "Set a new variation to buy another one.",
         )
     match there:
         case None:
@@ -163,8 +168,8 @@ def _about_a_request(record: Record, there: RemoteState | None) -> Decision:
             return Decision(
                 Action.REUSE,
                 request_id,
-                f"This video was bought before (request {request_id}) and is ready: nothing is bought. "
-                "A new value of variation buys another take.",
+                f"This video was bought earlier (request {request_id}) and is ready. Nothing is bought. "
+                "Set a new variation to buy another one.",
             )
         case RemoteState.RESULT_GONE:
             return Decision(Action.FAIL_PAID_AND_GONE, request_id)
@@ -184,7 +189,7 @@ def _about_a_request(record: Record, there: RemoteState | None) -> Decision:
 
 
 def _about_a_changed_task(record: Record, there: RemoteState | None) -> Decision:
-    """The task asks for something else than it did before: in a task state store only."""
+    """The inputs of the task have changed since it submitted this request."""
     request_id = record.request_id
     if record.stage is Stage.LANDED:
         return Decision(Action.SUBMIT, request_id)
@@ -205,8 +210,8 @@ def _about_a_changed_task(record: Record, there: RemoteState | None) -> Decision
             return Decision(
                 Action.SUBMIT_BESIDE,
                 request_id,
-                f"The inputs have changed since request {request_id} was submitted. It is {there} and paid "
-                "for, and is left behind: WanRequestSensor and WanToGCSOperator take it as request=.",
+                f"The inputs have changed since request {request_id} was submitted. It is {there} and paid for, and "
+                "is left behind. To use it, pass it to WanRequestSensor or WanToGCSOperator as request=.",
             )
 
 
@@ -216,3 +221,82 @@ def _ended(there: RemoteState) -> str:
         RemoteState.CANCELLED: "was cancelled",
         RemoteState.GONE: "is no longer known to RunComfy",
     }[there]
+
+
+# -- messages ----------------------------------------------------------------------------------------------
+
+
+def lost_answer(
+    error: WanUnknownSubmissionError, intent: Record, where: str, *, is_resubmitted: bool
+) -> WanUnknownSubmissionError:
+    """Return the error of a submit whose answer was lost.
+
+    :param where: the journal that keeps the claim; empty if nothing does.
+    :param is_resubmitted: whether another try sends it again, as ``on_unknown_submission="resubmit"`` asks.
+    """
+    said = f"The submit was sent at {intent.claimed_at}. {str(error).replace(HOW_TO_SETTLE, '').strip()}"
+    if is_resubmitted:
+        said += ' Another try submits it again, as on_unknown_submission="resubmit" asks.'
+    if not where:
+        said += (
+            " No journal keeps this submission, so another try would submit the video again. Look at the Generations "
+            "page of your RunComfy account first: if the request is there, pass its id as request=."
+        )
+    else:
+        said += f" The claim stays in {where}. {how_to_settle(intent, where)}"
+    return WanUnknownSubmissionError(said, retry_helps=is_resubmitted)
+
+
+def how_to_settle(intent: Record, where: str = "") -> str:
+    """Say what to do about a submit whose outcome is not known."""
+    key = intent.fingerprint
+    about = f" (image {intent.image})" if intent.image else ""
+    by_command = (
+        f" Or settle it from the command line: python -m airflow_provider_wan journal settle {where} {key}."
+        if where.startswith("gs://")
+        else ""
+    )
+    return (
+        f"Look at the Generations page of your RunComfy account{about}: if the request is there, pass "
+        f'resolve={{"{key}": "<its request id>"}}, if not, resolve={{"{key}": "{resubmit_word(intent)}"}}.{by_command}'
+    )
+
+
+def refusal_of(decision: Decision, record: Record | None, fingerprint: str, where: str) -> WanError:
+    """Return the error for a decision to buy nothing.
+
+    :param fingerprint: of the video to generate; ``record`` may be of the one that the task asked for before.
+    :param where: the journal that holds the record; empty if there is none.
+    """
+    request_id = decision.request_id
+    match decision.do:
+        case Action.FAIL_UNKNOWN:
+            assert record is not None
+            of = (
+                "this video"
+                if record.fingerprint == fingerprint
+                else ("this task, for inputs that have changed since,")
+            )
+            return WanUnknownSubmissionError(
+                f"A submit of {of} was sent at {record.claimed_at}, and its outcome is not known: it may have been "
+                f"bought. Nothing was sent again. {how_to_settle(record, where)}"
+            )
+        case Action.FAIL_NO_CLAIM:
+            return WanRefusedError(
+                f"resolve= names request {request_id} for a video that has no open claim in "
+                f"{where or 'a journal (none is set)'}, so there is nothing to settle. Nothing was bought. To take "
+                f"over a request without a record, pass request={request_id!r}."
+            )
+        case Action.FAIL_PAID_AND_GONE:
+            return WanRefusedError(
+                f"Request {request_id} was bought and has ended, but RunComfy no longer has its result. It is not "
+                "bought again. Set a new variation to buy the video again.",
+                request_id=request_id,
+            )
+        case _:
+            return WanTransientError(
+                f"RunComfy gave no clear answer about request {request_id}, which {where} records as bought (a 403, or "
+                "a 404 that is not the API's own: a proxy, another account's token?). Nothing was bought. Check host "
+                "and token of the connection.",
+                request_id=request_id,
+            )

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where records live: one JSON object a fingerprint in a bucket, or Airflow's task state store.
+"""Storage of records: one JSON object for each fingerprint in a bucket, or Airflow's task state store.
 
-Both keep the same promise to ``submission.py``: a write says which version it replaces, and is lost
-(:class:`RecordConflict`) when somebody else has written in between. In a bucket that is an ``ifGenerationMatch``. The
-task state store has nothing like it, and hardly needs it: two processes of one task meet there only where a running
-task is cleared, so looking before writing is enough.
+A write names the version that it replaces and raises :class:`RecordConflict` when another process has written since.
+In a bucket that is ``ifGenerationMatch``. The task state store has no precondition; two processes of one task meet
+there only when a running task is cleared, so reading before writing is enough.
+
+``{prefix}/_tasks/`` holds one pointer for each task instance: the fingerprint that it asked for last, so that inputs
+that render differently at the next try are noticed. ``{prefix}/_checks/`` holds objects that exist only while
+:meth:`BucketJournal.check_writable` runs.
 """
 
 from __future__ import annotations
@@ -15,33 +18,34 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
+from uuid import uuid4
 
-from airflow_provider_wan.durable.record import Record, Stage
-from airflow_provider_wan.exceptions import WanRecordError, WanStorageError
+from airflow_provider_wan.durable.record import SCHEMA, Record, Stage
+from airflow_provider_wan.exceptions import WanJournalError, WanRecordError, WanStorageError
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
 
 if TYPE_CHECKING:
     from google.cloud import storage
 
 
-#: So many task instances are told apart in a listing; the record itself knows all.
+#: A listing counts the purchases of this many task instances; the record itself has all.
 _MARKS = 100
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
 class RecordConflict(Exception):
-    """Somebody else wrote this record in between: look again."""
+    """Another process has written this record since it was read: read it again."""
 
 
 @dataclass(frozen=True, slots=True)
 class VersionedRecord:
-    """A record as it was read or written, and which version of it that is."""
+    """A record, and the version (the generation of its object) that was read or written."""
 
     record: Record
     version: int = 0
@@ -49,14 +53,14 @@ class VersionedRecord:
 
 @dataclass(frozen=True, slots=True)
 class RecordSummary:
-    """What a listing tells of a record.
+    """What a listing contains of a record.
 
-    :param uri: of the first video that has landed.
-    :param size_bytes: of all its videos; None: it has none, or was written before listings told it.
+    :param uri: of the first landed video.
+    :param size_bytes: of all its videos; None: it has none, or an older version wrote it.
     :param buyer: the task instance that made the latest purchase.
-    :param watchers: how many task instances count on the request.
-    :param purchases: how many requests each task instance has bought for this fingerprint, by :func:`mark_of`, failed
-        ones and those whose answer was lost included.
+    :param watchers: how many task instances depend on the request.
+    :param purchases: the number of requests that each task instance (by :func:`mark_of`) bought for this fingerprint,
+        including failed ones and those whose answer was lost.
     """
 
     fingerprint: str
@@ -70,18 +74,18 @@ class RecordSummary:
     watchers: int = 0
     purchases: Mapping[str, int] = field(default_factory=dict)
 
-    def bought_by(self, watcher: str) -> int:
-        """Tell how many requests a task instance has bought for this fingerprint."""
-        return self.purchases.get(mark_of(watcher), 0)
+    def bought_by(self, owner: str) -> int:
+        """Return how many requests a task instance has bought for this fingerprint."""
+        return self.purchases.get(mark_of(owner), 0)
 
 
-def mark_of(watcher: str) -> str:
-    """Give the short form of a task instance's name in listings, whose metadata may have 8 KiB."""
-    return hashlib.sha256(watcher.encode()).hexdigest()[:12]
+def mark_of(owner: str) -> str:
+    """Return the short form of a task instance's name for listings, whose metadata is limited to 8 KiB."""
+    return hashlib.sha256(owner.encode()).hexdigest()[:12]
 
 
 class Journal(Protocol):
-    """Where records live."""
+    """Storage of records."""
 
     where: str
 
@@ -96,17 +100,35 @@ class Journal(Protocol):
         """
 
     def forget(self, held: VersionedRecord) -> None:
-        """Delete a record, if it is still the one that is held."""
+        """Delete a record if it is still this version."""
 
     def age_s(self, held: VersionedRecord) -> float:
-        """Tell how long ago, at least, this version was written, in seconds."""
+        """Return how long ago, at least, this version was written, in seconds."""
+
+    def check_writable(self) -> None:
+        """Prove that a record can be created and overwritten.
+
+        :raises WanStorageError: it can't.
+        """
+
+    def former_record(self, owner: str, image: str | None, fingerprint: str) -> VersionedRecord | None:
+        """Return the record that this task instance asked for last, if it is of another fingerprint."""
+
+    def point_to(self, owner: str, image: str | None, fingerprint: str) -> None:
+        """Record which fingerprint a task instance asks for."""
+
+    def open_claims(self) -> Iterator[VersionedRecord]:
+        """Read every record that is a claim without a request id."""
+
+    def fingerprint_of(self, request_id: str) -> str | None:
+        """Return the fingerprint whose record holds a request."""
 
 
 class BucketJournal:
-    """Records in a bucket, ``{prefix}/{fingerprint}.json``: for every run, of every Dag, at once.
+    """Records in a bucket, ``{prefix}/{fingerprint}.json``, shared by all runs and Dags.
 
-    Body and metadata are always written together: a metadata patch would leave the generation as it was, and
-    a writer who holds that generation would overwrite it unseen.
+    Body and metadata are always written together: a metadata patch does not change the generation, so another writer
+    could overwrite it unnoticed.
 
     :param client: a Cloud Storage client.
     :param uri: ``gs://bucket/prefix``.
@@ -136,20 +158,20 @@ class BucketJournal:
         except ValueError as error:
             raise WanRecordError(
                 f"The journal record {self._uri(fingerprint)} can't be read: {error}. Nothing is bought "
-                "while it stands there; put it right, or delete it if you are sure that nothing was bought."
+                "while it exists. Correct it, or delete it if you are sure that nothing was bought."
             ) from error
         return VersionedRecord(record, int(blob.generation))
 
     def write(self, record: Record, *, replaces: VersionedRecord | None) -> VersionedRecord:
-        """Write a record in place of the version that is held.
+        """Write a record in place of a version.
 
-        An object takes about one update a second; the 429 that says so is retried like an outage is.
+        Cloud Storage allows about one update of an object a second; its 429 is retried like an outage.
         """
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
         blob = self._bucket.blob(self._name(record.fingerprint))
-        blob.cache_control = "no-store"  # in a bucket that is public, an hour-old copy would be served
-        blob.metadata = _shown_in_listings(record)
+        blob.cache_control = "no-store"  # a public bucket would serve an hour-old copy
+        blob.metadata = _listing_metadata(record)
         body = record.to_json().encode()
         with storage_errors(
             f"Writing the journal record {self._uri(record.fingerprint)}", request_id=record.request_id
@@ -163,15 +185,15 @@ class BucketJournal:
                     retry=retry_policy(),
                 )
             except PreconditionFailed:
-                return self._mine_after_all(record)
+                return self._own_write(record)
             except NotFound as error:
                 if replaces is None:
                     raise
                 raise RecordConflict from error  # the version that it replaces was deleted
         return VersionedRecord(record, int(blob.generation))
 
-    def _mine_after_all(self, record: Record) -> VersionedRecord:
-        """A write whose acknowledgement got lost is repeated by the client, and meets itself."""
+    def _own_write(self, record: Record) -> VersionedRecord:
+        """The client repeats a write whose acknowledgement was lost, and then finds its own record."""
         held = self.read(record.fingerprint)
         if _is_same(held, VersionedRecord(record)):
             assert held is not None
@@ -191,7 +213,7 @@ class BucketJournal:
                 return
 
     def age_s(self, held: VersionedRecord) -> float:
-        """Tell the age by the bucket's own clock alone: the workers' clocks may differ."""
+        """Return the age by the bucket's own clock: the clocks of workers may differ."""
         name = quote(self._name(held.record.fingerprint), safe="")
         endpoint = self._client.api_endpoint or "https://storage.googleapis.com"
         url = f"{endpoint}/storage/v1/b/{self._bucket.name}/o/{name}?fields=generation,updated"
@@ -203,13 +225,93 @@ class BucketJournal:
         updated = datetime.fromisoformat(about["updated"])
         return (parsedate_to_datetime(response.headers["Date"]) - updated).total_seconds()
 
+    def check_writable(self) -> None:
+        """Create, overwrite and delete an object of its own under ``_checks/``.
+
+        :raises WanJournalError: a permission, a retention policy or a hold forbids it.
+        :raises WanStorageError: the bucket can't be reached.
+        """
+        from google.api_core.exceptions import Forbidden, NotFound, PreconditionFailed, Unauthorized
+
+        blob = self._bucket.blob(f"{self._prefix}_checks/{uuid4().hex}")
+        what = f"Checking that the journal {self.where} can be written"
+        try:
+            with storage_errors(what):
+                for _ in ("create", "overwrite"):
+                    with suppress(PreconditionFailed):  # a repeated write whose acknowledgement was lost
+                        blob.upload_from_string(
+                            b"{}",
+                            content_type="application/json",
+                            if_generation_match=int(blob.generation or 0),
+                            timeout=TIMEOUT_S,
+                            retry=retry_policy(),
+                        )
+                with suppress(NotFound):
+                    blob.delete(timeout=TIMEOUT_S, retry=retry_policy())
+        except WanStorageError as error:
+            if not isinstance(error.__cause__, Forbidden | Unauthorized | NotFound):
+                raise
+            raise WanJournalError(
+                f"The journal {self.where} can't be written as it must be: {error} Nothing was bought. A record is "
+                "created, then overwritten with the request id: that needs storage.objects.create, get and delete "
+                "(roles/storage.objectUser) and a bucket without retention policy and object holds on this prefix."
+            ) from error.__cause__
+
+    def former_record(self, owner: str, image: str | None, fingerprint: str) -> VersionedRecord | None:
+        """Return the record that this task instance asked for last, if it is of another fingerprint.
+
+        A pointer to another image is ignored: after an upstream change a map index can mean another image.
+        """
+        from google.api_core.exceptions import NotFound
+
+        blob = self._bucket.blob(self._pointer_name(owner))
+        with storage_errors(f"Reading the task pointer {blob.name} of the journal {self.where}"):
+            try:
+                body = blob.download_as_bytes(timeout=TIMEOUT_S, retry=retry_policy())
+            except NotFound:
+                return None
+        try:
+            pointer = json.loads(body)
+            former = pointer["fingerprint"]
+            is_of_this_image = pointer["owner"] == owner and pointer.get("image") == image
+        except (ValueError, LookupError, TypeError):
+            return None
+        if former == fingerprint or not is_of_this_image or not _FINGERPRINT.fullmatch(str(former)):
+            return None
+        return self.read(former)
+
+    def point_to(self, owner: str, image: str | None, fingerprint: str) -> None:
+        """Record which fingerprint a task instance asks for."""
+        blob = self._bucket.blob(self._pointer_name(owner))
+        blob.cache_control = "no-store"
+        pointer = {"schema": SCHEMA, "owner": owner, "image": image, "fingerprint": fingerprint}
+        with storage_errors(f"Writing the task pointer {blob.name} of the journal {self.where}"):
+            blob.upload_from_string(
+                json.dumps(pointer), content_type="application/json", timeout=TIMEOUT_S, retry=retry_policy()
+            )
+
+    def _pointer_name(self, owner: str) -> str:
+        return f"{self._prefix}_tasks/{hashlib.sha256(owner.encode()).hexdigest()}.json"
+
+    def open_claims(self) -> Iterator[VersionedRecord]:
+        """Read every record that is a claim without a request id."""
+        for summary in self.listing():
+            if summary.stage is Stage.INTENT:
+                versioned = self.read(summary.fingerprint)
+                if versioned is not None and versioned.record.request_id is None:
+                    yield versioned
+
+    def fingerprint_of(self, request_id: str) -> str | None:
+        """Return the fingerprint whose record holds a request."""
+        return next((each.fingerprint for each in self.listing() if each.request_id == request_id), None)
+
     def stages(self) -> Iterator[tuple[str, Stage]]:
-        """List what is there, by pages: fingerprint and stage, without reading a single record."""
-        for listed in self.listing():
-            yield listed.fingerprint, listed.stage
+        """List fingerprint and stage of each record."""
+        for summary in self.listing():
+            yield summary.fingerprint, summary.stage
 
     def listing(self) -> Iterator[RecordSummary]:
-        """List what is there, a thousand records a call, without reading a single one."""
+        """List the records, a thousand a call, without reading them."""
         with storage_errors(f"Listing the journal {self.where}"):
             for blob in self._client.list_blobs(
                 self._bucket,
@@ -219,9 +321,9 @@ class BucketJournal:
                 timeout=TIMEOUT_S,
                 retry=retry_policy(),
             ):
-                listed = _listed(blob.name.removeprefix(self._prefix), blob.metadata or {})
-                if listed is not None:
-                    yield listed
+                summary = _summary(blob.name.removeprefix(self._prefix), blob.metadata or {})
+                if summary is not None:
+                    yield summary
 
     def _name(self, fingerprint: str) -> str:
         return f"{self._prefix}{fingerprint}.json"
@@ -230,8 +332,8 @@ class BucketJournal:
         return f"gs://{self._bucket.name}/{self._name(fingerprint)}"
 
 
-def _shown_in_listings(record: Record) -> dict[str, str]:
-    """Give what a listing should tell, so that nobody needs to read each record for it."""
+def _listing_metadata(record: Record) -> dict[str, str]:
+    """Return the object metadata, so that a listing is enough for a plan."""
     purchases = Counter(mark_of(buyer) for buyer in (*record.earlier_buyers, record.buyer) if buyer)
     return {
         "stage": str(record.stage),
@@ -247,11 +349,11 @@ def _shown_in_listings(record: Record) -> dict[str, str]:
 
 
 def as_listed(record: Record) -> RecordSummary | None:
-    """Give what a listing would tell of a record."""
-    return _listed(f"{record.fingerprint}.json", _shown_in_listings(record))
+    """Return the summary that a listing would contain."""
+    return _summary(f"{record.fingerprint}.json", _listing_metadata(record))
 
 
-def _listed(name: str, metadata: dict[str, str]) -> RecordSummary | None:
+def _summary(name: str, metadata: dict[str, str]) -> RecordSummary | None:
     fingerprint = name.removesuffix(".json")
     if fingerprint == name:
         return None
@@ -272,34 +374,41 @@ def _listed(name: str, metadata: dict[str, str]) -> RecordSummary | None:
             purchases={mark: int(count) for mark, _, count in purchases if count.isdigit()},
         )
     except (KeyError, ValueError):
-        # The metadata is lost or broken: the record must be read, and is not nothing.
+        # The metadata is missing or broken, but there is a record: it must be read.
         return RecordSummary(fingerprint, Stage.INTENT) if _FINGERPRINT.fullmatch(fingerprint) else None
 
 
 class TaskStateJournal:
-    """The record of one run's task in Airflow's task state store (3.3 and later).
+    """The records of one task of one run in Airflow's task state store (3.3 and later).
 
-    It survives a retry and a clear, and knows nothing of other runs. It holds one record, of whatever the
-    task asked for last: a changed task meets the record of its former self.
+    They survive a retry and a clear; other runs do not see them. ``KEY`` holds the record of the latest fingerprint,
+    ``KEY.<fingerprint>`` those that the task asked for before its inputs changed.
 
     :param task_state_store: ``context["task_state_store"]``.
     """
 
     KEY = "airflow_provider_wan.request"
-    #: Two workers' clocks may differ by this; a claim younger than that is never believed to be old.
+    #: The clocks of two workers may differ by this, in seconds; a younger claim never counts as old.
     CLOCK_SKEW_S = 600.0
-    #: A value may have 64 KiB. What is larger is remembered without its inputs, which nothing rests on.
+    #: A value may have 64 KiB. A larger record is kept without its inputs, which no decision needs.
     MAX_CHARS = 60_000
 
     where = "Airflow's task state store"
 
     def __init__(self, task_state_store: Any) -> None:
         self._store = task_state_store
+        self._displaced: Record | None = None
 
     def read(self, fingerprint: str) -> VersionedRecord | None:
-        """Read this task's record, whatever fingerprint it has."""
+        """Read this task's record of a fingerprint."""
+        latest = self._read(self.KEY)
+        if latest is None or latest.record.fingerprint == fingerprint:
+            return latest
+        return self._read(self._key(fingerprint))
+
+    def _read(self, key: str) -> VersionedRecord | None:
         with _store_errors("Reading"):
-            plain = self._store.get(self.KEY)
+            plain = self._store.get(key)
         if plain is None:
             return None
         try:
@@ -308,39 +417,77 @@ class TaskStateJournal:
             return VersionedRecord(Record.from_dict(plain))
         except ValueError as error:
             raise WanRecordError(
-                f"The record {self.KEY!r} in {self.where} can't be read: {error}. Nothing is bought while it stands "
-                "there; delete it if you are sure that nothing was bought."
+                f"The record {key!r} in {self.where} can't be read: {error}. Nothing is bought while it exists. "
+                "Delete it if you are sure that nothing was bought."
             ) from error
 
     def write(self, record: Record, *, replaces: VersionedRecord | None) -> VersionedRecord:
-        """Write this task's record."""
+        """Write the record of a fingerprint, and make it the latest."""
         if len(json.dumps(record.as_dict())) > self.MAX_CHARS:
             record = replace(record, inputs={})
-        there = self.read(record.fingerprint)
-        if there is not None and _is_same(there, VersionedRecord(record)):
-            return there
-        if not _is_same(there, replaces):
+        current = self.read(record.fingerprint)
+        if current is not None and _is_same(current, VersionedRecord(record)):
+            return current
+        if not _is_same(current, replaces):
             raise RecordConflict
+        latest = self._read(self.KEY)
         with _store_errors("Writing", request_id=record.request_id):
-            self._set(record.as_dict())
+            if latest is not None and latest.record.fingerprint != record.fingerprint:
+                self._displaced = latest.record
+                self._set(self._key(latest.record.fingerprint), latest.record)
+            self._set(self.KEY, record)
         return VersionedRecord(record)
 
-    def _set(self, plain: dict[str, Any]) -> None:
+    def _key(self, fingerprint: str) -> str:
+        return f"{self.KEY}.{fingerprint}"
+
+    def _set(self, key: str, record: Record) -> None:
         try:
             from airflow.sdk.execution_time.context import NEVER_EXPIRE
         except ImportError:  # before 3.3.1 there was only the global retention
-            self._store.set(self.KEY, plain)
+            self._store.set(key, record.as_dict())
         else:
-            self._store.set(self.KEY, plain, retention=NEVER_EXPIRE)
+            self._store.set(key, record.as_dict(), retention=NEVER_EXPIRE)
 
     def forget(self, held: VersionedRecord) -> None:
-        """Delete this task's record, if it is still the one that is held."""
-        if _is_same(self.read(held.record.fingerprint), held):
+        """Delete a record if it is still this one; the record that it displaced is the latest again."""
+        for key in (self.KEY, self._key(held.record.fingerprint)):
+            if not _is_same(self._read(key), held):
+                continue
             with _store_errors("Deleting"):
-                self._store.delete(self.KEY)
+                if key == self.KEY and self._displaced is not None:
+                    self._set(key, self._displaced)
+                else:
+                    self._store.delete(key)
+
+    def check_writable(self) -> None:
+        """Do nothing: Airflow's store has neither permissions nor retention of its own."""
+
+    def former_record(self, owner: str, image: str | None, fingerprint: str) -> VersionedRecord | None:
+        """Return this task's latest record, if it is of another fingerprint."""
+        latest = self._read(self.KEY)
+        return latest if latest is not None and latest.record.fingerprint != fingerprint else None
+
+    def point_to(self, owner: str, image: str | None, fingerprint: str) -> None:
+        """Do nothing: the latest record is the pointer."""
+
+    def open_claims(self) -> Iterator[VersionedRecord]:
+        """Yield this task's latest record, if it is a claim without a request id."""
+        latest = self._read(self.KEY)
+        if latest is not None and latest.record.request_id is None:
+            yield latest
+
+    def fingerprint_of(self, request_id: str) -> str | None:
+        """Return the fingerprint of this task's latest record, if it holds the request."""
+        latest = self._read(self.KEY)
+        return (
+            latest.record.fingerprint
+            if latest is not None and latest.record.request_id == request_id
+            else None
+        )
 
     def age_s(self, held: VersionedRecord) -> float:
-        """Tell the age by the worker's clock, which is believed only where it can't matter."""
+        """Return the age by the worker's clock, or 0 where a skewed clock could matter."""
         if held.record.claimed_at is None:
             return 0.0
         age_s = time.time() - datetime.fromisoformat(held.record.claimed_at).astimezone(UTC).timestamp()

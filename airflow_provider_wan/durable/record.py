@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The record of one request: what a later try needs to pick it up, and where its video came from.
 
-One schema and one writer, for the journal in a bucket, for Airflow's task state store, and for the JSON
-file beside each video (one flat object, so that a table can be loaded from many of them as they are).
+The journal in a bucket, Airflow's task state store and the JSON object beside each video share this schema. It is one
+flat JSON object, so that a table can be loaded from many records.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCHEMA = 1
 
 
 class Stage(StrEnum):
-    """How far a request has come, as far as the record knows."""
+    """The last known state of a request."""
 
     INTENT = "intent"
     SUBMITTED = "submitted"
@@ -36,7 +36,7 @@ class Stage(StrEnum):
 class LandedVideo:
     """One video in a bucket.
 
-    :param crc32c: base64, as Cloud Storage gives it.
+    :param crc32c: base64, as in Cloud Storage.
     :param generation: the object's generation at landing.
     """
 
@@ -52,24 +52,23 @@ class LandedVideo:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is remembered of one request.
+    """The record of one request.
 
-    :param fingerprint: sha256 of what was asked for; see ``model_api.inputs.fingerprint``.
-    :param inputs: the inputs as sent, except that signed addresses stand without their signature.
+    :param fingerprint: sha256 of what was asked for; see ``model_api.fingerprints``.
+    :param inputs: the inputs as sent, with addresses without their signatures.
     :param image: address of the source image, without signature.
-    :param stage: how far it has come.
-    :param claim: who wrote the intent: a new random word for each attempt at a POST, so that a writer
-        whose acknowledgement was lost recognises its own writing.
-    :param lost_submissions: how many submits before this one went out and were sent again though nobody ever
-        got an answer to them.
-    :param succeeded_once: whether anybody ever saw that it had succeeded, or had ended and its result was gone:
-        then it was paid for, as far as can be told.
-    :param watchers: task instances that count on this request; one that is killed cancels it only when
-        it is the only one.
-    :param earlier_request_ids: requests of the same fingerprint that came to nothing, oldest first.
-    :param earlier_buyers: the task instances that made the purchases before this one, those whose answer was lost
-        included, oldest first.
-    :param videos: what has landed.
+    :param claim: a random id for each attempt at a POST, so that a writer whose acknowledgement was lost recognises
+        its own intent.
+    :param lost_submissions: submits before this one that were sent again although their outcome was never known.
+    :param succeeded_once: whether it was ever seen succeeded, or ended with its result gone: it was paid for.
+    :param watchers: the owners: task instances that depend on this request. A killed one cancels it only if it is
+        the only one.
+    :param earlier_request_ids: failed, cancelled or vanished requests of the same fingerprint, oldest first.
+    :param earlier_buyers: the task instances that made the purchases before this one, including those whose answer
+        was lost, oldest first.
+    :param videos: the landed videos.
+    :param taken_over: whether a person named the request with ``request=``: another task may have submitted it.
+    :param extra: keys of a later version, kept when the record is rewritten.
     """
 
     fingerprint: str
@@ -93,38 +92,48 @@ class Record:
     earlier_request_ids: tuple[str, ...] = ()
     earlier_buyers: tuple[str, ...] = ()
     videos: tuple[LandedVideo, ...] = ()
+    taken_over: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def to_json(self) -> str:
-        """Write it as one line of JSON."""
+        """Return the record as one line of JSON."""
         text = json.dumps(self.as_dict(), ensure_ascii=False, separators=(",", ":"))
         try:
             text.encode()
-        except UnicodeEncodeError:  # half a character in a prompt: readable JSON can't hold it, escaped can
+        except UnicodeEncodeError:  # a lone surrogate can only be written escaped
             text = json.dumps(self.as_dict(), separators=(",", ":"))
         return text
 
     def as_dict(self) -> dict[str, Any]:
-        """Give it as plain JSON values."""
+        """Return the record as JSON values."""
         plain = asdict(self)
+        extra = plain.pop("extra")
+        if not plain["taken_over"]:
+            del plain["taken_over"]
         plain["watchers"] = list(self.watchers)
         plain["earlier_request_ids"] = list(self.earlier_request_ids)
         plain["earlier_buyers"] = list(self.earlier_buyers)
         plain["videos"] = [asdict(video) for video in self.videos]
-        return {"schema": SCHEMA, **plain, "stage": str(self.stage)}
+        return {"schema": SCHEMA, **plain, "stage": str(self.stage), **extra}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Record:
-        """Read what :meth:`as_dict` wrote; fields of a later version are passed over.
+        """Read what :meth:`as_dict` wrote; keys of a later version are kept in ``extra``.
 
         :raises ValueError: it is not a record.
         """
-        known = {f.name for f in fields(cls)}
+        known = {f.name for f in fields(cls)} - {"extra"}
         try:
             values = {key: value for key, value in plain.items() if key in known}
+            values["extra"] = {
+                key: value
+                for key, value in plain.items()
+                if key not in known and (key, value) != ("schema", SCHEMA)
+            }
             values["stage"] = Stage(values["stage"])
             for name in ("watchers", "earlier_request_ids", "earlier_buyers"):
                 values[name] = tuple(values.get(name) or ())
-            values["videos"] = tuple(_video(one) for one in values.get("videos") or ())
+            values["videos"] = tuple(_video(video) for video in values.get("videos") or ())
             record = cls(**values)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a record: {error!r}") from error
@@ -143,9 +152,9 @@ class Record:
         return cls.from_dict(plain)
 
     def _check(self) -> None:
-        """Refuse what could make somebody buy, or adopt, by mistake."""
+        """Refuse values that could cause a wrong purchase or adoption."""
         if not isinstance(self.fingerprint, str):
-            raise ValueError("not a record: its fingerprint is no text")
+            raise ValueError("not a record: its fingerprint is not a string")
         if self.request_id is not None:
             try:
                 check_request_id(self.request_id)
@@ -155,25 +164,42 @@ class Record:
             raise ValueError(f"not a record: {self.stage} with request id {self.request_id}")
         for moment in (self.claimed_at, self.submitted_at):
             if moment is not None and not isinstance(moment, str):
-                raise ValueError(f"not a record: {moment!r} is no moment")
+                raise ValueError(f"not a record: {moment!r} is not a time")
             if moment is not None:
                 datetime.fromisoformat(moment)
         if not isinstance(self.lost_submissions, int):
-            raise ValueError("not a record: lost_submissions is no number")
+            raise ValueError("not a record: lost_submissions is not a number")
 
-    def watched_by(self, watcher: str | None) -> Record:
-        """Give this record with one more watcher."""
-        if watcher is None or watcher in self.watchers:
+    def with_owner(self, owner: str | None) -> Record:
+        """Return this record with one more owner."""
+        if owner is None or owner in self.watchers:
             return self
-        return replace(self, watchers=(*self.watchers, watcher))
+        return replace(self, watchers=(*self.watchers, owner))
+
+    def other_owners(self, *owners: str) -> set[str]:
+        """Return the owners apart from these."""
+        return set(self.watchers) - set(owners)
 
     @property
     def buyer(self) -> str:
-        """The task instance that made the latest purchase; empty where it was none."""
+        """The task instance that made the latest purchase; empty if unknown."""
         return self.watchers[0] if self.watchers else ""
 
+    def as_not_bought(self) -> Record | None:
+        """Return what was recorded before this claim, or None if that was nothing."""
+        if not self.earlier_request_ids:
+            return None
+        return replace(
+            self,
+            stage=Stage.FAILED,
+            request_id=self.earlier_request_ids[-1],
+            earlier_request_ids=self.earlier_request_ids[:-1],
+            earlier_buyers=self.earlier_buyers[:-1],
+            watchers=self.earlier_buyers[-1:],
+        )
+
     def as_new_intent(self, intent: Record) -> Record:
-        """Give the intent for another request, keeping what came before."""
+        """Return an intent for another request that keeps the history of this one."""
         earlier = self.earlier_request_ids + ((self.request_id,) if self.request_id else ())
         lost = self.lost_submissions + (self.request_id is None)
         buyers = (*self.earlier_buyers, self.buyer)
@@ -185,10 +211,10 @@ def _video(plain: Mapping[str, Any]) -> LandedVideo:
 
 
 def new_claim() -> str:
-    """Make a word that no other attempt has."""
+    """Return a new random id for one attempt."""
     return uuid4().hex
 
 
 def utc_text(at: datetime | None = None) -> str:
-    """Write a moment as ISO 8601 in UTC with whole milliseconds; now by default."""
+    """Return a time as ISO 8601 in UTC with milliseconds; now by default."""
     return (at or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="milliseconds")

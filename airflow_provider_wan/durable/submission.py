@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way around the one call that costs money.
+"""The one call that costs money, and what surrounds it.
 
-The order is the promise: claim (write the intent) immediately before, POST, log the id, write the id, and only
-then anything that can raise. A definite refusal takes the intent back before it is raised: nothing was bought.
-What to do when something is remembered is decided in ``decide.py``; this file carries it out.
+Theory of operation. A purchase is: prove that the journal can be overwritten (once a task), claim (write the intent),
+POST, log the id, write the id, and only then anything that can raise. A definite refusal takes the claim back before
+it is raised: nothing was bought. What to do about an existing record is decided in ``decide.py``; this file carries it
+out.
+
+A claim without an id is *open*. Its writer may still be sending its POST for a known time; after that its outcome is
+unknown, and only a person, or ``on_unknown_submission="resubmit"``, settles it.
 """
 
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from logging import Logger
-from typing import Literal
+from typing import ClassVar, Literal
 
 from airflow_provider_wan.durable.api import Api
-from airflow_provider_wan.durable.claims import ClaimWatch
 from airflow_provider_wan.durable.decide import (
     Action,
     Decision,
@@ -25,7 +29,10 @@ from airflow_provider_wan.durable.decide import (
     Policy,
     RemoteState,
     decide,
+    how_to_settle,
     is_resubmit_word,
+    lost_answer,
+    refusal_of,
 )
 from airflow_provider_wan.durable.journal import Journal, RecordConflict, VersionedRecord
 from airflow_provider_wan.durable.reconcile import (
@@ -37,13 +44,16 @@ from airflow_provider_wan.durable.reconcile import (
     with_result,
 )
 from airflow_provider_wan.durable.record import Record, Stage, new_claim, utc_text
-from airflow_provider_wan.durable.refusals import how_to_settle, lost_answer, refusal_of
 from airflow_provider_wan.exceptions import (
+    WanError,
+    WanJournalError,
+    WanNotFoundError,
     WanRefusedError,
     WanStorageError,
     WanTransientError,
     WanUnknownSubmissionError,
 )
+from airflow_provider_wan.hooks.common import TEST_REQUEST_ID
 from airflow_provider_wan.model_api.calls import SubmittedRequest, check_request_id
 from airflow_provider_wan.model_api.faults import RetryPolicy
 from airflow_provider_wan.model_api.inputs import canonical_url
@@ -59,37 +69,91 @@ __all__ = [
     "with_result",
 ]
 
-#: How long the id of a bought request is tried to be written, in seconds, before the task gives up.
+#: How long writing the id of a bought request is retried, in seconds, before the task fails.
 WRITE_ID_FOR_S = 900.0
-#: A request that is older than this has ended, in seconds: a clip takes minutes, and a queue some hours.
+#: An older request has ended, in seconds: a clip takes minutes and a queue some hours.
 ENDED_AFTER_S = 86_400.0
 _BEFORE_WRITING_AGAIN_S = 2.0
+#: How long a failed submit makes the other tasks of this process ask whether the API answers, in seconds.
+_DOUBT_S = 300.0
+#: Added to the time that a POST may take before its claim counts as open, in seconds: for writing the id.
+CLAIM_MARGIN_S = 5.0
+_FIRST_NAP_S = 0.1
+_LONGEST_NAP_S = 2.0
+
+
+class _ClaimWatch:
+    """Tells claims whose writer may still be sending its POST from open ones.
+
+    :param hook: the API, for how long a submit takes.
+    """
+
+    def __init__(
+        self, hook: Api, journal: Journal | None, log: Logger, *, sleep: Callable[[float], None]
+    ) -> None:
+        #: A POST is sent within this time after its claim, and answered, or lost, within as much again.
+        self.send_within_s = hook.submit_takes_at_most_s
+        self._window_s = self.send_within_s + hook.submit_takes_at_most_s + CLAIM_MARGIN_S
+        self._journal = journal
+        self._log = log
+        self._sleep = sleep
+        self._seen: dict[str, float] = {}
+        self._logged: set[str] = set()
+
+    def may_be_alive(self, held: VersionedRecord | None) -> bool:
+        """Return whether a record is a claim whose writer may still be sending its POST."""
+        if self._journal is None or held is None or held.record.request_id is not None:
+            return False
+        if self._seen_for_s(held.record) > self._window_s:
+            return False
+        return self._journal.age_s(held) <= self._window_s
+
+    def wait(self, record: Record) -> None:
+        """Sleep before another process's claim is read again, longer each time."""
+        if record.claim not in self._logged:
+            self._logged.add(record.claim)
+            self._log.info(
+                "Another task claimed this video at %s and has not written a request id yet. Waiting up to %.0f s.",
+                record.claimed_at,
+                self._window_s,
+            )
+        self._sleep(min(max(_FIRST_NAP_S, self._seen_for_s(record) / 2), _LONGEST_NAP_S))
+
+    def _seen_for_s(self, record: Record) -> float:
+        now = time.monotonic()
+        return now - self._seen.setdefault(record.claim, now)
 
 
 @dataclass(frozen=True, slots=True)
 class SubmitResult:
-    """A request that will give, or has given, the wanted video."""
+    """A request for a video, and how it was obtained."""
 
     record: Record
     how: Literal["submitted", "adopted", "reused"]
 
     @property
     def request_id(self) -> str:
-        """Its id at RunComfy."""
+        """The request's id at RunComfy."""
         assert self.record.request_id is not None
         return self.record.request_id
 
 
 class Submission:
-    """Obtains the request for one wanted video, buying at most one.
+    """Obtains the request for one video, buying at most one. Safe to use from several threads.
 
     :param hook: the API.
-    :param journal: where the record lives; None: nothing is remembered.
-    :param log: a logger; the request id goes there the moment it is known.
-    :param on_unknown_submission: what to do about an earlier submit whose answer nobody got.
-    :param resolve: how a person settled that: ``{image or fingerprint: request id or "resubmit"}``.
-    :param retry: how a submit that was certainly not accepted (429, no connection) is tried again.
+    :param journal: where the records live; None: nothing is recorded.
+    :param log: a logger; it gets the request id as soon as that is known.
+    :param on_unknown_submission: what to do about an earlier submit whose outcome is not known.
+    :param resolve: how a person settled that: ``{fingerprint or image: request id or "resubmit"}``. It applies to an
+        open claim of that fingerprint, or to the only open claim of that image.
+    :param retry: how a submit that was certainly not accepted (429, no connection) is retried.
+    :param follows_task: whether a request that the task instance asked for before its inputs changed is looked for.
+    :param is_retry: whether the API is asked, by a free call, whether it answers before anything is claimed.
     """
+
+    #: When a submit of this process last failed without an answer, by API origin.
+    _doubts: ClassVar[dict[str, float]] = {}
 
     def __init__(
         self,
@@ -101,115 +165,233 @@ class Submission:
         resolve: Mapping[str, str] | None = None,
         retry: RetryPolicy | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        follows_task: bool = False,
+        is_retry: bool = False,
     ) -> None:
-        """Take in how to go about it.
+        """Create it.
 
-        :raises WanInputError: ``resolve`` names an id that is none.
+        :raises WanInputError: ``resolve`` names something that is not a request id.
         """
         self._hook = hook
         self._journal = journal
         self._log = log
+        self._where = journal.where if journal else ""
         self._on_unknown = on_unknown_submission
         self._resolve = {canonical_url(key): _resolution(value) for key, value in (resolve or {}).items()}
         self._retry = retry or RetryPolicy()
         self._sleep = sleep
-        self._claims = ClaimWatch(hook, journal, log, sleep=sleep)
+        self._follows_task = follows_task
+        self._is_retry = is_retry
+        self._claims = _ClaimWatch(hook, journal, log, sleep=sleep)
+        self._lock = threading.Lock()
+        self._is_checked = False
 
-    def obtain(self, wanted: VideoSpec, *, is_new: bool = False) -> SubmitResult:
-        """Take over, reuse or buy, as the decision table says.
+    def obtain(self, spec: VideoSpec, *, is_new: bool = False) -> SubmitResult:
+        """Adopt, reuse or buy, as the decision table says.
 
-        :param is_new: whether a listing has just told that there is no record, so that the first look for one can
-            be left out. Nothing rests on it: a claim is written only where there is none.
+        :param is_new: whether a listing has just shown that there is no record, so that the first read can be left
+            out. Nothing depends on it: a claim is written only where there is no record.
         :raises WanUnknownSubmissionError: it may have been bought, now or by an earlier try.
         :raises WanRefusedError: the API said no; nothing was bought.
-        :raises WanTransientError: no connection, or overload; nothing was bought, or what was is remembered.
+        :raises WanTransientError: no connection, or overload; nothing was bought, or it is recorded.
         """
+        if self._follows_task:
+            self._settle_former(spec)
         while True:
-            held = self._journal.read(wanted.fingerprint) if self._journal and not is_new else None
+            held = self._journal.read(spec.fingerprint) if self._journal and not is_new else None
             is_new = False
-            policy = self._policy(wanted, held)
-            decision = decide(held.record if held else None, wanted.fingerprint, None, policy)
             try:
-                if decision.do is Action.LOOK:
-                    assert held is not None
-                    there, held = self._look(held)
-                    decision = decide(held.record, wanted.fingerprint, there, policy)
-                obtained = self._carry_out(decision, wanted, held)
+                decision, held = self._decide(spec, held)
+                obtained = self._carry_out(decision, spec, held)
             except RecordConflict:
-                continue  # somebody else wrote the record in between
+                continue  # another process wrote the record in between
             if obtained is not None:
                 return obtained
 
-    def take_over(self, wanted: VideoSpec, request_id: str, *, named_in: str = "request=") -> SubmitResult:
-        """Remember a request that somebody else submitted, and go on with it: nothing is bought.
+    def take_over(self, spec: VideoSpec, request_id: str, *, named_in: str = "request=") -> SubmitResult:
+        """Record a request that somebody else submitted, and continue with it: nothing is bought.
 
         :param named_in: the parameter that names it, for a message.
         :raises WanRefusedError: RunComfy does not know it; then nothing is changed.
         """
         check_request_id(request_id)
         while True:
-            held = self._journal.read(wanted.fingerprint) if self._journal else None
+            held = self._journal.read(spec.fingerprint) if self._journal else None
             if held is not None and held.record.request_id == request_id:
                 record = held.record
             else:
                 check_it_exists(self._hook, request_id, named_in=named_in)
-                record = replace(self._intent(wanted, held), stage=Stage.SUBMITTED, request_id=request_id)
+                intent = self._intent(spec, held)
+                record = replace(intent, stage=Stage.SUBMITTED, request_id=request_id, taken_over=True)
             try:
-                return self._adopt(wanted, held, record)
+                return self._adopt(spec, held, record)
             except RecordConflict:
                 continue
 
-    def _policy(self, wanted: VideoSpec, held: VersionedRecord | None) -> Policy:
-        remembered = (held.record.fingerprint, held.record.image) if held else ()
-        names = [name for name in (*remembered, wanted.fingerprint, wanted.image) if name]
-        resolution = next((self._resolve[name] for name in names if name in self._resolve), None)
-        return Policy(self._on_unknown, resolution, self._claims.may_be_alive(held))
+    def _decide(
+        self, spec: VideoSpec, held: VersionedRecord | None
+    ) -> tuple[Decision, VersionedRecord | None]:
+        """Decide about a record, asking RunComfy about its request where that is needed."""
+        policy = Policy(self._on_unknown, self._resolution_of(spec, held), self._claims.may_be_alive(held))
+        decision = decide(held.record if held else None, spec.fingerprint, None, policy)
+        if decision.do is Action.LOOK:
+            assert held is not None
+            there, held = self._look(held)
+            decision = decide(held.record, spec.fingerprint, there, policy)
+        if decision.why:
+            self._log.info(decision.why)
+        return decision, held
+
+    def _resolution_of(self, spec: VideoSpec, held: VersionedRecord | None) -> str | None:
+        """Return how ``resolve`` settles the claim of a video; an image counts only if it has one open claim."""
+        if held is not None and held.record.request_id is not None:
+            return None
+        fingerprint, image = spec.fingerprint, spec.image
+        if held is not None:
+            fingerprint, image = held.record.fingerprint, held.record.image
+        if fingerprint in self._resolve:
+            return self._resolve[fingerprint]
+        if image is None or image not in self._resolve:
+            return None
+        resolution = self._resolve[image]
+        if self._journal is None:
+            return resolution
+        claims = [claim for claim in self._journal.open_claims() if claim.record.image == image]
+        if held is None:  # the image's claim is of another video, or was settled as another video's request
+            is_spent = (
+                not is_resubmit_word(resolution) and self._journal.fingerprint_of(resolution) is not None
+            )
+            return None if claims or is_spent else resolution
+        if len(claims) > 1:
+            self._log.warning(
+                "resolve= names the image %s, which has %d open claims. Name the fingerprint instead: %s",
+                image,
+                len(claims),
+                ", ".join(claim.record.fingerprint for claim in claims),
+            )
+        return resolution if len(claims) <= 1 else None
 
     def _carry_out(
-        self, decision: Decision, wanted: VideoSpec, held: VersionedRecord | None
+        self, decision: Decision, spec: VideoSpec, held: VersionedRecord | None
     ) -> SubmitResult | None:
-        """Do what was decided; None: look again from the start."""
-        if decision.why and decision.do is not Action.WAIT_FOR_CLAIM:
-            self._log.info(decision.why)
+        """Do what was decided; None: start again."""
         match decision.do:
-            case Action.SUBMIT | Action.SUBMIT_BESIDE:
-                return self._buy(wanted, held)
-            case Action.CANCEL_THEN_SUBMIT:
-                assert decision.request_id is not None
-                self._cancel_former(decision.request_id)
-                return self._buy(wanted, held)
+            case Action.SUBMIT:
+                return self._buy(spec, held)
             case Action.SETTLE:
                 assert decision.request_id is not None
-                return self._settle(wanted, held, decision.request_id)
+                assert held is not None
+                self._settle(held, decision.request_id)
+                return None
             case Action.ADOPT:
                 assert held is not None
-                return self._adopt(wanted, held, held.record)
+                return self._adopt(spec, held, held.record)
             case Action.REUSE:
                 assert held is not None
                 return SubmitResult(held.record, "reused")
             case Action.WAIT_FOR_CLAIM:
                 assert held is not None
-                self._claims.nap_beside(held.record)
+                self._claims.wait(held.record)
                 return None
-        assert held is not None
-        raise refusal_of(decision, held.record, self._journal.where if self._journal else "")
+        raise refusal_of(decision, held.record if held else None, spec.fingerprint, self._where)
 
-    def _buy(self, wanted: VideoSpec, held: VersionedRecord | None) -> SubmitResult:
-        """Claim, POST, log, write. See the head of this file before changing the order of anything here."""
-        inputs = wanted.make_inputs()
+    # -- a task whose inputs have changed ------------------------------------------------------------------
+
+    def _settle_former(self, spec: VideoSpec) -> None:
+        """Deal with what this task instance asked for before its inputs changed, then point to the new video.
+
+        :raises WanUnknownSubmissionError: it left an open claim, which may have been bought.
+        """
+        if self._journal is None or spec.owner is None:
+            return
+        is_logged = False
+        while True:
+            former = self._journal.former_record(spec.owner, spec.image, spec.fingerprint)
+            if former is None or former.record.stage is Stage.LANDED:
+                break
+            if former.record.buyer not in ("", spec.owner):
+                break  # another task bought it
+            if not is_logged:
+                is_logged = True
+                self._log.warning(
+                    "The inputs of this task have changed between two tries: it asked for fingerprint %s, and now asks "
+                    "for %s. A value that renders differently at each try (a time, a random number) buys one video "
+                    "each time.",
+                    former.record.fingerprint,
+                    spec.fingerprint,
+                )
+            if self._settle_record(spec, spec.owner, former):
+                break
+        self._journal.point_to(spec.owner, spec.image, spec.fingerprint)
+
+    def _settle_record(self, spec: VideoSpec, owner: str, former: VersionedRecord) -> bool:
+        """Settle one former record; False: read it again."""
+        try:
+            decision, held = self._decide(spec, former)
+            assert held is not None
+            match decision.do:
+                case Action.WAIT_FOR_CLAIM:
+                    self._claims.wait(held.record)
+                    return False
+                case Action.SETTLE:
+                    assert decision.request_id is not None
+                    self._settle(held, decision.request_id)
+                    return False
+                case Action.CANCEL_THEN_SUBMIT:
+                    self._cancel_former(held.record, owner)
+                case Action.SUBMIT if held.record.request_id is None and self._is_not_bought(held.record):
+                    self.release(held)
+                case Action.SUBMIT | Action.SUBMIT_BESIDE:
+                    pass
+                case _:
+                    raise refusal_of(decision, held.record, spec.fingerprint, self._where)
+        except RecordConflict:
+            return False
+        return True
+
+    def _is_not_bought(self, record: Record) -> bool:
+        return is_resubmit_word(
+            self._resolve.get(record.fingerprint) or self._resolve.get(record.image or "", "")
+        )
+
+    def _cancel_former(self, record: Record, owner: str) -> None:
+        assert record.request_id is not None
+        if record.other_owners(owner) or record.taken_over:
+            self._log.warning("Request %s is not cancelled: other tasks depend on it.", record.request_id)
+            return
+        if self._hook.cancel(record.request_id).cancelled:
+            self._log.info("Request %s was cancelled and is not charged.", record.request_id)
+        else:
+            self._log.warning(
+                "Request %s could not be cancelled any more: it runs on and is charged. It is left behind. To use it, "
+                "pass it to WanRequestSensor or WanToGCSOperator as request=.",
+                record.request_id,
+            )
+
+    # -- buying --------------------------------------------------------------------------------------------
+
+    def _buy(self, spec: VideoSpec, held: VersionedRecord | None) -> SubmitResult:
+        """Claim, POST, log, write. Read the head of this file before changing the order of anything here."""
+        inputs = spec.make_inputs()
+        self._check_journal()
+        self._check_api()
         started = time.monotonic()
         attempt = 0
         while True:
-            # Before the claim: nobody may come to believe that a claim is dead while it waits for its turn.
+            # Before the claim, so that a claim does not age while it waits for its turn.
             self._hook.take_turn()
             send_by = time.monotonic() + self._claims.send_within_s
-            intent = self._intent(wanted, held)
+            intent = self._intent(spec, held)
             claimed = self._claim(intent, held)
             try:
-                submitted = self._hook.submit(wanted.model_id, inputs, retry=False, send_by=send_by)
+                submitted = self._hook.submit(spec.model_id, inputs, retry=False, send_by=send_by)
             except WanUnknownSubmissionError as error:
-                raise lost_answer(error, intent, self._journal.where if self._journal else "") from error
+                self._doubts[self._hook.api_origin] = time.monotonic()
+                is_resubmitted = self._on_unknown == "resubmit"
+                raise lost_answer(error, intent, self._where, is_resubmitted=is_resubmitted) from error
             except (WanRefusedError, WanTransientError) as error:
+                if isinstance(error, WanTransientError):
+                    self._doubts[self._hook.api_origin] = time.monotonic()
                 is_as_before, held = self._take_back(claimed, held)
                 attempt += 1
                 delay = self._delay(attempt, error, spent_s=time.monotonic() - started)
@@ -218,7 +400,39 @@ class Submission:
                 self._log.warning("%s Trying again in %.1f s.", error, delay)
                 self._sleep(delay)
             else:
+                self._doubts.pop(self._hook.api_origin, None)
                 return SubmitResult(self._accepted(submitted, intent, claimed), "submitted")
+
+    def _check_journal(self) -> None:
+        """Prove, once, that the id of a purchase can be written, so that a refusal leaves no claim behind."""
+        with self._lock:
+            if self._journal is not None and not self._is_checked:
+                self._journal.check_writable()
+                self._is_checked = True
+
+    def _check_api(self) -> None:
+        """Ask, by a free call, whether the API answers, where there is doubt: no claim while it is down.
+
+        :raises WanTransientError: it does not.
+        """
+        with self._lock:
+            doubt_since = self._doubts.get(self._hook.api_origin, -_DOUBT_S)
+            if not self._is_retry and time.monotonic() - doubt_since > _DOUBT_S:
+                return
+            try:
+                self._hook.get_status(TEST_REQUEST_ID, retry=False)
+            except WanTransientError as error:
+                self._doubts[self._hook.api_origin] = time.monotonic()
+                raise WanTransientError(
+                    f"RunComfy does not answer, so nothing was sent and nothing was bought: {error}",
+                    retry_after_s=error.retry_after_s,
+                ) from error
+            except WanNotFoundError:
+                pass  # what a working API answers: this request does not exist
+            except WanError:
+                return  # the submit shows what it means
+            self._is_retry = False
+            self._doubts.pop(self._hook.api_origin, None)
 
     def _accepted(
         self, submitted: SubmittedRequest, intent: Record, claimed: VersionedRecord | None
@@ -244,30 +458,30 @@ class Submission:
         try:
             return self._journal.write(intent, replaces=held)
         except WanStorageError:
-            # It may have been written all the same. Left there, it would look like a submit that was lost.
+            # It may have been written all the same. Left there, it would look like a lost submit.
             found = self._journal.read(intent.fingerprint)
             if found is not None and found.record.claim == intent.claim:
                 return found
             raise
 
-    def _intent(self, wanted: VideoSpec, held: VersionedRecord | None) -> Record:
+    def _intent(self, spec: VideoSpec, held: VersionedRecord | None) -> Record:
         intent = Record(
-            fingerprint=wanted.fingerprint,
-            model_id=wanted.model_id,
+            fingerprint=spec.fingerprint,
+            model_id=spec.model_id,
             stage=Stage.INTENT,
-            inputs=wanted.recorded_inputs,
-            image=wanted.image,
-            variation=wanted.variation,
+            inputs=spec.recorded_inputs,
+            image=spec.image,
+            variation=spec.variation,
             claim=new_claim(),
             claimed_at=utc_text(),
-            watchers=(wanted.owner,) if wanted.owner else (),
+            watchers=(spec.owner,) if spec.owner else (),
         )
         return held.record.as_new_intent(intent) if held else intent
 
     def _take_back(
         self, claimed: VersionedRecord | None, before: VersionedRecord | None
     ) -> tuple[bool, VersionedRecord | None]:
-        """Nothing was bought: leave the journal as it was before the claim; tells whether that worked."""
+        """Restore the journal after a refusal; return whether that worked, and what it holds now."""
         if self._journal is None or claimed is None:
             return True, None
         try:
@@ -276,17 +490,23 @@ class Submission:
             self._journal.forget(claimed)
         except (WanStorageError, RecordConflict) as error:
             self._log.error(
-                "Nothing was bought, but the claim in %s could not be taken back: %s. A later try may take it for a "
-                "lost submission, which then is settled as not there. %s",
-                self._journal.where,
-                error or "somebody else has written in between",
-                how_to_settle(claimed.record),
+                "Nothing was bought, but the claim in %s could not be removed: %s. A later try may take it for a lost "
+                "submission. %s",
+                self._where,
+                error or "another process has written in between",
+                how_to_settle(claimed.record, self._where),
             )
             return False, None
         return True, None
 
     def _write_id(self, record: Record, claimed: VersionedRecord | None) -> Record:
-        """Write the id of what was just bought, whatever it takes."""
+        """Write the id of the request that was just bought.
+
+        A refusal (permission, retention policy, hold) is final; an outage is retried; after a conflict the record is
+        read again.
+
+        :raises WanStorageError: it could not be written; the error names the id.
+        """
         if self._journal is None or claimed is None:
             return record
         deadline = time.monotonic() + WRITE_ID_FOR_S
@@ -298,7 +518,7 @@ class Submission:
                 trouble: Exception | None = None
             except Exception as error:
                 trouble = error
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or is_forbidden(trouble):
                 raise self._id_not_written(record, str(trouble or "it kept changing"))
             if trouble is not None:
                 self._log.warning("The id of request %s is not written yet: %s", record.request_id, trouble)
@@ -313,51 +533,37 @@ class Submission:
                 return found
             if found is not None and found.claim != record.claim:
                 raise self._id_not_written(
-                    record, "somebody else has claimed or settled this video meanwhile."
+                    record, "another process has claimed or settled this video meanwhile."
                 )
 
     def _id_not_written(self, record: Record, why: str) -> WanStorageError:
-        where = self._journal.where if self._journal else ""
-        return WanStorageError(
-            f"Request {record.request_id} was bought, but its id could not be written to {where}: {why} It is not "
-            f"lost: pass request={record.request_id!r} to take it over.",
+        return WanJournalError(
+            f"Request {record.request_id} was bought, but its id could not be written to {self._where}: {why} It is "
+            f"not lost: pass request={record.request_id!r} to take it over.",
             request_id=record.request_id,
         )
 
-    def _settle(
-        self, wanted: VideoSpec, held: VersionedRecord | None, request_id: str
-    ) -> SubmitResult | None:
-        """Take in which request a lost submission was; what to do about that one is decided anew."""
-        if held is None or self._journal is None:
-            return self.take_over(wanted, request_id, named_in="resolve=")
-        check_it_exists(self._hook, request_id, named_in="resolve=")
-        settled = replace(
-            held.record, stage=Stage.SUBMITTED, request_id=request_id, submitted_at=held.record.claimed_at
-        )
-        self._journal.write(settled, replaces=held)
-        return None
+    def _settle(self, held: VersionedRecord, request_id: str) -> None:
+        """Record which request an open claim led to; what to do about that one is decided next."""
+        assert self._journal is not None
+        with self._lock:
+            settle_as(self._hook, self._journal, held, request_id)
 
-    def _adopt(self, wanted: VideoSpec, held: VersionedRecord | None, record: Record) -> SubmitResult:
+    def release(self, held: VersionedRecord) -> None:
+        """Settle an open claim as not bought."""
+        assert self._journal is not None
+        release(self._journal, held)
+
+    def _adopt(self, spec: VideoSpec, held: VersionedRecord | None, record: Record) -> SubmitResult:
         if record.stage is Stage.LANDED:
             return SubmitResult(record, "reused")
-        record = record.watched_by(wanted.owner)
+        record = record.with_owner(spec.owner)
         if self._journal is not None and (held is None or record != held.record):
             record = self._journal.write(record, replaces=held).record
         return SubmitResult(record, "adopted")
 
-    def _cancel_former(self, request_id: str) -> None:
-        outcome = self._hook.cancel(request_id)
-        if outcome.cancelled:
-            self._log.info("Request %s was cancelled and is not charged.", request_id)
-        else:
-            self._log.warning(
-                "Request %s could not be cancelled any more: it runs on and is charged. It is left behind; "
-                "WanRequestSensor and WanToGCSOperator take it as request=.",
-                request_id,
-            )
-
     def _look(self, held: VersionedRecord) -> tuple[RemoteState, VersionedRecord]:
-        """Ask RunComfy about a remembered request, patiently where it says that it does not know it."""
+        """Ask RunComfy about a recorded request, and record the answer."""
         record = held.record
         assert record.request_id is not None
         there, result = look(self._hook, record.request_id, sleep=self._sleep)
@@ -372,7 +578,7 @@ class Submission:
 
 
 def _has_surely_ended(record: Record) -> bool:
-    """A request that RunComfy knows no more was deleted early on, or has ended and expired: its age tells."""
+    """An unknown request was deleted early, or has ended and expired: its age decides."""
     if record.submitted_at is None:
         return False
     age = datetime.now(UTC) - datetime.fromisoformat(record.submitted_at).astimezone(UTC)
@@ -381,3 +587,43 @@ def _has_surely_ended(record: Record) -> bool:
 
 def _resolution(given: str) -> str:
     return given if is_resubmit_word(str(given)) else check_request_id(str(given).strip())
+
+
+def is_forbidden(error: BaseException | None) -> bool:
+    """Return whether the bucket refused a write for good: a 403, or an object under retention or hold."""
+    return getattr(getattr(error, "__cause__", None), "code", None) in (401, 403)
+
+
+# -- settling an open claim: resolve=, and the command line -------------------------------------------------
+
+
+def settle_as(hook: Api, journal: Journal, held: VersionedRecord, request_id: str) -> VersionedRecord:
+    """Record which request an open claim led to.
+
+    :raises WanRefusedError: RunComfy does not know the request, or another record holds it already.
+    :raises RecordConflict: another process wrote the record in between.
+    """
+    check_it_exists(hook, request_id, named_in="resolve=")
+    holder = journal.fingerprint_of(request_id)
+    if holder not in (None, held.record.fingerprint):
+        raise WanRefusedError(
+            f"resolve= names request {request_id} for fingerprint {held.record.fingerprint}, but the record of "
+            f"fingerprint {holder} in {journal.where} already holds it. Nothing was bought and nothing was changed. "
+            "Two videos can't share a request: look at the Generations page for the right one."
+        )
+    settled = replace(
+        held.record, stage=Stage.SUBMITTED, request_id=request_id, submitted_at=held.record.claimed_at
+    )
+    return journal.write(settled, replaces=held)
+
+
+def release(journal: Journal, held: VersionedRecord) -> None:
+    """Settle an open claim as not bought: the journal is as it was before the claim.
+
+    :raises RecordConflict: another process wrote the record in between.
+    """
+    before = held.record.as_not_bought()
+    if before is None:
+        journal.forget(held)
+    else:
+        journal.write(before, replaces=held)

@@ -128,6 +128,11 @@ class WanHook(BaseHook):
         return web.bounded_session()
 
     @property
+    def api_origin(self) -> str:
+        """Scheme, host and port of the Model API."""
+        return self.settings.api_origin
+
+    @property
     def submit_takes_at_most_s(self) -> float:
         """The most that one attempt at a submit takes, in seconds."""
         return self.settings.timeout_s + min(web.CONNECT_TIMEOUT_S, self.settings.timeout_s)

@@ -315,6 +315,8 @@ class WanSubmitOperator(BaseOperator):
             self.log,
             on_unknown_submission=self.on_unknown_submission,
             resolve=mapping_of(self.resolve, name="resolve"),
+            follows_task=True,
+            is_retry=(getattr(context["ti"], "try_number", 1) or 1) > 1,
         )
         request = given_or_none(self.request)
         request_id = None if request is None else request_of(request).request_id

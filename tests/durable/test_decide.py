@@ -38,7 +38,7 @@ TABLE = [
     # record, what RunComfy says, policy, what to do
     ("nothing is remembered", None, None, PLAIN, Action.SUBMIT),
     ("nothing is remembered, resubmit", None, None, SETTLED_AS_RESUBMIT, Action.SUBMIT),
-    ("nothing is remembered here, but a person knows the id", None, None, SETTLED_AS_AN_ID, Action.SETTLE),
+    ("nothing is recorded, settled as an id", None, None, SETTLED_AS_AN_ID, Action.FAIL_NO_CLAIM),
     ("remembered and not asked yet", a_record(), None, PLAIN, Action.LOOK),
     ("queued", a_record(), RemoteState.QUEUED, PLAIN, Action.ADOPT),
     ("running", a_record(), RemoteState.RUNNING, PLAIN, Action.ADOPT),

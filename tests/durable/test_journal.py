@@ -130,7 +130,7 @@ def test_what_can_not_be_read_stops_every_purchase(
     journal: BucketJournal, bucket: Bucket, body: bytes
 ) -> None:
     bucket.put(NAME, body)
-    with pytest.raises(WanStorageError, match="Nothing is bought while it stands there"):
+    with pytest.raises(WanStorageError, match="Nothing is bought while it exists"):
         journal.read(FINGERPRINT)
 
 
@@ -238,7 +238,7 @@ def test_a_process_that_was_cleared_does_not_overwrite_its_successor(store: Stor
 @pytest.mark.parametrize("value", [42, "req-1", [], {}, {"stage": "landed"}])
 def test_what_is_no_record_in_the_store_stops_every_purchase(store: StoreInMemory, value: Any) -> None:
     store.set(TaskStateJournal.KEY, value)
-    with pytest.raises(WanStorageError, match="Nothing is bought while it stands there"):
+    with pytest.raises(WanStorageError, match="Nothing is bought while it exists"):
         TaskStateJournal(store).read(FINGERPRINT)
 
 

@@ -120,5 +120,5 @@ def test_a_new_intent_remembers_what_came_to_nothing() -> None:
 
 def test_a_watcher_is_named_once() -> None:
     record = Record("f", "m", Stage.SUBMITTED, request_id="r")
-    twice = record.watched_by("dag/run/task/-1").watched_by("dag/run/task/-1").watched_by(None)
+    twice = record.with_owner("dag/run/task/-1").with_owner("dag/run/task/-1").with_owner(None)
     assert twice.watchers == ("dag/run/task/-1",)

@@ -17,10 +17,12 @@ import pytest
 from airflow_provider_wan.durable.journal import BucketJournal, TaskStateJournal, VersionedRecord
 from airflow_provider_wan.durable.reconcile import amend, as_paid
 from airflow_provider_wan.durable.record import Stage
+from airflow_provider_wan.durable.submission import Submission
 from airflow_provider_wan.exceptions import (
     WanAuthError,
     WanBalanceError,
     WanInputError,
+    WanJournalError,
     WanNotFoundError,
     WanRefusedError,
     WanStorageError,
@@ -28,6 +30,7 @@ from airflow_provider_wan.exceptions import (
     WanUnknownSubmissionError,
 )
 from airflow_provider_wan.hooks.gcs import retry_policy
+from airflow_provider_wan.model_api.video_spec import VideoSpec, make_video_spec
 from tests.durable.paying import (
     AT_ONCE,
     LOG,
@@ -40,10 +43,11 @@ from tests.durable.paying import (
     submission,
     wanted,
 )
-from tests.sandboxes import Bucket
+from tests.sandboxes import INPUTS, MODEL, Bucket
 from wan_sandbox.server import Sandbox
 
 VIDEO = wanted()
+OWNER = "dag/run/task/-1"
 LONG_AGO = (datetime.now(UTC) - timedelta(days=1)).isoformat(timespec="milliseconds")
 
 
@@ -64,6 +68,11 @@ def lost_long_ago(store: StoreInMemory, **changes: Any) -> TaskStateJournal:
     journal = TaskStateJournal(store)
     journal.write(an_intent(VIDEO, claimed_at=LONG_AGO, **changes), replaces=None)
     return journal
+
+
+def retried(journal: Any, **options: Any) -> Submission:
+    """Make what a try of a task makes, which looks for what it asked for before its inputs changed."""
+    return submission(journal, follows_task=True, **options)
 
 
 def stage_of(journal: Any) -> Stage | None:
@@ -259,7 +268,10 @@ def test_the_id_is_in_the_log_before_it_is_written(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sandbox.add_fault("bucket.upload", "forbidden", skip=1)
+    sandbox.add_fault("bucket.upload", "quota", skip=1, object_contains=VIDEO.fingerprint)
+    monkeypatch.setattr(
+        "airflow_provider_wan.durable.journal.retry_policy", functools.partial(retry_policy, 0.01)
+    )
     monkeypatch.setattr("airflow_provider_wan.durable.submission.WRITE_ID_FOR_S", 0.05)
     with (
         caplog.at_level(logging.INFO, logger=LOG.name),
@@ -271,9 +283,14 @@ def test_the_id_is_in_the_log_before_it_is_written(
     assert f"request_id={request_id}" in caplog.text
 
 
-def test_the_id_is_written_whatever_it_takes(sandbox: Sandbox, journal: BucketJournal) -> None:
-    sandbox.add_fault("bucket.upload", "forbidden", skip=1, count=5)
-    sandbox.add_fault("bucket.get", "forbidden", skip=1, count=3)
+def test_the_id_is_written_after_an_outage_of_the_bucket(
+    sandbox: Sandbox, journal: BucketJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "airflow_provider_wan.durable.journal.retry_policy", functools.partial(retry_policy, 0.01)
+    )
+    sandbox.add_fault("bucket.upload", "quota", skip=1, count=5, object_contains=VIDEO.fingerprint)
+    sandbox.add_fault("bucket.get", "quota", skip=1, count=3, object_contains=VIDEO.fingerprint)
     obtained = submission(journal, sleep=lambda s: None).obtain(VIDEO)
     held = journal.read(VIDEO.fingerprint)
     assert held is not None
@@ -357,14 +374,149 @@ def test_a_settlement_that_is_no_id_is_refused(sandbox: Sandbox) -> None:
         submission(None, resolve={VIDEO.fingerprint: "../../balance"})
 
 
-def test_a_settlement_reaches_a_run_that_remembers_nothing(sandbox: Sandbox, store: StoreInMemory) -> None:
-    """A new run with the id in its configuration: its own store is empty, and the person knows better."""
+@pytest.mark.parametrize("key", [VIDEO.fingerprint, str(VIDEO.image)])
+@pytest.mark.parametrize("kind", ["bucket", "store", "none"])
+def test_a_settlement_without_an_open_claim_fails_and_names_request(
+    sandbox: Sandbox, bucket: Bucket, store: StoreInMemory, key: str, kind: str
+) -> None:
+    real = submission(None).obtain(VIDEO)
+    journal = {"bucket": bucket_journal(), "store": TaskStateJournal(store), "none": None}[kind]
+    with pytest.raises(WanRefusedError, match=f"request='{real.request_id}'"):
+        submission(journal, resolve={key: real.request_id}).obtain(VIDEO)
+    assert len(purchases(sandbox)) == 1
+
+
+# An image can have open claims of several videos: other prompts, other takes.
+OTHER = wanted("quite another wave")
+
+
+def lost_in_the_bucket(journal: BucketJournal, *videos: VideoSpec) -> None:
+    for video in videos:
+        journal.write(an_intent(video), replaces=None)
+
+
+@pytest.fixture
+def quick(journal: BucketJournal, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> BucketJournal:
+    """A journal whose claims count as open almost at once."""
+    connect(monkeypatch, sandbox, timeout=0.2, not_found_patience=0.02)
+    monkeypatch.setattr("airflow_provider_wan.durable.submission.CLAIM_MARGIN_S", 0.0)
+    return journal
+
+
+def test_a_settlement_by_image_reaches_only_its_one_open_claim(
+    sandbox: Sandbox, quick: BucketJournal
+) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     real = submission(None).obtain(VIDEO)
-    obtained = submission(TaskStateJournal(store), resolve={str(VIDEO.image): real.request_id}).obtain(VIDEO)
-    assert obtained.request_id == real.request_id
-    assert len(purchases(sandbox)) == 1
-    assert stage_of(TaskStateJournal(store)) is Stage.SUBMITTED
+    lost_in_the_bucket(quick, VIDEO)
+    mine = submission(quick, resolve={str(VIDEO.image): real.request_id})
+    ids = [mine.obtain(video).request_id for video in (OTHER, VIDEO, wanted("a third wave"))]
+    assert ids[1] == real.request_id
+    assert sorted(ids) == sorted(purchases(sandbox))
+    assert len(set(ids)) == 3
+
+
+def test_a_settlement_by_image_with_two_open_claims_settles_neither(
+    sandbox: Sandbox, quick: BucketJournal, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = submission(None).obtain(VIDEO)
+    lost_in_the_bucket(quick, VIDEO, OTHER)
+    for video in (VIDEO, OTHER):
+        with pytest.raises(WanUnknownSubmissionError, match=video.fingerprint):
+            submission(quick, resolve={str(VIDEO.image): real.request_id}).obtain(video)
+    assert "2 open claims" in caplog.text
+    assert purchases(sandbox) == [real.request_id]
+
+
+def test_two_videos_are_not_settled_as_one_request(sandbox: Sandbox, quick: BucketJournal) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    real = submission(None).obtain(VIDEO)
+    lost_in_the_bucket(quick, VIDEO, OTHER)
+    mine = submission(quick, resolve={VIDEO.fingerprint: real.request_id, OTHER.fingerprint: real.request_id})
+    assert mine.obtain(VIDEO).request_id == real.request_id
+    with pytest.raises(WanRefusedError, match="already holds it"):
+        mine.obtain(OTHER)
+    held = quick.read(OTHER.fingerprint)
+    assert held is not None
+    assert held.record.stage is Stage.INTENT
+
+
+# -- a journal that can't be overwritten -------------------------------------------------------------------
+
+
+def test_a_journal_that_can_not_be_overwritten_buys_nothing_and_gets_no_claim(
+    sandbox: Sandbox, bucket: Bucket, journal: BucketJournal
+) -> None:
+    sandbox.add_fault("bucket.upload", "forbidden", skip=1, object_contains="_checks/")
+    with pytest.raises(WanJournalError, match="retention") as error:
+        submission(journal).obtain(VIDEO)
+    assert not error.value.retry_helps
+    assert posts(sandbox) == 0
+    assert stage_of(journal) is None
+
+
+def test_the_proof_that_a_journal_can_be_written_leaves_nothing_behind(
+    sandbox: Sandbox, bucket: Bucket, journal: BucketJournal
+) -> None:
+    mine = submission(journal)
+    mine.obtain(VIDEO)
+    mine.obtain(OTHER)
+    assert sorted(bucket.objects("_journal/")) == sorted(
+        f"_journal/{video.fingerprint}.json" for video in (VIDEO, OTHER)
+    )
+    assert bucket.calls()["bucket.delete"] == 1, "proved once for a task"
+
+
+def test_a_refusal_to_write_the_id_is_final_at_once_and_names_it(
+    sandbox: Sandbox, journal: BucketJournal
+) -> None:
+    sandbox.add_fault("bucket.upload", "forbidden", skip=1, object_contains=VIDEO.fingerprint)
+    with pytest.raises(WanJournalError, match="was bought") as error:
+        submission(journal, sleep=lambda seconds: pytest.fail("it waits")).obtain(VIDEO)
+    assert [error.value.request_id] == purchases(sandbox)
+    assert error.value.request_id in str(error.value)
+    assert not error.value.retry_helps
+
+
+# -- an API that does not answer ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_retry", [True, False])
+def test_nothing_is_claimed_while_the_api_is_down(
+    sandbox: Sandbox, journal: BucketJournal, is_retry: bool
+) -> None:
+    """A retry asks first; so does every task of a process in which a submit has just got no answer."""
+    sandbox.add_fault("submit", "status", status=503)
+    sandbox.add_fault("status", "status", status=503)
+    if not is_retry:
+        with pytest.raises(WanUnknownSubmissionError):
+            submission(journal).obtain(OTHER)
+    sent = posts(sandbox)
+    with pytest.raises(WanTransientError, match="does not answer"):
+        submission(journal, is_retry=is_retry).obtain(VIDEO)
+    assert stage_of(journal) is None
+    assert posts(sandbox) == sent
+    sandbox.clear_faults()
+    assert submission(journal, is_retry=is_retry).obtain(VIDEO).how == "submitted"
+
+
+def test_a_lost_submission_that_is_to_be_resubmitted_is_retried_by_airflow(
+    sandbox: Sandbox, quick: BucketJournal
+) -> None:
+    sandbox.add_fault("submit", "reset_after", count=1)
+    with pytest.raises(WanUnknownSubmissionError, match="Another try submits it again") as error:
+        submission(quick, on_unknown_submission="resubmit").obtain(VIDEO)
+    assert error.value.retry_helps
+    assert submission(quick, on_unknown_submission="resubmit").obtain(VIDEO).how == "submitted"
+
+
+def test_the_first_error_gives_the_time_of_the_submit(sandbox: Sandbox, journal: BucketJournal) -> None:
+    sandbox.add_fault("submit", "reset_after")
+    with pytest.raises(WanUnknownSubmissionError) as error:
+        submission(journal).obtain(VIDEO)
+    held = journal.read(VIDEO.fingerprint)
+    assert held is not None
+    assert f"sent at {held.record.claimed_at}" in str(error.value)
 
 
 def test_an_id_that_settled_an_earlier_loss_does_not_cover_up_the_next(
@@ -394,11 +546,11 @@ def test_a_former_tasks_lost_submission_is_not_taken_for_this_one(
     sandbox.control("speed", {"generation_seconds": 3600})
     former = submission(None).obtain(VIDEO)
     journal = lost_long_ago(store)
-    new = wanted("quite another wave")
+    new = wanted("quite another wave", owner=OWNER)
     with pytest.raises(WanUnknownSubmissionError, match=VIDEO.fingerprint):
-        submission(journal).obtain(new)
+        retried(journal).obtain(new)
 
-    obtained = submission(journal, resolve={VIDEO.fingerprint: former.request_id}).obtain(new)
+    obtained = retried(journal, resolve={VIDEO.fingerprint: former.request_id}).obtain(new)
     assert obtained.how == "submitted"
     assert obtained.request_id != former.request_id
     assert obtained.record.fingerprint == new.fingerprint
@@ -478,7 +630,7 @@ def test_who_was_stopped_between_claim_and_post_does_not_send_any_more(
 def test_a_bucket_that_answers_a_claim_too_late_delays_the_purchase(
     sandbox: Sandbox, journal: BucketJournal
 ) -> None:
-    sandbox.add_fault("bucket.upload", "delay", seconds=2.3, count=1)
+    sandbox.add_fault("bucket.upload", "delay", seconds=2.3, count=1, object_contains=VIDEO.fingerprint)
     obtained = submission(journal, retry=AT_ONCE).obtain(VIDEO)
     assert purchases(sandbox) == [obtained.request_id]
     assert posts(sandbox) == 1, "the first claim was taken back, and nothing sent on it"
@@ -502,7 +654,7 @@ def test_a_claim_that_was_written_though_nobody_said_so_is_not_left_behind(
     monkeypatch.setattr(
         "airflow_provider_wan.durable.journal.retry_policy", functools.partial(retry_policy, 0.01)
     )
-    sandbox.add_fault("bucket.upload", "lost_ack", count=1)
+    sandbox.add_fault("bucket.upload", "lost_ack", count=1, object_contains=VIDEO.fingerprint)
     obtained = submission(journal).obtain(VIDEO)
     assert purchases(sandbox) == [obtained.request_id]
 
@@ -664,33 +816,113 @@ def test_an_outage_of_the_bucket_buys_nothing(
     assert posts(sandbox) == 0
 
 
-# -- a changed task, in the task state store ---------------------------------------------------------------
+# -- a task whose inputs have changed ----------------------------------------------------------------------
 
 
-def test_a_changed_task_cancels_what_is_still_queued(sandbox: Sandbox, store: StoreInMemory) -> None:
+@pytest.fixture(params=["bucket", "store"])
+def either(request: pytest.FixtureRequest, quick: BucketJournal, store: StoreInMemory) -> Any:
+    """Opens the task's journal, as each try does: in a bucket, or Airflow's task state store."""
+    return bucket_journal if request.param == "bucket" else lambda: TaskStateJournal(store)
+
+
+MINE = wanted(owner=OWNER)
+CHANGED = wanted("changed", owner=OWNER)
+
+
+def test_a_changed_task_cancels_its_former_request_while_queued_and_warns(
+    sandbox: Sandbox, either: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.control("account", {"concurrency": 1})
     submission(None).obtain(wanted("keeps the only place"))
-    journal = TaskStateJournal(store)
-    former = submission(journal).obtain(VIDEO)
-    new = submission(journal).obtain(wanted("changed"))
+    former = retried(either()).obtain(MINE)
+    assert "inputs of this task have changed" not in caplog.text
+    new = retried(either()).obtain(CHANGED)
     assert new.how == "submitted"
-    assert new.record.earlier_request_ids == (former.request_id,)
+    assert "inputs of this task have changed" in caplog.text
     [cancelled] = sandbox.ledger()["cancels"]
     assert (cancelled["request_id"], cancelled["outcome"]) == (former.request_id, "cancelled")
 
 
 def test_a_changed_task_leaves_a_running_request_and_says_so(
-    sandbox: Sandbox, store: StoreInMemory, caplog: pytest.LogCaptureFixture
+    sandbox: Sandbox, either: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
-    journal = TaskStateJournal(store)
-    former = submission(journal).obtain(VIDEO)
+    former = retried(either()).obtain(MINE)
     with caplog.at_level(logging.INFO, logger=LOG.name):
-        submission(journal).obtain(wanted("changed"))
+        retried(either()).obtain(CHANGED)
     assert former.request_id in caplog.text
     assert "left behind" in caplog.text
     assert sandbox.ledger()["cancels"] == []
+
+
+def test_inputs_that_change_back_are_not_bought_again(sandbox: Sandbox, either: Any) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    first = retried(either()).obtain(MINE)
+    second = retried(either()).obtain(CHANGED)
+    assert retried(either()).obtain(MINE).request_id == first.request_id
+    assert retried(either()).obtain(CHANGED).request_id == second.request_id
+    assert len(purchases(sandbox)) == 2
+
+
+def test_a_changed_task_reports_the_claim_that_it_left_open(sandbox: Sandbox, either: Any) -> None:
+    """Killed during the POST, then the prompt renders differently: the first video may be paid for."""
+    journal = either()
+    journal.point_to(OWNER, MINE.image, MINE.fingerprint)
+    journal.write(an_intent(MINE, claimed_at=LONG_AGO, watchers=(OWNER,)), replaces=None)
+    with pytest.raises(WanUnknownSubmissionError, match=f"have changed.*{MINE.fingerprint}"):
+        retried(either()).obtain(CHANGED)
+    assert posts(sandbox) == 0
+    obtained = retried(either(), resolve={MINE.fingerprint: "resubmit"}).obtain(CHANGED)
+    assert [obtained.request_id] == purchases(sandbox), "settled as not bought, it is not sent again either"
+    assert retried(either()).obtain(CHANGED).how == "reused"
+
+
+def test_a_changed_task_that_may_resubmit_goes_on(sandbox: Sandbox, either: Any) -> None:
+    journal = either()
+    journal.point_to(OWNER, MINE.image, MINE.fingerprint)
+    journal.write(an_intent(MINE, claimed_at=LONG_AGO, watchers=(OWNER,)), replaces=None)
+    assert retried(either(), on_unknown_submission="resubmit").obtain(CHANGED).how == "submitted"
+    assert len(purchases(sandbox)) == 1
+
+
+def test_a_refused_submit_of_changed_inputs_keeps_the_former_request_in_sight(
+    sandbox: Sandbox, store: StoreInMemory
+) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    former = retried(TaskStateJournal(store)).obtain(MINE)
+    sandbox.add_fault("submit", "no_balance", count=1)
+    with pytest.raises(WanBalanceError):
+        retried(TaskStateJournal(store)).obtain(CHANGED)
+    assert retried(TaskStateJournal(store)).obtain(MINE).request_id == former.request_id
+
+
+def queued_former(sandbox: Sandbox, journal: BucketJournal) -> Any:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    sandbox.control("account", {"concurrency": 1})
+    submission(None).obtain(wanted("keeps the only place"))
+    return retried(journal).obtain(MINE)
+
+
+def test_a_former_request_that_another_task_depends_on_is_not_cancelled(
+    sandbox: Sandbox, quick: BucketJournal
+) -> None:
+    former = queued_former(sandbox, quick)
+    retried(quick).obtain(wanted(owner="dag/another/task/-1"))
+    assert retried(quick).obtain(CHANGED).request_id != former.request_id
+    assert sandbox.ledger()["cancels"] == []
+
+
+def test_a_map_index_that_means_another_image_now_cancels_nothing(
+    sandbox: Sandbox, quick: BucketJournal, caplog: pytest.LogCaptureFixture
+) -> None:
+    queued_former(sandbox, quick)
+    other_image = make_video_spec(
+        MODEL, {**INPUTS, "img_url": "https://example.com/another.jpg"}, owner=OWNER
+    )
+    retried(quick).obtain(other_image)
+    assert sandbox.ledger()["cancels"] == []
+    assert "have changed" not in caplog.text
 
 
 # -- taking over by id -------------------------------------------------------------------------------------
