@@ -20,7 +20,7 @@ help:  ## List the targets
 
 setup: $(INSTALLED)  ## Make .venv with everything in it, pinned by constraints.txt
 
-$(INSTALLED): pyproject.toml constraints.txt requirements-dev.txt .ci/setup
+$(INSTALLED): pyproject.toml sandbox/pyproject.toml constraints.txt requirements-dev.txt .ci/setup
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found" >&2; exit 1; }
 	@$(STEP) "Setting up $(VENV) (under a minute, log in .work/setup.log)" sh .ci/setup "$(PYTHON)" "$(VENV)"
 	@touch $@
