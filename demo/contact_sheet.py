@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from airflow_provider_wan.gallery.cards import Card, Film, Look, Place
-from airflow_provider_wan.gallery.contact_sheet import with_thumbnail, write_contact_sheet
+from airflow_provider_wan.gallery.cards import Card, CardState, CardVideo, XComRef
+from airflow_provider_wan.gallery.pages import with_thumbnail, write_contact_sheet
 from airflow_provider_wan.gallery.thumbnails import thumbnail_of
 from demo.daily_content import PROMPTS
 from demo.gallery import PHOTOS
@@ -19,15 +19,15 @@ def write(folder: Path, rows: list[Row]) -> Path:
 
 
 def _card(row: Row) -> Card:
-    look = Look.LANDED if row.landed else Look.REFUSED if row.refused else Look.FAILED
+    state = CardState.LANDED if row.landed else CardState.REFUSED if row.refused else CardState.TASK_FAILED
     name = Path(row.uri).name
     card = Card(
-        look,
-        Place(""),
+        state,
+        XComRef(""),
         image=row.image,
         inputs={"prompt": PROMPTS.get(row.image, "")},
         cost_usd=row.cost_usd,
         error=row.refused or row.problem or None,
-        films=(Film(row.uri, row.size_bytes, src=f"./{name}"),) if row.landed else (),
+        videos=(CardVideo(row.uri, row.size_bytes, src=f"./{name}"),) if row.landed else (),
     )
     return with_thumbnail(card, thumbnail_of((PHOTOS / row.image).read_bytes(), name=row.image))

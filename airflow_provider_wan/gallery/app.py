@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The routes behind the tab. Airflow does not guard what a plugin mounts, so each route here guards itself.
 
-Every one demands what reading the Dag's XComs demands, and gives only what those of one run name.
+Each demands the permission to read the Dag's XComs, and returns only what those of one run name. All work is done in
+threads of the gallery's own, so that a slow bucket or image host never holds those of Airflow's API.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.common.db.common import SessionDep
@@ -20,14 +22,30 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, StreamingResponse
 
 from airflow_provider_wan.exceptions import WanError
-from airflow_provider_wan.gallery.batch_cards import FILE_KEYS, MANIFEST, file_of, with_record
-from airflow_provider_wan.gallery.cards import Card, Look, Place, film_at, image_at
-from airflow_provider_wan.gallery.html import escaped
-from airflow_provider_wan.gallery.live import Questions
-from airflow_provider_wan.gallery.media import Media, Video, media_of
-from airflow_provider_wan.gallery.page import Asked, chosen, render_page, version_of
+from airflow_provider_wan.gallery.batches import (
+    MANIFEST,
+    BatchLines,
+    BatchStatus,
+    batches_of,
+    troubles_of,
+    with_record,
+)
+from airflow_provider_wan.gallery.cards import (
+    RUN_OVER,
+    Card,
+    CardState,
+    TaskInstanceKey,
+    XComRef,
+    cards_of,
+    image_at,
+    video_at,
+)
+from airflow_provider_wan.gallery.live import RequestStates
+from airflow_provider_wan.gallery.media import Answer, Media, VideoVersion
+from airflow_provider_wan.gallery.pages import PageQuery, RunView, render_message, render_page
 from airflow_provider_wan.gallery.run_data import RunData
-from airflow_provider_wan.gallery.thumbnails import ThumbnailCache, read_image
+from airflow_provider_wan.gallery.thumbnails import Access, ThumbnailCache
+from airflow_provider_wan.gallery.workers import BoundedExecutor, QueueFullError
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +54,22 @@ _PRIVATE = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-_RECORDS_AT_ONCE = 8
 _MEDIA_SOURCES = "'self' https://storage.googleapis.com https://*.storage.googleapis.com"
+#: How long a picture may keep a connection of the browser, which has six for all of Airflow.
+_PICTURE_WAIT_S = 0.5
 
 _may_read_xcoms = Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM))
 
 RunId = Annotated[str, Query(min_length=1, max_length=250)]
-State = Annotated[Literal["all", "landed", "open", "todo", "left", "failed", "refused"], Query()]
+State = Annotated[
+    Literal["all", "landed", "open", "todo", "not_landed", "unknown", "failed", "refused", "left"], Query()
+]
 PageNumber = Annotated[int, Query(ge=1, le=100_000)]
+Name = Annotated[str, Query(max_length=200)]
 TaskId = Annotated[str, Query(min_length=1, max_length=250)]
 MapIndex = Annotated[int, Query(ge=-1)]
-Key = Annotated[Literal["", "return_value", "request", "refused", "manifest"], Query()]
-ListPlace = Annotated[int, Query(ge=0)]
+Key = Annotated[Literal["", "return_value", "request", "failed", "refused", "manifest"], Query()]
+Index = Annotated[int, Query(ge=0)]
 
 app = FastAPI(
     title="Videos of a Dag run",
@@ -56,73 +78,160 @@ app = FastAPI(
     openapi_url=None,
     dependencies=[_may_read_xcoms],
 )
+_requests = BoundedExecutor("wan-gallery", threads=8, queued=64)
+_readers = ThreadPoolExecutor(8, "wan-gallery-read")
+_streams = ThreadPoolExecutor(16, "wan-gallery-stream")
 _thumbnails = ThumbnailCache()
-_questions = Questions()
+_states = RequestStates()
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def _work(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a function in the gallery's own threads."""
+    try:
+        return await asyncio.wrap_future(_requests.submit(function, *args, **kwargs))
+    except QueueFullError as error:
+        raise HTTPException(503, "Many pages are being read; try again.", {"Retry-After": "2"}) from error
 
 
 @app.exception_handler(HTTPException)
-def _refuse(request: Request, error: HTTPException) -> Response:
-    """Say no in a page where a page was asked for: it is seen in a tab."""
+async def _on_error(request: Request, error: HTTPException) -> Response:
+    """Answer in a page where a page was asked for: it is shown in a tab."""
+    headers = {**_PRIVATE, **(error.headers or {})}
     if not request.url.path.endswith("/videos"):
-        return JSONResponse({"detail": error.detail}, error.status_code, headers=_PRIVATE)
+        return JSONResponse({"detail": error.detail}, error.status_code, headers=headers)
     text = {
         401: "You are not logged in to Airflow.",
         403: "You may not see the videos of this Dag: that takes permission to read its XComs.",
         404: "There is no such Dag run.",
     }.get(error.status_code, str(error.detail))
-    page = f"<!doctype html><meta charset=utf-8><title>Videos</title><p>{escaped(text)}</p>"
-    return HTMLResponse(page, error.status_code, headers=_PRIVATE)
+    return HTMLResponse(render_message(text), error.status_code, headers=headers)
+
+
+# -- the page ----------------------------------------------------------------------------------------------
 
 
 @app.get("/dags/{dag_id}/videos")
-def show_videos(
-    session: SessionDep, dag_id: str, run_id: RunId, state: State = "all", page: PageNumber = 1
+async def show_videos(
+    session: SessionDep,
+    dag_id: str,
+    run_id: RunId,
+    state: State = "all",
+    page: PageNumber = 1,
+    name: Name = "",
 ) -> HTMLResponse:
     """Show a page of a run's videos."""
-    run = RunData(session, dag_id, run_id)
-    if not run.exists():
-        # Airflow 3.1 puts a run id into the address as it is, and there a plus sign means a blank.
-        run_id = run_id.replace(" ", "+")
-        run = RunData(session, dag_id, run_id)
-    if not run.exists():
-        raise HTTPException(404, "There is no such Dag run.")
-    asked = Asked(run_id, state, page)
-    cards, notes = run.look(_read_lines)
-    shown, pages = chosen(cards, asked)
-    shown = run.completed(shown)
-    fields = run.rendered_of(card for card in shown if card.record)
-    session.close()  # reading a bucket takes a while, and connections to the database are few
-    shown = _with_records(shown, fields)
+    query = PageQuery(dag_id, run_id, state, page, name.strip())
     nonce = secrets.token_urlsafe(16)
     policy = (
         f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; img-src 'self'; "
-        f"media-src {_MEDIA_SOURCES}; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+        f"media-src {_MEDIA_SOURCES}; connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
     )
-    html = render_page(cards, shown, asked=asked, pages=pages, nonce=nonce, notes=notes)
+    html = await _work(_render, session, query, nonce)
     return HTMLResponse(html, headers={**_PRIVATE, "Content-Security-Policy": policy})
 
 
+def _render(session: Any, query: PageQuery, nonce: str) -> str:
+    data = RunData(session, query.dag_id, query.run_id)
+    run_state = data.state()
+    if run_state is None:
+        # Airflow 3.1 puts a run id into the address as it is, and there a plus sign means a blank.
+        query = replace(query, run_id=query.run_id.replace(" ", "+"))
+        data = RunData(session, query.dag_id, query.run_id)
+        run_state = data.state()
+    if run_state is None:
+        raise HTTPException(404, "There is no such Dag run.")
+    run = _read_run(session, data, run_state, with_inputs=bool(query.name))
+    shown, total = run.page(query)
+    shown = data.completed(shown)
+    fields = data.rendered(card.ref.task for card in shown if card.record)
+    session.close()  # reading a bucket takes a while, and connections to the database are few
+    shown = list(_readers.map(lambda card: _with_record(card, fields), shown))
+    return render_page(run, shown, query=query, total=total, nonce=nonce)
+
+
+def _read_run(session: Any, data: RunData, run_state: str, *, with_inputs: bool = False) -> RunView:
+    """Read all that a run's tasks have left. The database connection is released before a bucket is read.
+
+    :param with_inputs: whether all cards need their image, because they are searched.
+    """
+    entries, tasks = data.entries(), data.tasks()
+    batches = batches_of(entries, tasks)
+    is_over = run_state in RUN_OVER
+    cards = cards_of(entries, tasks, batches={batch.task for batch in batches}, run_is_over=is_over)
+    if with_inputs:
+        cards = data.completed(cards)
+    fields = data.rendered(batch.task for batch in batches)
+    session.close()
+    lines = _readers.map(lambda batch: _lines(batch, fields[batch.task]), batches)
+    troubles = troubles_of(batches, entries)
+    return RunView.of(cards, zip(batches, lines, strict=True), is_over=is_over, troubles=troubles)
+
+
+def _lines(batch: BatchStatus, fields: Mapping[str, Any]) -> BatchLines | None:
+    return _read_lines(batch.uri, fields) if batch.uri else None
+
+
+def _read_lines(uri: str, fields: Mapping[str, Any]) -> BatchLines | None:
+    try:
+        return Access.of_fields(fields).media().lines(uri)
+    except Exception as error:  # no such connection here: the page says that nothing could be read
+        log.warning("The file of a batch cannot be read: %s", type(error).__name__)
+        return None
+
+
+def _with_record(card: Card, fields: Mapping[TaskInstanceKey, Mapping[str, Any]]) -> Card:
+    """Return a card of a batch with what the journal knows of it.
+
+    :param fields: rendered fields by task instance.
+    """
+    if not card.record or not card.request_id:
+        return card
+    try:
+        return with_record(card, Access.of_fields(fields[card.ref.task]).media().record(card.record))
+    except Exception as error:  # the page shows what it has
+        log.warning("A record cannot be read: %s", type(error).__name__)
+        return card
+
+
 @app.get("/dags/{dag_id}/live")
-def emit_progress(
-    session: SessionDep, dag_id: str, run_id: RunId, state: State = "all", page: PageNumber = 1
+async def show_progress(
+    session: SessionDep,
+    dag_id: str,
+    run_id: RunId,
+    state: State = "all",
+    page: PageNumber = 1,
+    name: Name = "",
 ) -> JSONResponse:
-    """Tell what has become of those that a page shows as in progress."""
-    run, asked = RunData(session, dag_id, run_id), Asked(run_id, state, page)
-    cards, notes = run.look(_read_lines)
-    shown, _ = chosen(cards, asked)
-    waiting = [card for card in shown if card.look is Look.OPEN and card.request_id]
-    fields = run.rendered_of(waiting)
-    wanted = [
-        (str(card.request_id), str(fields[card.place.task].get("wan_conn_id") or "wan_default"))
-        for card in waiting
+    """Return the state of the requests that a page shows as in progress."""
+    query = PageQuery(dag_id, run_id, state, page, name.strip())
+    return JSONResponse(await _work(_progress, session, query), headers=_PRIVATE)
+
+
+def _progress(session: Any, query: PageQuery) -> dict[str, Any]:
+    data = RunData(session, query.dag_id, query.run_id)
+    run = _read_run(session, data, data.state() or "", with_inputs=bool(query.name))
+    shown, _ = run.page(query)
+    waiting = [card for card in shown if card.state is CardState.OPEN and card.request_id]
+    fields = data.rendered(card.ref.task for card in waiting)
+    session.close()  # RunComfy's answers take seconds, and connections to the database are few
+    requests = [
+        (Access.of_fields(fields[card.ref.task]).wan_conn_id, str(card.request_id)) for card in waiting
     ]
-    session.close()  # a look at RunComfy takes seconds, and connections to the database are few
-    news = {"version": version_of(cards), "figures": notes.figures, "words": _questions.words(wanted)}
-    return JSONResponse(news, headers=_PRIVATE)
+    return {
+        "version": run.version,
+        "progress": "\n".join(run.progress),
+        "states": _states.texts(requests),
+    }
+
+
+# -- videos and pictures -----------------------------------------------------------------------------------
 
 
 @app.get("/dags/{dag_id}/video")
-def show_video(
+async def show_video(
     session: SessionDep,
     request: Request,
     dag_id: str,
@@ -130,127 +239,96 @@ def show_video(
     task_id: TaskId,
     map_index: MapIndex = -1,
     key: Key = "return_value",
-    place: ListPlace = 0,
+    index: Index = 0,
 ) -> Response:
-    """Send the browser to a signed address of a video, or pass the video on."""
-    run = RunData(session, dag_id, run_id)
-    where = Place(task_id, map_index, key, place)
-    value, fields = _xcom(run, where), run.rendered(task_id, map_index)
+    """Redirect the browser to a signed address of a video, or pass the video on."""
+    ref = XComRef(task_id, map_index, key, index)
+    ranges = request.headers.get("range"), request.headers.get("if-range")
+    found = await _work(_find_video, session, RunData(session, dag_id, run_id), ref, *ranges)
+    if isinstance(found, str):
+        return RedirectResponse(found, 307, headers=_PRIVATE)
+    headers = {
+        **_PRIVATE,
+        **found.headers,
+        "Cache-Control": "private, max-age=300",
+        "Content-Disposition": "inline",
+    }
+    return StreamingResponse(_stream(found), found.status, headers=headers, media_type="video/mp4")
+
+
+def _find_video(
+    session: Any, data: RunData, ref: XComRef, range_header: str | None, if_range: str | None
+) -> str | Answer:
+    """Return the signed address of a video, or a part of it."""
+    value, fields = data.xcom(ref), data.rendered([ref.task])[ref.task]
     session.close()
     try:
-        media = _media(fields)
-        video = _video(media, where, value)
+        media = Access.of_fields(fields).media()
+        video = _video_at(media, ref, value)
         if video is None:
             raise HTTPException(404, "This run has no such video.")
         if not media.is_what_landed(video):
             raise HTTPException(404, "The video that landed is not in the bucket any more.")
-        address = media.signed_address(video)
-        if address is not None:
-            return RedirectResponse(address, 307, headers=_PRIVATE)
-        part = media.part(
-            video, range_header=request.headers.get("range"), if_range=request.headers.get("if-range")
-        )
+        return media.signed_address(video) or media.part(video, range_header=range_header, if_range=if_range)
     except ValueError as error:
         raise HTTPException(404, str(error)) from error
     except WanError as error:
         raise HTTPException(502, str(error)) from error
-    headers = {
-        **_PRIVATE,
-        **part.headers,
-        "Cache-Control": "private, max-age=300",
-        "Content-Disposition": "inline",
-    }
-    return StreamingResponse(part.body, part.status, headers=headers, media_type="video/mp4")
+
+
+def _video_at(media: Media, ref: XComRef, value: Any) -> VideoVersion | None:
+    if ref.key == MANIFEST:
+        lines = media.lines(value) if value else None
+        line = lines.line(ref.index) if lines else {}
+        known = line.get("uri") and line.get("request_id")
+        return media.find_landed(line["uri"], line["request_id"]) if known else None
+    plain = video_at(value, ref.index)
+    return VideoVersion.of(plain) if plain else None
+
+
+async def _stream(answer: Answer) -> AsyncIterator[bytes]:
+    """Pass a video on; each piece is read in a thread of the gallery's own."""
+    loop = asyncio.get_running_loop()
+    try:
+        while piece := await loop.run_in_executor(_streams, next, answer.body, b""):
+            yield piece
+    finally:
+        _streams.submit(answer.close)
 
 
 @app.get("/dags/{dag_id}/image")
-def show_image(
+async def show_image(
     session: SessionDep,
     dag_id: str,
     run_id: RunId,
     task_id: TaskId,
     map_index: MapIndex = -1,
     key: Key = "return_value",
-    place: ListPlace = 0,
+    index: Index = 0,
 ) -> Response:
-    """Send a small picture of a source image."""
-    run = RunData(session, dag_id, run_id)
-    fields = run.rendered(task_id, map_index)
-    where = Place(task_id, map_index, key, place)
-    value = _xcom(run, where)
-    session.close()
-    if key == MANIFEST:
-        value = _read_lines(str(value), fields)
-    uri = image_at(value, place) if key else str(fields.get("img_url") or "")
-    jpeg = _thumbnails.get(uri, lambda: _read_image(uri, fields)) if uri else None
+    """Send a small picture of a source image, or "not yet" if it takes longer than a moment to make."""
+    ref = XComRef(task_id, map_index, key, index)
+    uri, access = await _work(_find_image, session, RunData(session, dag_id, run_id), ref)
+    try:
+        picture = asyncio.wrap_future(_thumbnails.get(uri, access)) if uri else None
+        jpeg = await asyncio.wait_for(asyncio.shield(picture), _PICTURE_WAIT_S) if picture else None
+    except (TimeoutError, QueueFullError) as error:
+        raise HTTPException(503, "The picture is not ready yet.", {"Retry-After": "2"}) from error
     if jpeg is None:
         raise HTTPException(404, "There is no picture of it.")
     headers = {**_PRIVATE, "Cache-Control": "private, max-age=3600"}
     return Response(jpeg, media_type="image/jpeg", headers=headers)
 
 
-def _xcom(run: RunData, where: Place) -> Any:
-    """Give the value behind a place: of a batch, the address of its file."""
-    if where.key != MANIFEST:
-        return run.xcom(where)
-    named = (file_of(key, run.xcom(replace(where, key=key))) for key in reversed(FILE_KEYS))
-    return next(filter(None, named), None)
-
-
-def _video(media: Media, where: Place, value: Any) -> Video | None:
-    """Find the video that stands at a place."""
-    if where.key == MANIFEST:
-        lines = media.lines(value) if value else []
-        line = lines[where.place] if where.place < len(lines) else {}
-        known = line.get("uri") and line.get("request_id")
-        return media.landed_as(line["uri"], line["request_id"]) if known else None
-    plain = film_at(value, where.place)
-    return Video.of(plain) if plain else None
-
-
-def _read_lines(uri: str, fields: Mapping[str, Any]) -> list[Any]:
-    try:
-        return _media(fields).lines(uri)
-    except Exception as error:  # no such connection here: the page says that nothing could be read
-        log.warning("The file of a batch can't be read: %s", type(error).__name__)
-        return []
-
-
-def _with_records(cards: list[Card], fields: Mapping[tuple[str, int], Mapping[str, Any]]) -> list[Card]:
-    """Read what the journal knows of the cards of batches on a page.
-
-    :param fields: the rendered fields of their tasks.
-    """
-
-    def read(card: Card) -> Card:
-        if not card.record or not card.request_id:
-            return card
-        try:
-            return with_record(card, _media(fields[card.place.task]).record(card.record))
-        except Exception as error:  # the page shows what it has
-            log.warning("A record can't be read: %s", type(error).__name__)
-            return card
-
-    with ThreadPoolExecutor(_RECORDS_AT_ONCE, "wan-gallery") as pool:
-        return list(pool.map(read, cards))
-
-
-def _read_image(uri: str, fields: Any) -> bytes:
-    from airflow_provider_wan.hooks.wan import WanHook
-
-    try:
-        allow_private = WanHook(str(fields.get("wan_conn_id") or "wan_default")).settings.allow_private_images
-    except Exception:  # no such connection here: then only what anybody may read
-        allow_private = False
-    return read_image(uri, allow_private=allow_private, gcp_conn_id=_given(fields.get("gcp_conn_id")))
-
-
-def _media(fields: Any) -> Media:
-    chain = fields.get("impersonation_chain")
-    accounts = (chain,) if isinstance(chain, str) and _given(chain) else tuple(chain or ())
-    return media_of(_given(fields.get("gcp_conn_id")), accounts or None)
-
-
-def _given(value: Any) -> str | None:
-    """Give a rendered field that was set; Airflow keeps an unset one as null or as the word None."""
-    return str(value) if value not in (None, "", "None") else None
+def _find_image(session: Any, data: RunData, ref: XComRef) -> tuple[str, Access]:
+    """Return the address of a source image, and how the task may read it."""
+    value, fields = data.xcom(ref), data.rendered([ref.task])[ref.task]
+    session.close()
+    if ref.key == MANIFEST:
+        lines = _read_lines(str(value), fields) if value else None
+        uri = str((lines.line(ref.index) if lines else {}).get("image") or "")
+    else:
+        uri = image_at(value, ref.index) or ""
+    access = Access.of_fields(fields)
+    uri = uri or str(fields.get("img_url") or "")
+    return uri, replace(access, allow_private=access.reads_private_images()) if uri else access

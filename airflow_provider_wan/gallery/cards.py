@@ -1,62 +1,112 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One card a wanted video, made from what a run's tasks have left behind. Pure: no database, no HTML.
+"""One card for each requested video, made from the XComs and task states of a run. Pure: no database, no HTML.
 
-XComs are known by their shape, not by the class of the task that pushed them: so subclasses, ``@task.wan`` and
+XComs are recognized by their shape, not by the class of the task that pushed them. So subclasses, ``@task.wan`` and
 functions that use the hooks are shown too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import posixpath
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
+from urllib.parse import SplitResult, unquote, urlsplit
 
 
-class Look(StrEnum):
+class CardState(StrEnum):
     """What a card says about its video."""
 
     LANDED = "landed"
     SUCCEEDED = "succeeded"
     OPEN = "in progress"
-    FAILED = "failed"
+    #: Of a running batch: no request was sent for it yet.
+    WAITING = "to do"
+    #: Charged, or about to be, and no task of this run lands it.
+    NOT_LANDED = "paid, not landed"
+    #: A submit without a usable answer: it may have been charged, and a person has to settle it.
+    UNKNOWN = "may have been bought"
+    FAILED = "generation failed"
+    TASK_FAILED = "task failed"
+    TIMED_OUT = "timed out"
     CANCELLED = "cancelled"
     REFUSED = "refused"
-    #: Of a batch that is under way: nothing was bought for it yet.
-    WAITING = "to do"
-    #: Of a batch that is over: a limit, a deadline or an empty wallet came first.
+    #: Of a batch that ended: a limit, a deadline or an empty balance came first, and nothing was bought.
     LEFT = "left undone"
 
 
-#: What can be chosen to be shown: the name in the address, and which looks it stands for.
-FILTERS: Mapping[str, frozenset[Look]] = {
-    "all": frozenset(Look),
-    "landed": frozenset({Look.LANDED}),
-    "open": frozenset({Look.OPEN, Look.SUCCEEDED}),
-    "todo": frozenset({Look.WAITING}),
-    "left": frozenset({Look.LEFT}),
-    "failed": frozenset({Look.FAILED, Look.CANCELLED}),
-    "refused": frozenset({Look.REFUSED}),
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A choice of cards. The summary counts the same groups under the same labels.
+
+    :param is_rare: shown only where it selects something.
+    """
+
+    label: str
+    states: frozenset[CardState]
+    is_rare: bool = True
+
+
+#: By their name in the address of a page. Each state is in exactly one of them, besides ``all``.
+FILTERS: Mapping[str, Filter] = {
+    "all": Filter("all", frozenset(CardState), is_rare=False),
+    "landed": Filter("landed", frozenset({CardState.LANDED}), is_rare=False),
+    "open": Filter("in progress", frozenset({CardState.OPEN, CardState.SUCCEEDED}), is_rare=False),
+    "todo": Filter("to do", frozenset({CardState.WAITING})),
+    "not_landed": Filter("paid, not landed", frozenset({CardState.NOT_LANDED})),
+    "unknown": Filter("may have been bought", frozenset({CardState.UNKNOWN})),
+    "failed": Filter(
+        "failed",
+        frozenset({CardState.FAILED, CardState.TASK_FAILED, CardState.TIMED_OUT, CardState.CANCELLED}),
+        is_rare=False,
+    ),
+    "refused": Filter("refused", frozenset({CardState.REFUSED}), is_rare=False),
+    "left": Filter("left undone", frozenset({CardState.LEFT})),
 }
-#: A page with one of these is read again when something has changed.
-LIVE = FILTERS["open"] | FILTERS["todo"]
+#: A page of a run that has one of these is updated while it is open.
+LIVE = FILTERS["open"].states | FILTERS["todo"].states
 
 #: XCom keys that cards are made from.
 KEYS = ("return_value", "request", "failed", "refused", "progress", "summary")
 
+#: Operators that submit requests; a task of theirs that has pushed nothing yet gets a card too.
+SUBMITTERS = frozenset({"WanSubmitOperator", "WanDecoratedOperator", "WanBatchOperator"})
+LANDERS = frozenset({"WanToGCSOperator"})
+#: Operators that buy nothing: their failures are never refusals of an image.
+BUYS_NOTHING = LANDERS | {
+    "WanRequestSensor",
+    "WanCancelOperator",
+    "WanContactSheetOperator",
+    "WanPrepareImagesOperator",
+}
+TASK_OVER = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+RUN_OVER = frozenset({"success", "failed"})
+
+_STATE_OF_ERROR = {
+    "WanCancelledError": CardState.CANCELLED,
+    "WanTimeoutError": CardState.TIMED_OUT,
+    "WanUnknownSubmissionError": CardState.UNKNOWN,
+    "WanGenerationFailedError": CardState.FAILED,
+}
+_REFUSALS = frozenset({"WanInputError", "WanRefusedError", "WanBalanceError", "WanAuthError"})
+_NO_LANDING = "No task of this run lands this request."
+
+TaskInstanceKey = tuple[str, int]
+
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where in a run something stands: an XCom, and a place in it where that is a list."""
+class XComRef:
+    """Where in a run a value is: an XCom, and an index into it where that is a list."""
 
     task_id: str
     map_index: int = -1
     key: str = "return_value"
-    place: int = 0
+    index: int = 0
 
     @property
-    def task(self) -> tuple[str, int]:
+    def task(self) -> TaskInstanceKey:
         """The task instance."""
         return self.task_id, self.map_index
 
@@ -70,44 +120,53 @@ class Entry:
     key: str
     value: Any
 
+    @property
+    def task(self) -> TaskInstanceKey:
+        """The task instance."""
+        return self.task_id, self.map_index
+
 
 @dataclass(frozen=True, slots=True)
-class Submitter:
-    """A task instance that submits requests.
+class RunTask:
+    """A task instance of this provider.
 
-    :param state: its state in Airflow; None: not yet scheduled.
+    :param state: its state in Airflow; None: not scheduled yet.
+    :param operator: name of its class.
     """
 
     task_id: str
     map_index: int
     state: str | None
+    operator: str = "WanSubmitOperator"
 
 
 @dataclass(frozen=True, slots=True)
-class Film:
-    """One landed video.
+class CardVideo:
+    """A landed video.
 
-    :param src: its address in a page that is a file; a page of Airflow's makes one from ``place``.
+    :param ref: where it is in the run, for a page in Airflow.
+    :param src: its relative address, for a page that is a file.
     """
 
     uri: str
     size_bytes: int | None = None
-    place: Place | None = None
+    ref: XComRef | None = None
     src: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a page shows of one wanted video.
+    """What a page shows of one requested video.
 
-    :param place: of the XCom that says what was wanted.
+    :param ref: the XCom that names the inputs.
     :param image: address of the source image, without signature.
-    :param thumbnail: address of a small picture of it, in a page that is a file.
+    :param thumbnail: small picture of the image as a ``data:`` address, for a page that is a file.
     :param record: address of the journal's record, where that is yet to be read.
+    :param failed_in: the task instance that failed, where it is not the one of ``ref``.
     """
 
-    look: Look
-    place: Place
+    state: CardState
+    ref: XComRef
     request_id: str | None = None
     image: str | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -118,24 +177,19 @@ class Card:
     created_at: str | None = None
     finished_at: str | None = None
     error: str | None = None
-    films: tuple[Film, ...] = ()
+    videos: tuple[CardVideo, ...] = ()
     thumbnail: str = ""
     record: str | None = None
+    failed_in: TaskInstanceKey | None = None
 
     @property
-    def prompt(self) -> str:
-        """The prompt, or nothing."""
-        return str(self.inputs.get("prompt") or "")
-
-    @property
-    def seed(self) -> str:
-        """The seed, or nothing."""
-        seed = self.inputs.get("seed")
-        return "" if seed is None else str(seed)
+    def name(self) -> str:
+        """File name of the source image, else of the video; empty if there is neither."""
+        return file_name(self.image) or (file_name(self.videos[0].uri) if self.videos else "")
 
     @property
     def seconds(self) -> float | None:
-        """How long it took at RunComfy, from submit to finish."""
+        """Seconds from submit to finish at RunComfy."""
         first = self.created_at or self.submitted_at
         try:
             if first and self.finished_at:
@@ -146,70 +200,181 @@ class Card:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Notes:
-    """What is said above the cards of a run.
+def facts_of(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a request's XCom or record says about it, as fields of a :class:`Card`."""
+    inputs = plain.get("inputs")
+    return {
+        "inputs": dict(inputs) if isinstance(inputs, Mapping) else {},
+        **{
+            name: plain.get(name)
+            for name in ("model_id", "variation", "cost_usd", "submitted_at", "created_at", "finished_at")
+        },
+    }
 
-    :param figures: how far its batches are, a line each.
-    :param troubles: why batches ended as they did.
-    """
 
-    figures: str = ""
-    troubles: tuple[str, ...] = ()
+def split_address(address: str | None) -> SplitResult:
+    """Split an address from anywhere; one that is malformed has no parts."""
+    try:
+        return urlsplit(address or "")
+    except ValueError:
+        return urlsplit("")
+
+
+def file_name(address: str | None) -> str:
+    """Return the file name in an address, readable."""
+    if address and address.startswith("gs://"):
+        return posixpath.basename(address)  # names of objects are not quoted, and may have ? and #
+    return unquote(posixpath.basename(split_address(address).path))
+
+
+def task_name(task: TaskInstanceKey) -> str:
+    """Return how pages name a task instance."""
+    task_id, map_index = task
+    return task_id if map_index < 0 else f"{task_id} [{map_index}]"
+
+
+class CardList:
+    """Cards in memory, as one source of a page."""
+
+    def __init__(self, cards: Sequence[Card]) -> None:
+        self._cards = cards
+
+    def count(self) -> Mapping[CardState, int]:
+        """Return the number of cards in each state."""
+        return {state: sum(1 for card in self._cards if card.state is state) for state in CardState}
+
+    @property
+    def cost_usd(self) -> float:
+        """The known costs."""
+        return sum(card.cost_usd or 0.0 for card in self._cards)
+
+    @property
+    def requests(self) -> int:
+        """The number of cards with a request id."""
+        return sum(1 for card in self._cards if card.request_id)
+
+    def find(self, states: Collection[CardState], name: str = "") -> Sequence[int]:
+        """Return the numbers of the cards in these states whose image or video has a name that contains ``name``."""
+        name = name.casefold()
+        return [n for n, card in enumerate(self._cards) if card.state in states and _has_name(card, name)]
+
+    def cards(self, numbers: Iterable[int]) -> list[Card]:
+        """Return cards by their numbers."""
+        return [self._cards[number] for number in numbers]
+
+
+def _has_name(card: Card, name: str) -> bool:
+    names = (file_name(card.image), *(file_name(video.uri) for video in card.videos))
+    return not name or any(name in one.casefold() for one in names)
 
 
 def cards_of(
     entries: Iterable[Entry],
-    submitters: Iterable[Submitter],
-    batches: Collection[tuple[str, int]] = (),
+    tasks: Sequence[RunTask] = (),
+    *,
+    batches: Collection[TaskInstanceKey] = (),
+    run_is_over: bool = False,
 ) -> list[Card]:
     """Make the cards of a run, in the order of its tasks and map indexes.
 
     :param entries: its XComs under :data:`KEYS`.
-    :param submitters: the task instances that submit; one that has left no XCom yet gets a card of its own.
-    :param batches: task instances whose videos are told elsewhere: how such a task failed is no card.
+    :param tasks: its task instances of this provider.
+    :param batches: task instances whose videos come from a file; how such a task failed is no card.
+    :param run_is_over: whether no task of the run can run any more.
     """
     entries = sorted(entries, key=lambda entry: (entry.task_id, entry.map_index, entry.key != "return_value"))
-    about: dict[str, Card] = {}
-    others: list[Card] = []
+    joined = _JoinedCards({(task.task_id, task.map_index): task.operator for task in tasks})
     for entry in entries:
         if entry.key in ("return_value", "request"):
-            _take_request(about, entry)
+            joined.add_request(entry)
     for entry in entries:
         if entry.key == "return_value":
-            _take_videos(about, entry)
+            joined.add_videos(entry)
     for entry in entries:
-        if entry.key == "failed" and (entry.task_id, entry.map_index) not in batches:
-            _take_failure(about, others, entry)
+        if entry.key == "failed" and entry.task not in batches:
+            joined.add_failure(entry)
         elif entry.key == "refused":
-            others += _refused(entry)
-    cards = [*about.values(), *others]
-    told = {(card.place.task_id, card.place.map_index) for card in cards}
-    told |= {(entry.task_id, entry.map_index) for entry in entries}
+            joined.others += _refused(entry)
+    cards = [*joined.by_request.values(), *joined.others]
+    with_xcoms = {card.ref.task for card in cards} | {entry.task for entry in entries}
     cards += [
-        _silent(one) for one in submitters if (one.task_id, one.map_index) not in told and _is_shown(one)
+        _without_xcom(task)
+        for task in tasks
+        if task.operator in SUBMITTERS
+        and (task.task_id, task.map_index) not in with_xcoms
+        and task.state not in ("success", "skipped", "removed")
     ]
-    return sorted(cards, key=lambda card: (card.place.task_id, card.place.map_index, card.place.place))
+    if run_is_over or _landings_are_over(tasks):
+        cards = [_not_landing(card) for card in cards]
+    return sorted(cards, key=lambda card: (card.ref.task_id, card.ref.map_index, card.ref.index))
 
 
-def image_at(value: Any, place: int) -> str | None:
-    """Give the address of the source image that stands in an XCom's value."""
-    if isinstance(value, list):
-        value = value[place] if place < len(value) else None
-    if not isinstance(value, Mapping):
-        return None
-    inputs = value.get("inputs")
-    named = inputs.get("img_url") if isinstance(inputs, Mapping) else None
-    found = value.get("image") or value.get("img_url") or named
-    return str(found) if found else None
+class _JoinedCards:
+    """Cards by request id, joined from what several tasks say about the same request.
+
+    :param operators: class names by task instance.
+    """
+
+    def __init__(self, operators: Mapping[TaskInstanceKey, str]) -> None:
+        self._operators = operators
+        self.by_request: dict[str, Card] = {}
+        self.others: list[Card] = []
+
+    def add_request(self, entry: Entry) -> None:
+        value = entry.value
+        if not _is_request(value):
+            return
+        ref = XComRef(entry.task_id, entry.map_index, entry.key)
+        card = self.by_request.get(value["request_id"]) or Card(CardState.OPEN, ref, value["request_id"])
+        facts = {name: fact for name, fact in facts_of(value).items() if _is_unset(getattr(card, name))}
+        self.by_request[value["request_id"]] = replace(
+            card,
+            state=CardState.SUCCEEDED if value.get("state") == "succeeded" else card.state,
+            # The card belongs to the task that submitted: the one that names the inputs.
+            ref=ref if value.get("inputs") and not card.inputs else card.ref,
+            image=card.image or image_at(value, 0),
+            **facts,
+        )
+
+    def add_videos(self, entry: Entry) -> None:
+        if not isinstance(entry.value, list):
+            return
+        for number, video in enumerate(entry.value):
+            if not _is_video(video):
+                continue
+            ref = XComRef(entry.task_id, entry.map_index, entry.key, number)
+            request_id = video["request_id"]
+            card = self.by_request.get(request_id) or Card(CardState.LANDED, ref, request_id)
+            if video["uri"] not in {known.uri for known in card.videos}:
+                shown = CardVideo(video["uri"], video.get("size_bytes"), ref)
+                card = replace(card, state=CardState.LANDED, videos=(*card.videos, shown))
+            self.by_request[request_id] = card
+
+    def add_failure(self, entry: Entry) -> None:
+        if not isinstance(entry.value, Mapping):
+            return
+        request_id = entry.value.get("request_id")
+        kind, error = str(entry.value.get("kind") or ""), str(entry.value.get("error") or "")
+        known = self.by_request.get(str(request_id)) if request_id else None
+        if known is None:
+            ref = XComRef(entry.task_id, entry.map_index, entry.key)
+            state = _STATE_OF_ERROR.get(kind, CardState.TASK_FAILED)
+            if kind in _REFUSALS and not request_id and self._operators.get(entry.task) not in BUYS_NOTHING:
+                state = CardState.REFUSED
+            self.others.append(Card(state, ref, request_id, error=error))
+        elif known.state is not CardState.LANDED:
+            is_paid = known.state is CardState.SUCCEEDED
+            default = CardState.NOT_LANDED if is_paid else CardState.TASK_FAILED
+            self.by_request[str(request_id)] = replace(
+                known,
+                state=_STATE_OF_ERROR.get(kind, default),
+                error=error,
+                failed_in=entry.task if entry.task != known.ref.task else None,
+            )
 
 
-def film_at(value: Any, place: int) -> Mapping[str, Any] | None:
-    """Give the landed video that stands in an XCom's value."""
-    if isinstance(value, list) and 0 <= place < len(value) and _is_video(value[place]):
-        found: Mapping[str, Any] = value[place]
-        return found
-    return None
+def _is_unset(value: Any) -> bool:
+    return value is None or value == {}
 
 
 def _is_request(value: Any) -> bool:
@@ -228,62 +393,12 @@ def _is_video(value: Any) -> bool:
     )
 
 
-def _take_request(about: dict[str, Card], entry: Entry) -> None:
-    """Add what one task says about a request to what earlier ones have said."""
-    value = entry.value
-    if not _is_request(value):
-        return
-    place = Place(entry.task_id, entry.map_index, entry.key)
-    card = about.get(value["request_id"]) or Card(Look.OPEN, place, value["request_id"])
-    about[value["request_id"]] = replace(
-        card,
-        look=Look.SUCCEEDED if value.get("state") == "succeeded" else card.look,
-        # The card belongs where its inputs stand: with the task that submitted.
-        place=place if value.get("inputs") and not card.inputs else card.place,
-        image=card.image or image_at(value, 0),
-        inputs=card.inputs or dict(value.get("inputs") or {}),
-        model_id=card.model_id or value.get("model_id"),
-        variation=card.variation or value.get("variation"),
-        cost_usd=card.cost_usd if card.cost_usd is not None else value.get("cost_usd"),
-        submitted_at=card.submitted_at or value.get("submitted_at"),
-        created_at=card.created_at or value.get("created_at"),
-        finished_at=card.finished_at or value.get("finished_at"),
-    )
-
-
-def _take_videos(about: dict[str, Card], entry: Entry) -> None:
-    if not isinstance(entry.value, list):
-        return
-    for number, video in enumerate(entry.value):
-        if not _is_video(video):
-            continue
-        place = Place(entry.task_id, entry.map_index, entry.key, number)
-        card = about.get(video["request_id"]) or Card(Look.LANDED, place, video["request_id"])
-        if video["uri"] not in {film.uri for film in card.films}:
-            film = Film(video["uri"], video.get("size_bytes"), place)
-            card = replace(card, look=Look.LANDED, films=(*card.films, film))
-        about[video["request_id"]] = card
-
-
-def _take_failure(about: dict[str, Card], others: list[Card], entry: Entry) -> None:
-    if not isinstance(entry.value, Mapping):
-        return
-    request_id, text = entry.value.get("request_id"), str(entry.value.get("error") or "")
-    look = Look.CANCELLED if entry.value.get("kind") == "WanCancelledError" else Look.FAILED
-    known = about.get(str(request_id))
-    if known is None:
-        place = Place(entry.task_id, entry.map_index, entry.key)
-        others.append(Card(look, place, request_id, error=text))
-    elif known.look is not Look.LANDED:
-        about[str(request_id)] = replace(known, look=look, error=text)
-
-
 def _refused(entry: Entry) -> list[Card]:
     rows = entry.value if isinstance(entry.value, list) else [entry.value]
     return [
         Card(
-            Look.REFUSED,
-            Place(entry.task_id, entry.map_index, entry.key, number),
+            CardState.REFUSED,
+            XComRef(entry.task_id, entry.map_index, entry.key, number),
             image=image_at(entry.value, number),
             error=str(row.get("rule") or row.get("error") or ""),
         )
@@ -292,16 +407,46 @@ def _refused(entry: Entry) -> list[Card]:
     ]
 
 
-_NEVER_SHOWN = frozenset({"success", "skipped", "removed"})
+def _without_xcom(task: RunTask) -> Card:
+    """Make the card of a submitting task that has pushed nothing: it did not start yet, or died."""
+    ref = XComRef(task.task_id, task.map_index, "")
+    match task.state:
+        case "failed":
+            return Card(CardState.TASK_FAILED, ref, error="The task failed. Its log has the reason.")
+        case "upstream_failed":
+            text = "A task before this one failed. Nothing was bought."
+            return Card(CardState.TASK_FAILED, ref, error=text)
+    return Card(CardState.OPEN, ref)
 
 
-def _is_shown(one: Submitter) -> bool:
-    return one.state not in _NEVER_SHOWN
+def _landings_are_over(tasks: Iterable[RunTask]) -> bool:
+    """Return whether the run has landing tasks and none of them can run any more."""
+    landings = [task.state in TASK_OVER for task in tasks if task.operator in LANDERS]
+    return bool(landings) and all(landings)
 
 
-def _silent(one: Submitter) -> Card:
-    """Make the card of a task instance that has said nothing: it has not come to it, or died."""
-    place = Place(one.task_id, one.map_index, "")
-    if one.state in ("failed", "upstream_failed"):
-        return Card(Look.FAILED, place, error=f"The task is {one.state}; its log says more.")
-    return Card(Look.OPEN, place)
+def _not_landing(card: Card) -> Card:
+    """Return the card of a request that no task is going to land."""
+    if card.state in (CardState.SUCCEEDED, CardState.OPEN) and card.request_id:
+        return replace(card, state=CardState.NOT_LANDED, error=card.error or _NO_LANDING)
+    return card
+
+
+def image_at(value: Any, index: int) -> str | None:
+    """Return the address of the source image that an XCom's value names."""
+    if isinstance(value, list):
+        value = value[index] if index < len(value) else None
+    if not isinstance(value, Mapping):
+        return None
+    inputs = value.get("inputs")
+    named = inputs.get("img_url") if isinstance(inputs, Mapping) else None
+    found = value.get("image") or value.get("img_url") or named
+    return str(found) if found else None
+
+
+def video_at(value: Any, index: int) -> Mapping[str, Any] | None:
+    """Return the landed video that an XCom's value names."""
+    if isinstance(value, list) and 0 <= index < len(value) and _is_video(value[index]):
+        found: Mapping[str, Any] = value[index]
+        return found
+    return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What RunComfy says about the requests that a page shows as in progress: asking is free, and is bounded."""
+"""The state at RunComfy of the requests that a page shows as in progress. Polling is free, and bounded here."""
 
 from __future__ import annotations
 
@@ -17,66 +17,69 @@ if TYPE_CHECKING:
     from airflow_provider_wan.hooks.wan import WanHook
 
 _FRESH_S = 8.0
-_ASK_AT_ONCE = 6
-_ASK_FOR_S = 3.0
+_POLLS_AT_ONCE = 6
+_POLL_FOR_S = 3.0
 _KEPT = 5000
 
+#: Connection id and request id.
+RequestKey = tuple[str, str]
 
-class Questions:
-    """Asks for the state of requests, each at most every 8 seconds in this process, whoever looks."""
 
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[str, float]] = {}
+class RequestStates:
+    """Polls requests, each at most every 8 seconds in this process, whoever has the page open.
+
+    :param poll_for_s: seconds that one page may wait for it.
+    """
+
+    def __init__(self, poll_for_s: float = _POLL_FOR_S) -> None:
+        self._poll_for_s = poll_for_s
+        self._known: dict[RequestKey, tuple[str, float]] = {}
         self._lock = threading.Lock()
 
-    def words(self, wanted: Iterable[tuple[str, str]]) -> dict[str, str]:
-        """Give what to show for each request; one that there was no time to ask for keeps what was known.
-
-        :param wanted: request id and connection id of each.
-        """
-        wanted = list(wanted)
+    def texts(self, requests: Iterable[RequestKey]) -> dict[str, str]:
+        """Return what to show for each request by its id; one that could not be polled in time keeps its text."""
+        requests = list(requests)
         now = time.monotonic()
-        stale = [one for one in wanted if now - self._asked_at(one[0]) > _FRESH_S]
-        stale.sort(key=lambda one: self._asked_at(one[0]))  # whoever had no turn last time comes first
-        self._ask_all(stale, now + _ASK_FOR_S)
+        stale = [request for request in requests if now - self._polled_at(request) > _FRESH_S]
+        stale.sort(key=self._polled_at)  # those that were left out last time come first
+        self._poll_all(stale, now + self._poll_for_s)
         with self._lock:
-            known = {request_id: self._known.get(request_id, ("", 0.0))[0] for request_id, _ in wanted}
-        return {request_id: word for request_id, word in known.items() if word}
+            known = {request: self._known.get(request, ("", 0.0))[0] for request in requests}
+        return {request_id: text for (_, request_id), text in known.items() if text}
 
-    def _asked_at(self, request_id: str) -> float:
+    def _polled_at(self, request: RequestKey) -> float:
         with self._lock:
-            return self._known.get(request_id, ("", -math.inf))[1]
+            return self._known.get(request, ("", -math.inf))[1]
 
-    def _ask_all(self, wanted: list[tuple[str, str]], deadline: float) -> None:
+    def _poll_all(self, requests: list[RequestKey], deadline: float) -> None:
         from airflow_provider_wan.hooks.wan import WanHook
 
-        hooks = {conn_id: WanHook(conn_id) for _, conn_id in wanted}
+        hooks = {conn_id: WanHook(conn_id) for conn_id, _ in requests}
 
-        def ask(request: tuple[str, str]) -> None:
-            request_id, conn_id = request
+        def poll(request: RequestKey) -> None:
             if time.monotonic() < deadline:
-                self._ask(hooks[conn_id], request_id)
+                self._poll(hooks[request[0]], request)
 
-        if wanted:
-            with ThreadPoolExecutor(_ASK_AT_ONCE, "wan-gallery") as pool:
-                list(pool.map(ask, wanted))
+        if requests:
+            with ThreadPoolExecutor(_POLLS_AT_ONCE, "wan-gallery-poll") as pool:
+                list(pool.map(poll, requests))
 
-    def _ask(self, hook: WanHook, request_id: str) -> None:
+    def _poll(self, hook: WanHook, request: RequestKey) -> None:
         try:
-            word = word_of(hook.get_status(request_id, retry=False))
-        except Exception:  # no answer, or no such connection here: the page does without
-            word = ""
+            text = text_of(hook.get_status(request[1], retry=False))
+        except Exception:  # no answer, or no such connection here: the page shows what it knew before
+            text = ""
         with self._lock:
             if len(self._known) > _KEPT:
                 self._known.clear()
-            before, _ = self._known.get(request_id, ("", 0.0))
-            self._known[request_id] = (word or before, time.monotonic())
+            before, _ = self._known.get(request, ("", 0.0))
+            self._known[request] = (text or before, time.monotonic())
 
 
-def word_of(status: RequestStatus) -> str:
-    """Say a status as the page does."""
+def text_of(status: RequestStatus) -> str:
+    """Return a status as the page shows it."""
     if status.is_over:
-        return "finished, on its way"
+        return "finished, landing next"
     if status.state is State.QUEUED and status.queue_position is not None:
         return f"queued, position {status.queue_position}"
     return str(status.state).lower()

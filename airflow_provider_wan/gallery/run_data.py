@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Airflow's database knows of a run's videos. Runs in the API server, the one place with such a session."""
+"""What Airflow's database knows of a run's videos. It runs in the API server, the one place with such a session."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +14,25 @@ from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from sqlalchemy import select, tuple_
 
-from airflow_provider_wan.gallery.batch_cards import MANIFEST, Sheet, cards_of_lines, notes_of, sheets_of
-from airflow_provider_wan.gallery.cards import KEYS, Card, Entry, Notes, Place, Submitter, cards_of
+from airflow_provider_wan.gallery.batches import FILE_KEYS, MANIFEST, file_of
+from airflow_provider_wan.gallery.cards import (
+    BUYS_NOTHING,
+    KEYS,
+    SUBMITTERS,
+    Card,
+    Entry,
+    RunTask,
+    TaskInstanceKey,
+    XComRef,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-ReadLines = Callable[[str, Mapping[str, Any]], Sequence[Any]]
-
-#: Classes of tasks that submit; those that have left no XCom yet are shown too.
-_SUBMITTERS = ("WanSubmitOperator", "WanDecoratedOperator", "WanBatchOperator")
-#: A run may be many batches, and a page waits for the files of all of them.
-_FILES_AT_ONCE = 8
 #: A larger XCom is not one of ours, and parsing it would hold up the page.
 _LONGEST_XCOM = 1_000_000
+#: Task instances in one query: SQLite allows 32,766 parameters.
+_TASKS_A_QUERY = 1000
 #: Template fields of the model's inputs, as a task shows them before it has returned anything.
 _INPUTS = (
     "prompt",
@@ -43,7 +47,7 @@ _INPUTS = (
 
 
 class RunData:
-    """One run, as the database has it.
+    """One run in the database.
 
     :param session: of the API server.
     """
@@ -53,100 +57,80 @@ class RunData:
         self._dag_id = dag_id
         self._run_id = run_id
 
-    def exists(self) -> bool:
-        """Tell whether there is such a run."""
-        query = select(DagRun.id).where(DagRun.dag_id == self._dag_id, DagRun.run_id == self._run_id)
-        return self._session.scalar(query) is not None
+    def state(self) -> str | None:
+        """Return the state of the run; None if there is no such run."""
+        query = select(DagRun.state).where(DagRun.dag_id == self._dag_id, DagRun.run_id == self._run_id)
+        state = self._session.scalar(query)
+        return None if state is None else str(state)
 
-    def look(self, read_lines: ReadLines) -> tuple[list[Card], Notes]:
-        """Give a card for every wanted video of the run, and what is to be said besides.
-
-        The connection to the database is given back before anything is read from a bucket.
-
-        :param read_lines: gives the lines of a batch's file; called from threads with its address and the rendered
-            fields of the batch.
-        """
+    def entries(self) -> list[Entry]:
+        """Return the XComs that cards are made from."""
         query = select(XComModel.task_id, XComModel.map_index, XComModel.key, XComModel.value).where(
             XComModel.dag_id == self._dag_id, XComModel.run_id == self._run_id, XComModel.key.in_(KEYS)
         )
-        entries = [
+        return [
             Entry(task_id, map_index, key, _plain(value))
             for task_id, map_index, key, value in self._session.execute(query)
         ]
-        sheets = sheets_of(entries)
-        places = {sheet.task for sheet in sheets}
-        cards = cards_of(entries, self._submitters(), places)
-        fields = self._rendered(places)
-        self._session.close()
 
-        def read(sheet: Sheet) -> list[Card]:
-            if sheet.uri is None:
-                return []
-            return cards_of_lines(sheet, read_lines(sheet.uri, fields.get(sheet.task, {})))
+    def tasks(self) -> list[RunTask]:
+        """Return the task instances of this provider's operators."""
+        query = select(
+            TaskInstance.task_id, TaskInstance.map_index, TaskInstance.state, TaskInstance.operator
+        ).where(
+            TaskInstance.dag_id == self._dag_id,
+            TaskInstance.run_id == self._run_id,
+            TaskInstance.operator.in_(SUBMITTERS | BUYS_NOTHING),
+        )
+        return [
+            RunTask(task_id, map_index, None if state is None else str(state), operator)
+            for task_id, map_index, state, operator in self._session.execute(query)
+        ]
 
-        unread = []
-        with ThreadPoolExecutor(_FILES_AT_ONCE, "wan-gallery") as pool:
-            for sheet, of_batch in zip(sheets, pool.map(read, sheets), strict=True):
-                cards += of_batch
-                if sheet.uri and not of_batch:
-                    unread.append(sheet)
-        return cards, notes_of(sheets, entries, unread)
-
-    def xcom(self, place: Place) -> Any:
-        """Give the value of one XCom; None where there is none."""
+    def xcom(self, ref: XComRef) -> Any:
+        """Return the value of one XCom, of a batch the address of its file; None if there is none."""
+        if ref.key == MANIFEST:
+            named = (file_of(key, self.xcom(replace(ref, key=key))) for key in reversed(FILE_KEYS))
+            return next(filter(None, named), None)
         query = select(XComModel.value).where(
             XComModel.dag_id == self._dag_id,
             XComModel.run_id == self._run_id,
-            XComModel.task_id == place.task_id,
-            XComModel.map_index == place.map_index,
-            XComModel.key == place.key,
+            XComModel.task_id == ref.task_id,
+            XComModel.map_index == ref.map_index,
+            XComModel.key == ref.key,
         )
-        return _plain(self._session.scalar(query)) if place.key in KEYS else None
+        return _plain(self._session.scalar(query)) if ref.key in KEYS else None
 
-    def rendered(self, task_id: str, map_index: int) -> Mapping[str, Any]:
-        """Give the template fields of a task instance as they were rendered, secrets masked."""
-        return self._rendered({(task_id, map_index)}).get((task_id, map_index), {})
-
-    def rendered_of(self, cards: Iterable[Card]) -> dict[tuple[str, int], Mapping[str, Any]]:
-        """Give the same for the task instances of cards."""
-        wanted = {card.place.task for card in cards}
-        return {one: {} for one in wanted} | self._rendered(wanted)
+    def rendered(self, tasks: Iterable[TaskInstanceKey]) -> dict[TaskInstanceKey, Mapping[str, Any]]:
+        """Return the template fields of task instances as they were rendered, secrets masked."""
+        keys = sorted(set(tasks))
+        found: dict[TaskInstanceKey, Mapping[str, Any]] = {key: {} for key in keys}
+        table = RenderedTaskInstanceFields
+        for first in range(0, len(keys), _TASKS_A_QUERY):
+            query = select(table.task_id, table.map_index, table.rendered_fields).where(
+                table.dag_id == self._dag_id,
+                table.run_id == self._run_id,
+                tuple_(table.task_id, table.map_index).in_(keys[first : first + _TASKS_A_QUERY]),
+            )
+            for task_id, map_index, fields in self._session.execute(query):
+                if isinstance(fields, Mapping):
+                    found[task_id, map_index] = fields
+        return found
 
     def completed(self, cards: Iterable[Card]) -> list[Card]:
-        """Add the inputs to cards whose task has not returned them, from its rendered fields."""
+        """Return cards with the inputs that their tasks were given, where the tasks have not returned them."""
         cards = list(cards)
-        # Not of a batch: what its rows say overrides what its fields say.
-        rendered = self.rendered_of(card for card in cards if not card.inputs and card.place.key != MANIFEST)
-        return [_with_fields(card, rendered.get(card.place.task)) for card in cards]
+        # Not those of a batch: its rows override its fields.
+        rendered = self.rendered(card.ref.task for card in cards if _lacks_inputs(card))
+        return [_with_fields(card, rendered.get(card.ref.task)) for card in cards]
 
-    def _submitters(self) -> list[Submitter]:
-        query = select(TaskInstance.task_id, TaskInstance.map_index, TaskInstance.state).where(
-            TaskInstance.dag_id == self._dag_id,
-            TaskInstance.run_id == self._run_id,
-            TaskInstance.operator.in_(_SUBMITTERS),
-        )
-        return [
-            Submitter(task_id, map_index, None if state is None else str(state))
-            for task_id, map_index, state in self._session.execute(query)
-        ]
 
-    def _rendered(self, wanted: set[tuple[str, int]]) -> dict[tuple[str, int], Mapping[str, Any]]:
-        if not wanted:
-            return {}
-        table = RenderedTaskInstanceFields
-        query = select(table.task_id, table.map_index, table.rendered_fields).where(
-            table.dag_id == self._dag_id,
-            table.run_id == self._run_id,
-            tuple_(table.task_id, table.map_index).in_(sorted(wanted)),
-        )
-        return {
-            (task_id, map_index): fields if isinstance(fields, Mapping) else {}
-            for task_id, map_index, fields in self._session.execute(query)
-        }
+def _lacks_inputs(card: Card) -> bool:
+    return not card.inputs and card.ref.key != MANIFEST
 
 
 def _plain(value: Any) -> Any:
-    """Give an XCom's value: a worker stores it as JSON, and the column is JSON again."""
+    """Return an XCom's value: a worker stores it as JSON text, and the column is JSON again."""
     if isinstance(value, str) and len(value) <= _LONGEST_XCOM:
         try:
             return json.loads(value)
@@ -156,12 +140,8 @@ def _plain(value: Any) -> Any:
 
 
 def _with_fields(card: Card, fields: Mapping[str, Any] | None) -> Card:
-    if not fields or card.inputs:
+    if not fields or not _lacks_inputs(card):
         return card
     inputs = {name: fields[name] for name in _INPUTS if fields.get(name) not in (None, "", "None")}
-    image = card.image or (str(inputs["img_url"]) if "img_url" in inputs else None)
-    return replace(card, inputs=inputs, image=_without_query(image))
-
-
-def _without_query(url: str | None) -> str | None:
-    return url.split("?")[0] if url else None
+    image = card.image or str(inputs.get("img_url") or "")
+    return replace(card, inputs=inputs, image=image.split("?")[0] or None)

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from airflow_provider_wan.exceptions import WanError, WanInputError
+from airflow_provider_wan.gallery.media import Media, media_of
+from airflow_provider_wan.gallery.workers import BoundedExecutor
 
 SIDE_PX = 320
 _LARGEST_IMAGE_BYTES = 25_000_000
@@ -20,9 +24,9 @@ _FAILURE_KEPT_S = 60.0
 
 
 def thumbnail_of(data: bytes, *, name: str, side_px: int = SIDE_PX) -> bytes:
-    """Make a small JPEG of an image.
+    """Return a small JPEG of an image.
 
-    :raises WanInputError: it is not one, it is damaged, or it is larger than anything that is decoded here.
+    :raises WanInputError: it is no image, it is damaged, or it is too large to be decoded here.
     """
     from PIL import Image, ImageOps
 
@@ -41,87 +45,110 @@ def thumbnail_of(data: bytes, *, name: str, side_px: int = SIDE_PX) -> bytes:
     return out.getvalue()
 
 
-def read_image(uri: str, *, allow_private: bool, gcp_conn_id: str | None) -> bytes:
-    """Read a source image: from its bucket, or as anybody would from its public address.
+@dataclass(frozen=True, slots=True)
+class Access:
+    """With which credentials and permissions the tasks of a Dag read images and buckets."""
 
-    :raises WanError: it can't be read.
+    wan_conn_id: str
+    gcp_conn_id: str | None
+    impersonation_chain: tuple[str, ...] | None
+    allow_private: bool = False
+
+    @classmethod
+    def of_fields(cls, fields: Mapping[str, Any]) -> Access:
+        """Read it from the rendered template fields of a task; an unset field is null there, or the word None."""
+        chain = fields.get("impersonation_chain")
+        accounts: tuple[str, ...] = (chain,) if isinstance(chain, str) and chain not in ("", "None") else ()
+        if isinstance(chain, list | tuple):
+            accounts = tuple(map(str, chain))
+        gcp_conn_id = fields.get("gcp_conn_id")
+        return cls(
+            str(fields.get("wan_conn_id") or "wan_default"),
+            None if gcp_conn_id in (None, "", "None") else str(gcp_conn_id),
+            accounts or None,
+        )
+
+    def media(self) -> Media:
+        """Return access to buckets."""
+        return media_of(self.gcp_conn_id, self.impersonation_chain)
+
+    def reads_private_images(self) -> bool:
+        """Return whether the connection allows images from private addresses; False if there is no connection."""
+        from airflow_provider_wan.hooks.wan import WanHook
+
+        try:
+            return WanHook(self.wan_conn_id).settings.allow_private_images
+        except Exception:  # Airflow has a different error for each secrets backend
+            return False
+
+
+def read_image(uri: str, media: Callable[[], Media], *, allow_private: bool) -> bytes:
+    """Read a source image from its bucket or its public address.
+
+    :param media: returns access to buckets.
+    :raises WanError: it cannot be read.
     """
     if uri.startswith("gs://"):
-        return _from_bucket(uri, gcp_conn_id)
+        return media().image(uri, max_bytes=_LARGEST_IMAGE_BYTES)
     if not uri.startswith(("https://", "http://")):
-        raise WanInputError(f"{uri[:200]!r} is not an address of an image.")
+        raise WanInputError(f"{uri[:200]!r} is not the address of an image.")
     from airflow_provider_wan.images.http_file import UrlReader
 
     reader = UrlReader(uri, allow_private=allow_private, total_s=15.0)
     try:
         return reader.read(0, _LARGEST_IMAGE_BYTES)
     except WanError:
-        # Records keep addresses without their signature: what was signed is read with our own credentials.
+        # Records keep addresses without their signature: a signed one is read with our own credentials.
         parts = urlsplit(uri)
         if parts.hostname != "storage.googleapis.com":
             raise
-        return _from_bucket(f"gs:/{unquote(parts.path)}", gcp_conn_id)
+        return media().image(f"gs:/{unquote(parts.path)}", max_bytes=_LARGEST_IMAGE_BYTES)
     finally:
         reader.close()
 
 
-def _from_bucket(uri: str, gcp_conn_id: str | None) -> bytes:
-    from airflow_provider_wan.hooks.gcs import (
-        TIMEOUT_S,
-        retry_policy,
-        split_gs_uri,
-        storage_client,
-        storage_errors,
-    )
-
-    bucket, name = split_gs_uri(uri, name="image", needs_object=True)
-    with storage_errors(f"Reading {uri}"):
-        blob = storage_client(gcp_conn_id).bucket(bucket).blob(name)
-        data: bytes = blob.download_as_bytes(
-            end=_LARGEST_IMAGE_BYTES - 1, timeout=TIMEOUT_S, retry=retry_policy(15.0), checksum=None
-        )
-    return data
-
-
-def data_uri(jpeg: bytes) -> str:
-    """Give a picture as an address that carries it."""
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
-
-
 class ThumbnailCache:
-    """The latest thumbnails, and for a minute that one could not be made; two are made at a time."""
+    """The latest thumbnails, made in threads of its own so that a slow host holds up nobody else.
 
-    def __init__(self) -> None:
-        self._kept: OrderedDict[str, tuple[bytes | None, float]] = OrderedDict()
+    :param threads: number of images that are read at once.
+    :param queued: number of images that may wait for that.
+    """
+
+    def __init__(self, *, threads: int = 4, queued: int = 64) -> None:
+        self._executor = BoundedExecutor("wan-thumbnail", threads=threads, queued=queued)
+        self._kept: OrderedDict[tuple[str, Access], tuple[Future[bytes | None], float]] = OrderedDict()
         self._lock = threading.Lock()
-        self._making = threading.Semaphore(2)
 
-    def get(self, uri: str, read: Callable[[], bytes]) -> bytes | None:
-        """Give the thumbnail of an image; None where there can be none.
+    def get(
+        self, uri: str, access: Access, read: Callable[[str, Access], bytes] | None = None
+    ) -> Future[bytes | None]:
+        """Return the thumbnail of an image, which is None if there can be none.
 
-        :param read: reads the image.
+        A failure is kept for a minute. What one connection may read, or cannot read, says nothing about another.
+
+        :param read: reads the image; default: from its bucket or address.
+        :raises QueueFullError: too many images wait already.
         """
-        known = self._look_up(uri)
-        if known is None:
-            with self._making:
-                known = self._look_up(uri) or self._make(uri, read)
-        return known[0]
-
-    def _look_up(self, uri: str) -> tuple[bytes | None, float] | None:
+        read = read or _read
+        key = (uri, access)
         with self._lock:
-            known = self._kept.get(uri)
-            if known is None or (known[0] is None and time.monotonic() - known[1] > _FAILURE_KEPT_S):
-                return None
-            self._kept.move_to_end(uri)
-            return known
+            future, started = self._kept.get(key, (None, 0.0))
+            failed = future is not None and future.done() and future.result() is None
+            if future is None or (failed and time.monotonic() - started > _FAILURE_KEPT_S):
+                future = self._executor.submit(_make, uri, access, read)
+                self._kept[key] = future, time.monotonic()
+                while len(self._kept) > _KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(key)
+            return future
 
-    def _make(self, uri: str, read: Callable[[], bytes]) -> tuple[bytes | None, float]:
-        try:
-            made: bytes | None = thumbnail_of(read(), name=uri)
-        except WanError:
-            made = None
-        with self._lock:
-            self._kept[uri] = known = (made, time.monotonic())
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-        return known
+
+def _read(uri: str, access: Access) -> bytes:
+    return read_image(uri, access.media, allow_private=access.allow_private)
+
+
+def _make(uri: str, access: Access, read: Callable[[str, Access], bytes]) -> bytes | None:
+    try:
+        return thumbnail_of(read(uri, access), name=uri)
+    except Exception:  # an image of any kind, from anywhere: there is no picture of it, and the page goes on
+        return None

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a page of all videos under a prefix, beside them."""
+"""The contact sheet: a page of all videos under a prefix, written beside them."""
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
@@ -17,6 +18,7 @@ from airflow_provider_wan.utils.link_state import LinkState
 if TYPE_CHECKING:
     from google.cloud import storage
 
+    from airflow_provider_wan.gallery.batches import BatchLines
     from airflow_provider_wan.gallery.cards import Card
 
 _READ_AT_ONCE = 8
@@ -25,25 +27,27 @@ _READ_AT_ONCE = 8
 class WanContactSheetOperator(BaseOperator):
     """Write ``index.html`` beside landed videos: every video with its source image, prompt, seed, model and cost.
 
-    The page stands for itself: links are relative, pictures of the source images are in it, and it needs no script.
-    So it works in a bucket viewer, on a static web site and in a downloaded folder. It is made from the records that
-    :class:`WanToGCSOperator` leaves beside the videos, of this run and of earlier ones under the same prefix.
+    The page is self-contained: links are relative, pictures of the source images are embedded, and it needs no
+    script. So it works in a bucket viewer, on a static web site and in a downloaded folder. It is made from the
+    records that :class:`WanToGCSOperator` leaves beside the videos, of this run and of earlier ones under the same
+    prefix.
 
-    Images of a batch that have no video are shown with the reason, where its ``manifest`` is given.
+    Images of a batch that have no video are shown with the reason if its ``manifest`` is given.
 
     Returns ``{"uri", "videos"}``.
 
     :param bucket_name: the bucket, without ``gs://``. (templated)
-    :param prefix: the folder of the videos; all that lies under it is shown. Default: the whole bucket. (templated)
+    :param prefix: the folder of the videos; everything under it is shown. Default: the whole bucket. (templated)
     :param object_name: name of the page within the prefix, default ``index.html``. (templated)
-    :param manifest: of batches whose images without a video are shown too: what a ``WanBatchOperator`` returned, the
-        address of its manifest, or a list of either; ``manifest=batch.output`` works, mapped or not. A batch that
-        failed has returned nothing, and left the same as XCom ``summary``. (templated)
+    :param manifest: of batches whose images without a video are shown too: the return value of a
+        ``WanBatchOperator``, the address of its manifest, or a list of either; ``manifest=batch.output`` works,
+        mapped or not. A batch that failed returned nothing; its XCom ``summary`` has the same. (templated)
     :param title: heading of the page; default: bucket and prefix. (templated)
     :param thumbnails: whether to put small pictures of the source images into the page, about 10 kB each; default
-        True. One that can't be read any more is left out.
-    :param max_videos: more than that are not shown, newest first, default 1000.
-    :param wan_conn_id: the connection, which says whether images may come from private addresses; default
+        True. An image that cannot be read any more is left out.
+    :param max_videos: how many videos are shown at most, the newest first; default 1000. As many images without a
+        video are shown.
+    :param wan_conn_id: the connection, which decides whether images may come from private addresses; default
         ``wan_default``. (templated)
     :param gcp_conn_id: a Google Cloud connection, which needs the extra ``[google]``; None (default): Application
         Default Credentials. (templated)
@@ -92,100 +96,81 @@ class WanContactSheetOperator(BaseOperator):
         self.seen = LinkState()
 
     def execute(self, context: Any) -> dict[str, Any]:
-        """Read the records, and write the page."""
-        from airflow_provider_wan.gallery.contact_sheet import render_contact_sheet
-        from airflow_provider_wan.hooks.gcs import (
-            TIMEOUT_S,
-            check_object_name,
-            retry_policy,
-            split_gs_uri,
-            storage_client,
-            storage_errors,
+        """Read the records and write the page."""
+        from airflow_provider_wan.gallery.pages import (
+            card_of_record,
+            cards_without_video,
+            render_contact_sheet,
         )
+        from airflow_provider_wan.hooks.gcs import check_object_name, split_gs_uri, storage_client
 
         with as_airflow_errors(context):
             bucket, _ = split_gs_uri(f"gs://{self.bucket_name.removeprefix('gs://')}", name="bucket_name")
             prefix = self.prefix.strip("/")
             name = check_object_name(posixpath.join(prefix, self.object_name))
             client = storage_client(self.gcp_conn_id, self.impersonation_chain)
-            cards = list(self._cards(client, bucket, prefix, name))
-            videos = len(cards)
-            cards += self._cards_without_video(client)
-            page = render_contact_sheet(cards, title=self.title or posixpath.join(bucket, prefix))
-            blob = client.bucket(bucket).blob(name)
-            blob.cache_control = "no-cache"
-            with storage_errors(f"Writing gs://{bucket}/{name}"):
-                blob.upload_from_string(
-                    page.encode(),
-                    content_type="text/html; charset=utf-8",
-                    timeout=TIMEOUT_S,
-                    retry=retry_policy(),
-                )
+            add_picture = self._add_picture(client)
+
+            def card_of(record_name: str) -> Card | None:
+                lines = self._read_lines(client, f"gs://{bucket}/{record_name}")
+                if len(lines) != 1:
+                    self.log.warning("gs://%s/%s is not a record and is left out.", bucket, record_name)
+                    return None
+                return add_picture(card_of_record(lines.line(0), beside=name))
+
+            with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+                cards = [card for card in pool.map(card_of, self._records(client, bucket, prefix)) if card]
+                videos = len(cards)
+                missing = [
+                    card
+                    for uri in _addresses(self.manifest)
+                    for card in cards_without_video(self._read_lines(client, uri))
+                ]
+                if len(missing) > self.max_videos:
+                    self.log.warning("%d images have no video; %d are shown.", len(missing), self.max_videos)
+                cards += pool.map(add_picture, missing[: self.max_videos])
+            title = self.title or posixpath.join(bucket, prefix)
+            self._write(client, bucket, name, render_contact_sheet(cards, title=title))
         self.seen = LinkState(landed=(bucket, name))
         self.log.info("Wrote gs://%s/%s with %d videos.", bucket, name, videos)
         return {"uri": f"gs://{bucket}/{name}", "videos": videos}
 
-    def _cards(self, client: storage.Client, bucket: str, prefix: str, page: str) -> Iterator[Card]:
-        from concurrent.futures import ThreadPoolExecutor
+    def _write(self, client: storage.Client, bucket: str, name: str, page: str) -> None:
+        from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
 
-        names = self._records(client, bucket, prefix)
-        allow_private = self.thumbnails and self._allows_private_images()
+        blob = client.bucket(bucket).blob(name)
+        blob.cache_control = "no-cache"
+        with storage_errors(f"Writing gs://{bucket}/{name}"):
+            blob.upload_from_string(
+                page.encode(),
+                content_type="text/html; charset=utf-8",
+                timeout=TIMEOUT_S,
+                retry=retry_policy(),
+            )
 
-        def card_of(name: str) -> Card | None:
-            return self._card(client, bucket, name, page=page, allow_private=allow_private)
+    def _add_picture(self, client: storage.Client) -> Callable[[Card], Card]:
+        """Return a function that adds a small picture of its source image to a card."""
+        from airflow_provider_wan.gallery.media import Media
+        from airflow_provider_wan.gallery.pages import with_thumbnail
+        from airflow_provider_wan.gallery.thumbnails import Access, read_image, thumbnail_of
 
-        with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-            yield from (card for card in pool.map(card_of, names) if card is not None)
+        media = Media(client)
+        allow_private = self.thumbnails and Access(self.wan_conn_id, None, None).reads_private_images()
 
-    def _card(
-        self, client: storage.Client, bucket: str, name: str, *, page: str, allow_private: bool
-    ) -> Card | None:
-        from airflow_provider_wan.gallery.contact_sheet import card_of_record
+        def add(card: Card) -> Card:
+            if not self.thumbnails or not card.image:
+                return card
+            try:
+                data = read_image(card.image, lambda: media, allow_private=allow_private)
+                return with_thumbnail(card, thumbnail_of(data, name=card.image))
+            except WanError as error:  # the video is worth showing without its image
+                self.log.info("No picture of %s: %s", card.image, error)
+                return card
 
-        record = self._read(client, bucket, name)
-        return None if record is None else self._pictured(card_of_record(record, beside=page), allow_private)
-
-    def _pictured(self, card: Card, allow_private: bool) -> Card:
-        from airflow_provider_wan.gallery.contact_sheet import with_thumbnail
-        from airflow_provider_wan.gallery.thumbnails import read_image, thumbnail_of
-
-        if not self.thumbnails or not card.image:
-            return card
-        try:
-            image = read_image(card.image, allow_private=allow_private, gcp_conn_id=self.gcp_conn_id)
-            return with_thumbnail(card, thumbnail_of(image, name=card.image))
-        except WanError as error:  # an image that is gone is no reason to show no video
-            self.log.info("No picture of %s: %s", card.image, error)
-            return card
-
-    def _cards_without_video(self, client: storage.Client) -> list[Card]:
-        from concurrent.futures import ThreadPoolExecutor
-
-        from airflow_provider_wan.gallery.contact_sheet import cards_without_video
-        from airflow_provider_wan.hooks.gcs import split_gs_uri
-
-        cards: list[Card] = []
-        for uri in _addresses(self.manifest):
-            bucket, name = split_gs_uri(uri, name="manifest", needs_object=True)
-            cards += cards_without_video(self._read_lines(client, bucket, name))
-        if len(cards) > self.max_videos:
-            self.log.warning("%d images have no video; %d are shown.", len(cards), self.max_videos)
-        allow_private = self.thumbnails and self._allows_private_images()
-        with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-            return list(pool.map(lambda card: self._pictured(card, allow_private), cards[: self.max_videos]))
-
-    def _allows_private_images(self) -> bool:
-        from airflow.providers.common.compat.sdk import AirflowNotFoundException
-
-        from airflow_provider_wan.hooks.wan import WanHook
-
-        try:
-            return WanHook(self.wan_conn_id).settings.allow_private_images
-        except (AirflowNotFoundException, WanError):  # the page needs no account
-            return False
+        return add
 
     def _records(self, client: storage.Client, bucket: str, prefix: str) -> list[str]:
-        """Find the records beside videos: those that the landing has marked with their request."""
+        """Find the records beside videos: those that the landing marked with their request."""
         from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
         from airflow_provider_wan.landing.landing import META_REQUEST
 
@@ -199,32 +184,24 @@ class WanContactSheetOperator(BaseOperator):
             ]
         found.sort(key=lambda blob: blob.time_created, reverse=True)
         if len(found) > self.max_videos:
-            self.log.warning("%d videos are there; the newest %d are shown.", len(found), self.max_videos)
+            self.log.warning("Found %d videos; the newest %d are shown.", len(found), self.max_videos)
         return [blob.name for blob in found[: self.max_videos]]
 
-    def _read(self, client: storage.Client, bucket: str, name: str) -> dict[str, Any] | None:
-        lines = self._read_lines(client, bucket, name)
-        if len(lines) != 1 or not isinstance(lines[0], dict):
-            self.log.warning("gs://%s/%s is not a record; it is left out.", bucket, name)
-            return None
-        return lines[0]
+    def _read_lines(self, client: storage.Client, uri: str) -> BatchLines:
+        """Read a file with a JSON object on each line; other lines are skipped."""
+        from airflow_provider_wan.gallery.batches import BatchLines
+        from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
 
-    def _read_lines(self, client: storage.Client, bucket: str, name: str) -> list[Any]:
-        """Read a file with a JSON value on each line; of one that is no such file, nothing."""
-        import json
-
-        from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
-
-        with storage_errors(f"Reading gs://{bucket}/{name}"):
-            body = client.bucket(bucket).blob(name).download_as_bytes(timeout=TIMEOUT_S, retry=retry_policy())
-        try:
-            return [json.loads(line) for line in body.splitlines()]
-        except ValueError:
-            return []
+        bucket, name = split_gs_uri(uri, name="manifest", needs_object=True)
+        blob = client.bucket(bucket).blob(name)
+        with storage_errors(f"Reading {uri}"):
+            return BatchLines.temporary(
+                lambda file: blob.download_to_file(file, timeout=TIMEOUT_S, retry=retry_policy())
+            )
 
 
 def _addresses(given: Any) -> list[str]:
-    """Give the addresses of manifests, however they were given."""
+    """Return the addresses of manifests, in whatever form they were given."""
     if given is None or (isinstance(given, str) and given.strip() in ("", "None")):
         return []
     if isinstance(given, str):

@@ -73,7 +73,7 @@ def test_the_tab_shows_as_many_videos_as_landed(
     expect(frame.locator("li.card")).to_have_count(6)
     expect(frame.locator("video")).to_have_count(3)
     assert len(seen.landed_objects()) == 3
-    expect(frame.locator(".sum")).to_contain_text("3 landed, 1 failed, 2 refused")
+    expect(frame.locator(".summary")).to_contain_text("3 landed, 1 failed, 2 refused")
     for picture in frame.locator("img").all():
         picture.scroll_into_view_if_needed()
         assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
@@ -172,7 +172,7 @@ def test_a_batch_shows_each_image_while_it_is_under_way(
         page = page_of()
         frame = open_tab(page, seen, run_id, BATCH_DAG_ID)
         expect(frame.locator("nav")).to_contain_text(f"all ({BATCH_SIZE})")
-        expect(frame.locator(".figures")).to_contain_text(f"make_videos: 0 of {BATCH_SIZE} done")
+        expect(frame.locator(".progress")).to_contain_text(f"make_videos: 0 of {BATCH_SIZE} done")
         frame.get_by_role("link", name="in progress (20)").click()
         expect(frame.locator("li.card")).to_have_count(20)
         expect(frame.locator(".state", has_text="queued, position").first).to_be_visible(timeout=30_000)
@@ -248,8 +248,8 @@ def test_a_batch_that_is_over_shows_how_each_image_ended(
     assert seen.airflow.client.wait_run(BATCH_DAG_ID, run_id, timeout_s=120) == "success"
     page = page_of()
     frame = open_tab(page, seen, run_id, BATCH_DAG_ID)
-    expect(frame.locator(".sum")).to_contain_text("25 landed, 3 failed, 2 refused, 5.00 USD")
-    expect(frame.locator(".figures")).to_be_hidden()
+    expect(frame.locator(".summary")).to_contain_text("25 landed, 3 failed, 2 refused, 5.00 USD")
+    expect(frame.locator(".progress")).to_be_hidden()
     expect(frame.locator("li.card").first).to_contain_text("Take 0: nearer")
     expect(frame.locator("li.card").first).to_contain_text("0.2 USD")
     turn_to_page(frame, 2, 2)

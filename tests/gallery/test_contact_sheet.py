@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page as a file beside the videos, written into a bucket of the sandbox."""
+"""The contact sheet, written beside the videos into a bucket of the sandbox."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_provider_wan.gallery.batches import BatchLines
 from airflow_provider_wan.gallery.cards import cards_of
-from airflow_provider_wan.gallery.contact_sheet import (
+from airflow_provider_wan.gallery.pages import (
     cards_without_video,
     relative_address,
     render_contact_sheet,
@@ -20,8 +21,8 @@ from airflow_provider_wan.gallery.contact_sheet import (
 from airflow_provider_wan.operators.wan import WanSubmitOperator
 from airflow_provider_wan.operators.wan_contact_sheet import WanContactSheetOperator
 from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
-from tests.gallery.gallery_entries import landed, submitted
-from tests.gallery.test_gallery_page import HOSTILE, Tags
+from tests.gallery.entries import landed, submitted
+from tests.gallery.test_pages import HOSTILE, Tags
 
 if TYPE_CHECKING:
     from tests.sandboxes import Bucket
@@ -31,7 +32,7 @@ class TaskInstance:
     dag_id, run_id, task_id, map_index = "d", "r", "t", -1
 
     def xcom_push(self, key: str, value: Any) -> None:
-        """Nobody reads it."""
+        """Ignore it."""
 
 
 CONTEXT: dict[str, Any] = {"ti": TaskInstance(), "outlet_events": {}}
@@ -62,7 +63,7 @@ def image(bucket: Bucket) -> str:
     return f"{bucket.sandbox.bucket_url}/images/teal.png"
 
 
-def test_a_page_lies_beside_the_videos_and_leads_to_them(bucket: Bucket, image: str) -> None:
+def test_page_is_written_beside_the_videos_and_links_to_them(bucket: Bucket, image: str) -> None:
     land("a wave", "2026/01/first take.mp4", image)
     land(HOSTILE, "2026/01/more/second.mp4", image)
     land("elsewhere", "2025/12/third.mp4", image)
@@ -81,7 +82,7 @@ def test_a_page_lies_beside_the_videos_and_leads_to_them(bucket: Bucket, image: 
     assert bucket.client.bucket("videos").get_blob("2026/01/index.html").content_type.startswith("text/html")
 
 
-def test_a_page_is_written_anew_and_needs_no_images(bucket: Bucket, image: str) -> None:
+def test_page_is_replaced_and_needs_no_images(bucket: Bucket, image: str) -> None:
     land("a wave", "a.mp4", image)
     bucket.client.bucket("images").blob("teal.png").delete()
     for _ in range(2):
@@ -90,7 +91,7 @@ def test_a_page_is_written_anew_and_needs_no_images(bucket: Bucket, image: str) 
     assert sheet(bucket, "index.html").all("img") == []
 
 
-def test_a_prefix_without_videos_gives_an_empty_page(bucket: Bucket) -> None:
+def test_prefix_without_videos_gives_an_empty_page(bucket: Bucket) -> None:
     bucket.put("2026/notes.json", b"{}", "application/json")
     made = WanContactSheetOperator(task_id="sheet", bucket_name="videos", prefix="2026").execute(CONTEXT)
     assert made["videos"] == 0
@@ -123,7 +124,7 @@ def test_images_of_a_batch_without_a_video_are_shown_with_the_reason(bucket: Buc
         assert "1 landed, 1 failed, 1 refused, 1 left undone" in html.text
 
 
-def test_no_manifest_is_none(bucket: Bucket) -> None:
+def test_empty_manifest_parameter_reads_no_manifest(bucket: Bucket) -> None:
     for given in (None, "", "None", {}, [], {"dry_run": True}):
         made = WanContactSheetOperator(task_id="sheet", bucket_name="videos", manifest=given).execute(CONTEXT)
         assert made["videos"] == 0
@@ -139,13 +140,16 @@ def test_no_manifest_is_none(bucket: Bucket) -> None:
         ("http:a?b#c%.mp4", "index.html", "./http%3Aa%3Fb%23c%25.mp4"),
     ],
 )
-def test_links_are_relative(object_name: str, page: str, address: str) -> None:
+def test_links_to_videos_are_relative(object_name: str, page: str, address: str) -> None:
     assert relative_address(object_name, beside=page) == address
 
 
-def test_a_folder_gets_the_same_page(tmp_path: Path) -> None:
+def test_folder_gets_the_same_page_as_a_bucket(tmp_path: Path) -> None:
     refused = {"image": "b.png", "outcome": "refused", "error": HOSTILE}
-    cards = [*cards_of([submitted(), landed()], []), *cards_without_video([refused])]
+    cards = [
+        *cards_of([submitted(), landed()]),
+        *cards_without_video(BatchLines(io.BytesIO(json.dumps(refused).encode()))),
+    ]
     path = write_contact_sheet(tmp_path, cards, title="Demo")
     assert path == tmp_path / "index.html"
     assert path.read_text(encoding="utf-8") == render_contact_sheet(cards, title="Demo")

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Videos on their way to a browser, from a bucket over a real socket."""
+"""What the gallery reads from buckets, over real sockets."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_provider_wan.gallery.media import Media, Video
+from airflow_provider_wan.gallery.media import Media, VideoVersion
 
 if TYPE_CHECKING:
     from tests.sandboxes import Bucket
@@ -17,10 +18,10 @@ DATA = bytes(range(256)) * 40
 
 
 @pytest.fixture
-def video(bucket: Bucket) -> Video:
+def video(bucket: Bucket) -> VideoVersion:
     generation = bucket.put("2026/a ü.mp4", DATA, "video/mp4", **{"wan-request-id": "request-1"})
     crc32c = bucket.objects()["2026/a ü.mp4"]["crc32c"]
-    return Video("gs://videos/2026/a ü.mp4", "request-1", generation, crc32c)
+    return VideoVersion("gs://videos/2026/a ü.mp4", "request-1", generation, crc32c)
 
 
 @pytest.fixture
@@ -41,9 +42,9 @@ def media(bucket: Bucket) -> Media:
         ("lines=1-2", None, 200, DATA, None),
     ],
 )
-def test_a_part_is_what_was_asked_for(
+def test_part_of_a_video_follows_http_ranges(
     media: Media,
-    video: Video,
+    video: VideoVersion,
     asked: str | None,
     if_range: str | None,
     status: int,
@@ -58,33 +59,33 @@ def test_a_part_is_what_was_asked_for(
     assert int(part.headers["Content-Length"]) == len(body)
 
 
-def test_a_range_behind_the_end_is_refused_as_http_says(media: Media, video: Video) -> None:
+def test_range_beyond_the_end_is_answered_with_416(media: Media, video: VideoVersion) -> None:
     assert media.part(video, range_header="bytes=999999-", if_range=None).status == 416
 
 
-def test_only_what_the_provider_landed_is_shown(media: Media, video: Video, bucket: Bucket) -> None:
+def test_only_what_the_provider_landed_is_shown(media: Media, video: VideoVersion, bucket: Bucket) -> None:
     assert media.is_what_landed(video)
     assert media.is_what_landed(replace(video, request_id="request-2"))  # the same bytes, kept by a landing
     other = bucket.put("secret.mp4", b"not yours", "video/mp4")
-    named = Video("gs://videos/secret.mp4", "request-1", other, video.crc32c)
+    named = VideoVersion("gs://videos/secret.mp4", "request-1", other, video.crc32c)
     assert not media.is_what_landed(named)
     assert not media.is_what_landed(replace(video, generation=12345))
 
 
-def test_another_video_under_the_same_name_is_not_shown(media: Media, video: Video, bucket: Bucket) -> None:
+def test_other_video_under_the_same_name_is_not_shown(
+    media: Media, video: VideoVersion, bucket: Bucket
+) -> None:
     bucket.put("2026/a ü.mp4", b"another take", "video/mp4", **{"wan-request-id": "request-2"})
     part = media.part(video, range_header=None, if_range=None)
     assert part.status == 404
     assert not media.is_what_landed(video)
 
 
-def test_credentials_without_a_key_sign_nothing(media: Media, video: Video) -> None:
+def test_credentials_without_a_key_give_no_signed_address(media: Media, video: VideoVersion) -> None:
     assert media.signed_address(video) is None
 
 
-def test_credentials_with_a_key_give_an_address_that_works_without_airflow(
-    bucket: Bucket, video: Video
-) -> None:
+def test_credentials_with_a_key_give_a_signed_address(bucket: Bucket, video: VideoVersion) -> None:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import rsa
     from google.cloud import storage
@@ -109,22 +110,35 @@ def test_credentials_with_a_key_give_an_address_that_works_without_airflow(
     assert f"generation={video.generation}" in address
 
 
-def test_a_batch_names_its_videos_by_address_and_request(media: Media, video: Video, bucket: Bucket) -> None:
-    assert media.landed_as(video.uri, "request-1") == video
-    assert media.landed_as(video.uri, "request-2") is None
-    assert media.landed_as("gs://videos/none.mp4", "request-1") is None
+def test_video_of_a_batch_is_found_by_address_and_request(
+    media: Media, video: VideoVersion, bucket: Bucket
+) -> None:
+    assert media.find_landed(video.uri, "request-1") == video
+    assert media.find_landed(video.uri, "request-2") is None
+    assert media.find_landed("gs://videos/none.mp4", "request-1") is None
 
 
-def test_a_manifest_gives_its_lines_and_a_broken_one_none(media: Media, bucket: Bucket) -> None:
+def test_file_of_a_batch_is_read_once_for_all_viewers(media: Media, bucket: Bucket) -> None:
+    uri = "gs://videos/_manifests/a.jsonl"
     bucket.put("_manifests/a.jsonl", b'{"outcome":"landed"}\n{"outcome":"left"}\n', "application/x-ndjson")
+    before = bucket.calls()
+    with ThreadPoolExecutor(8) as viewers:
+        found = list(viewers.map(lambda _: media.lines(uri), range(24)))
+    assert len(set(map(id, found))) == 1
+    assert found[0] is not None
+    assert [found[0].line(number) for number in (0, 1, 2)] == [{"outcome": "landed"}, {"outcome": "left"}, {}]
+    reads = {name: count - before.get(name, 0) for name, count in bucket.calls().items()}
+    assert sum(reads.values()) == 2, reads  # its metadata, and its bytes
+
+
+def test_unreadable_file_of_a_batch_has_no_lines(media: Media, bucket: Bucket) -> None:
     bucket.put("_manifests/b.jsonl", b"not json", "application/x-ndjson")
-    assert media.lines("gs://videos/_manifests/a.jsonl") == [{"outcome": "landed"}, {"outcome": "left"}]
-    assert media.lines("gs://videos/_manifests/b.jsonl") == []
-    assert media.lines("gs://videos/_manifests/none.jsonl") == []
-    assert media.lines("no address") == []
+    assert len(media.lines("gs://videos/_manifests/b.jsonl") or []) == 0
+    assert media.lines("gs://videos/_manifests/none.jsonl") is None
+    assert media.lines("no address") is None
 
 
-def test_a_record_is_read_where_there_is_one(media: Media, bucket: Bucket) -> None:
+def test_record_is_read_if_it_is_an_object(media: Media, bucket: Bucket) -> None:
     bucket.put("_journal/a.json", b'{"request_id":"request-1"}', "application/json")
     bucket.put("_journal/b.json", b"[]", "application/json")
     assert media.record("gs://videos/_journal/a.json") == {"request_id": "request-1"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""XComs as the provider's tasks leave them."""
+"""XComs as the provider's tasks push them."""
 
 from __future__ import annotations
 
@@ -58,8 +58,19 @@ def landed(number: int = 0, **more: Any) -> Entry:
     return Entry("land", number, "return_value", [video])
 
 
-def failed(number: int = 0, *, kind: str = "WanGenerationFailedError", task: str = "wait") -> Entry:
-    value = {"request_id": request_id(number), "kind": kind, "error": "it shows too much"}
+def failed(
+    number: int = 0,
+    *,
+    kind: str = "WanGenerationFailedError",
+    task: str = "wait",
+    request: str | None = "",
+) -> Entry:
+    """Return the XCom of a failed task.
+
+    :param request: the request that it names; empty: the request with this number.
+    """
+    request = request_id(number) if request == "" else request
+    value = {"request_id": request, "kind": kind, "error": "it shows too much"}
     return Entry(task, number, "failed", value)
 
 

@@ -1,0 +1,447 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tab in Airflow and the contact sheet, rendered from the same templates. All markup is in ``templates/``."""
+
+from __future__ import annotations
+
+import base64
+import posixpath
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote, unquote, urlencode
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from airflow_provider_wan.gallery.batches import BatchCards, BatchLines, BatchStatus
+from airflow_provider_wan.gallery.cards import (
+    FILTERS,
+    LIVE,
+    Card,
+    CardList,
+    CardState,
+    CardVideo,
+    TaskInstanceKey,
+    XComRef,
+    facts_of,
+    split_address,
+    task_name,
+)
+
+PAGE_SIZE = 24
+DEFAULT_TITLE = "Videos"
+_CONSOLE = "https://console.cloud.google.com/storage/browser/_details/"
+_CLASS_OF = {
+    CardState.LANDED: "good",
+    CardState.SUCCEEDED: "good",
+    CardState.OPEN: "wait",
+    CardState.LEFT: "wait",
+    CardState.WAITING: "dim",
+}
+_WITHOUT_VIDEO = {
+    CardState.OPEN: "not finished yet",
+    CardState.SUCCEEDED: "not landed yet",
+    CardState.WAITING: "not submitted yet",
+    CardState.NOT_LANDED: "paid for, not landed",
+    CardState.UNKNOWN: "may have been bought",
+    CardState.CANCELLED: "cancelled, not charged",
+    CardState.REFUSED: "nothing was bought",
+    CardState.LEFT: "a rerun continues with it",
+}
+
+
+@cache
+def _environment() -> Environment:
+    found = Environment(
+        loader=PackageLoader("airflow_provider_wan.gallery"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters["duration"] = duration
+    templates = files("airflow_provider_wan.gallery") / "templates"
+    found.globals["css"] = Markup((templates / "gallery.css").read_text(encoding="utf-8"))
+    found.globals["script"] = Markup((templates / "gallery.js").read_text(encoding="utf-8"))
+    return found
+
+
+def render_message(text: str) -> str:
+    """Render a page that says one thing."""
+    return _environment().get_template("message.html").render(text=text)
+
+
+# -- what a card shows -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CardView:
+    """A card as the template shows it: texts and addresses."""
+
+    card: Card
+    title: str
+    image_href: str
+    thumbnail: str
+    tasks: Sequence[tuple[str, str, str]]
+    videos: Sequence[tuple[CardVideo, str]]
+
+    @property
+    def css_class(self) -> str:
+        """Class of the state."""
+        return _CLASS_OF.get(self.card.state, "bad")
+
+    @property
+    def without_video(self) -> str:
+        """What stands in the place of the video."""
+        return _WITHOUT_VIDEO.get(self.card.state, "no video")
+
+    @property
+    def is_polled(self) -> bool:
+        """Whether the page's script replaces the state by the one at RunComfy."""
+        return bool(self.card.request_id) and self.card.state is CardState.OPEN
+
+    @property
+    def files(self) -> Sequence[tuple[str, str]]:
+        """Addresses of the videos, with links."""
+        return [(video.uri, outside_link(video.uri)) for video in self.card.videos]
+
+
+def view_of(
+    card: Card,
+    *,
+    video_src: Callable[[CardVideo], str],
+    thumbnail: str = "",
+    task_href: Callable[[TaskInstanceKey], str] | None = None,
+) -> CardView:
+    """Prepare a card for its template.
+
+    :param video_src: returns the address of a video.
+    :param thumbnail: address of a small source image; empty: none.
+    :param task_href: returns the address of a task instance; None: there is no Airflow to link to.
+    """
+    tasks = []
+    if task_href and card.ref.task_id:
+        tasks.append(("task", task_name(card.ref.task), task_href(card.ref.task)))
+        if card.failed_in:
+            tasks.append(("failed in", task_name(card.failed_in), task_href(card.failed_in)))
+    title = card.name or (f"request {card.request_id}" if card.request_id else task_name(card.ref.task))
+    videos = [(video, video_src(video)) for video in card.videos]
+    return CardView(card, title or "video", outside_link(card.image), thumbnail, tasks, videos)
+
+
+def outside_link(address: str | None) -> str:
+    """Return where a person can open an address: objects in the Cloud console, pages as they are; else empty."""
+    parts = split_address(address)
+    if parts.scheme == "gs" and parts.path.strip("/"):
+        # The name of an object may have ? and #, which are no query and no fragment in a gs:// address.
+        return _CONSOLE + quote(str(address).removeprefix("gs://"))
+    if parts.scheme == "https" and parts.hostname == "storage.googleapis.com":
+        return f"{_CONSOLE}{quote(unquote(parts.path).lstrip('/'))}"
+    return address or "" if parts.scheme in ("http", "https") and parts.netloc else ""
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for people."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+# -- the tab -----------------------------------------------------------------------------------------------
+
+
+class CardSource(Protocol):
+    """Cards that are made only when a page shows them."""
+
+    @property
+    def cost_usd(self) -> float:
+        """The known costs."""
+
+    @property
+    def requests(self) -> int:
+        """The number of cards with a request id."""
+
+    def count(self) -> Mapping[CardState, int]:
+        """Return the number of cards in each state."""
+
+    def find(self, states: Collection[CardState], name: str = "") -> Sequence[int]:
+        """Return the numbers of matching cards."""
+
+    def cards(self, numbers: Iterable[int]) -> list[Card]:
+        """Return cards by their numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageQuery:
+    """Which part of a run is asked for.
+
+    :param number: of the page, from 1.
+    :param name: part of the name of an image or video.
+    """
+
+    dag_id: str
+    run_id: str
+    state: str = "all"
+    number: int = 1
+    name: str = ""
+
+    def address(self, *, state: str | None = None, number: int = 1) -> str:
+        """Return the relative address of another part of the same run."""
+        more = {"name": self.name} if self.name else {}
+        return "?" + urlencode({"run_id": self.run_id, "state": state or self.state, "page": number, **more})
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """The cards of a run and what is said about all of them.
+
+    :param sources: the cards.
+    :param is_over: whether the run has ended.
+    :param progress: how far its running batches are, a line each.
+    :param troubles: why batches failed, and which files could not be read.
+    """
+
+    sources: Sequence[CardSource]
+    is_over: bool = False
+    progress: Sequence[str] = ()
+    troubles: Sequence[str] = ()
+    counts: Counter[CardState] = field(default_factory=Counter)
+
+    @classmethod
+    def of(
+        cls,
+        cards: Sequence[Card],
+        batches: Iterable[tuple[BatchStatus, BatchLines | None]] = (),
+        *,
+        is_over: bool = False,
+        troubles: Iterable[str] = (),
+    ) -> RunView:
+        """Join cards and batches.
+
+        :param batches: with the lines of their file; None: not read.
+        """
+        batches = list(batches)
+        sources: list[CardSource] = [CardList(cards)]
+        sources += [
+            BatchCards(replace(status, is_over=status.is_over or is_over), lines)
+            for status, lines in batches
+            if lines
+        ]
+        counts: Counter[CardState] = Counter()
+        for source in sources:
+            counts.update(source.count())
+        unread = [
+            f"{task_name(status.task)}: nothing could be read in {status.uri}."
+            for status, lines in batches
+            if status.uri and not lines
+        ]
+        progress = [
+            f"{task_name(status.task)}: {status.progress}"
+            for status, _ in batches
+            if status.progress and not is_over
+        ]
+        return cls(sources, is_over, progress, [*troubles, *unread], counts)
+
+    @property
+    def version(self) -> str:
+        """A text that changes when an open page should be loaded again."""
+        counts = [self.count(name) for name in FILTERS]
+        return "-".join(map(str, [*counts, sum(source.requests for source in self.sources), self.is_over]))
+
+    @property
+    def is_live(self) -> bool:
+        """Whether anything is going to change."""
+        return any(self.counts[state] for state in LIVE)
+
+    def count(self, filter_name: str) -> int:
+        """Return the number of cards that a filter shows."""
+        return sum(self.counts[state] for state in FILTERS[filter_name].states)
+
+    @property
+    def summary(self) -> str:
+        """The counts of all filters and the known costs, as one line."""
+        return summary_of(self.counts, sum(source.cost_usd for source in self.sources))
+
+    def page(self, query: PageQuery) -> tuple[list[Card], int]:
+        """Return the cards of a page, and the number of matching cards."""
+        states = FILTERS[query.state].states
+        found = [source.find(states, query.name) for source in self.sources]
+        total = sum(map(len, found))
+        first = (min(query.number, pages_of(total)) - 1) * PAGE_SIZE
+        last = first + PAGE_SIZE
+        shown: list[Card] = []
+        for source, numbers in zip(self.sources, found, strict=True):
+            shown += source.cards(numbers[max(0, first) : max(0, last)])
+            first, last = first - len(numbers), last - len(numbers)
+        return shown, total
+
+
+def pages_of(total: int) -> int:
+    """Return the number of pages for so many cards."""
+    return max(1, -(-total // PAGE_SIZE))
+
+
+def summary_of(counts: Mapping[CardState, int], cost_usd: float) -> str:
+    """Return counts, by the groups of the filters, and costs as one line."""
+    parts = []
+    for name, choice in FILTERS.items():
+        number = sum(counts.get(state, 0) for state in choice.states)
+        if number and name != "all":
+            parts.append(f"{number:,} {choice.label}")
+    return ", ".join([*parts, *([f"{cost_usd:,.2f} USD"] if cost_usd else [])])
+
+
+def render_page(run: RunView, shown: Sequence[Card], *, query: PageQuery, total: int, nonce: str) -> str:
+    """Render the tab.
+
+    :param shown: the cards of this page, in full.
+    :param total: number of cards that match the query.
+    :param nonce: allows the page's own style and script, and no other.
+    """
+
+    def task_href(task: TaskInstanceKey) -> str:
+        task_id, map_index = task
+        path = "/".join(
+            quote(part, safe="") for part in (query.dag_id, "runs", query.run_id, "tasks", task_id)
+        )
+        return f"../../../dags/{path}" + (f"/mapped/{map_index}" if map_index >= 0 else "")
+
+    def address(route: str, ref: XComRef | None) -> str:
+        return f"{route}?" + urlencode({"run_id": query.run_id, **asdict(ref)}) if ref else ""
+
+    views = [
+        view_of(
+            card,
+            video_src=lambda video: address("video", video.ref),
+            thumbnail=address("image", card.ref) if card.image else "",
+            task_href=task_href,
+        )
+        for card in shown
+    ]
+    filters = [
+        (choice.label, run.count(name), query.address(state=name), name == query.state)
+        for name, choice in FILTERS.items()
+        if not choice.is_rare or run.count(name) or name == query.state
+    ]
+    pages = pages_of(total)
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            run=run,
+            cards=views,
+            filters=filters,
+            query=query,
+            label=FILTERS[query.state].label,
+            number=min(query.number, pages),
+            pages=pages,
+            total=total,
+            nonce=nonce,
+            live="live" + query.address(number=query.number) if run.is_live else "",
+            alarms=_alarms(run, query),
+        )
+    )
+
+
+def _alarms(run: RunView, query: PageQuery) -> list[tuple[str, str, str]]:
+    """Return what a person has to act on: a headline, what to do, and the address of the cards."""
+    alarms = []
+    if number := run.count("not_landed"):
+        what = "1 request is" if number == 1 else f"{number:,} requests are"
+        alarms.append(
+            (
+                f"{what} paid for, and the video is not in the bucket.",
+                "No task of this run is going to land it. Clear the landing task, or the batch: that lands what "
+                "was paid for and buys nothing again. RunComfy keeps videos for a limited time.",
+                query.address(state="not_landed"),
+            )
+        )
+    if number := run.count("unknown"):
+        what = "1 request" if number == 1 else f"{number:,} requests"
+        alarms.append(
+            (
+                f"{what} may have been bought, and nobody has the answer.",
+                "Nothing is sent again by itself. Look on RunComfy's page Generations, and settle each one.",
+                query.address(state="unknown"),
+            )
+        )
+    return alarms
+
+
+# -- the contact sheet -------------------------------------------------------------------------------------
+
+
+def render_contact_sheet(cards: Sequence[Card], *, title: str = DEFAULT_TITLE) -> str:
+    """Render cards as a page that needs nothing but the videos beside it: no server, no script, relative links.
+
+    :param cards: with ``videos[].src`` relative to the page, and ``thumbnail`` as a ``data:`` address or empty.
+    """
+    source = CardList(cards)
+    views = [view_of(card, video_src=lambda video: video.src, thumbnail=card.thumbnail) for card in cards]
+    summary = summary_of(source.count(), source.cost_usd)
+    template = _environment().get_template("contact_sheet.html")
+    return template.render(cards=views, title=title, summary=summary)
+
+
+def card_of_record(record: Mapping[str, Any], *, beside: str) -> Card:
+    """Return the card of a video from the record that is beside it.
+
+    :param record: the JSON object of ``{object_name}.json``.
+    :param beside: object name of the page, to which the links are relative.
+    """
+    videos = [video for video in record.get("videos") or () if isinstance(video, Mapping)]
+    return Card(
+        CardState.LANDED if videos else CardState.FAILED,
+        XComRef(""),
+        request_id=record.get("request_id"),
+        image=record.get("image"),
+        error=record.get("error"),
+        videos=tuple(
+            CardVideo(
+                str(video["uri"]),
+                video.get("size_bytes"),
+                src=relative_address(str(video["object_name"]), beside=beside),
+            )
+            for video in videos
+        ),
+        **facts_of(record),
+    )
+
+
+def cards_without_video(lines: BatchLines) -> list[Card]:
+    """Return the cards of those images of an ended batch that have no video.
+
+    :param lines: of its manifest.
+    """
+    source = BatchCards(BatchStatus("", -1, None, None, is_over=True), lines)
+    numbers = source.find(FILTERS["all"].states - {CardState.LANDED})
+    return [replace(card, videos=()) for card in source.cards(numbers)]
+
+
+def with_thumbnail(card: Card, jpeg: bytes | None) -> Card:
+    """Return a card that carries its picture."""
+    if not jpeg:
+        return card
+    return replace(card, thumbnail="data:image/jpeg;base64," + base64.b64encode(jpeg).decode())
+
+
+def relative_address(object_name: str, *, beside: str) -> str:
+    """Return the address of an object relative to a page in the same bucket or folder."""
+    path = posixpath.relpath("/" + object_name, posixpath.dirname("/" + beside))
+    return "./" + quote(path)
+
+
+def write_contact_sheet(
+    folder: Path, cards: Sequence[Card], *, title: str = DEFAULT_TITLE, name: str = "index.html"
+) -> Path:
+    """Write the page into a folder of downloaded videos, and return its path."""
+    path = folder / name
+    path.write_text(render_contact_sheet(cards, title=title), encoding="utf-8")
+    return path

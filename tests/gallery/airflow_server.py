@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Airflow's API server in this process with the gallery in it, and runs written into its database."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow.api_fastapi.app import create_app, get_auth_manager
+from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+from airflow.models.dagrun import DagRun
+from airflow.models.renderedtifields import RenderedTaskInstanceFields
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.xcom import XComModel
+from airflow.utils.session import create_session
+from sqlalchemy import func, insert, select
+from starlette.testclient import TestClient
+
+from airflow_provider_wan.gallery.cards import Entry, RunTask
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+DAG_ID = "content"
+SOME_DAY = datetime(2026, 1, 15, tzinfo=UTC)
+
+
+class AirflowServer:
+    """Airflow's API server, asked over HTTP in this process."""
+
+    def __init__(self) -> None:
+        self.app: FastAPI = create_app("core")
+        self._visitors: dict[str | None, TestClient] = {}
+
+    def as_user(self, role: str | None = "VIEWER") -> TestClient:
+        """Return a client that is logged in with a role; None: not logged in."""
+        if role not in self._visitors:
+            self._visitors[role] = TestClient(self.app, headers={} if role is None else self.login(role))
+        return self._visitors[role]
+
+    def login(self, role: str) -> dict[str, str]:
+        """Return the headers of a user with a role; the empty one may do nothing."""
+        user = SimpleAuthManagerUser(username=role or "nobody", role=role or None)
+        return {"Authorization": f"Bearer {get_auth_manager().generate_jwt(user)}"}
+
+    def get(
+        self, route: str, run_id: str, *, role: str | None = "VIEWER", dag_id: str = DAG_ID, **query: Any
+    ) -> Any:
+        """Ask for a route of the gallery."""
+        path = f"/wan/dags/{dag_id}/{route}"
+        return self.as_user(role).get(path, params={"run_id": run_id, **query}, follow_redirects=False)
+
+
+def write_run(
+    run_id: str,
+    entries: Iterable[Entry] = (),
+    tasks: Iterable[RunTask] = (),
+    *,
+    rendered: Mapping[str, Mapping[str, Any]] | None = None,
+    state: str = "running",
+    dag_id: str = DAG_ID,
+) -> None:
+    """Write a run into the database as its tasks would have left it.
+
+    :param rendered: template fields by task id.
+    """
+    entries = list(entries)
+    known = {(task.task_id, task.map_index): task for task in tasks}
+    for entry in entries:
+        known.setdefault(entry.task, RunTask(*entry.task, "success", "Other"))
+    with create_session() as session:
+        number = (session.scalar(select(func.max(DagRun.id))) or 0) + 1
+        run = {"id": number, "dag_id": dag_id, "run_id": run_id, "run_type": "manual", "state": state}
+        session.execute(insert(DagRun.__table__).values(**run, run_after=SOME_DAY))
+        where = {"dag_id": dag_id, "run_id": run_id}
+        for task in known.values():
+            one = {**where, "task_id": task.task_id, "map_index": task.map_index}
+            more = {"state": task.state, "operator": task.operator, "pool": "default_pool", "pool_slots": 1}
+            session.execute(insert(TaskInstance.__table__).values(**one, **more, id=uuid.uuid4()))
+            if fields := (rendered or {}).get(task.task_id):
+                session.execute(
+                    insert(RenderedTaskInstanceFields.__table__).values(**one, rendered_fields=fields)
+                )
+        for entry in entries:
+            one = {**where, "task_id": entry.task_id, "map_index": entry.map_index, "key": entry.key}
+            value = json.dumps(entry.value)
+            session.execute(insert(XComModel.__table__).values(**one, dag_run_id=number, value=value))

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page as HTML: what it says, where it links to, and that nothing from outside becomes markup."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from airflow_provider_wan.gallery.cards import FILTERS, Card, Entry, RunTask, cards_of
+from airflow_provider_wan.gallery.pages import PAGE_SIZE, PageQuery, RunView, outside_link, render_page
+from tests.gallery.entries import failed, landed, refused, submitted, waited
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'>&"
+
+
+class Tags(HTMLParser):
+    """Collects the elements of a page, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.pieces: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        self.pieces.append(data)
+
+    def all(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.pieces).split())
+
+    def of_class(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for _, attributes in self.tags if name in (attributes.get("class") or "").split()]
+
+
+def page(cards: Sequence[Card], *, is_over: bool = False, **query: object) -> Tags:
+    what = PageQuery("a dag", "run+1", **query)  # type: ignore[arg-type]
+    run = RunView.of(cards, is_over=is_over)
+    shown, total = run.page(what)
+    return Tags(render_page(run, shown, query=what, total=total, nonce="n0nce"))
+
+
+def landed_videos(count: int) -> list[Card]:
+    return cards_of([entry for number in range(count) for entry in (submitted(number), landed(number))])
+
+
+def test_markup_in_any_field_shows_as_text() -> None:
+    entries = [
+        submitted(0, prompt=HOSTILE, variation=HOSTILE, model_id=HOSTILE, image=HOSTILE),
+        waited(0, created_at=HOSTILE),
+        landed(0, uri=f"gs://videos/{HOSTILE}"),
+        Entry(HOSTILE, 1, "return_value", submitted(1).value),
+        failed(1),
+        refused(2),
+    ]
+    entries[4].value["error"] = HOSTILE
+    entries[5].value[0]["rule"] = HOSTILE
+    html = page(cards_of(entries), name="")
+
+    assert len(html.all("script")) == 1  # its own
+    assert not [
+        attributes for _, attributes in html.tags if any(name.startswith("on") for name in attributes)
+    ]
+    assert html.text.count(HOSTILE) >= 5
+    assert all(image["src"] and image["src"].startswith("image?") for image in html.all("img"))
+    assert [script.get("nonce") for script in html.all("script")] == ["n0nce"]
+    assert HOSTILE in page([], name=HOSTILE).text
+
+
+def test_video_is_fetched_only_when_somebody_plays_it() -> None:
+    html = page(cards_of([submitted(), waited(), landed()]))
+    (video,) = html.all("video")
+    assert video["preload"] == "none"
+    assert "autoplay" not in video
+    assert [image["loading"] for image in html.all("img")] == ["lazy"]
+
+
+def test_addresses_within_airflow_are_relative() -> None:
+    html = page(landed_videos(100), name="mp4")
+    links = [tag for tag in html.all("a") if tag.get("data-leave") != "blank"]
+    addresses = [tag.get(name) for tag in links for name in ("href",)]
+    addresses += [tag.get(name) for _, tag in html.tags for name in ("src", "poster") if name in tag]
+    assert addresses
+    assert [one for one in addresses if not one or "://" in one or one.startswith("/")] == []
+
+
+def test_card_names_and_links_its_image_its_tasks_and_its_file() -> None:
+    html = page(cards_of([submitted(3, image="gs://in/a b/Ada.png", variation="take 2"), failed(3)]))
+    assert html.words.count("Ada.png") == 1
+    assert "task submit [3] failed in wait [3] variation take 2" in html.words
+    links = {tag["href"] for tag in html.all("a") if tag.get("data-leave")}
+    assert links == {
+        "https://console.cloud.google.com/storage/browser/_details/in/a%20b/Ada.png",
+        "../../../dags/a%20dag/runs/run%2B1/tasks/submit/mapped/3",
+        "../../../dags/a%20dag/runs/run%2B1/tasks/wait/mapped/3",
+    }
+    (image,) = html.all("img")
+    assert image["alt"] == "Source image Ada.png"
+    video = page(cards_of([submitted(), landed()])).all("video")[0]
+    assert video["aria-label"] == "Video of a.jpg: a slow wave"
+
+
+@pytest.mark.parametrize(
+    ("address", "link"),
+    [
+        ("gs://b/x y?#.mp4", "https://console.cloud.google.com/storage/browser/_details/b/x%20y%3F%23.mp4"),
+        (
+            "https://storage.googleapis.com/b/x%20y.png",
+            "https://console.cloud.google.com/storage/browser/_details/b/x%20y.png",
+        ),
+        ("https://images.example.com/a.jpg", "https://images.example.com/a.jpg"),
+        ("javascript:alert(1)", ""),
+        ("row 5", ""),
+        ("gs://b", ""),
+        ("https://[bad", ""),
+        (None, ""),
+    ],
+)
+def test_only_web_pages_and_objects_become_links(address: str | None, link: str) -> None:
+    assert outside_link(address) == link
+
+
+def test_thousand_videos_are_shown_in_pages() -> None:
+    cards = landed_videos(1000)
+    first, last, beyond = page(cards), page(cards, number=42), page(cards, number=900)
+    assert len(first.all("video")) == PAGE_SIZE
+    assert len(last.all("video")) == len(beyond.all("video")) == 1000 - 41 * PAGE_SIZE
+    assert "page 42 of 42" in beyond.text
+    assert "all (1,000)" in first.text
+
+
+def test_form_jumps_to_a_page_of_the_same_search() -> None:
+    html = page(landed_videos(100), state="landed", name="MP4", number=2)
+    jump = [tag for tag in html.all("input") if tag.get("type") == "number"]
+    assert [(tag["name"], tag["max"]) for tag in jump] == [("page", "5")]
+    hidden = {(tag["name"], tag["value"]) for tag in html.all("input") if tag.get("type") == "hidden"}
+    assert hidden == {("run_id", "run+1"), ("state", "landed"), ("name", "MP4")}
+    (following,) = [tag["href"] for tag in html.all("a") if tag.get("rel") == "next"]
+    query = parse_qs(urlsplit(following or "").query)
+    assert query == {"run_id": ["run+1"], "state": ["landed"], "page": ["3"], "name": ["MP4"]}
+
+
+@pytest.mark.parametrize(
+    ("state", "count"),
+    [
+        ("all", 7),
+        ("landed", 1),
+        ("open", 1),
+        ("failed", 2),
+        ("refused", 1),
+        ("unknown", 1),
+        ("not_landed", 1),
+    ],
+)
+def test_filters_show_as_many_cards_as_they_and_the_summary_say(state: str, count: int) -> None:
+    entries = [submitted(0), landed(0), submitted(1), submitted(2), failed(2), refused(3)]
+    entries += [submitted(4), failed(4, kind="WanCancelledError"), submitted(6), waited(6)]
+    entries += [failed(5, kind="WanUnknownSubmissionError", request=None)]
+    entries += [failed(6, kind="WanStorageError", task="land")]
+    html = page(cards_of(entries), state=state)
+    label = FILTERS[state].label
+    assert len(html.all("li")) == count
+    assert f"{label} ({count})" in html.words
+    assert state == "all" or f"{count} {label}" in html.words.partition("USD")[0]
+
+
+def test_only_a_page_with_running_requests_is_updated() -> None:
+    assert page(cards_of([submitted()])).all("body")[0]["data-live"]
+    assert not page(cards_of([submitted(), landed()])).all("body")[0]["data-live"]
+
+
+@pytest.mark.parametrize(
+    ("query", "is_over", "text"),
+    [
+        ({}, False, "No video yet."),
+        ({}, True, "This run has ended and made no video."),
+        ({"state": "failed"}, True, "None is failed."),
+        ({"name": "ada"}, False, "No image or video of this run has such a name."),
+    ],
+)
+def test_empty_page_says_why(query: dict[str, str], is_over: bool, text: str) -> None:
+    assert text in page([], is_over=is_over, **query).words
+
+
+def test_paid_requests_that_will_not_land_are_announced() -> None:
+    html = page(cards_of([submitted(0), submitted(1), waited(1), landed(2)], run_is_over=True), is_over=True)
+    (alarm,) = html.of_class("alarm")
+    assert alarm["role"] == "alert"
+    assert "2 requests are paid for, and the video is not in the bucket." in html.words
+    assert "1 landed, 2 paid, not landed" in html.words
+    assert page(landed_videos(2)).of_class("alarm") == []
+
+
+def test_submits_that_may_have_been_bought_are_announced() -> None:
+    html = page(cards_of([failed(kind="WanUnknownSubmissionError", request=None)]))
+    assert "1 request may have been bought" in html.words
+
+
+def test_version_changes_with_everything_the_page_shows() -> None:
+    steps = [
+        cards_of([], [RunTask("submit", 0, "running")]),
+        cards_of([submitted()]),
+        cards_of([submitted(), waited(), landed()]),
+        cards_of([submitted(), failed()]),
+    ]
+    versions = [RunView.of(cards).version for cards in steps]
+    assert len(set(versions)) == len(versions)
+    assert versions[0] == RunView.of(cards_of([], [RunTask("submit", 0, "deferred")])).version
+    assert versions[0] != RunView.of(steps[0], is_over=True).version
