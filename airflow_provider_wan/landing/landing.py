@@ -28,7 +28,6 @@ from airflow_provider_wan.exceptions import (
 )
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
 from airflow_provider_wan.landing.download import Download, Downloader, LinkExpiredError
-from airflow_provider_wan.landing.mp4 import check_mp4
 from airflow_provider_wan.landing.objects import (
     META_COUNT,
     META_REQUEST,
@@ -42,6 +41,7 @@ from airflow_provider_wan.landing.objects import (
 )
 from airflow_provider_wan.landing.record_object import RecordBeside
 from airflow_provider_wan.landing.sources import Fetched, LandedBefore, Source, SourceGoneError
+from airflow_provider_wan.landing.video_file import check_video_file
 from airflow_provider_wan.model_api.calls import RequestResult
 
 if TYPE_CHECKING:
@@ -159,8 +159,7 @@ class Landing:
                 landed.append(landed_as(there, request_id))
                 continue
             with self._fetch(result, index) as download:
-                _check_video(download, request_id)
-                source = Fetched(download)
+                source = Fetched(download, _check_video(download, request_id))
                 landed.append(self._place(source, record, index, count, destination, there))
         return replace(with_result(record, result), videos=tuple(landed))
 
@@ -279,22 +278,23 @@ class Landing:
             return self._client.bucket(bucket).get_blob(name, timeout=TIMEOUT_S, retry=retry_policy())
 
 
-def _check_video(download: Download, request_id: str) -> None:
+def _check_video(download: Download, request_id: str) -> str:
+    """Return the content type of a whole video."""
     try:
-        mp4 = check_mp4(download.file, download.size_bytes)  # type: ignore[arg-type]
+        video = check_video_file(download.file, download.size_bytes)  # type: ignore[arg-type]
     except ValueError as error:
         raise WanDownloadError(
-            f"The file of request {request_id} is not a whole MP4: {error}. Nothing was put into the bucket. "
+            f"The file of request {request_id} is not a whole video: {error}. Nothing was put into the bucket. "
             "It is paid for and not lost: another try fetches it again.",
             request_id=request_id,
         ) from None
-    if mp4.open_ended and not download.length_was_promised:
+    if video.open_ended and not download.length_was_promised:
         raise WanDownloadError(
-            f"The file of request {request_id} came without a length, and its last box has none either: it "
-            "can't be told whether it is whole. Nothing was put into the bucket.",
+            f"The file of request {request_id} came without a length, and its last part has none either: it "
+            "cannot be checked whether it is whole. Nothing was put into the bucket.",
             request_id=request_id,
         )
-    download.file.seek(0)
+    return video.content_type
 
 
 Amend = Callable[[Record], Record]

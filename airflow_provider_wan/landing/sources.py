@@ -45,9 +45,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A file that was fetched whole and looked at."""
+    """A file that was downloaded whole and checked."""
 
     download: Download
+    content_type: str = CONTENT_TYPE
 
     @property
     def crc32c(self) -> str:
@@ -61,7 +62,7 @@ class Fetched:
         blob.upload_from_file(
             self.download.file,
             size=self.download.size_bytes,
-            content_type=CONTENT_TYPE,
+            content_type=self.content_type,
             if_generation_match=replaces,
             checksum="crc32c",
             timeout=TIMEOUT_S,
@@ -87,7 +88,7 @@ class LandedBefore:
 
         video = self.video
         source = self.client.bucket(video.bucket).blob(video.object_name, generation=video.generation)
-        blob.content_type = CONTENT_TYPE
+        blob.content_type = video.content_type
         deadline = time.monotonic() + COPY_FOR_S
         token: str | None = None
         while True:

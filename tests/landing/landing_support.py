@@ -64,10 +64,54 @@ def mvhd(duration: int = 5000, scale: int = 1000, *, version: int = 0) -> bytes:
     return box(b"mvhd", struct.pack(">IIIII", 0, 0, 0, scale, duration) + bytes(80))
 
 
-def mp4(payload: bytes = b"frames", *, moov: bytes | None = None) -> bytes:
-    """Write the smallest file that has all that a whole MP4 has."""
-    head = box(b"ftyp", b"isom\0\0\0\1isom")
-    return head + box(b"moov", mvhd() if moov is None else moov) + box(b"mdat", payload)
+def table(kind: bytes, layout: str, *entries: tuple[int, ...], count: int | None = None) -> bytes:
+    """Write a full box with a table."""
+    rows = b"".join(struct.pack(layout, *entry) for entry in entries)
+    return box(kind, struct.pack(">II", 0, len(entries) if count is None else count) + rows)
+
+
+def trak(
+    offset: int, sizes: Sequence[int], *, handler: bytes = b"vide", ticks: int = 1000, wide: bool = False
+) -> bytes:
+    """Write a track whose samples lie in one chunk.
+
+    :param ticks: of each sample, of which 1000 are a second.
+    :param wide: with 64-bit chunk offsets.
+    """
+    stbl = (
+        table(b"stts", ">II", (len(sizes), ticks))
+        + box(b"stsz", struct.pack(">III", 0, 0, len(sizes)) + struct.pack(f">{len(sizes)}I", *sizes))
+        + table(b"stsc", ">III", (1, len(sizes), 1))
+        + table(b"co64" if wide else b"stco", ">Q" if wide else ">I", (offset,))
+    )
+    mdia = (
+        box(b"mdhd", struct.pack(">IIIII", 0, 0, 0, 1000, ticks * len(sizes)) + bytes(4))
+        + box(b"hdlr", bytes(8) + handler + bytes(13))
+        + box(b"minf", box(b"stbl", stbl))
+    )
+    tkhd = box(b"tkhd", struct.pack(">IIII", 7, 0, 0, 1) + bytes(68))
+    return box(b"trak", tkhd + box(b"mdia", mdia))
+
+
+def moov(offset: int, sizes: Sequence[int], *, header: bytes | None = None, **more: Any) -> bytes:
+    return box(b"moov", (mvhd() if header is None else header) + trak(offset, sizes, **more))
+
+
+FTYP = box(b"ftyp", b"isom\0\0\0\1isom")
+
+
+def mp4(payload: bytes = b"frames", *, last: bool = False, wide: bool = False, **more: Any) -> bytes:
+    """Write the smallest file that is a whole video.
+
+    :param last: with its header at the end.
+    :param wide: with 64-bit sizes and offsets.
+    """
+    media = box(b"mdat", payload, wide=wide)
+    head = 16 if wide else 8
+    if last:
+        return FTYP + media + moov(len(FTYP) + head, [len(payload)], wide=wide, **more)
+    length = len(moov(0, [len(payload)], wide=wide, **more))
+    return FTYP + moov(len(FTYP) + length + head, [len(payload)], wide=wide, **more) + media
 
 
 @dataclass(frozen=True)
@@ -76,7 +120,8 @@ class Serving:
 
     :param cut: bytes of the body after which the connection ends; None: all of it is sent.
     :param framing: ``length`` (an honest Content-Length), ``chunked``, or ``close`` (the end is the end).
-    :param ranges: ``yes`` (with If-Range), ``no``, or ``blind`` (If-Range is not looked at).
+    :param ranges: ``yes`` (with If-Range), ``no``, or ``blind`` (If-Range is ignored).
+    :param more: header lines to add.
     """
 
     data: bytes
@@ -85,6 +130,7 @@ class Serving:
     framing: Literal["length", "chunked", "close"] = "length"
     ranges: Literal["yes", "no", "blind"] = "yes"
     content_type: str = "video/mp4"
+    more: str = ""
 
 
 class FileServer(Wire):
@@ -101,6 +147,8 @@ class FileServer(Wire):
         self.heads.append(head)
         start, size = self._start(plan, head), len(plan.data)
         lines = [f"Content-Type: {plan.content_type}", "Connection: close"]
+        if plan.more:
+            lines.append(plan.more)
         if plan.etag is not None:
             lines.append(f"ETag: {plan.etag}")
         if start:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import logging
 import resource
 import signal
@@ -18,6 +20,7 @@ from airflow_provider_wan.durable.record import Record
 from airflow_provider_wan.exceptions import WanDownloadError, WanError, WanStorageError
 from airflow_provider_wan.http.addresses import AddressRefusedError, check_link
 from tests.landing.landing_support import FileServer, Serving, box, buy, landing, mp4, mvhd, to
+from tests.landing.test_video_file import VIDEOS, encoded
 from tests.sandboxes import VIDEO_BYTES, Bucket
 from tests.wires import Wire, always, reply
 from wan_sandbox.server import Sandbox
@@ -30,13 +33,13 @@ BAD: list[tuple[str, str, dict[str, Any], str, bool]] = [
     ("media", "wrong_type", {"content_type": "application/json"}, "gave application/json", True),
     ("media", "empty_file", {}, "is empty", True),
     ("media", "empty", {}, "and not a video|is empty", True),
-    ("media", "cut_file", {}, "not a whole MP4: it is cut", True),
-    ("media", "cut_file", {"bytes": 1}, "not a whole MP4: it ends in the middle", True),
-    ("media", "cut_file", {"bytes": VIDEO_BYTES - 1}, "not a whole MP4: it is cut", True),
-    ("media", "garbage", {}, "not a whole MP4", True),
+    ("media", "cut_file", {}, "not a whole video: it is cut", True),
+    ("media", "cut_file", {"bytes": 1}, "not a whole video: it ends in the middle", True),
+    ("media", "cut_file", {"bytes": VIDEO_BYTES - 1}, "not a whole video: it is cut", True),
+    ("media", "garbage", {}, "not a whole video", True),
     ("media", "drop_at", {"bytes": 100}, r"broke off after .* of 50000 .*, for", True),
     ("media", "wrong_length", {"add": 1000}, "broke off after 50000 bytes of 51000", True),
-    ("media", "wrong_length", {"add": -1000}, "not a whole MP4: it is cut", True),
+    ("media", "wrong_length", {"add": -1000}, "not a whole video: it is cut", True),
     ("media", "promise", {"length": 10**10}, r"larger than max_size_bytes=2147483648 \(10000000000", False),
     ("media", "promise", {"length": 10**9}, "broke off after 25000 bytes of 1000000000", True),
     ("media", "stall", {"bytes": 1000}, "broke off after 2000 bytes of 50000", True),
@@ -294,7 +297,7 @@ def test_a_file_without_a_length_lands_only_if_its_boxes_end(
     open_ended = mp4()[:-14] + box(b"mdat", b"frames", size=0)
     with (
         FileServer(Serving(open_ended, framing="close")) as files,
-        pytest.raises(WanDownloadError, match="can't be told whether it is whole"),
+        pytest.raises(WanDownloadError, match="cannot be checked whether it is whole"),
     ):
         land_from(files, record, bucket, sandbox)
     with FileServer(Serving(mp4(), framing="close", cut=60)) as files, pytest.raises(WanDownloadError):
@@ -337,6 +340,51 @@ def test_a_file_that_is_sent_encoded_is_refused(bucket: Bucket, sandbox: Sandbox
         with pytest.raises(WanDownloadError, match="encoded"):
             landing(bucket, [wire.url]).land(record, to(bucket))
     assert bucket.objects() == {}
+
+
+@pytest.mark.parametrize("kind", ["webm", "quicktime"])
+def test_a_video_is_landed_by_its_real_type(
+    bucket: Bucket, sandbox: Sandbox, record: Record, kind: str
+) -> None:
+    options, content_type = VIDEOS[kind]
+    with FileServer(Serving(encoded(**options), content_type="application/octet-stream")) as files:
+        land_from(files, record, bucket, sandbox)
+    assert bucket.client.bucket(bucket.name).get_blob("v/clip.mp4").content_type == content_type
+
+
+CHECKSUMS = {
+    "x-goog-hash": lambda data: f"crc32c=AAAAAA==,md5={_base64(hashlib.md5(data).digest())}",
+    "Content-MD5": lambda data: _base64(hashlib.md5(data).digest()),
+    "Digest": lambda data: f"sha-256={_base64(hashlib.sha256(data).digest())}",
+    "Repr-Digest": lambda data: f"sha-256=:{_base64(hashlib.sha256(data).digest())}:",
+    "X-Goog-Generation": lambda data: f'1\r\nETag: "{hashlib.md5(data).hexdigest()}"',
+}
+
+
+def _base64(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()
+
+
+@pytest.mark.parametrize("header", CHECKSUMS)
+def test_a_file_that_differs_from_the_checksum_of_its_source_is_fetched_again(
+    bucket: Bucket, sandbox: Sandbox, record: Record, header: str
+) -> None:
+    good, damaged = mp4(b"g" * 9000), mp4(b"d" * 9000)
+    given = f"{header}: {CHECKSUMS[header](good)}".replace("crc32c=AAAAAA==,", "")
+    plans = [Serving(damaged, etag=None, more=given), Serving(good, etag=None, more=given)]
+    with FileServer(*plans) as files:
+        land_from(files, record, bucket, sandbox)
+        assert files.connections == 2
+    assert bucket.read("v/clip.mp4") == good
+
+
+def test_what_a_file_server_asks_to_wait_travels_with_the_error(bucket: Bucket, sandbox: Sandbox) -> None:
+    record = buy()
+    sandbox.add_fault("media", "status", status=503, retry_after="7200")
+    with pytest.raises(WanDownloadError, match="asks to wait 7200 s") as caught:
+        landing(bucket).land(record, to(bucket))
+    assert caught.value.retry_after_s == 7200
+    assert sandbox.ledger()["calls"]["media"] == 1
 
 
 @pytest.mark.parametrize("size", [6_003_000, 8_000_000], ids=["at the very end", "on the way"])
@@ -488,3 +536,11 @@ def test_a_bucket_that_is_out_is_an_error_of_its_own_and_bounded(
 def test_a_bucket_that_does_not_exist_is_told(bucket: Bucket, sandbox: Sandbox) -> None:
     with pytest.raises(WanStorageError, match=r"no such bucket or object|failed"):
         landing(bucket).land(buy(), to(Bucket(bucket.client, "no-such-bucket", sandbox)))
+
+
+def test_a_file_of_empty_boxes_does_not_land(bucket: Bucket, sandbox: Sandbox, record: Record) -> None:
+    empty = box(b"ftyp", b"isom\0\0\0\1") + box(b"moov") + box(b"mdat")
+    assert len(empty) == 32
+    with FileServer(Serving(empty)) as files, pytest.raises(WanDownloadError, match="no 'mvhd' box"):
+        land_from(files, record, bucket, sandbox)
+    assert bucket.objects() == {}

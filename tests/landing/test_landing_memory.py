@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.landing.landing_support import buy
+from tests.landing.landing_support import FTYP, buy, moov
 from tests.sandboxes import Bucket
 from tests.wires import Wire, read_head
 from wan_sandbox.server import Sandbox
@@ -35,8 +35,9 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 
 
 def test_a_landing_of_200_mb_does_not_hold_them(bucket: Bucket, sandbox: Sandbox) -> None:
-    head = bytes.fromhex("00000010") + b"ftypisom" + bytes(4) + bytes.fromhex("00000008") + b"moov"
-    payload = SIZE_BYTES - len(head) - 8
+    length = len(FTYP + moov(0, [1])) + 8
+    payload = SIZE_BYTES - length
+    head = FTYP + moov(length, [payload])
     zeros = bytes(1024 * 1024)
 
     def send(sock: object) -> None:
