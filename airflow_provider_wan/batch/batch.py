@@ -36,7 +36,7 @@ from airflow_provider_wan.batch.spec import BatchSpec
 from airflow_provider_wan.batch.state import BatchState
 from airflow_provider_wan.durable.journal import BucketJournal
 from airflow_provider_wan.durable.submission import Submission
-from airflow_provider_wan.exceptions import WanError
+from airflow_provider_wan.exceptions import WanError, WanStorageError
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.images.source import ImageSources
 from airflow_provider_wan.landing.download import Downloader, DownloadPolicy
@@ -256,7 +256,14 @@ class Batch:
         state = engine.state
         state.leave_the_rest()
         progress = state.progress()
-        manifest = self._files.write_manifest(all_results(state))
+        try:
+            manifest = self._files.write_manifest(all_results(state))
+        except WanStorageError as error:
+            if not state.unwritten:
+                raise
+            # The error of this task is all that names the purchased requests now: it must be raised.
+            self._log.error("The manifest could not be written: %s", error)
+            manifest = ""
         self._log.info("%s. Manifest: %s", progress.line(), manifest)
         summary = summary_of(state, progress) | {"manifest": manifest, "journal": self._spec.journal}
         return Report(summary, error_of(state, self._spec.max_failures, manifest))

@@ -18,7 +18,8 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
 from logging import Logger
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -65,32 +66,51 @@ class RetryState(NamedTuple):
         return RetryState(self.times + 1, self.since if self.times else now, now + pause_s)
 
 
+class ApiState(StrEnum):
+    """Whether submits may be sent, after an answer to one was lost."""
+
+    #: Submits are sent.
+    OPEN = "open"
+    #: An answer was lost: a free call is repeated until the API answers.
+    ASKING = "asking"
+    #: The API answers again: one submit is sent, and the others wait until it is accepted.
+    TRIAL = "trial"
+
+
 @dataclass(slots=True)
 class Retries:
     """What fails for now.
 
+    :param api: whether submits may be sent.
+    :param lost_trials: trial submits in a row whose answer was lost.
     :param submits: all submits together: the API is down, or limits the rate.
+    :param writes: ids of purchased requests that can't be written to the journal.
     :param images: images that can't be fetched, by fingerprint.
     :param results: requests that have finished by their status and have no result, by request id.
     """
 
+    api: ApiState = ApiState.OPEN
+    lost_trials: int = 0
     submits: RetryState = field(default_factory=RetryState)
+    writes: RetryState = field(default_factory=RetryState)
     images: dict[str, RetryState] = field(default_factory=dict)
     results: dict[str, RetryState] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {"submits": self.submits, "images": self.images, "results": self.results}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any] | None) -> Self:
         """Read what :meth:`as_dict` returned; missing entries count as no failure."""
         given = plain or {}
+        submits, writes = (RetryState(*given.get(kind) or ()) for kind in ("submits", "writes"))
         images, results = (
             {name: RetryState(*retry) for name, retry in (given.get(kind) or {}).items()}
             for kind in ("images", "results")
         )
-        return cls(RetryState(*given.get("submits") or ()), images, results)
+        api = ApiState(given.get("api") or ApiState.OPEN)
+        return cls(api, int(given.get("lost_trials") or 0), submits, writes, images, results)
 
 
 @dataclass(slots=True)

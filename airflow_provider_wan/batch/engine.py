@@ -26,6 +26,8 @@ from airflow_provider_wan.batch.submits import Submits
 from airflow_provider_wan.exceptions import WanError, WanTimeoutError, WanTransientError
 
 _LONGEST_WAIT_S = 1.0
+#: A deferral costs about a second of CPU when the task returns to a worker.
+_WORTH_DEFERRING_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class BatchEngine:
                 if self._is_idle(now):
                     if self._stop.is_set() or self.state.is_over():
                         return None
-                    if may_pause and self.state.in_flight:
+                    if may_pause and (self.state.in_flight or self._waits_long(now)):
                         return self._pause()
                 if not self._stop.is_set():
                     self._begin_polls(now)
@@ -110,11 +112,16 @@ class BatchEngine:
 
     def _is_idle(self, now: float) -> bool:
         """Return whether no thread is changing anything, and none could start."""
-        if self.state.submitting or self.state.landing:
+        if self._submits.is_busy or self.state.landing:
             return False
         if self._stop.is_set():
             return True
         return not self.state.to_land and not self._submits.may_begin(now)
+
+    def _waits_long(self, now: float) -> bool:
+        """Return whether the next call is so far away that the wait is not worth a worker slot."""
+        submit_at = self._submits.next_at()
+        return submit_at is not None and submit_at - now > _WORTH_DEFERRING_S
 
     def _pause(self) -> Pause:
         ordered = sorted(self.state.in_flight, key=self._poller.order_of)
@@ -142,6 +149,10 @@ class BatchEngine:
                 self._submits.on_completion(completion.about, completion.outcome, now)
             case "land":
                 self._landings.on_completion(completion.about, completion.outcome, now)
+            case "check":
+                self._submits.on_check(completion.outcome, now)
+            case "write":
+                self._submits.on_write(completion.about, completion.outcome, now)
             case "poll":
                 self._on_poll(completion.about, completion.outcome, now)
 

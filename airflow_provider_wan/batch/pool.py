@@ -6,6 +6,7 @@ Threads never touch the state of the batch. Each result comes back as a :class:`
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,15 +34,17 @@ from airflow_provider_wan.exceptions import (
     WanError,
     WanGenerationFailedError,
     WanNoOutputError,
+    WanRefusedError,
     WanStorageError,
 )
+from airflow_provider_wan.hooks.common import TEST_REQUEST_ID
 from airflow_provider_wan.hooks.connection import WanSettings
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.landing.landing import Destination, IfExists, Landing, as_landed
 from airflow_provider_wan.model_api.calls import RequestStatus
 from airflow_provider_wan.model_api.video_spec import SourceImage, VideoSpec, make_video_spec
 
-Kind = Literal["submit", "land", "poll"]
+Kind = Literal["submit", "land", "poll", "check", "write"]
 
 _CANCEL_THREADS = 8
 
@@ -66,6 +69,8 @@ class WorkerPool:
             "submit": limits.submit_threads,
             "land": limits.landing_threads,
             "poll": limits.poll_threads,
+            "check": 1,
+            "write": 1,
         }
         self._pools: dict[Kind, ThreadPoolExecutor] = {}
         self._completions: queue.SimpleQueue[Completion] = queue.SimpleQueue()
@@ -140,6 +145,21 @@ class BatchWork:
             validate=False,
         )
         return replace(spec, make_inputs=make_inputs)
+
+    def write_id(self, item: Item, request_id: str) -> None:
+        """Write the id of a purchased request to the journal, after that failed at its purchase.
+
+        :raises WanError: it failed again.
+        """
+        self.submission.take_over(self._video_spec(item, dict), request_id)
+
+    def check_api(self) -> None:
+        """Make a call that costs nothing: the one of the connection test.
+
+        :raises WanTransientError: the API does not answer.
+        """
+        with contextlib.suppress(WanRefusedError):  # a definite answer, whatever it says
+            self.hook.get_status(TEST_REQUEST_ID, retry=False)
 
     @property
     def settings(self) -> WanSettings:

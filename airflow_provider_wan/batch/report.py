@@ -12,7 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_wan.durable.record import Record
-from airflow_provider_wan.exceptions import WanBatchError, WanError
+from airflow_provider_wan.exceptions import WanBatchError, WanError, WanStorageError
 
 if TYPE_CHECKING:
     from airflow_provider_wan.batch.state import BatchState
@@ -295,6 +295,8 @@ def error_of(state: BatchState, max_failures: MaxFailures, manifest: str) -> Wan
     """
     outcomes, total = _outcomes(state), state.plan.total
     left = outcomes[Outcome.LEFT]
+    if state.unwritten:
+        return _unwritten_error(state, left, manifest)
     if left:
         halted = state.halted or WanBatchError(
             "The task was ended early; a rerun continues.", retry_helps=True
@@ -312,6 +314,16 @@ def error_of(state: BatchState, max_failures: MaxFailures, manifest: str) -> Wan
         f"{failures} of {total} images have no video, more than max_failures allows; all others were finished. "
         f"{first}{more}. Manifest: {manifest}",
         retry_helps=any(result.outcome not in (Outcome.REFUSED, Outcome.UNKNOWN) for result in bad),
+    )
+
+
+def _unwritten_error(state: BatchState, left: int, manifest: str) -> WanError:
+    """Name every purchased request that the journal does not: nothing else in the bucket leads to it."""
+    settle = dict(state.unwritten)
+    return WanStorageError(
+        f"{len(settle)} requests were bought and their ids could not be written to the journal; {left} of "
+        f"{state.plan.total} images are not done. {state.halted or ''} The requests are not lost: when the journal can "
+        f"be written, run the task with resolve={json.dumps(settle)}. Manifest: {manifest}"
     )
 
 

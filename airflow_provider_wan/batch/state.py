@@ -193,7 +193,7 @@ class BatchState:
 
     def forget_finished(self, request_id: str) -> None:
         """Record that nothing more has to be done about a finished request."""
-        self.unwritten.pop(self.finished.pop(request_id), None)
+        self.finished.pop(request_id)
         self.retries.results.pop(request_id, None)
 
     def mark_finished(self, request_ids: Iterable[str]) -> None:
@@ -226,7 +226,8 @@ class BatchState:
         self.results[fingerprint] = self.plan.items[fingerprint].result(outcome, **more)
 
     def mark_landed(self, fingerprint: str, outcome: Outcome, record: Record) -> None:
-        """Record that the videos of a request are in the bucket."""
+        """Record that the videos of a request are in the bucket, and its id in the journal."""
+        self.unwritten.pop(fingerprint, None)
         self.end(
             fingerprint,
             outcome,

@@ -289,7 +289,7 @@ class WanBatchOperator(BaseOperator):
             raise self._was_killed(context, engine)
         if pause is not None:
             batch.save(engine)
-            self._set_links(engine, pause.request_ids[0])
+            self._set_links(engine, next(iter(pause.request_ids), None))
             self._show(context, batch, engine.progress())
             self._wait_in_triggerer(context, pause, deadline)
         report = batch.report(engine)

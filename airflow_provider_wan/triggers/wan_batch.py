@@ -192,7 +192,7 @@ class WanBatchTrigger(BaseTrigger):
             return "timeout"
         if watch.gone or (self.not_later_than is not None and now >= self.not_later_than):
             return "due"
-        if len(watch.ready) >= self.resume_when_ready or not waits:
+        if len(watch.ready) >= self.resume_when_ready or (self.request_ids and not waits):
             return "ready"
         oldest = min(watch.ready.values(), default=now)
         return "ready" if now - oldest >= self.resume_after and watch.ready else None

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lost answers and unwritten ids: a batch stops buying at once, and only what was under way is in doubt."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from airflow_provider_wan.batch.report import MaxFailures
+from airflow_provider_wan.exceptions import WanStorageError, WanTransientError
+from tests.batch.batch_support import (
+    addresses,
+    batch,
+    bought,
+    connection,
+    manifest,
+    outcomes,
+    run,
+    videos,
+    wait,
+)
+from wan_sandbox.server import Sandbox
+
+UNDER_WAY, TRIALS = 8, 3
+ANY = MaxFailures(share=1.0)
+
+
+@pytest.fixture
+def sandbox(batch_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
+    # On a busy machine no answer may count as lost but those that the tests lose.
+    monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(batch_sandbox, timeout=4))
+    return batch_sandbox
+
+
+@contextmanager
+def outage_after(sandbox: Sandbox, submits: int, seconds: float) -> Iterator[None]:
+    """Answer 503 to every API call for some time, beginning with the submit of this number; nothing is accepted."""
+    sandbox.add_fault("submit", "status", status=503, skip=submits)
+    ended = threading.Event()
+
+    def play() -> None:
+        while sandbox.control("ledger?summary=1")["submits_seen"] <= submits and not ended.is_set():
+            time.sleep(0.02)
+        for call in ("status", "result", "model"):
+            sandbox.add_fault(call, "status", status=503)
+        ended.wait(seconds)
+        sandbox.clear_faults()
+
+    thread = threading.Thread(target=play)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_an_outage_leaves_only_submits_under_way_in_doubt_and_the_rest_is_made(sandbox: Sandbox) -> None:
+    with outage_after(sandbox, 15, 4.0):
+        report = run(addresses(40), max_failures=ANY, deadline_s=300)
+    assert report.error is None
+    ended = outcomes(report)
+    assert 1 <= ended["unknown"] <= UNDER_WAY + TRIALS
+    assert ended["landed"] == 40 - ended["unknown"]
+    assert max(bought(sandbox).values()) == 1
+    assert len(videos()) == ended["landed"]
+
+
+def test_submits_that_stay_unclear_end_the_batch_after_three_trials_and_a_retry_makes_the_rest(
+    sandbox: Sandbox,
+) -> None:
+    sandbox.add_fault("submit", "status", status=503, skip=10)  # the free call is answered all the while
+    report = run(addresses(60), max_failures=ANY)
+    assert isinstance(report.error, WanTransientError)
+    assert report.error.retry_helps
+    assert "retry or clear the task after 20" in str(report.error)
+    ended = outcomes(report)
+    assert ended["unknown"] <= UNDER_WAY + TRIALS
+    assert ended["landed"] == 10
+    assert ended["left"] == 50 - ended["unknown"]
+
+    sandbox.clear_faults()
+    unknown = {line["image"] for line in manifest(report) if line["outcome"] == "unknown"}
+    again = run(addresses(60), max_failures=ANY, deadline_s=300)
+    assert again.error is None
+    assert outcomes(again) == {"landed": 60 - len(unknown), "unknown": len(unknown)}
+    assert {line["image"] for line in manifest(again) if line["outcome"] == "unknown"} == unknown
+    assert not unknown & set(bought(sandbox))
+
+
+def test_one_lost_answer_costs_one_image_and_no_more(sandbox: Sandbox) -> None:
+    sandbox.add_fault("submit", "no_id", img_url_contains="00005.jpg", count=1)
+    report = run(addresses(30), max_failures=ANY)
+    assert report.error is None
+    assert outcomes(report) == {"landed": 29, "unknown": 1}
+    assert bought(sandbox) == dict.fromkeys(addresses(30), 1)
+
+
+def test_a_long_outage_is_waited_for_without_a_worker(sandbox: Sandbox) -> None:
+    sandbox.add_fault("submit", "status", status=503)
+    sandbox.add_fault("status", "status", status=503, retry_after=30)
+    one = batch(addresses(20), max_failures=ANY, limits={"outage_s": 60.0})
+    engine = one.begin()
+    pause = engine.run(may_pause=True)
+    assert pause is not None
+    assert pause.request_ids == ()
+    assert pause.not_later_than is not None
+    assert pause.not_later_than > time.time() + 10
+    one.save(engine)
+    assert wait(pause, deadline_s=0.2)["outcome"] == "timeout"  # it does not return at once
+
+    sandbox.clear_faults()
+    again = batch(addresses(20), max_failures=ANY)
+    engine = again.resume({"outcome": "due"})
+    assert engine.run(may_pause=False) is None
+    report = again.report(engine)
+    assert report.error is None
+    ended = outcomes(report)
+    assert ended["unknown"] <= UNDER_WAY
+    assert ended["landed"] == 20 - ended["unknown"]
+
+
+def test_after_an_id_that_can_not_be_written_nothing_more_is_bought_and_every_id_is_named(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_provider_wan.durable import submission
+
+    monkeypatch.setattr(submission, "WRITE_ID_FOR_S", -1.0)
+    sandbox.add_fault("bucket.upload", "forbidden", object_contains="_journal/", skip=20)
+    one = batch(addresses(40), limits={"outage_s": 1.0, "submit_threads": 4}, deadline_s=300)
+    engine = one.begin()
+    engine.run(may_pause=False)
+    refused = one.report(engine)  # the manifest can't be written either
+    sandbox.clear_faults()
+    report = one.report(engine)
+    assert isinstance(report.error, WanStorageError)
+    purchases = {purchase["request_id"]: purchase["img_url"] for purchase in sandbox.ledger()["purchases"]}
+    lines = manifest(report)
+    named = {line["request_id"]: line["image"] for line in lines if line["request_id"]}
+    assert named == purchases
+    landed = {line["request_id"] for line in lines if line["outcome"] == "landed"}
+    lost = [request_id for request_id in purchases if request_id not in landed]
+    assert lost
+    assert all(request_id in str(error) for request_id in lost for error in (refused.error, report.error))
+    assert len(purchases) <= 14
