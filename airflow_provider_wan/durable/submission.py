@@ -298,7 +298,7 @@ class Submission:
     # -- a task whose inputs have changed ------------------------------------------------------------------
 
     def _settle_former(self, spec: VideoSpec) -> None:
-        """Deal with what this task instance asked for before its inputs changed, then point to the new video.
+        """Deal with what this task instance asked for before its inputs changed.
 
         :raises WanUnknownSubmissionError: it left an open claim, which may have been bought.
         """
@@ -322,7 +322,6 @@ class Submission:
                 )
             if self._settle_record(spec, spec.owner, former):
                 break
-        self._journal.point_to(spec.owner, spec.image, spec.fingerprint)
 
     def _settle_record(self, spec: VideoSpec, owner: str, former: VersionedRecord) -> bool:
         """Settle one former record; False: read it again."""
@@ -375,6 +374,8 @@ class Submission:
         inputs = spec.make_inputs()
         self._check_journal()
         self._check_api()
+        if self._journal is not None and self._follows_task and spec.owner is not None:
+            self._journal.point_to(spec.owner, spec.image, spec.fingerprint)
         started = time.monotonic()
         attempt = 0
         while True:

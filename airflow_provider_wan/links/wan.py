@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The buttons on a task's page: the video, its bucket, and RunComfy's list of generations.
 
-Airflow asks for them in the worker each time a task leaves it, a deferral included, and keeps the answers as XComs.
-So they stand there while a request is still waited for, and again after a later try has taken it over.
+Airflow calls ``get_link`` in the worker each time a task leaves it, also for a deferral, and stores the answers as
+XComs. So the links work while a request is waited for, and after a later try has adopted it.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from urllib.parse import quote
 
 from airflow.providers.common.compat.sdk import BaseOperatorLink
 
-from airflow_provider_wan.utils.link_state import LinkState
+from airflow_provider_wan.utils.task import LinkState
 
 GENERATIONS_URL = "https://www.runcomfy.com/generations"
 _BUCKET_URL = "https://console.cloud.google.com/storage/browser/"
 _OBJECT_URL = "https://storage.cloud.google.com/"
 
 
-def _seen(operator: Any) -> LinkState:
-    seen = getattr(operator, "seen", None)
-    return seen if isinstance(seen, LinkState) else LinkState()
+def _state_of(operator: Any) -> LinkState:
+    state = getattr(operator, "link_state", None)
+    return state if isinstance(state, LinkState) else LinkState()
 
 
 class WanVideoLink(BaseOperatorLink):
@@ -31,11 +31,11 @@ class WanVideoLink(BaseOperatorLink):
     name = "Video"
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """Give the address; empty while there is no video."""
-        seen = _seen(operator)
-        if seen.landed:
-            return _OBJECT_URL + quote("/".join(seen.landed))
-        url = seen.video_url or ""
+        """Return the address; empty while there is no video."""
+        state = _state_of(operator)
+        if state.landed:
+            return _OBJECT_URL + quote("/".join(state.landed))
+        url = state.video_url or ""
         if url.startswith("gs://"):
             return _OBJECT_URL + quote(url.removeprefix("gs://"))
         return url if url.startswith(("https://", "http://")) else ""
@@ -47,8 +47,8 @@ class WanBucketLink(BaseOperatorLink):
     name = "Bucket"
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """Give the address; empty while nothing has landed."""
-        landed = _seen(operator).landed
+        """Return the address; empty while nothing has landed."""
+        landed = _state_of(operator).landed
         return _BUCKET_URL + quote(posixpath.join(landed[0], posixpath.dirname(landed[1]))) if landed else ""
 
 
@@ -58,5 +58,5 @@ class WanGenerationsLink(BaseOperatorLink):
     name = "RunComfy generations"
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """Give the address; empty while there is no request."""
-        return GENERATIONS_URL if _seen(operator).request_id else ""
+        """Return the address; empty while there is no request."""
+        return GENERATIONS_URL if _state_of(operator).request_id else ""

@@ -18,39 +18,23 @@ from airflow_provider_wan.operators.wan_cancel import WanCancelOperator
 from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in, event_of, is_over_for_good
 from airflow_provider_wan.utils.errors import as_airflow_errors
 from airflow_provider_wan.utils.images import given_image, image_sources, shown_image
-from airflow_provider_wan.utils.link_state import LinkState, is_waiting, on_obtained, on_result
 from airflow_provider_wan.utils.params import (
     DEFAULT_MODEL_ID,
     DEFAULT_TIMEOUT,
+    INPUT_PARAMETERS,
     RequestRef,
+    given_inputs,
     given_or_none,
     mapping_of,
+    mask_signatures,
     request_of,
     seconds_of,
-    timeout_of,
-)
-from airflow_provider_wan.utils.spec import (
-    INPUT_PARAMETERS,
-    given_inputs,
-    mask_signatures,
     shown_url,
+    timeout_of,
     video_spec_of,
 )
-from airflow_provider_wan.utils.task import (
-    bucket_journal,
-    is_watched_by_others,
-    journal_of,
-    warn_that_nothing_remembers,
-    watcher_of,
-    watchers_of,
-)
-from airflow_provider_wan.utils.waits import (
-    cancel_what_is_queued,
-    finished,
-    paid_and_gone,
-    result_if_over,
-    timed_out,
-)
+from airflow_provider_wan.utils.results import AwaitedRequest
+from airflow_provider_wan.utils.task import LinkState, TaskRequest
 
 if TYPE_CHECKING:
     from airflow_provider_wan.durable.journal import Journal
@@ -224,11 +208,11 @@ class WanSubmitOperator(BaseOperator):
         self.wan_conn_id = wan_conn_id
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
-        self.seen = LinkState()
-        self._killed: threading.Event | None = None  # Airflow copies tasks, and this can't be copied
+        self.link_state = LinkState()
+        self._killed: threading.Event | None = None  # set in execute: an event can't be copied
 
     def __setattr__(self, key: str, value: Any) -> None:
-        """Set an attribute; of what is rendered, Airflow keeps a copy in its database before it executes the task."""
+        """Set an attribute, and mask signatures: Airflow stores rendered fields before it executes the task."""
         if key in ("img_url", "inputs", "image"):
             mask_signatures(value)
         super().__setattr__(key, value)
@@ -239,54 +223,52 @@ class WanSubmitOperator(BaseOperator):
 
         self._killed = threading.Event()
         with as_airflow_errors(context):
+            task = TaskRequest.of(self, context)
             hook = WanHook(self.wan_conn_id)
             given = given_inputs(self)
-            if self._is_unseen(given):
-                return self._take_over_unseen(context, hook)
-            wanted = self._wanted(context, hook, given)
-            journal = self._journal(context)
-            obtained = self._obtain(context, hook, journal, wanted)
-            ref = self._ref(context, obtained.record)
-            on_obtained(self, context, obtained)
+            if self._is_request_alone(given):
+                return self._take_over_alone(task, hook)
+            spec = self._video_spec(task, hook, given)
+            journal = self._journal(task)
+            obtained = self._obtain(task, hook, journal, spec)
+            task.on_obtained(obtained)
+            wait = self._awaited(task, hook, journal, obtained.record)
             if not self.wait_for_completion:
-                return ref.as_xcom()
+                return wait.ref.as_xcom()
             if obtained.how == "reused":
-                result = finished(hook, journal, ref, self.log, has_succeeded=True)
-                return on_result(self, context, result, is_new=False)
-            return self._wait(context, hook, journal, ref, is_new=obtained.how == "submitted")
+                return task.on_result(wait.finished(has_succeeded=True), is_new=False)
+            return self._wait(wait, is_new=obtained.how == "submitted")
 
     def execute_complete(self, context: Any, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Go on after the wait in the triggerer."""
+        """Continue after the wait in the triggerer."""
         from airflow_provider_wan.hooks.wan import WanHook
 
-        self.seen = LinkState(event["request_id"])
         with as_airflow_errors(context):
-            hook = WanHook(self.wan_conn_id)
-            journal = self._journal(context)
-            ref = self._ref_of_event(context, journal, event)
-            return self._after_wait(context, hook, journal, ref, event)
+            self.link_state = LinkState(event["request_id"])
+            task = TaskRequest.of(self, context)
+            return self._after_wait(self._awaited_of_event(task, WanHook(self.wan_conn_id), event), event)
 
     def on_kill(self) -> None:
-        """End a wait in this worker; what follows (looking, cancelling) happens where it waits."""
+        """End a wait in this worker; the wait itself decides whether to cancel."""
         if self._killed is not None:
             self._killed.set()
 
-    # -- obtaining it --------------------------------------------------------------------------------------
+    # -- obtaining the request -----------------------------------------------------------------------------
 
-    def _wanted(self, context: Any, hook: WanHook, given: Mapping[str, Any]) -> VideoSpec:
+    def _video_spec(self, task: TaskRequest, hook: WanHook, given: Mapping[str, Any]) -> VideoSpec:
+        variation = given_or_none(self.variation)
         image = given_image(self.image)
-        with self._skips_what_is_invalid(context):
+        with self._skips_invalid(task):
             if image is not None:
                 source = self._image_sources(hook).open(image)
-                variation = given_or_none(self.variation)
-                return source.wanted(self.model_id, given, variation=variation, owner=watcher_of(context))
+                return source.wanted(self.model_id, given, variation=variation, owner=task.owner)
             return video_spec_of(
                 given,
                 model_id=self.model_id,
-                variation=given_or_none(self.variation),
+                variation=variation,
                 check_image=self.check_image,
                 hook=hook,
-                owner=watcher_of(context),
+                owner=task.owner,
             )
 
     def _image_sources(self, hook: WanHook) -> ImageSources:
@@ -305,7 +287,7 @@ class WanSubmitOperator(BaseOperator):
         )
 
     def _obtain(
-        self, context: Any, hook: WanHook, journal: Journal | None, wanted: VideoSpec
+        self, task: TaskRequest, hook: WanHook, journal: Journal | None, spec: VideoSpec
     ) -> SubmitResult:
         from airflow_provider_wan.durable.submission import Submission
 
@@ -316,161 +298,132 @@ class WanSubmitOperator(BaseOperator):
             on_unknown_submission=self.on_unknown_submission,
             resolve=mapping_of(self.resolve, name="resolve"),
             follows_task=True,
-            is_retry=(getattr(context["ti"], "try_number", 1) or 1) > 1,
+            is_retry=task.is_retry,
         )
         request = given_or_none(self.request)
         request_id = None if request is None else request_of(request).request_id
-        if journal is None and self.durable:  # not before all that can be wrong with the Dag was found
-            warn_that_nothing_remembers(self.log)
+        if self.durable and not given_or_none(self.journal):  # after the checks that can still fail for free
+            task.warn_about_protection()
         if request_id is not None:
-            return submission.take_over(wanted, request_id)
-        with self._skips_what_is_invalid(context):
-            return submission.obtain(wanted)
+            return submission.take_over(spec, request_id)
+        with self._skips_invalid(task):
+            return submission.obtain(spec)
 
-    def _is_unseen(self, given: Mapping[str, Any]) -> bool:
-        """Tell whether a request is to be taken over without saying what it was made of."""
+    def _is_request_alone(self, given: Mapping[str, Any]) -> bool:
+        """Return whether a request is to be taken over without its inputs."""
         return given_or_none(self.request) is not None and not given and given_image(self.image) is None
 
-    def _take_over_unseen(self, context: Any, hook: WanHook) -> dict[str, Any]:
-        """Go on with such a request: there is nothing to remember it by."""
+    def _take_over_alone(self, task: TaskRequest, hook: WanHook) -> dict[str, Any]:
+        """Continue with such a request; without inputs there is no fingerprint, and so no record."""
         from airflow_provider_wan.durable.reconcile import check_it_exists
 
-        ref = request_of(self.request)
-        if ref.fingerprint is None:
-            check_it_exists(hook, ref.request_id, named_in="request=")
-        self.seen = LinkState(ref.request_id)
-        if not self.wait_for_completion:
-            return ref.as_xcom()
-        return self._wait(context, hook, self._journal_of(ref), ref)
+        wait = AwaitedRequest.of(task, hook, request_of(self.request))
+        if wait.ref.fingerprint is None:
+            check_it_exists(hook, wait.ref.request_id, named_in="request=")
+        self.link_state = LinkState(wait.ref.request_id)
+        return self._wait(wait) if self.wait_for_completion else wait.ref.as_xcom()
 
-    def _journal(self, context: Any) -> Journal | None:
-        if not self.durable:
-            return None
-        return journal_of(
-            context,
-            given_or_none(self.journal),
-            gcp_conn_id=self.gcp_conn_id,
-            impersonation_chain=self.impersonation_chain,
-        )
+    def _journal(self, task: TaskRequest) -> Journal | None:
+        return task.journal(given_or_none(self.journal)) if self.durable else None
 
-    def _journal_of(self, ref: RequestRef) -> Journal | None:
-        if not ref.journal:
-            return None
-        return bucket_journal(
-            ref.journal, gcp_conn_id=self.gcp_conn_id, impersonation_chain=self.impersonation_chain
-        )
-
-    def _ref(self, context: Any, record: Record) -> RequestRef:
+    def _awaited(
+        self, task: TaskRequest, hook: WanHook, journal: Journal | None, record: Record
+    ) -> AwaitedRequest:
         assert record.request_id is not None
-        journal = given_or_none(self.journal)
-        return RequestRef(
+        uri = given_or_none(self.journal)
+        ref = RequestRef(
             request_id=record.request_id,
             model_id=record.model_id,
             fingerprint=record.fingerprint,
             submitted_at=record.submitted_at,
-            journal=journal,
-            watcher=watcher_of(context) if journal else None,
+            journal=uri,
+            owner=task.owner if uri else None,
             image=record.image,
             variation=record.variation,
             inputs=record.inputs,
         )
+        return AwaitedRequest(task, hook, ref, journal, is_own=not record.taken_over)
 
-    def _ref_of_event(self, context: Any, journal: Journal | None, event: Mapping[str, Any]) -> RequestRef:
-        if self._is_unseen(given_inputs(self)):
-            return request_of(self.request)
-        fingerprint = event.get("fingerprint")
+    def _awaited_of_event(self, task: TaskRequest, hook: WanHook, event: Mapping[str, Any]) -> AwaitedRequest:
+        if self._is_request_alone(given_inputs(self)):
+            return AwaitedRequest.of(task, hook, request_of(self.request))
+        journal, fingerprint = self._journal(task), event.get("fingerprint")
         held = journal.read(fingerprint) if journal is not None and fingerprint else None
         if held is not None and held.record.request_id == event["request_id"]:
-            return self._ref(context, held.record)
-        return RequestRef(event["request_id"], model_id=self.model_id, fingerprint=fingerprint)
+            return self._awaited(task, hook, journal, held.record)
+        ref = RequestRef(event["request_id"], model_id=self.model_id, fingerprint=fingerprint)
+        return AwaitedRequest(task, hook, ref, journal, is_own=given_or_none(self.request) is None)
 
     @contextmanager
-    def _skips_what_is_invalid(self, context: Any) -> Iterator[None]:
-        """Skip this task instead of failing it, where that is wished; the XCom ``refused`` says what was wrong."""
+    def _skips_invalid(self, task: TaskRequest) -> Iterator[None]:
+        """With ``on_invalid="skip"``, skip this task instead of failing it; the XCom ``refused`` says why."""
         try:
             yield
         except WanInputError as error:
             if self.on_invalid != "skip":
                 raise
-            metrics.count(metrics.REFUSED, tags=metrics.tags_of(context, self.model_id))
+            metrics.count(metrics.REFUSED, tags=task.tags(self.model_id))
             url = shown_url(given_inputs(self).get("img_url"))
-            what = {"img_url": url} if url else {"image": shown_image(self.image)}
-            context["ti"].xcom_push(key="refused", value=[{**what, "rule": str(error)}])
-            raise AirflowSkipException(str(error)) from error
+            image = {"img_url": url} if url else {"image": shown_image(self.image)}
+            task.ti.xcom_push(key="refused", value=[{**image, "rule": str(error)}])
+            raise AirflowSkipException(str(error)) from None
 
     # -- waiting for it ------------------------------------------------------------------------------------
 
-    def _wait(
-        self, context: Any, hook: WanHook, journal: Journal | None, ref: RequestRef, *, is_new: bool = False
-    ) -> dict[str, Any]:
-        is_waiting(context, ref)
-        if self.deferrable:
-            if not is_new and (result := result_if_over(hook, ref)) is not None:
-                xcom = finished(hook, journal, ref, self.log, result=result)
-                return on_result(self, context, xcom)
-            self._defer(context, ref)
-        return self._wait_here(context, hook, journal, ref)
-
-    def _defer(self, context: Any, ref: RequestRef) -> None:
+    def _wait(self, wait: AwaitedRequest, *, is_new: bool = False) -> dict[str, Any]:
+        wait.task.on_waiting(wait.ref)
+        if not self.deferrable:
+            return self._wait_here(wait)
+        if not is_new and (result := wait.result_if_over()) is not None:
+            return wait.task.on_result(wait.finished(result=result))
         self.defer(
             trigger=WanRequestTrigger(
                 wan_conn_id=self.wan_conn_id,
-                request_id=ref.request_id,
+                request_id=wait.ref.request_id,
                 deadline=deadline_in(seconds_of(self.timeout)),
                 poll_interval=self.poll_interval,
-                cancel_on_kill=self.cancel_on_kill,
-                fingerprint=ref.fingerprint,
-                journal=ref.journal,
-                watchers=watchers_of(context, ref),
+                cancel_on_kill=self.cancel_on_kill and wait.may_be_cancelled,
+                fingerprint=wait.ref.fingerprint,
+                journal=wait.ref.journal,
+                watchers=wait.task.owners(wait.ref),
                 gcp_conn_id=self.gcp_conn_id,
                 impersonation_chain=self.impersonation_chain,
             ),
             method_name="execute_complete",
         )
+        raise AssertionError("defer raises")
 
-    def _wait_here(
-        self, context: Any, hook: WanHook, journal: Journal | None, ref: RequestRef
-    ) -> dict[str, Any]:
+    def _wait_here(self, wait: AwaitedRequest) -> dict[str, Any]:
         from airflow_provider_wan.polling.waiting import start_wait, wait_in_worker
 
-        wait = start_wait(
-            ref.request_id,
+        polled = start_wait(
+            wait.ref.request_id,
             deadline=deadline_in(seconds_of(self.timeout)),
             poll_interval_s=self.poll_interval,
         )
-        over = wait_in_worker(hook, wait, self.log, stop=self._killed or threading.Event())
+        over = wait_in_worker(wait.hook, polled, self.log, stop=self._killed or threading.Event())
         if over is None:
-            raise self._was_killed(context, hook, journal, ref)
-        return self._after_wait(context, hook, journal, ref, event_of(over, wait))
+            raise self._was_killed(wait)
+        return self._after_wait(wait, event_of(over, polled))
 
-    def _after_wait(
-        self,
-        context: Any,
-        hook: WanHook,
-        journal: Journal | None,
-        ref: RequestRef,
-        event: Mapping[str, Any],
-    ) -> dict[str, Any]:
-        journal = self._journal_of(ref) or journal
+    def _after_wait(self, wait: AwaitedRequest, event: Mapping[str, Any]) -> dict[str, Any]:
         message = str(event.get("message", ""))
         match event["outcome"]:
             case "timeout":
-                watchers = watchers_of(context, ref)
-                raise timed_out(hook, journal, ref, message, watchers=watchers, cancel=True, log=self.log)
+                raise wait.timed_out(message)
             case "gone" if event.get("may_be_paid"):
-                raise paid_and_gone(journal, ref, message, self.log)
+                raise wait.paid_and_gone(message)
             case "gone":  # the next try decides what to do about it
-                raise WanTransientError(message, request_id=ref.request_id)
-        has_succeeded = event["outcome"] == "succeeded"
-        result = finished(hook, journal, ref, self.log, has_succeeded=has_succeeded)
-        return on_result(self, context, result, running_since=event.get("running_since"))
+                raise WanTransientError(message, request_id=wait.ref.request_id)
+        result = wait.finished(has_succeeded=event["outcome"] == "succeeded")
+        return wait.task.on_result(result, running_since=event.get("running_since"))
 
-    def _was_killed(self, context: Any, hook: WanHook, journal: Journal | None, ref: RequestRef) -> Exception:
-        """Decide, after a SIGTERM, whether anybody still owns the request; the next try or nobody does."""
-        truth = "It is left alone: a later try takes it over."
-        if self.cancel_on_kill and is_over_for_good(context["ti"]):
-            others = is_watched_by_others(journal, ref.fingerprint, watchers_of(context, ref))
-            truth = cancel_what_is_queued(hook, ref.request_id, watched_by_others=others, log=self.log)
-        self.log.warning("Killed while waiting for request %s. %s", ref.request_id, truth)
-        killed: Exception = AirflowException(f"Killed while waiting for request {ref.request_id}. {truth}")
+    def _was_killed(self, wait: AwaitedRequest) -> Exception:
+        """Decide, after a SIGTERM, whether the request still has an owner."""
+        outcome = "It is left alone: a later try takes it over."
+        if self.cancel_on_kill and is_over_for_good(wait.task.ti):
+            outcome = wait.cancel_if_queued()
+        message = f"Killed while waiting for request {wait.ref.request_id}. {outcome}"
+        self.log.warning(message)
+        killed: Exception = AirflowException(message)
         return killed

@@ -18,17 +18,17 @@ from airflow_provider_wan.links.wan import WanBucketLink, WanGenerationsLink
 from airflow_provider_wan.triggers.wan import WanBatchTrigger, deadline_in, is_over_for_good
 from airflow_provider_wan.utils.errors import as_airflow_errors
 from airflow_provider_wan.utils.images import image_sources
-from airflow_provider_wan.utils.link_state import LinkState
 from airflow_provider_wan.utils.params import (
     DEFAULT_MODEL_ID,
+    INPUT_PARAMETERS,
     flag_of,
+    given_inputs,
     given_or_none,
     mapping_of,
     seconds_of,
     timeout_of,
 )
-from airflow_provider_wan.utils.spec import INPUT_PARAMETERS, given_inputs
-from airflow_provider_wan.utils.task import watcher_of
+from airflow_provider_wan.utils.task import LinkState, owner_of
 
 if TYPE_CHECKING:
     from airflow_provider_wan.batch.batch import Batch
@@ -248,7 +248,7 @@ class WanBatchOperator(BaseOperator):
         self.wan_conn_id = wan_conn_id
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
-        self.seen = LinkState()
+        self.link_state = LinkState()
         self._end: BatchEnd | None = None
         self._stop = threading.Event()
 
@@ -314,7 +314,7 @@ class WanBatchOperator(BaseOperator):
                 look_at=pause.poll_at,
                 cancel_on_kill=self.cancel_on_kill,
                 journal=self._journal_uri(),
-                watcher=watcher_of(context),
+                watcher=owner_of(context),
                 gcp_conn_id=self.gcp_conn_id,
                 impersonation_chain=self.impersonation_chain,
             ),
@@ -359,7 +359,7 @@ class WanBatchOperator(BaseOperator):
                 workers=threads,
             ),
             self.log,
-            owner=watcher_of(context),
+            owner=owner_of(context),
             stop=self._stop,
             on_progress=lambda progress: self._show(context, batch, progress),
             listener=BatchMetrics(metrics.tags_of(context, self.model_id)),
@@ -445,7 +445,7 @@ class WanBatchOperator(BaseOperator):
         results = engine.results.values()
         request_id = request_id or next((result.request_id for result in results if result.request_id), None)
         is_there = any(result.outcome.is_there for result in results)
-        self.seen = LinkState(request_id, landed=(self._bucket(), self._prefix()) if is_there else None)
+        self.link_state = LinkState(request_id, landed=(self._bucket(), self._prefix()) if is_there else None)
 
     def _emit_end(self, context: Any, batch: Batch, engine: BatchEngine, report: Report) -> None:
         """Pass the end of the batch to links, assets and lineage."""

@@ -9,16 +9,16 @@ from typing import Any
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_wan.utils.errors import as_airflow_errors
-from airflow_provider_wan.utils.params import RequestRef, given_or_none, request_of
-from airflow_provider_wan.utils.task import bucket_journal, is_watched_by_others, watchers_of
+from airflow_provider_wan.utils.params import given_or_none, request_of
+from airflow_provider_wan.utils.task import LinkState, TaskRequest, has_other_owners
 
 
 class WanCancelOperator(BaseOperator):
     """Cancel a request that is still queued; usable as a teardown.
 
-    Returns ``{"request_id", "cancelled", "outcome"}`` and tells the truth: a request that runs can't be cancelled,
-    goes on and is charged. Where there is no request (nothing was submitted), there is nothing to do. A request
-    whose journal names other tasks that count on it is left alone; ``outcome`` is then ``wanted_by_others``.
+    Returns ``{"request_id", "cancelled", "outcome"}``. A request that runs can't be cancelled: it runs on and is
+    charged. Without a request (nothing was submitted) it does nothing. A request that other tasks depend on, as its
+    journal says, is left alone; ``outcome`` is then ``wanted_by_others``.
 
     :param request: a request id, or what a :class:`WanSubmitOperator` returned. (templated)
     :param wan_conn_id: the connection, default ``wan_default``. (templated)
@@ -43,9 +43,10 @@ class WanCancelOperator(BaseOperator):
         self.wan_conn_id = wan_conn_id
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
+        self.link_state = LinkState()
 
     def execute(self, context: Any) -> dict[str, Any] | None:
-        """Cancel it, if that is still possible."""
+        """Cancel the request if it is still queued."""
         from airflow_provider_wan.hooks.wan import WanHook
 
         if given_or_none(self.request) is None:
@@ -54,8 +55,11 @@ class WanCancelOperator(BaseOperator):
         with as_airflow_errors(context):
             ref = request_of(self.request)
             request_id = ref.request_id
-            if self._is_wanted_by_others(context, ref):
-                self.log.info("Request %s is left alone: other tasks count on it.", request_id)
+            task = TaskRequest.of(self, context)
+            if ref.journal and has_other_owners(
+                task.open_journal(ref.journal), ref.fingerprint, task.owners(ref)
+            ):
+                self.log.info("Request %s is left alone: other tasks depend on it.", request_id)
                 return {"request_id": request_id, "cancelled": False, "outcome": "wanted_by_others"}
             outcome = WanHook(self.wan_conn_id).cancel(request_id)
             if outcome.cancelled:
@@ -67,11 +71,3 @@ class WanCancelOperator(BaseOperator):
                     outcome.word,
                 )
             return {"request_id": request_id, "cancelled": outcome.cancelled, "outcome": outcome.word}
-
-    def _is_wanted_by_others(self, context: Any, ref: RequestRef) -> bool:
-        if not ref.journal:
-            return False
-        journal = bucket_journal(
-            ref.journal, gcp_conn_id=self.gcp_conn_id, impersonation_chain=self.impersonation_chain
-        )
-        return is_watched_by_others(journal, ref.fingerprint, watchers_of(context, ref))

@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from airflow_provider_wan.exceptions import WanError
 from airflow_provider_wan.links.wan import WanBucketLink
 from airflow_provider_wan.utils.errors import as_airflow_errors
-from airflow_provider_wan.utils.link_state import LinkState
+from airflow_provider_wan.utils.task import LinkState
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -93,7 +93,7 @@ class WanContactSheetOperator(BaseOperator):
         self.wan_conn_id = wan_conn_id
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
-        self.seen = LinkState()
+        self.link_state = LinkState()
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Read the records and write the page."""
@@ -131,7 +131,7 @@ class WanContactSheetOperator(BaseOperator):
                 cards += pool.map(add_picture, missing[: self.max_videos])
             title = self.title or posixpath.join(bucket, prefix)
             self._write(client, bucket, name, render_contact_sheet(cards, title=title))
-        self.seen = LinkState(landed=(bucket, name))
+        self.link_state = LinkState(landed=(bucket, name))
         self.log.info("Wrote gs://%s/%s with %d videos.", bucket, name, videos)
         return {"uri": f"gs://{bucket}/{name}", "videos": videos}
 

@@ -11,8 +11,13 @@ from airflow.providers.common.compat.sdk import AirflowSkipException, BaseOperat
 from airflow_provider_wan.exceptions import WanError, WanInputError
 from airflow_provider_wan.utils.errors import as_airflow_errors
 from airflow_provider_wan.utils.images import TooSmall, image_sources
-from airflow_provider_wan.utils.params import DEFAULT_MODEL_ID, flag_of, given_or_none, mapping_of
-from airflow_provider_wan.utils.spec import mask_signatures
+from airflow_provider_wan.utils.params import (
+    DEFAULT_MODEL_ID,
+    flag_of,
+    given_or_none,
+    mapping_of,
+    mask_signatures,
+)
 from airflow_provider_wan.utils.task import bucket_journal
 
 if TYPE_CHECKING:

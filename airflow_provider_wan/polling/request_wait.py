@@ -317,9 +317,7 @@ def error_of_outcome(over: Over, request_id: str) -> WanError | None:
 
 def _timeout_error(request_id: str, seen: str) -> WanTimeoutError:
     return WanTimeoutError(
-        f"Request {request_id} was not finished at the deadline{seen} It is not lost: run the task again, or pass "
-        f'`request="{request_id}"`, to pick it up, with a longer timeout if it needs one.',
-        request_id=request_id,
+        f"Request {request_id} was not finished at the deadline{seen}", request_id=request_id
     )
 
 

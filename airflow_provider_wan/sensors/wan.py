@@ -18,7 +18,6 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_wan.exceptions import (
     WanAuthError,
     WanCancelledError,
-    WanError,
     WanGenerationFailedError,
     WanNotFoundError,
     WanRefusedError,
@@ -27,14 +26,11 @@ from airflow_provider_wan.exceptions import (
 from airflow_provider_wan.links.wan import WanGenerationsLink, WanVideoLink
 from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in
 from airflow_provider_wan.utils.errors import as_airflow_errors
-from airflow_provider_wan.utils.link_state import LinkState, on_result
-from airflow_provider_wan.utils.params import DEFAULT_TIMEOUT, RequestRef, request_of
-from airflow_provider_wan.utils.task import bucket_journal, watchers_of
-from airflow_provider_wan.utils.waits import finished, paid_and_gone, result_if_over, timed_out
+from airflow_provider_wan.utils.params import DEFAULT_TIMEOUT, request_of
+from airflow_provider_wan.utils.results import AwaitedRequest
+from airflow_provider_wan.utils.task import LinkState, TaskRequest
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.durable.journal import Journal
-    from airflow_provider_wan.hooks.wan import WanHook
     from airflow_provider_wan.model_api.calls import RequestResult
 
 
@@ -55,9 +51,11 @@ class WanRequestSensor(BaseSensorOperator):
         (default) adapts to the time waited and the queue there, and is 60 s where it is not deferred.
     :param timeout: the most that one try waits, default 6 hours. A request that is still queued then is cancelled;
         one that runs is taken over by the next try.
-    :param cancel_on_timeout: whether to cancel it then, default True.
+    :param cancel_on_timeout: whether to cancel it then, default True. Only a request with a journal is cancelled:
+        without one it is not known whether another task waits for it.
     :param cancel_on_kill: whether a queued request is cancelled when the task is marked failed or successful while it
-        is deferred, default True (Airflow 3.3 and later). A running one can't be cancelled and is charged.
+        is deferred, default True (Airflow 3.3 and later; with a journal). A running one can't be cancelled and is
+        charged.
     :param wan_conn_id: the connection, default ``wan_default``. (templated)
     :param gcp_conn_id: for the journal that the request came with, if it did. (templated)
     :param impersonation_chain: a service account to act as, for that journal. (templated)
@@ -92,149 +90,118 @@ class WanRequestSensor(BaseSensorOperator):
         self.wan_conn_id = wan_conn_id
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
-        self.seen = LinkState()
-        self._looked = False
+        self.link_state = LinkState()
+        self._polled = False
 
     def execute(self, context: Any) -> Any:
-        """Look once, and wait in the triggerer; or in the usual way."""
+        """Ask once, and wait in the triggerer; or in the usual way of sensors."""
         with as_airflow_errors(context):
-            ref = request_of(self.request)
-            self.seen = LinkState(ref.request_id)
             if not self.deferrable:
-                return self._wait_as_sensors_do(context, ref)
-            if (xcom := self._first_look(context, ref)) is not None:
+                return self._wait_as_sensors_do(context)
+            wait = self._awaited(context)
+            if (xcom := self._first_poll(wait)) is not None:
                 return xcom
             self.defer(
                 trigger=WanRequestTrigger(
                     wan_conn_id=self.wan_conn_id,
-                    request_id=ref.request_id,
+                    request_id=wait.ref.request_id,
                     deadline=deadline_in(self.timeout),
                     poll_interval=self.poll_interval,
-                    cancel_on_kill=self.cancel_on_kill,
-                    fingerprint=ref.fingerprint,
-                    journal=ref.journal,
-                    watchers=watchers_of(context, ref),
-                    is_known=ref.fingerprint is not None,
+                    cancel_on_kill=self.cancel_on_kill and wait.may_be_cancelled,
+                    fingerprint=wait.ref.fingerprint,
+                    journal=wait.ref.journal,
+                    watchers=wait.task.owners(wait.ref),
+                    is_known=wait.ref.fingerprint is not None,
                     gcp_conn_id=self.gcp_conn_id,
                     impersonation_chain=self.impersonation_chain,
                 ),
                 method_name="execute_complete",
             )
 
-    def _first_look(self, context: Any, ref: RequestRef) -> dict[str, Any] | None:
-        """Give the result of a request that is over already; a failure skips here where it does after a deferral."""
+    def _awaited(self, context: Any) -> AwaitedRequest:
         from airflow_provider_wan.hooks.wan import WanHook
 
-        hook = WanHook(self.wan_conn_id)
+        ref = request_of(self.request)
+        self.link_state = LinkState(ref.request_id)
+        return AwaitedRequest.of(TaskRequest.of(self, context), WanHook(self.wan_conn_id), ref)
+
+    def _first_poll(self, wait: AwaitedRequest) -> dict[str, Any] | None:
+        """Return the result of a request that is over already; a failure skips here where it does after a deferral."""
         try:
-            with as_airflow_errors(context):
-                result = result_if_over(hook, ref)
-                xcom = None if result is None else self._finished(hook, ref, result=result)
+            with as_airflow_errors({"ti": wait.task.ti}):
+                result = wait.result_if_over()
+                return None if result is None else wait.task.on_result(self._finished(wait, result=result))
         except AirflowException as error:
             if self.soft_fail or self.never_fail:
                 raise AirflowSkipException(str(error)) from error
             raise
-        return None if xcom is None else on_result(self, context, xcom)
 
     def execute_complete(self, context: Any, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Go on after the wait in the triggerer."""
-        from airflow_provider_wan.hooks.wan import WanHook
-
-        self.seen = LinkState(event["request_id"])
+        """Continue after the wait in the triggerer."""
         with as_airflow_errors(context):
-            hook = WanHook(self.wan_conn_id)
-            ref = request_of(self.request)
+            wait = self._awaited(context)
             message = str(event.get("message", ""))
             match event["outcome"]:
                 case "timeout":
-                    raise self._timed_out(context, hook, ref, message)
+                    raise wait.timed_out(message, cancel=self.cancel_on_timeout)
                 case "gone" if event.get("may_be_paid"):
-                    raise paid_and_gone(self._journal(ref), ref, message, self.log)
+                    raise wait.paid_and_gone(message)
                 case "gone":
-                    raise WanNotFoundError(message, request_id=ref.request_id)
+                    raise WanNotFoundError(message, request_id=wait.ref.request_id)
                 case "refused":
-                    raise WanRefusedError(message, request_id=ref.request_id)
-            result = self._finished(hook, ref, has_succeeded=event["outcome"] == "succeeded")
-            return on_result(self, context, result, running_since=event.get("running_since"))
+                    raise WanRefusedError(message, request_id=wait.ref.request_id)
+            result = self._finished(wait, has_succeeded=event["outcome"] == "succeeded")
+            return wait.task.on_result(result, running_since=event.get("running_since"))
 
     def poke(self, context: Any) -> PokeReturnValue | bool:
-        """Look once, in ``mode="poke"`` and ``mode="reschedule"``."""
+        """Ask once, in ``mode="poke"`` and ``mode="reschedule"``."""
         from airflow_provider_wan.durable.decide import RemoteState
         from airflow_provider_wan.durable.reconcile import check_it_exists, look
-        from airflow_provider_wan.hooks.wan import WanHook
 
         with as_airflow_errors(context):
-            ref = request_of(self.request)
-            hook = WanHook(self.wan_conn_id)
+            wait = self._awaited(context)
+            request_id = wait.ref.request_id
             try:
-                if ref.fingerprint is None and not self._has_looked(context):
-                    check_it_exists(hook, ref.request_id, named_in="request=")
-                there, result = look(hook, ref.request_id)
+                if wait.ref.fingerprint is None and not self._has_polled(context):
+                    check_it_exists(wait.hook, request_id, named_in="request=")
+                there, result = look(wait.hook, request_id)
             except (WanTransientError, WanAuthError) as error:
                 self.log.warning("%s", error)
                 return False
             if there is RemoteState.RESULT_GONE:
-                raise paid_and_gone(self._journal(ref), ref, "", self.log)
+                raise wait.paid_and_gone("")
             if there is RemoteState.GONE:
                 raise WanNotFoundError(
-                    f"RunComfy does not know request {ref.request_id}: the id is wrong, or it was deleted or has "
-                    "expired.",
-                    request_id=ref.request_id,
+                    f"RunComfy does not know request {request_id}: the id is wrong, or it was deleted or has expired.",
+                    request_id=request_id,
                 )
             if result is None or not result.state.is_terminal:
-                self.log.info("Request %s is %s.", ref.request_id, there)
+                self.log.info("Request %s is %s.", request_id, there)
                 return False
-            xcom = self._finished(hook, ref, result=result)
-            return PokeReturnValue(is_done=True, xcom_value=on_result(self, context, xcom))
+            xcom = wait.task.on_result(self._finished(wait, result=result))
+            return PokeReturnValue(is_done=True, xcom_value=xcom)
 
-    def _wait_as_sensors_do(self, context: Any, ref: RequestRef) -> Any:
-        from airflow_provider_wan.hooks.wan import WanHook
-
+    def _wait_as_sensors_do(self, context: Any) -> Any:
         try:
             return super().execute(context)
         except AirflowSensorTimeout as error:
-            raise self._timed_out(context, WanHook(self.wan_conn_id), ref, str(error)) from error
+            raise self._awaited(context).timed_out(str(error), cancel=self.cancel_on_timeout) from error
         except AirflowSkipException as skip:
-            if skip.__cause__ is not None:  # soft_fail, and what it passes over is not the timeout
+            if skip.__cause__ is not None:  # soft_fail skips something else than the timeout
                 raise
-            late = self._timed_out(context, WanHook(self.wan_conn_id), ref, str(skip))
+            late = self._awaited(context).timed_out(str(skip), cancel=self.cancel_on_timeout)
             raise AirflowSkipException(str(late)) from late
 
     def _finished(
-        self,
-        hook: WanHook,
-        ref: RequestRef,
-        *,
-        result: RequestResult | None = None,
-        has_succeeded: bool = False,
+        self, wait: AwaitedRequest, *, result: RequestResult | None = None, has_succeeded: bool = False
     ) -> dict[str, Any]:
         try:
-            return finished(
-                hook, self._journal(ref), ref, self.log, result=result, has_succeeded=has_succeeded
-            )
+            return wait.finished(result=result, has_succeeded=has_succeeded)
         except (WanGenerationFailedError, WanCancelledError) as error:
-            error.retry_helps = False  # type: ignore[misc]  # it submits nothing, so it would see the same again
+            error.retry_helps = False  # type: ignore[misc]  # a sensor submits nothing: it would fail again
             raise
 
-    def _has_looked(self, context: Any) -> bool:
-        """Tell whether an earlier look of this try has found something, or nothing certain."""
-        looked, self._looked = self._looked, True
-        return looked or (self.reschedule and context["ti"].get_first_reschedule_date(context) is not None)
-
-    def _timed_out(self, context: Any, hook: WanHook, ref: RequestRef, message: str) -> WanError:
-        return timed_out(
-            hook,
-            self._journal(ref),
-            ref,
-            message,
-            watchers=watchers_of(context, ref),
-            cancel=self.cancel_on_timeout,
-            log=self.log,
-        )
-
-    def _journal(self, ref: RequestRef) -> Journal | None:
-        if not ref.journal:
-            return None
-        return bucket_journal(
-            ref.journal, gcp_conn_id=self.gcp_conn_id, impersonation_chain=self.impersonation_chain
-        )
+    def _has_polled(self, context: Any) -> bool:
+        """Return whether an earlier poll of this try found the request, or nothing certain."""
+        polled, self._polled = self._polled, True
+        return polled or (self.reschedule and context["ti"].get_first_reschedule_date(context) is not None)

@@ -13,8 +13,8 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from airflow_provider_wan import metrics
 from airflow_provider_wan.links.wan import WanBucketLink, WanGenerationsLink, WanVideoLink
 from airflow_provider_wan.utils.errors import as_airflow_errors
-from airflow_provider_wan.utils.link_state import LinkState
 from airflow_provider_wan.utils.params import RequestRef, request_of
+from airflow_provider_wan.utils.task import LinkState
 
 if TYPE_CHECKING:
     from airflow_provider_wan.durable.record import Record
@@ -87,7 +87,7 @@ class WanToGCSOperator(BaseOperator):
         self.wan_conn_id = wan_conn_id
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
-        self.seen = LinkState()
+        self.link_state = LinkState()
         self._landed: Record | None = None
 
     def execute(self, context: Any) -> list[dict[str, Any]]:
@@ -95,7 +95,7 @@ class WanToGCSOperator(BaseOperator):
         started = time.monotonic()
         with as_airflow_errors(context):
             ref = request_of(self.request)
-            self.seen = LinkState(ref.request_id)
+            self.link_state = LinkState(ref.request_id)
             landed = self._land(ref)
         self._tell(context, landed, time.monotonic() - started)
         return [asdict(video) for video in landed.videos]
@@ -114,7 +114,7 @@ class WanToGCSOperator(BaseOperator):
 
         self._landed = landed
         first = landed.videos[0]
-        self.seen = LinkState(first.request_id, landed=(first.bucket, first.object_name))
+        self.link_state = LinkState(first.request_id, landed=(first.bucket, first.object_name))
         emit_outlets(context, self.outlets, landed)
         sizes = [video.size_bytes for video in landed.videos]
         metrics.emit_landing(sizes, took_s, tags=metrics.tags_of(context, landed.model_id or None))

@@ -13,7 +13,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_provider_wan.triggers.kills import cancel_if_over, is_over_for_good
 from airflow_provider_wan.triggers.loading import load
 from airflow_provider_wan.triggers.wan_batch import WanBatchTrigger
-from airflow_provider_wan.utils.task import bucket_journal, is_watched_by_others
+from airflow_provider_wan.utils.task import bucket_journal, has_other_owners
 
 __all__ = ["WanBatchTrigger", "WanRequestTrigger", "deadline_in", "event_of", "is_over_for_good"]
 
@@ -115,21 +115,21 @@ class WanRequestTrigger(BaseTrigger):
         """Cancel the request if it is still queued and nobody owns it any more."""
         if self.cancel_on_kill:
             what = f"Request {self.request_id}"
-            await cancel_if_over(self, self._cancel_unless_watched, what=what, within_s=_ON_KILL_S)
+            await cancel_if_over(self, self._cancel_unless_owned, what=what, within_s=_ON_KILL_S)
 
-    async def _cancel_unless_watched(self) -> None:
-        if await asyncio.to_thread(self._is_watched_by_others):
-            self.log.info("Request %s is left alone: other tasks count on it.", self.request_id)
+    async def _cancel_unless_owned(self) -> None:
+        if await asyncio.to_thread(self._has_other_owners):
+            self.log.info("Request %s is left alone: other tasks depend on it.", self.request_id)
             return
         await self._cancel()
 
-    def _is_watched_by_others(self) -> bool:
+    def _has_other_owners(self) -> bool:
         if self.journal is None or not self.watchers:
             return False
         journal = bucket_journal(
             self.journal, gcp_conn_id=self.gcp_conn_id, impersonation_chain=self.impersonation_chain
         )
-        return is_watched_by_others(journal, self.fingerprint, self.watchers)
+        return has_other_owners(journal, self.fingerprint, self.watchers)
 
     async def _cancel(self) -> None:
         from airflow_provider_wan.hooks.wan import WanAsyncHook

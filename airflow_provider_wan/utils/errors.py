@@ -10,17 +10,18 @@ from typing import Any
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from airflow_provider_wan.exceptions import WanError
-from airflow_provider_wan.utils.link_state import on_error
+from airflow_provider_wan.utils.task import on_error
 
 
 @contextmanager
 def as_airflow_errors(context: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Turn this provider's errors into Airflow's: the one place that decides about retries.
+    """Raise this provider's errors as Airflow's.
 
-    What a retry can't help is raised as an ``AirflowFailException``, the rest as an ``AirflowException``; both
-    stay the error that they were, so that ``except WanTimeoutError`` works and the log shows its name.
+    An error that a retry can't help becomes an ``AirflowFailException``, the others an ``AirflowException``. Both keep
+    their own class, so that ``except WanTimeoutError`` works. The log shows the error once: the original, and errors
+    of this provider that it was made from, are not chained.
 
-    :param context: of the task; given, the error is counted, and the XCom ``failed`` tells it to the gallery.
+    :param context: of the task. With it the error is counted and kept as the XCom ``failed`` for the gallery.
     """
     try:
         yield
@@ -28,9 +29,12 @@ def as_airflow_errors(context: Mapping[str, Any] | None = None) -> Iterator[None
         if isinstance(error, AirflowException):
             raise
         if context is not None:
-            with suppress(Exception):  # telling about an error must not take its place
+            with suppress(Exception):  # must not replace the error
                 on_error(context, error)
-        raise _as_airflow(error) from error
+        cause = error.__cause__
+        while isinstance(cause, WanError):
+            cause = cause.__cause__
+        raise _as_airflow(error).with_traceback(error.__traceback__) from cause
 
 
 def _as_airflow(error: WanError) -> Exception:
@@ -45,7 +49,7 @@ _families: dict[tuple[type, type], type[Exception]] = {}
 
 
 def _family(own: type[WanError], airflow: type[Exception]) -> type[Exception]:
-    """Make, once, the exception class that is both."""
+    """Return the exception class that is both; made once."""
     if (own, airflow) not in _families:
         body = {"__module__": own.__module__, "__doc__": own.__doc__}
         _families[own, airflow] = type(own.__name__, (own, airflow), body)

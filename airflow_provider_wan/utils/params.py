@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters as users give them: ``request=``, mappings that may be JSON text, durations; and results as XComs."""
+"""Parameters as users give them: ``request=``, mappings that may be JSON text, durations, and the model's inputs."""
 
 from __future__ import annotations
 
@@ -12,26 +12,43 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_wan.exceptions import WanInputError
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.durable.record import Record
-    from airflow_provider_wan.model_api.calls import RequestResult
+    from airflow_provider_wan.hooks.wan import WanHook
+    from airflow_provider_wan.model_api.video_spec import VideoSpec
 
 DEFAULT_MODEL_ID = "wan-ai/wan-2-2/image-to-video"
-#: A wait for an account that runs two requests at a time can be long; for ever it is never.
+#: An account that runs two requests at a time can have a long queue.
 DEFAULT_TIMEOUT = timedelta(hours=6)
-
+#: The inputs that have a parameter of their own: those of the default model.
+INPUT_PARAMETERS = (
+    "prompt",
+    "img_url",
+    "negative_prompt",
+    "template",
+    "resolution",
+    "duration",
+    "prompt_extend",
+    "seed",
+)
 
 _ALWAYS = ("request_id", "model_id", "fingerprint", "submitted_at")
-_WHERE_KNOWN = ("journal", "watcher", "image", "variation", "inputs")
+#: XCom keys that are left out if empty, and the attribute of each.
+_IF_KNOWN = {
+    "journal": "journal",
+    "watcher": "owner",
+    "image": "image",
+    "variation": "variation",
+    "inputs": "inputs",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class RequestRef:
     """A request as a task was given it: an id, or what another task returned.
 
-    :param inputs: what was asked for, without signatures.
-    :param image: address of the source image, without signature.
     :param journal: where its record lives, if it has one.
-    :param watcher: how that record names the task that submitted it.
+    :param owner: how that record names the task that submitted it.
+    :param image: address of the source image, without signature.
+    :param inputs: the inputs, without signatures.
     """
 
     request_id: str
@@ -39,16 +56,16 @@ class RequestRef:
     fingerprint: str | None = None
     submitted_at: str | None = None
     journal: str | None = None
-    watcher: str | None = None
+    owner: str | None = None
     image: str | None = None
     variation: str | None = None
     inputs: Mapping[str, Any] | None = None
 
     def as_xcom(self) -> dict[str, Any]:
-        """Give it as tasks return it."""
-        own = {name: getattr(self, name) for name in _ALWAYS}
-        more = {name: getattr(self, name) for name in _WHERE_KNOWN if getattr(self, name)}
-        return own | more
+        """Return it as tasks return it."""
+        always = {name: getattr(self, name) for name in _ALWAYS}
+        known = {key: getattr(self, name) for key, name in _IF_KNOWN.items() if getattr(self, name)}
+        return always | known
 
 
 def request_of(given: Any) -> RequestRef:
@@ -59,13 +76,14 @@ def request_of(given: Any) -> RequestRef:
     from airflow_provider_wan.model_api.calls import check_request_id
 
     if given_or_none(given) is None:
-        raise WanInputError("request= is empty: the task that should have submitted returned nothing.")
+        raise WanInputError("request= is empty: the submitting task returned nothing.")
     if isinstance(given, str) and given.lstrip().startswith("{"):
         given = _from_json(given, name="request")
     if isinstance(given, str):
         return RequestRef(check_request_id(given.strip()))
     if isinstance(given, Mapping) and given.get("request_id"):
-        known = {name: given.get(name) for name in (*_ALWAYS, *_WHERE_KNOWN) if name != "request_id"}
+        known = {name: given.get(name) for name in _ALWAYS[1:]}
+        known |= {name: given.get(key) for key, name in _IF_KNOWN.items()}
         return RequestRef(check_request_id(str(given["request_id"])), **known)
     raise WanInputError(
         f"request={str(given)[:80]!r} is neither a request id nor what a WanSubmitOperator returned."
@@ -99,14 +117,14 @@ def mapping_of(given: Any, *, name: str) -> dict[str, Any]:
 
 
 def given_or_none(value: Any) -> Any:
-    """Give a parameter, or None where a template made nothing of it (Jinja writes ``None`` as a text)."""
+    """Return a parameter, or None if a template rendered to nothing (Jinja renders None as the text ``None``)."""
     return None if isinstance(value, str) and value.strip() in ("", "None") else value
 
 
 def flag_of(given: Any, *, name: str) -> bool:
-    """Read a parameter that is true or false, also as the word that a template makes of it; nothing is false.
+    """Read a parameter that is true or false, also as text that a template rendered; nothing is false.
 
-    :raises WanInputError: it is another word.
+    :raises WanInputError: it is another text.
     """
     from airflow_provider_wan.model_api.coercion import coerce_value
 
@@ -122,37 +140,110 @@ def seconds_of(given: timedelta | float) -> float:
 
 
 def timeout_of(given: timedelta | float) -> timedelta | float:
-    """Check how long a task may wait, before it buys anything.
+    """Check how long a task may wait.
 
     :raises ValueError: it is not more than 0.
     """
     if seconds_of(given) <= 0:
-        raise ValueError(f"timeout={given!r} must be more than 0: what is bought takes minutes.")
+        raise ValueError(f"timeout={given!r} must be more than 0: a generation takes minutes.")
     return given
 
 
-def result_as_xcom(result: RequestResult, ref: RequestRef) -> dict[str, Any]:
-    """Give a result as the waiting tasks return it.
+# -- inputs -----------------------------------------------------------------------------------------------
 
-    Its links are public and short-lived; they are for people. The landing asks for its own.
+
+def mask_signatures(value: Any) -> None:
+    """Have Airflow hide the signatures of signed addresses wherever it shows or keeps a task's parameters."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            mask_signatures(item)
+    elif isinstance(value, str) and "://" in value and "=" in value:
+        from airflow.providers.common.compat.sdk import mask_secret
+
+        from airflow_provider_wan.model_api.fingerprints import signatures_in
+
+        for signature in signatures_in(value):
+            mask_secret(signature)
+
+
+def given_inputs(task: Any) -> dict[str, Any]:
+    """Return the inputs of a task: the parameters of :data:`INPUT_PARAMETERS`, and ``inputs``.
+
+    :raises WanInputError: an input is given in both ways.
     """
-    return ref.as_xcom() | {
-        "state": str(result.state),
-        "videos": list(result.video_urls),
-        "urls": list(result.urls),
-        "cost_usd": result.cost_usd,
-        "created_at": result.created_at,
-        "finished_at": result.finished_at,
-    }
+    given = {name: given_or_none(getattr(task, name)) for name in INPUT_PARAMETERS}
+    given = {name: value for name, value in given.items() if value is not None}
+    more = mapping_of(task.inputs, name="inputs")
+    twice = sorted(given.keys() & more.keys())
+    if twice:
+        raise WanInputError(f"{', '.join(twice)}: given as a parameter and in inputs; one of them is enough.")
+    return {**given, **more}
 
 
-def result_of_landed(record: Record, ref: RequestRef) -> dict[str, Any]:
-    """Give the same for a request that has landed and whose links are gone."""
-    return ref.as_xcom() | {
-        "state": "succeeded",
-        "videos": [video.uri for video in record.videos],
-        "urls": [],
-        "cost_usd": record.cost_usd,
-        "created_at": record.created_at,
-        "finished_at": record.finished_at,
-    }
+def video_spec_of(
+    given: Mapping[str, Any],
+    *,
+    model_id: str,
+    variation: str | None,
+    check_image: bool,
+    hook: WanHook,
+    owner: str,
+) -> VideoSpec:
+    """Return the video that a task's inputs ask for.
+
+    :param given: as :func:`given_inputs` returns it.
+    :param check_image: whether to check the image's header, immediately before a purchase.
+    :raises WanInputError: the model would refuse them.
+    """
+    from dataclasses import replace
+
+    from airflow_provider_wan.model_api.calls import check_model_id
+    from airflow_provider_wan.model_api.inputs import load_schema
+    from airflow_provider_wan.model_api.video_spec import make_video_spec
+
+    spec = make_video_spec(check_model_id(model_id), given, variation=variation, owner=owner)
+    schema = load_schema(model_id)
+    if not check_image or schema is None:
+        return spec
+
+    def make_inputs() -> Mapping[str, Any]:
+        for name in schema.image_fields:
+            if name in spec.inputs:
+                _check_image(
+                    str(spec.inputs[name]), model_id, allow_private=hook.settings.allow_private_images
+                )
+        return spec.inputs
+
+    return replace(spec, make_inputs=make_inputs)
+
+
+def shown_url(url: Any) -> str | None:
+    """Return the address of an image without its signature."""
+    from airflow_provider_wan.model_api.inputs import canonical_url
+
+    return canonical_url(str(url)) if url else None
+
+
+def _check_image(url: str, model_id: str, *, allow_private: bool) -> None:
+    """Check an image's header against the rules of the model.
+
+    :raises WanInputError: the model would refuse it.
+    """
+    from airflow_provider_wan.images.check import check, explain
+    from airflow_provider_wan.images.http_file import UrlReader
+    from airflow_provider_wan.images.inspect import inspect
+    from airflow_provider_wan.model_api.inputs import image_rules
+
+    rules = image_rules(model_id)
+    if rules is None or not url.startswith(("http://", "https://")):
+        return
+    reader = UrlReader(url, allow_private=allow_private)
+    try:
+        facts = inspect(reader, name=reader.name)
+    finally:
+        reader.close()
+    broken = check(facts, rules)
+    if broken:
+        raise WanInputError(explain(facts, broken))

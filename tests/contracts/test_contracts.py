@@ -42,7 +42,7 @@ from airflow_provider_wan.operators.wan_images import WanPrepareImagesOperator
 from airflow_provider_wan.sensors.wan import WanRequestSensor
 from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
 from airflow_provider_wan.triggers.wan import WanBatchTrigger, WanRequestTrigger
-from airflow_provider_wan.utils.spec import video_spec_of
+from airflow_provider_wan.utils.params import video_spec_of
 from tests import batch_runs
 from tests.face_runs import StoreInMemory, a_context, connect, first_event, run, start
 from tests.image_samples import encoded, exif_with, photo

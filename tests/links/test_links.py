@@ -11,7 +11,7 @@ from airflow_provider_wan.links.wan import GENERATIONS_URL, WanBucketLink, WanGe
 from airflow_provider_wan.operators.wan import WanSubmitOperator
 from airflow_provider_wan.sensors.wan import WanRequestSensor
 from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
-from airflow_provider_wan.utils.link_state import LinkState
+from airflow_provider_wan.utils.task import LinkState
 
 if TYPE_CHECKING:
     from wan_sandbox.server import Sandbox
@@ -24,7 +24,7 @@ class Holder:
     """An operator as far as links look at it."""
 
     def __init__(self, seen: LinkState | None) -> None:
-        self.seen = seen
+        self.link_state = seen
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_task_that_defers_shows_its_request_at_once(sandbox: Sandbox) -> None:
     with pytest.raises(TaskDeferred):
         task.execute({"ti": instance, "outlet_events": {}})
     assert links_of(task)["RunComfy generations"] == GENERATIONS_URL
-    assert instance.pushed["request"]["request_id"] == task.seen.request_id
+    assert instance.pushed["request"]["request_id"] == task.link_state.request_id
 
 
 def test_a_failed_generation_leaves_its_reason_for_the_gallery(sandbox: Sandbox) -> None:

@@ -303,7 +303,7 @@ def test_who_does_not_want_it_durable_buys_each_time(sandbox: Sandbox, store: St
     assert store.values == {}
 
 
-MISSING = "Nothing remembers this request across tries"
+MISSING = "No record of this request is kept across tries"
 
 
 def test_missing_protection_is_said_once(sandbox: Sandbox, capfd: pytest.CaptureFixture[str]) -> None:
@@ -360,6 +360,31 @@ def test_a_resolve_that_a_template_leaves_empty_is_none(
 ) -> None:
     run(submit(resolve=nothing), a_context(store=store))
     assert len(purchases(sandbox)) == 1
+
+
+def test_a_store_that_forgets_at_success_is_warned_about_before_buying(
+    sandbox: Sandbox, store: StoreInMemory, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AIRFLOW__STATE_STORE__CLEAR_ON_SUCCESS", "True")
+    run(submit(), a_context(store=store))
+    log = capfd.readouterr().out
+    assert log.index("clear_on_success") < log.index("RunComfy accepted the request")
+    run(submit(durable=False), a_context(store=store))
+    assert "clear_on_success" not in capfd.readouterr().out
+
+
+def test_a_request_that_was_named_is_not_cancelled_at_the_timeout(
+    sandbox: Sandbox, store: StoreInMemory
+) -> None:
+    """Another task submitted it, and may wait for it."""
+    long_ones(sandbox, concurrency=1)
+    run(submit(prompt="keeps the only place", durable=False), a_context())
+    theirs = run(submit(durable=False), a_context(task_id="another"))
+    for _ in range(2):
+        task = submit(wait_for_completion=True, timeout=0.2, request=theirs["request_id"])
+        with pytest.raises(WanTimeoutError, match="not cancelled: without a journal"):
+            run(task, a_context(store=store))
+    assert sandbox.ledger()["cancels"] == []
 
 
 # -- taking over by id -------------------------------------------------------------------------------------
@@ -478,7 +503,7 @@ def test_what_others_count_on_is_not_cancelled_at_the_deadline(sandbox: Sandbox,
     long_ones(sandbox, concurrency=1)
     run(submit(prompt="keeps the only place", durable=False), a_context())
     run(submit(journal=JOURNAL), a_context(run_id="another"))
-    with pytest.raises(WanTimeoutError, match="count on it"):
+    with pytest.raises(WanTimeoutError, match="depend on it"):
         run(submit(journal=JOURNAL, wait_for_completion=True, timeout=0.2), a_context(run_id="mine"))
     assert sandbox.ledger()["cancels"] == []
 
@@ -545,7 +570,7 @@ def test_a_success_whose_result_expired_meanwhile_is_not_bought_again(
         "outcome": "succeeded",
         "fingerprint": waiting.trigger.fingerprint,
     }
-    with pytest.raises(WanNotFoundError, match="bought, as far as can be told"):
+    with pytest.raises(WanNotFoundError, match="counts as paid"):
         waiting.task.execute_complete(waiting.context, event)
     with pytest.raises(WanRefusedError):
         run(submit(), a_context(store=store))

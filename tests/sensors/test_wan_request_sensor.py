@@ -117,20 +117,38 @@ def test_a_request_that_came_to_nothing_fails_at_once(
 
 
 @in_each_mode
-def test_at_its_timeout_it_cancels_what_is_queued_and_says_how_to_go_on(
-    sandbox: Sandbox, mode: dict[str, Any]
+def test_at_its_timeout_it_cancels_a_queued_request_and_says_how_to_continue(
+    sandbox: Sandbox, bucket: Bucket, mode: dict[str, Any]
 ) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.control("account", {"concurrency": 1})
-    running, queued = bought(), bought()
+    running, queued = (bought(prompt=prompt, journal=JOURNAL) for prompt in ("a wave", "another wave"))
     with pytest.raises(WanTimeoutError, match="cancelled and not charged") as error:
         wait(queued, timeout=0.2, **mode)
+    assert "Run the task again" not in str(error.value), "there is nothing left to wait for"
     assert queued["request_id"] in str(error.value)
     assert not isinstance(error.value, AirflowFailException)
     with pytest.raises(WanTimeoutError, match="is charged"):
         wait(running, timeout=timedelta(milliseconds=200), **mode)
     cancelled = {cancel["request_id"]: cancel["outcome"] for cancel in sandbox.ledger()["cancels"]}
     assert cancelled == {queued["request_id"]: "cancelled", running["request_id"]: "not_cancellable"}
+
+
+@in_each_mode
+def test_without_a_journal_a_timeout_cancels_nothing_that_another_task_may_wait_for(
+    sandbox: Sandbox, mode: dict[str, Any]
+) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    sandbox.control("account", {"concurrency": 1})
+    bought()
+    with pytest.raises(WanTimeoutError, match="not cancelled: without a journal"):
+        wait(bought(), timeout=0.2, **mode)
+    assert sandbox.ledger()["cancels"] == []
+
+
+def test_a_trigger_without_a_journal_cancels_nothing_when_its_task_is_marked(sandbox: Sandbox) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    assert start(sensor(bought()), a_context(task_id="wait")).trigger.cancel_on_kill is False
 
 
 @in_each_mode
@@ -143,11 +161,13 @@ def test_cancelling_at_the_timeout_can_be_left_out(sandbox: Sandbox, mode: dict[
 
 
 @pytest.mark.parametrize("mode", MODES[1:], ids=["poke", "reschedule"])
-def test_soft_fail_skips_and_still_cancels_at_the_timeout(sandbox: Sandbox, mode: dict[str, Any]) -> None:
+def test_soft_fail_skips_and_still_cancels_at_the_timeout(
+    sandbox: Sandbox, bucket: Bucket, mode: dict[str, Any]
+) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.control("account", {"concurrency": 1})
     bought()
-    queued = bought()
+    queued = bought(journal=JOURNAL)
     with pytest.raises(AirflowSkipException, match="not charged"):
         wait(queued, timeout=0.1, soft_fail=True, **mode)
     assert [cancel["outcome"] for cancel in sandbox.ledger()["cancels"]] == ["cancelled"]
@@ -239,7 +259,7 @@ def test_what_it_saw_is_remembered_in_the_journal(sandbox: Sandbox, bucket: Buck
 def test_a_result_that_expired_before_it_was_read_is_paid_for(sandbox: Sandbox, bucket: Bucket) -> None:
     request = bought(a_context(), journal=JOURNAL)
     sandbox.add_fault("result", "not_found")
-    with pytest.raises(WanNotFoundError, match="bought, as far as can be told"):
+    with pytest.raises(WanNotFoundError, match="counts as paid"):
         wait(request)
     sandbox.clear_faults()
     sandbox.control(f"requests/{request['request_id']}", {"state": "vanished"})
@@ -253,7 +273,7 @@ def test_what_another_run_counts_on_is_not_cancelled_at_the_timeout(sandbox: San
     bought(prompt="keeps the only place")
     mine = bought(a_context(task_id="submit", run_id="mine"), journal=JOURNAL)
     bought(a_context(task_id="submit", run_id="theirs"), journal=JOURNAL)
-    with pytest.raises(WanTimeoutError, match="count on it"):
+    with pytest.raises(WanTimeoutError, match="depend on it"):
         wait(mine, run_id="mine", timeout=0.1)
     alone = bought(a_context(task_id="submit", run_id="mine"), journal=JOURNAL, variation="alone")
     with pytest.raises(WanTimeoutError, match="not charged"):

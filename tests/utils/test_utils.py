@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the faces share: parameters as people give them, and errors as Airflow takes them."""
+"""What operators share: parameters as people give them, and errors as Airflow takes them."""
 
 from __future__ import annotations
 
 import inspect
 import json
+import traceback
 from datetime import timedelta
 from typing import Any
 
@@ -28,12 +29,12 @@ from airflow_provider_wan.utils.params import (
     RequestRef,
     given_or_none,
     mapping_of,
+    mask_signatures,
     request_of,
-    result_of_landed,
     seconds_of,
 )
-from airflow_provider_wan.utils.spec import mask_signatures
-from airflow_provider_wan.utils.task import watcher_of, watchers_of
+from airflow_provider_wan.utils.results import result_of_landed
+from airflow_provider_wan.utils.task import TaskRequest, owner_of
 from tests.face_runs import TaskInstance
 
 ALL_ERRORS = [
@@ -52,7 +53,8 @@ def test_every_error_is_airflows_and_stays_ours(kind: type[WanError]) -> None:
     assert isinstance(error, AirflowException)
     assert isinstance(error, AirflowFailException) != original.retry_helps
     assert (str(error), error.request_id, type(error).__name__) == ("what happened", "req-1", kind.__name__)
-    assert error.__cause__ is original
+    assert error.__cause__ is None
+    assert "what happened" not in "".join(traceback.format_exception(error)).replace(str(error), "", 1)
 
 
 def test_an_error_that_says_for_itself_that_a_retry_does_not_help_is_believed() -> None:
@@ -65,8 +67,25 @@ def test_what_an_error_carries_is_kept_and_it_is_turned_once() -> None:
     with pytest.raises(WanTransientError) as raised, as_airflow_errors(), as_airflow_errors():
         raise WanTransientError("later", retry_after_s=3)
     assert raised.value.retry_after_s == 3
-    assert isinstance(raised.value.__cause__, WanTransientError)
-    assert not isinstance(raised.value.__cause__, AirflowException)
+    assert isinstance(raised.value, AirflowException)
+
+
+def fails_twice_in_a_row() -> None:
+    try:
+        try:
+            raise ConnectionResetError("the network said no")
+        except OSError as network:
+            raise WanTransientError("the first words") from network
+    except WanTransientError as first:
+        raise WanTransientError("the first words, and what to do now") from first
+
+
+def test_the_log_shows_an_error_once_with_its_outside_cause() -> None:
+    with pytest.raises(WanTransientError) as raised, as_airflow_errors():
+        fails_twice_in_a_row()
+    log = "".join(traceback.format_exception(raised.value))
+    assert log.count("WanTransientError: ") == 1
+    assert "the network said no" in log
 
 
 def test_other_errors_pass_as_they_are() -> None:
@@ -75,7 +94,7 @@ def test_other_errors_pass_as_they_are() -> None:
 
 
 REF = RequestRef(
-    "req-1", "some/model", "f" * 64, "2026-01-01", journal="gs://b/j", watcher="d/r/t/-1", image="i"
+    "req-1", "some/model", "f" * 64, "2026-01-01", journal="gs://b/j", owner="d/r/t/-1", image="i"
 )
 
 
@@ -139,11 +158,12 @@ def test_a_landed_request_gives_its_objects() -> None:
     assert (result["state"], result["videos"], result["cost_usd"]) == ("succeeded", ["gs://b/v.mp4"], 0.2)
 
 
-def test_a_watcher_is_named_by_run_task_and_index() -> None:
+def test_an_owner_is_named_by_run_task_and_index() -> None:
     context = {"ti": TaskInstance("wait", "run/with/slashes", 7)}
-    assert watcher_of(context) == "dag/run/with/slashes/wait/7"
-    assert watchers_of(context, REF) == ["d/r/t/-1", "dag/run/with/slashes/wait/7"]
-    assert watcher_of({"ti": TaskInstance(map_index=None)}).endswith("/-1")
+    task = TaskRequest.of(None, context)  # type: ignore[arg-type]
+    assert task.owner == "dag/run/with/slashes/wait/7"
+    assert task.owners(REF) == ["d/r/t/-1", "dag/run/with/slashes/wait/7"]
+    assert owner_of({"ti": TaskInstance(map_index=None)}).endswith("/-1")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a wait ends: the result, a timeout, a kill; and results as XComs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_wan.exceptions import WanError, WanNotFoundError, WanTimeoutError
+from airflow_provider_wan.utils.params import RequestRef
+from airflow_provider_wan.utils.task import TaskRequest, has_other_owners
+
+if TYPE_CHECKING:
+    from airflow_provider_wan.durable.journal import Journal
+    from airflow_provider_wan.durable.record import Record
+    from airflow_provider_wan.hooks.wan import WanHook
+    from airflow_provider_wan.model_api.calls import RequestResult
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitedRequest:
+    """A request that a task waits for.
+
+    :param journal: where its record lives; None: it has none.
+    :param is_own: whether this task instance submitted it.
+    """
+
+    task: TaskRequest
+    hook: WanHook
+    ref: RequestRef
+    journal: Journal | None = None
+    is_own: bool = False
+
+    @classmethod
+    def of(cls, task: TaskRequest, hook: WanHook, ref: RequestRef) -> AwaitedRequest:
+        """Wait for a request that another task submitted; its journal came with it, if it has one."""
+        return cls(task, hook, ref, task.open_journal(ref.journal) if ref.journal else None)
+
+    @property
+    def may_be_cancelled(self) -> bool:
+        """Whether it may be cancelled at all: without a shared journal nobody knows who else waits for it."""
+        return self.is_own or self.ref.journal is not None
+
+    def result_if_over(self) -> RequestResult | None:
+        """Ask once, before the task is deferred: most requests that a later try waits for have ended by then.
+
+        It saves a deferral, and avoids that Airflow takes the try for lost when a trigger fires before the scheduler
+        has processed the deferral. Any error is left to the wait.
+
+        :raises WanRefusedError: a person named the request, and RunComfy says that there can be no such request.
+        """
+        from airflow_provider_wan.model_api.faults import is_about_the_id
+
+        request_id = self.ref.request_id
+        try:
+            if not self.hook.get_status(request_id, retry=False).is_over:
+                return None
+            result = self.hook.get_result(request_id, retry=False)
+        except WanError as error:
+            is_typed = self.ref.fingerprint is None
+            if is_typed and is_about_the_id(error) and not isinstance(error, WanNotFoundError):
+                raise
+            return None
+        return result if result.state.is_terminal else None
+
+    def finished(self, *, result: RequestResult | None = None, has_succeeded: bool = False) -> dict[str, Any]:
+        """Read and record the result of a request that is over; return it as an XCom, or raise its error.
+
+        :param result: the result, if it was just read.
+        :param has_succeeded: whether it was seen succeeded: it was paid for, even if its result can't be read now.
+        """
+        from airflow_provider_wan.durable.reconcile import amend, raise_unless_succeeded, with_result
+
+        ref = self.ref
+        try:
+            known = result or self.hook.get_result(ref.request_id)
+        except WanError as error:
+            if (landed := self._landed()) is not None:
+                return result_of_landed(landed, ref)
+            if has_succeeded and isinstance(error, WanNotFoundError):
+                raise self.paid_and_gone(str(error)) from error
+            raise
+        if self.journal is not None and ref.fingerprint:
+            amend(
+                self.journal,
+                ref.fingerprint,
+                ref.request_id,
+                lambda record: with_result(record, known),
+                self.task.log,
+            )
+        raise_unless_succeeded(known)
+        return result_as_xcom(known, ref)
+
+    def _landed(self) -> Record | None:
+        from airflow_provider_wan.durable.record import Stage
+
+        held = self.journal.read(self.ref.fingerprint) if self.journal and self.ref.fingerprint else None
+        if (
+            held is None
+            or held.record.request_id != self.ref.request_id
+            or held.record.stage is not Stage.LANDED
+        ):
+            return None
+        return held.record
+
+    def paid_and_gone(self, message: str) -> WanNotFoundError:
+        """Record that a request was paid for though its result is gone; return the error that says so."""
+        from airflow_provider_wan.durable.reconcile import amend, as_paid
+
+        ref = self.ref
+        if self.journal is not None and ref.fingerprint:
+            amend(self.journal, ref.fingerprint, ref.request_id, as_paid, self.task.log)
+        return WanNotFoundError(
+            f"Request {ref.request_id} had ended, and RunComfy no longer has its result. It counts as paid and is not "
+            f"bought again. Set a new variation to buy the video again. {message}",
+            request_id=ref.request_id,
+            code=404001,
+        )
+
+    def timed_out(self, message: str, *, cancel: bool = True) -> WanTimeoutError:
+        """Cancel the request if it is still queued; return the error that says what became of it."""
+        request_id = self.ref.request_id
+        outcome = self.cancel_if_queued() if cancel else f"It was not cancelled. {self._how_to_continue()}"
+        about = "" if request_id in message else f"Request {request_id}: "
+        return WanTimeoutError(f"{about}{message} {outcome}", request_id=request_id)
+
+    def _has_other_owners(self) -> bool:
+        assert self.journal is not None
+        return has_other_owners(self.journal, self.ref.fingerprint, self.task.owners(self.ref))
+
+    def _how_to_continue(self) -> str:
+        return f"Run the task again, or pass request={self.ref.request_id!r}, to wait for it."
+
+    def cancel_if_queued(self) -> str:
+        """Cancel the request unless another task may depend on it; return a sentence that says what happened."""
+        request_id, log = self.ref.request_id, self.task.log
+        if not self.may_be_cancelled:
+            return (
+                "It was not cancelled: without a journal it is not known whether another task waits for it. "
+                f"{self._how_to_continue()}"
+            )
+        is_shared = self.ref.journal is not None and self.journal is not None
+        if is_shared and self._has_other_owners():
+            return f"Other tasks depend on it, so it was not cancelled. {self._how_to_continue()}"
+        try:
+            outcome = self.hook.cancel(request_id)
+        except WanError as error:
+            log.warning("Cancelling request %s failed: %s", request_id, error)
+            return f"Whether it was cancelled is not known; it may run on and be charged. {self._how_to_continue()}"
+        if outcome.cancelled:
+            return "It was still queued: it is cancelled and not charged."
+        return f"It can't be cancelled any more ({outcome.word}): it runs on and is charged. {self._how_to_continue()}"
+
+
+def result_as_xcom(result: RequestResult, ref: RequestRef) -> dict[str, Any]:
+    """Return a result as the waiting tasks return it.
+
+    Its links are public and short-lived; they are for people. The landing reads its own.
+    """
+    return ref.as_xcom() | {
+        "state": str(result.state),
+        "videos": list(result.video_urls),
+        "urls": list(result.urls),
+        "cost_usd": result.cost_usd,
+        "created_at": result.created_at,
+        "finished_at": result.finished_at,
+    }
+
+
+def result_of_landed(record: Record, ref: RequestRef) -> dict[str, Any]:
+    """Return the same for a request that has landed and whose links are gone."""
+    return ref.as_xcom() | {
+        "state": "succeeded",
+        "videos": [video.uri for video in record.videos],
+        "urls": [],
+        "cost_usd": record.cost_usd,
+        "created_at": record.created_at,
+        "finished_at": record.finished_at,
+    }
