@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What Airflow discovers about this provider.
 
-A leaf: every ``airflow`` command imports it, so it imports nothing itself.
+Every ``airflow`` command imports this module, so it imports nothing itself.
 """
 
 from __future__ import annotations
@@ -101,6 +101,8 @@ def get_provider_info() -> dict[str, Any]:
         "task-decorators": [
             {"name": "wan", "class-name": "airflow_provider_wan.decorators.wan.wan_task"},
         ],
+        # Read by Airflow 3.3 and later; python -m airflow_provider_wan runs the same commands elsewhere.
+        "cli": ["airflow_provider_wan.cli.get_wan_cli_commands"],
         "config": {
             "wan": {
                 "description": "The Wan (RunComfy) provider.",

@@ -82,7 +82,7 @@ _FIRST_NAP_S = 0.1
 _LONGEST_NAP_S = 2.0
 
 
-class _ClaimWatch:
+class ClaimWatch:
     """Tells claims whose writer may still be sending its POST from open ones.
 
     :param hook: the API, for how long a submit takes.
@@ -182,7 +182,7 @@ class Submission:
         self._sleep = sleep
         self._follows_task = follows_task
         self._is_retry = is_retry
-        self._claims = _ClaimWatch(hook, journal, log, sleep=sleep)
+        self._claims = ClaimWatch(hook, journal, log, sleep=sleep)
         self._lock = threading.Lock()
         self._is_checked = False
 
@@ -598,17 +598,19 @@ def is_forbidden(error: BaseException | None) -> bool:
 # -- settling an open claim: resolve=, and the command line -------------------------------------------------
 
 
-def settle_as(hook: Api, journal: Journal, held: VersionedRecord, request_id: str) -> VersionedRecord:
+def settle_as(
+    hook: Api, journal: Journal, held: VersionedRecord, request_id: str, *, named_in: str = "resolve="
+) -> VersionedRecord:
     """Record which request an open claim led to.
 
     :raises WanRefusedError: RunComfy does not know the request, or another record holds it already.
     :raises RecordConflict: another process wrote the record in between.
     """
-    check_it_exists(hook, request_id, named_in="resolve=")
+    check_it_exists(hook, request_id, named_in=named_in)
     holder = journal.fingerprint_of(request_id)
     if holder not in (None, held.record.fingerprint):
         raise WanRefusedError(
-            f"resolve= names request {request_id} for fingerprint {held.record.fingerprint}, but the record of "
+            f"{named_in} names request {request_id} for fingerprint {held.record.fingerprint}, but the record of "
             f"fingerprint {holder} in {journal.where} already holds it. Nothing was bought and nothing was changed. "
             "Two videos can't share a request: look at the Generations page for the right one."
         )
