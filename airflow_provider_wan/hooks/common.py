@@ -1,29 +1,102 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the two hooks share, so that no rule stands twice: pacing, repeating, proxies, the test call."""
+"""Every rule that the two hooks share: operations, addresses, pacing, retries, proxies, and what a failure means."""
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
-from airflow_provider_wan.exceptions import WanAuthError, WanError, WanNotFoundError, WanRefusedError
-from airflow_provider_wan.hooks.connection import WanSettings
-from airflow_provider_wan.http.transport import check_proxy
-from airflow_provider_wan.model_api.calls import Call
-from airflow_provider_wan.model_api.faults import RetryPolicy
+import tenacity
 
+from airflow_provider_wan.exceptions import (
+    WanAuthError,
+    WanError,
+    WanNotFoundError,
+    WanRefusedError,
+    WanTransientError,
+)
+from airflow_provider_wan.hooks.connection import WanSettings
+from airflow_provider_wan.http.transport import check_proxy, reason_of
+from airflow_provider_wan.model_api import calls
+from airflow_provider_wan.model_api.calls import Call, Reply
+from airflow_provider_wan.model_api.faults import RetryPolicy, error_of_no_reply
+
+T = TypeVar("T")
 #: A longer answer than this is not one of the API's.
 MAX_REPLY_BYTES = 8 * 1024 * 1024
-#: A request id that cannot exist; asking for it costs nothing and tells whether the token works.
+#: A request id that cannot exist; asking for it costs nothing and shows whether the token works.
 TEST_REQUEST_ID = "connection-test-00000000"
+ONCE = RetryPolicy(tries=1)
+#: Headers of every call; the token comes from an auth object of its own.
+HEADERS: Mapping[str, str] = {
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",
+    "User-Agent": "airflow-provider-wan",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation(Generic[T]):
+    """One call of the Model API, and how its answer is read.
+
+    :param call: what to send.
+    :param what: what is asked for, as a noun, for messages.
+    :param read: turns the answer into a typed value, or raises.
+    :param request_id: the request that it is about, if any.
+    """
+
+    call: Call
+    what: str
+    read: Callable[[Reply], T]
+    request_id: str | None = None
+
+    @property
+    def is_submit(self) -> bool:
+        """Whether this is the call that costs money."""
+        return self.call.method == "POST" and self.call.path.startswith("/v1/models/")
+
+
+def submit_of(model_id: str, inputs: Mapping[str, Any]) -> Operation[calls.SubmittedRequest]:
+    """Return the one operation that costs money."""
+    call = calls.submit_call(model_id, inputs)
+    return Operation(call, f"submit to model {model_id}", lambda reply: calls.read_submit(reply, model_id))
+
+
+def status_of(request_id: str) -> Operation[calls.RequestStatus]:
+    """Return the operation that asks for the status of a request."""
+    call = calls.status_call(request_id)
+    return Operation(call, "status", lambda reply: calls.read_status(reply, request_id), request_id)
+
+
+def result_of(request_id: str) -> Operation[calls.RequestResult]:
+    """Return the operation that asks for the result of a request."""
+    call = calls.result_call(request_id)
+    return Operation(call, "result", lambda reply: calls.read_result(reply, request_id), request_id)
+
+
+def cancellation_of(request_id: str) -> Operation[calls.CancelOutcome]:
+    """Return the operation that cancels a queued request."""
+    call = calls.cancel_call(request_id)
+    return Operation(call, "cancel", lambda reply: calls.read_cancel(reply, request_id), request_id)
+
+
+def model_of(model_id: str) -> Operation[calls.ModelInfo]:
+    """Return the operation that asks for the page of a model."""
+    return Operation(calls.model_call(model_id), "model", calls.read_model)
+
+
+BALANCE: Operation[calls.Balance] = Operation(calls.balance_call(), "balance", calls.read_balance)
 
 
 class Pacer:
-    """Spreads calls evenly so that no more than a given number a second leave.
+    """Spreads calls evenly so that no more than a given number a second are made.
 
     :param per_second: the most calls a second; None: no limit.
     """
@@ -34,7 +107,7 @@ class Pacer:
         self._lock = threading.Lock()
 
     def reserve(self) -> float:
-        """Take the next place; gives the seconds to wait until it comes."""
+        """Take the next place; return the seconds to wait until it comes."""
         if not self._gap_s:
             return 0.0
         with self._lock:
@@ -49,7 +122,7 @@ _pacers_lock = threading.Lock()
 
 
 def pacer_of(settings: WanSettings) -> Pacer:
-    """Give the one pacer of a connection in this process, shared by sync and async, threads and loops."""
+    """Return the one pacer of a connection in this process, shared by both hooks, all threads and loops."""
     if settings.requests_per_second is None:
         return Pacer(None)
     with _pacers_lock:
@@ -57,51 +130,74 @@ def pacer_of(settings: WanSettings) -> Pacer:
         return _pacers.setdefault(key, Pacer(settings.requests_per_second))
 
 
-class Attempts:
-    """Counts the tries of one call and says how long to wait before the next.
+def retry_rules(policy: RetryPolicy) -> dict[str, Any]:
+    """Return the arguments of tenacity's ``Retrying`` and ``AsyncRetrying`` for a policy.
 
-    :param policy: how often and how long.
+    What cannot be waited for within the policy's budget, such as a long ``Retry-After``, ends the retries at once.
     """
 
-    def __init__(self, policy: RetryPolicy) -> None:
-        self._policy = policy
-        self._started = time.monotonic()
-        self._made = 0
+    def wait_s(state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome is not None else None
+        if not isinstance(error, WanError):
+            return math.inf
+        spent_s = state.seconds_since_start or 0.0
+        delay_s = policy.delay_s(state.attempt_number, error, rnd=random.random(), spent_s=spent_s)
+        return math.inf if delay_s is None else delay_s
 
-    def delay_after(self, error: WanError) -> float:
-        """Give the seconds to wait after a failed try, or raise the error when it was the last."""
-        self._made += 1
-        spent = time.monotonic() - self._started
-        delay = self._policy.delay_s(self._made, error, rnd=random.random(), spent_s=spent)
-        if delay is None:
-            raise error
-        return delay
-
-
-ONCE = RetryPolicy(tries=1)
+    return {
+        "retry": tenacity.retry_if_exception_type(WanTransientError),
+        "wait": wait_s,
+        "stop": lambda state: state.upcoming_sleep == math.inf,
+        "reraise": True,
+    }
 
 
 def url_of(call: Call, settings: WanSettings) -> str:
-    """Build the address of a call from the connection, never from anything that the API answered."""
-    origin = settings.account_origin if call.host == "account" else settings.api_origin
-    return origin + call.path
+    """Return the address of a call: from the connection, never from anything that the API answered."""
+    return (settings.account_origin if call.host == "account" else settings.api_origin) + call.path
 
 
-#: Headers of every call; the token comes from an auth object of its own.
-HEADERS: Mapping[str, str] = {
-    "Accept": "application/json",
-    "Accept-Encoding": "identity",
-    "User-Agent": "airflow-provider-wan",
-}
+def json_body(call: Call) -> dict[str, Any] | None:
+    """Return the body of a call."""
+    return None if call.json is None else dict(call.json)
 
 
-def is_submit(call: Call) -> bool:
-    """Tell whether this is the call that costs money."""
-    return call.method == "POST" and call.path.startswith("/v1/models/")
+def _peer_of(call: Call, settings: WanSettings) -> str:
+    return f"connection {settings.conn_id!r} (host {urlsplit(url_of(call, settings)).netloc})"
+
+
+def reply_of(
+    operation: Operation[Any], settings: WanSettings, status: int, headers: Mapping[str, str], body: bytes
+) -> Reply:
+    """Return an answer, from which the token is removed where the server repeats it."""
+    peer = _peer_of(operation.call, settings)
+    return Reply(status, headers, body, received_at=datetime.now(UTC), peer=peer, secret=settings.token)
+
+
+def error_of_failure(
+    failure: Exception, operation: Operation[Any], settings: WanSettings, *, sent: bool
+) -> WanError:
+    """Return the error to raise for an exchange that gave no answer.
+
+    Raise it outside of the ``except`` block: the original exception holds the request with its token, and would stay
+    attached to the new one. A copy of its text goes along as the cause.
+
+    :param sent: whether any byte of the request may have left this machine.
+    """
+    error = error_of_no_reply(
+        reason_of(failure),
+        sent=sent,
+        what=operation.what,
+        request_id=operation.request_id,
+        submit=operation.is_submit,
+        peer=_peer_of(operation.call, settings),
+    )
+    error.__cause__ = OSError(f"{type(failure).__name__}: {failure}".replace(settings.token, "***"))
+    return error
 
 
 def proxy_of(url: str) -> str | None:
-    """Give the proxy that the environment names for an address, by the rules of ``requests``.
+    """Return the proxy that the environment names for an address, by the rules of ``requests``.
 
     :raises WanInputError: it is not an HTTP proxy.
     """
@@ -112,17 +208,12 @@ def proxy_of(url: str) -> str | None:
 
 
 def verdict_on_test(error: WanError | None, settings: WanSettings) -> tuple[bool, str]:
-    """Say what the answer to the test call means; never with the token in it."""
+    """Return what the answer to the test call means: whether the connection works, and in words."""
     host = urlsplit(settings.api_origin).netloc
-    if error is None or isinstance(error, WanNotFoundError):
-        return True, f"{host} accepts this token. Nothing was bought."
-    if isinstance(error, WanRefusedError) and error.code == 403001:
+    if isinstance(error, WanRefusedError) and (isinstance(error, WanNotFoundError) or error.code == 403001):
+        error = None  # it knows no such request, or not for this user: the token was accepted
+    if error is None:
         return True, f"{host} accepts this token. Nothing was bought."
     if isinstance(error, WanAuthError):
         return False, f"{host} does not accept this token: it is wrong, expired or revoked."
     return False, f"{host} gave no usable answer: {error}"
-
-
-def json_body(call: Call) -> dict[str, Any] | None:
-    """Give the body of a call."""
-    return None if call.json is None else dict(call.json)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The connection to RunComfy's Model API, over ``requests``, and over ``aiohttp`` for triggers.
+"""RunComfy's Model API over ``requests``; :class:`WanAsyncHook` is the same over ``aiohttp``, for triggers.
 
-Both hooks have the same methods with the same typed results; what to send and what an answer means is decided
-in ``model_api``, and these two only send.
+What to send and what an answer means is decided in ``model_api``, and what both hooks share is in ``common``: the two
+only send. Only this one can submit, since a purchase needs a claim, which is made in a worker.
 """
 
 from __future__ import annotations
@@ -10,42 +10,29 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import requests
+import tenacity
 from airflow.sdk import BaseHook
 
-from airflow_provider_wan.exceptions import WanAuthError, WanError, WanTransientError
-from airflow_provider_wan.hooks.common import (
-    HEADERS,
-    MAX_REPLY_BYTES,
-    ONCE,
-    TEST_REQUEST_ID,
-    Attempts,
-    is_submit,
-    json_body,
-    pacer_of,
-    url_of,
-    verdict_on_test,
-)
+from airflow_provider_wan.exceptions import WanAuthError, WanError
+from airflow_provider_wan.hooks import common
+from airflow_provider_wan.hooks.common import Operation, pacer_of
 from airflow_provider_wan.hooks.connection import WanSettings, read_settings
 from airflow_provider_wan.hooks.wan_async import WanAsyncHook
-from airflow_provider_wan.http import transport as web
-from airflow_provider_wan.model_api import calls
+from airflow_provider_wan.http import transport
 from airflow_provider_wan.model_api.calls import (
     Balance,
-    Call,
     CancelOutcome,
     ModelInfo,
-    Reply,
     RequestResult,
     RequestStatus,
     SubmittedRequest,
 )
-from airflow_provider_wan.model_api.faults import NoReplyKind, RetryPolicy, error_of_no_reply
+from airflow_provider_wan.model_api.faults import RetryPolicy
 
 __all__ = ["WanAsyncHook", "WanHook"]
 
@@ -53,7 +40,7 @@ _T = TypeVar("_T")
 
 
 class _Bearer(requests.auth.AuthBase):
-    """Puts the token on API calls; being an explicit auth object, a ``.netrc`` can't replace it."""
+    """Puts the token on API calls; being an explicit auth object, a ``.netrc`` cannot replace it."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -73,7 +60,7 @@ class WanHook(BaseHook):
         (default ``https://model-api.runcomfy.net``), extra: ``account_host``, ``requests_per_second``,
         ``timeout`` (seconds a call, default 60), ``download_hosts``, ``allow_private_images``,
         ``not_found_patience`` (seconds, default 60).
-    :param retry: how GETs, cancels and certainly unaccepted submits are repeated.
+    :param retry: how calls are tried again; a submit only where it was certainly not accepted.
     """
 
     conn_name_attr: ClassVar[str] = "wan_conn_id"
@@ -107,10 +94,10 @@ class WanHook(BaseHook):
         return read_settings(self.get_connection(self.wan_conn_id))
 
     def refresh(self, refused: WanSettings | None = None) -> bool:
-        """Read the connection again, as after a rotated token; tells whether the token is another one.
+        """Read the connection again, as after a rotated token; return whether the token is another one.
 
-        :param refused: the settings whose token was not taken; where another thread has read the connection
-            since, it is not read again. Default: those that are known.
+        :param refused: the settings whose token was not accepted; if another thread has read the connection
+            since, it is not read again. Default: the current ones.
         """
         with self._refreshing:
             known = self.settings
@@ -120,12 +107,12 @@ class WanHook(BaseHook):
         return known.token != refused.token
 
     def get_conn(self) -> requests.Session:
-        """Give the pooled session; it carries no credentials of its own."""
+        """Return the pooled session; it carries no credentials of its own."""
         return self._session
 
     @cached_property
     def _session(self) -> requests.Session:
-        return web.bounded_session()
+        return transport.bounded_session()
 
     @property
     def api_origin(self) -> str:
@@ -135,7 +122,7 @@ class WanHook(BaseHook):
     @property
     def submit_takes_at_most_s(self) -> float:
         """The most that one attempt at a submit takes, in seconds."""
-        return self.settings.timeout_s + min(web.CONNECT_TIMEOUT_S, self.settings.timeout_s)
+        return self.settings.timeout_s + min(transport.CONNECT_TIMEOUT_S, self.settings.timeout_s)
 
     @property
     def not_found_patience_s(self) -> float:
@@ -154,150 +141,118 @@ class WanHook(BaseHook):
         retry: bool = True,
         send_by: float | None = None,
     ) -> SubmittedRequest:
-        """Buy one generation: the one call that costs money.
+        """Submit a request: the one call that costs money.
 
         :param model_id: such as ``wan-ai/wan-2-2/image-to-video``.
         :param inputs: the model's input, already validated; sent as it is.
         :param retry: whether to try again after a 429 or a connection that could not be opened, when it
-            is certain that nothing was bought. Anything else is never sent twice.
+            is certain that nothing was bought. After anything else it is never sent again.
         :param send_by: ``time.monotonic()`` after which it is not sent at all, which is then a
             :class:`WanTransientError`. Whoever gives one has waited for :meth:`take_turn` before.
-        :raises WanRefusedError: the API said no; nothing was bought.
+        :raises WanRefusedError: the API refused it; nothing was bought.
         :raises WanTransientError: it certainly did not get through; nothing was bought.
-        :raises WanUnknownSubmissionError: it may have been bought; never send it again unasked.
+        :raises WanUnknownSubmissionError: it may have been bought; it must not be sent again by itself.
         """
-        call = calls.submit_call(model_id, inputs)
-
-        def once() -> SubmittedRequest:
-            reply = self._send(call, what=f"submit to model {model_id}", send_by=send_by)
-            return calls.read_submit(reply, model_id)
-
-        return self._repeat(once, self.retry if retry else ONCE)
+        return self._call(common.submit_of(model_id, inputs), self.retry if retry else common.ONCE, send_by)
 
     def get_status(self, request_id: str, *, retry: bool = True) -> RequestStatus:
-        """Ask where a request stands. A terminal word means only that :meth:`get_result` knows more.
+        """Ask for the status of a request. A terminal word means only that :meth:`get_result` knows more.
 
         :param retry: whether to try again on an outage.
         :raises WanTransientError: no usable answer.
-        :raises WanRefusedError: the API said no; :class:`WanNotFoundError` if it does not know the request.
+        :raises WanRefusedError: the API refused it; :class:`WanNotFoundError` if it does not know the request.
         """
-        call = calls.status_call(request_id)
-        return self._get(call, "status", request_id, lambda r: calls.read_status(r, request_id), retry)
+        return self._read(common.status_of(request_id), retry)
 
     def get_result(self, request_id: str, *, retry: bool = True) -> RequestResult:
-        """Ask how a request ended, with output links and cost; one that has not ended says so.
+        """Ask for the result of a request, with output links and cost; one that has not ended says so.
 
         :param retry: whether to try again on an outage.
         :raises WanTransientError: no usable answer.
-        :raises WanRefusedError: the API said no; :class:`WanNotFoundError` if it does not know the request.
+        :raises WanRefusedError: the API refused it; :class:`WanNotFoundError` if it does not know the request.
         """
-        call = calls.result_call(request_id)
-        return self._get(call, "result", request_id, lambda r: calls.read_result(r, request_id), retry)
+        return self._read(common.result_of(request_id), retry)
 
     def cancel(self, request_id: str, *, retry: bool = True) -> CancelOutcome:
         """Cancel a request that is still queued; one that runs goes on and is charged.
 
         :param retry: whether to try again on an outage; cancelling twice does no harm.
         :raises WanTransientError: no usable answer.
-        :raises WanRefusedError: the API said no.
+        :raises WanRefusedError: the API refused it.
         """
-        call = calls.cancel_call(request_id)
-        return self._get(call, "cancel", request_id, lambda r: calls.read_cancel(r, request_id), retry)
+        return self._read(common.cancellation_of(request_id), retry)
 
     def get_model(self, model_id: str) -> ModelInfo:
         """Ask for a model's name, price and input schema.
 
         :raises WanError: no usable answer, or there is no such model.
         """
-        return self._get(calls.model_call(model_id), "model", None, calls.read_model, True)
+        return self._read(common.model_of(model_id))
 
     def get_balance(self) -> Balance:
-        """Ask for the account's balance; it lives on the connection's ``account_host``.
+        """Ask for the account's balance; it is asked for at the connection's ``account_host``.
 
         :raises WanError: no usable answer.
         """
-        return self._get(calls.balance_call(), "balance", None, calls.read_balance, True)
+        return self._read(common.BALANCE)
 
     def test_connection(self) -> tuple[bool, str]:
-        """Ask for the status of a request that can't exist: 404001 means that the token works. Free."""
+        """Ask for the status of a request that cannot exist: 404001 means that the token works. Free."""
         try:
             settings = self.settings
         except WanError as error:
             return False, str(error)
         try:
-            self.get_status(TEST_REQUEST_ID)
+            self.get_status(common.TEST_REQUEST_ID)
         except WanError as error:
-            return verdict_on_test(error, settings)
-        return verdict_on_test(None, settings)
+            return common.verdict_on_test(error, settings)
+        return common.verdict_on_test(None, settings)
 
-    def _get(
-        self, call: Call, what: str, request_id: str | None, read: Callable[[Reply], _T], retry: bool
-    ) -> _T:
-        def once() -> _T:
-            return read(self._send(call, what=what, request_id=request_id))
-
+    def _read(self, operation: Operation[_T], retry: bool = True) -> _T:
+        """Make a call that costs nothing; with a refreshed token if the one that is known is refused."""
+        policy = self.retry if retry else common.ONCE
         settings = self.settings
         try:
-            return self._repeat(once, self.retry if retry else ONCE)
+            return self._call(operation, policy)
         except WanAuthError:
             if not self.refresh(settings):
                 raise
-            return self._repeat(once, self.retry if retry else ONCE)
+            return self._call(operation, policy)
 
-    @staticmethod
-    def _repeat(once: Callable[[], _T], policy: RetryPolicy) -> _T:
-        attempts = Attempts(policy)
-        while True:
-            try:
-                return once()
-            except WanTransientError as error:
-                time.sleep(attempts.delay_after(error))
+    def _call(self, operation: Operation[_T], policy: RetryPolicy, send_by: float | None = None) -> _T:
+        retrying = tenacity.Retrying(sleep=time.sleep, **common.retry_rules(policy))
+        result: _T = retrying(self._call_once, operation, send_by)
+        return result
 
-    def _send(
-        self, call: Call, *, what: str, request_id: str | None = None, send_by: float | None = None
-    ) -> Reply:
-        """Send one call once."""
+    def _call_once(self, operation: Operation[_T], send_by: float | None) -> _T:
         settings = self.settings
         if send_by is None:
             self.take_turn()
         deadline = time.monotonic() + self.submit_takes_at_most_s
         with contextlib.ExitStack() as stack:
-            seen = stack.enter_context(web.track_exchange(ends_by=deadline))
-            seen.send_by = send_by
-            # A kept connection that the server closed while it was idle looks just like a lost answer.
-            fresh = is_submit(call)
-            session = stack.enter_context(web.bounded_session()) if fresh else self._session
+            exchange = stack.enter_context(transport.track_exchange(send_by=send_by, ends_by=deadline))
+            # On a kept connection, one that the server closed while it was idle looks just like a lost answer.
+            session = (
+                stack.enter_context(transport.bounded_session()) if operation.is_submit else self._session
+            )
             try:
                 with session.request(
-                    call.method,
-                    url_of(call, settings),
-                    params=dict(call.query),
-                    json=json_body(call),
-                    headers=dict(HEADERS),
+                    operation.call.method,
+                    common.url_of(operation.call, settings),
+                    params=dict(operation.call.query),
+                    json=common.json_body(operation.call),
+                    headers=dict(common.HEADERS),
                     auth=_Bearer(settings.token),
-                    timeout=(min(web.CONNECT_TIMEOUT_S, settings.timeout_s), settings.timeout_s),
+                    timeout=(min(transport.CONNECT_TIMEOUT_S, settings.timeout_s), settings.timeout_s),
                     allow_redirects=False,
                     stream=True,
                 ) as response:
-                    body = web.read_body(response, limit_bytes=MAX_REPLY_BYTES, deadline=deadline)
-                    return Reply(response.status_code, response.headers, body, received_at=datetime.now(UTC))
+                    body = transport.read_body(
+                        response, limit_bytes=common.MAX_REPLY_BYTES, deadline=deadline
+                    )
+                    reply = common.reply_of(operation, settings, response.status_code, response.headers, body)
             except (requests.RequestException, OSError, ValueError) as error:
-                _forget_token(error)
-                raise error_of_no_reply(
-                    _kind_of(error, sent=seen.sent), what=what, request_id=request_id, submit=is_submit(call)
-                ) from error
-
-
-def _forget_token(error: Exception) -> None:
-    """Take the token out of what a logger that digs into exceptions would find there."""
-    request = getattr(error, "request", None)
-    if request is not None:
-        request.headers.pop("Authorization", None)
-
-
-def _kind_of(error: Exception, *, sent: bool) -> NoReplyKind:
-    if not sent:
-        return "connect"
-    if isinstance(error, requests.Timeout):
-        return "timeout"
-    return "reset" if isinstance(error, requests.ConnectionError | OSError) else "other"
+                failure = error
+            else:
+                return operation.read(reply)
+        raise common.error_of_failure(failure, operation, settings, sent=exchange.sent)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Model API over ``aiohttp``, for triggers: one session a connection and event loop, shared by all.
+"""The Model API over ``aiohttp``, for triggers: one session for each connection and event loop, shared by all.
 
 A session each would cost a thousand triggers a thousand TLS contexts and connection look-ups, which Airflow
 answers one after another.
@@ -12,50 +12,33 @@ import functools
 import os
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import aiohttp
+import tenacity
 from airflow.providers.common.compat.connection import get_async_connection
 
-from airflow_provider_wan.exceptions import WanAuthError, WanError, WanTransientError
-from airflow_provider_wan.hooks.common import (
-    HEADERS,
-    MAX_REPLY_BYTES,
-    ONCE,
-    TEST_REQUEST_ID,
-    Attempts,
-    is_submit,
-    json_body,
-    pacer_of,
-    proxy_of,
-    url_of,
-    verdict_on_test,
-)
+from airflow_provider_wan.exceptions import WanAuthError, WanError
+from airflow_provider_wan.hooks import common
+from airflow_provider_wan.hooks.common import Operation, pacer_of
 from airflow_provider_wan.hooks.connection import WanSettings, read_settings
-from airflow_provider_wan.http import transport as web
-from airflow_provider_wan.model_api import calls
+from airflow_provider_wan.http import transport
 from airflow_provider_wan.model_api.calls import (
     Balance,
-    Call,
     CancelOutcome,
     ModelInfo,
-    Reply,
     RequestResult,
     RequestStatus,
-    SubmittedRequest,
 )
-from airflow_provider_wan.model_api.faults import NoReplyKind, RetryPolicy, error_of_no_reply
+from airflow_provider_wan.model_api.faults import RetryPolicy
 from airflow_provider_wan.polling.pace import Experience
 
 _T = TypeVar("_T")
-#: A trigger that starts later than this after the last look-up looks the connection up again, in seconds.
+#: A trigger that starts later than this after the last look-up reads the connection again, in seconds.
 _SETTINGS_FRESH_FOR_S = 30.0
-#: Thousands of triggers that start together would otherwise all begin a call before anything else gets its turn.
+#: Thousands of triggers that start together would otherwise all begin a call before any other task runs.
 _CALLS_AT_ONCE = 100
-_RETRY = RetryPolicy()
 
 
 class _SharedClient:
@@ -75,10 +58,10 @@ class _SharedClient:
     async def settings(
         self, *, instead_of: str | None = None, newer_than_s: float | None = None
     ) -> WanSettings:
-        """Give the settings, looked up once for all who ask at the same time.
+        """Return the settings, read once for all callers at the same time.
 
-        :param instead_of: a token that the API did not take: look up again, unless somebody just has.
-        :param newer_than_s: look up again if what is known is older, in seconds.
+        :param instead_of: a token that the API refused: read again, unless another caller just has.
+        :param newer_than_s: read again if the last reading is older, in seconds.
         """
         known = self._known(instead_of, newer_than_s)
         if known is not None:
@@ -97,9 +80,9 @@ class _SharedClient:
         return None if known is None or too_old or known.token == instead_of else known
 
     def proxy_of(self, url: str, origin: str) -> str | None:
-        """Give the proxy for an address; the whole environment is searched for it, so once an origin."""
+        """Return the proxy for an address; found once an origin, since the whole environment is searched for it."""
         if origin not in self._proxies:
-            self._proxies[origin] = proxy_of(url)
+            self._proxies[origin] = common.proxy_of(url)
         return self._proxies[origin]
 
     @property
@@ -121,13 +104,13 @@ def _new_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         cookie_jar=aiohttp.DummyCookieJar(),
         connector=aiohttp.TCPConnector(limit=100, ssl=_trusting(bundle) if bundle else True),
-        headers=dict(HEADERS),
+        headers=dict(common.HEADERS),
     )
 
 
 @functools.lru_cache(maxsize=4)
 def _trusting(bundle: str) -> ssl.SSLContext:
-    """Trust what ``requests``, and so :class:`WanHook`, is told to trust; a file or a folder."""
+    """Return a context that trusts the file or folder that ``requests``, and so :class:`WanHook`, trusts."""
     if os.path.isdir(bundle):
         return ssl.create_default_context(capath=bundle)
     return ssl.create_default_context(cafile=bundle)
@@ -140,15 +123,16 @@ class WanAsyncHook:
     """Talks to RunComfy's Model API from an event loop; use it as ``async with WanAsyncHook(...) as hook``.
 
     All hooks of one connection on one event loop share a session, a connection look-up and a rate limiter.
-    Methods, results and errors are those of :class:`WanHook`.
+    Methods, results and errors are those of :class:`WanHook`, but for ``submit``: a purchase needs a claim, which is
+    made in a worker.
 
     :param wan_conn_id: the connection, default ``wan_default``.
-    :param retry: how GETs, cancels and certainly unaccepted submits are repeated.
+    :param retry: how calls are tried again.
     """
 
     def __init__(self, wan_conn_id: str = "wan_default", *, retry: RetryPolicy | None = None) -> None:
         self.wan_conn_id = wan_conn_id
-        self.retry = retry or _RETRY
+        self.retry = retry or RetryPolicy()
         self._shared: _SharedClient | None = None
 
     async def __aenter__(self) -> WanAsyncHook:
@@ -175,7 +159,7 @@ class WanAsyncHook:
         return self._client().experience
 
     async def get_settings(self) -> WanSettings:
-        """Give the connection's settings."""
+        """Return the connection's settings."""
         shared = self._client()
         if self._looked_up:
             return await shared.settings()
@@ -184,132 +168,91 @@ class WanAsyncHook:
         return settings
 
     async def refresh(self, refused: WanSettings) -> bool:
-        """Look the connection up again after its token was not taken; tells whether it is another one."""
+        """Read the connection again after its token was refused; return whether the token is another one."""
         return (await self._client().settings(instead_of=refused.token)).token != refused.token
 
-    async def submit(
-        self, model_id: str, inputs: Mapping[str, Any], *, retry: bool = True
-    ) -> SubmittedRequest:
-        """Buy one generation; see :meth:`WanHook.submit`."""
-        call = calls.submit_call(model_id, inputs)
-
-        async def once() -> SubmittedRequest:
-            return calls.read_submit(await self._send(call, what=f"submit to model {model_id}"), model_id)
-
-        return await self._repeat(once, self.retry if retry else ONCE)
-
     async def get_status(self, request_id: str, *, retry: bool = True) -> RequestStatus:
-        """Ask where a request stands; see :meth:`WanHook.get_status`."""
-        call = calls.status_call(request_id)
-        return await self._get(call, "status", request_id, lambda r: calls.read_status(r, request_id), retry)
+        """Ask for the status of a request; see :meth:`WanHook.get_status`."""
+        return await self._read(common.status_of(request_id), retry)
 
     async def get_result(self, request_id: str, *, retry: bool = True) -> RequestResult:
-        """Ask how a request ended; see :meth:`WanHook.get_result`."""
-        call = calls.result_call(request_id)
-        return await self._get(call, "result", request_id, lambda r: calls.read_result(r, request_id), retry)
+        """Ask for the result of a request; see :meth:`WanHook.get_result`."""
+        return await self._read(common.result_of(request_id), retry)
 
     async def cancel(self, request_id: str, *, retry: bool = True) -> CancelOutcome:
         """Cancel a request that is still queued; see :meth:`WanHook.cancel`."""
-        call = calls.cancel_call(request_id)
-        return await self._get(call, "cancel", request_id, lambda r: calls.read_cancel(r, request_id), retry)
+        return await self._read(common.cancellation_of(request_id), retry)
 
     async def get_model(self, model_id: str) -> ModelInfo:
         """Ask for a model's name, price and input schema; see :meth:`WanHook.get_model`."""
-        return await self._get(calls.model_call(model_id), "model", None, calls.read_model, True)
+        return await self._read(common.model_of(model_id))
 
     async def get_balance(self) -> Balance:
         """Ask for the account's balance; see :meth:`WanHook.get_balance`."""
-        return await self._get(calls.balance_call(), "balance", None, calls.read_balance, True)
+        return await self._read(common.BALANCE)
 
     async def test_connection(self) -> tuple[bool, str]:
-        """Try the token for free; see :meth:`WanHook.test_connection`."""
+        """Test the token for free; see :meth:`WanHook.test_connection`."""
         try:
             settings = await self.get_settings()
         except WanError as error:
             return False, str(error)
         try:
-            await self.get_status(TEST_REQUEST_ID)
+            await self.get_status(common.TEST_REQUEST_ID)
         except WanError as error:
-            return verdict_on_test(error, settings)
-        return verdict_on_test(None, settings)
+            return common.verdict_on_test(error, settings)
+        return common.verdict_on_test(None, settings)
 
-    async def _get(
-        self, call: Call, what: str, request_id: str | None, read: Callable[[Reply], _T], retry: bool
-    ) -> _T:
-        async def once() -> _T:
-            return read(await self._send(call, what=what, request_id=request_id))
-
+    async def _read(self, operation: Operation[_T], retry: bool = True) -> _T:
+        """Make a call; with a refreshed token if the one that is known is refused."""
+        policy = self.retry if retry else common.ONCE
         settings = await self.get_settings()
         try:
-            return await self._repeat(once, self.retry if retry else ONCE)
+            return await self._call(operation, policy)
         except WanAuthError:
             if not await self.refresh(settings):
                 raise
-            return await self._repeat(once, self.retry if retry else ONCE)
+            return await self._call(operation, policy)
 
-    @staticmethod
-    async def _repeat(once: Callable[[], Awaitable[_T]], policy: RetryPolicy) -> _T:
-        attempts = Attempts(policy)
-        while True:
-            try:
-                return await once()
-            except WanTransientError as error:
-                await asyncio.sleep(attempts.delay_after(error))
+    async def _call(self, operation: Operation[_T], policy: RetryPolicy) -> _T:
+        retrying = tenacity.AsyncRetrying(sleep=asyncio.sleep, **common.retry_rules(policy))
+        return await retrying(self._call_once, operation)
 
     def _client(self) -> _SharedClient:
         if self._shared is None:
             raise RuntimeError("WanAsyncHook is used outside of `async with`")
         return self._shared
 
-    async def _send(self, call: Call, *, what: str, request_id: str | None = None) -> Reply:
-        """Send one call once."""
+    async def _call_once(self, operation: Operation[_T]) -> _T:
         settings = await self.get_settings()
         if (pause_s := pacer_of(settings).reserve()) > 0:
             await asyncio.sleep(pause_s)
-        if not is_submit(call):
-            async with self._client().calls_at_once:
-                return await self._exchange(self._client().session, call, settings, what, request_id)
-        # A kept connection that the server closed while it was idle looks just like a lost answer.
-        async with _new_session() as session:
-            return await self._exchange(session, call, settings, what, request_id)
-
-    async def _exchange(
-        self,
-        session: aiohttp.ClientSession,
-        call: Call,
-        settings: WanSettings,
-        what: str,
-        request_id: str | None,
-    ) -> Reply:
-        url = url_of(call, settings)
-        connect_s = min(web.CONNECT_TIMEOUT_S, settings.timeout_s)
-        failure: Exception
+        call, client = operation.call, self._client()
+        url = common.url_of(call, settings)
+        connect_s = min(transport.CONNECT_TIMEOUT_S, settings.timeout_s)
         try:
-            async with session.request(
-                call.method,
-                url,
-                params=call.query or None,
-                json=json_body(call),
-                headers={"Authorization": f"Bearer {settings.token}"},
-                proxy=self._client().proxy_of(url, url.removesuffix(call.path)),
-                timeout=aiohttp.ClientTimeout(total=settings.timeout_s + connect_s, sock_connect=connect_s),
-                allow_redirects=False,
-            ) as response:
+            async with (
+                client.calls_at_once,
+                client.session.request(
+                    call.method,
+                    url,
+                    params=call.query or None,
+                    json=common.json_body(call),
+                    headers={"Authorization": f"Bearer {settings.token}"},
+                    proxy=client.proxy_of(url, url.removesuffix(call.path)),
+                    timeout=aiohttp.ClientTimeout(
+                        total=settings.timeout_s + connect_s, sock_connect=connect_s
+                    ),
+                    allow_redirects=False,
+                ) as response,
+            ):
                 body = await _body_of(response)
-                return Reply(response.status, response.headers, body, received_at=datetime.now(UTC))
+                reply = common.reply_of(operation, settings, response.status, response.headers, body)
         except (aiohttp.ClientError, OSError, ValueError, asyncio.IncompleteReadError) as error:
             failure = error
-        # Outside of the except block: the original would hang on to the new error, token and all.
-        raise error_of_no_reply(
-            _kind_of(failure), what=what, request_id=request_id, submit=is_submit(call)
-        ) from _without_token(failure)
-
-
-def _without_token(error: Exception) -> Exception:
-    """Give an error whose ``repr`` does not show the headers of the request, as ``aiohttp``'s does."""
-    if isinstance(error, aiohttp.ClientResponseError):
-        return aiohttp.ClientError(f"{type(error).__name__}: {error.status}, {error.message}")
-    return error
+        else:
+            return operation.read(reply)
+        raise common.error_of_failure(failure, operation, settings, sent=True)
 
 
 async def _body_of(response: aiohttp.ClientResponse) -> bytes:
@@ -317,18 +260,7 @@ async def _body_of(response: aiohttp.ClientResponse) -> bytes:
     size = 0
     async for piece in response.content.iter_any():
         size += len(piece)
-        if size > MAX_REPLY_BYTES:
-            raise aiohttp.ClientPayloadError(f"the answer is longer than {MAX_REPLY_BYTES} bytes")
+        if size > common.MAX_REPLY_BYTES:
+            raise aiohttp.ClientPayloadError(f"the answer is longer than {common.MAX_REPLY_BYTES} bytes")
         pieces.append(piece)
     return b"".join(pieces)
-
-
-def _kind_of(error: Exception) -> NoReplyKind:
-    # A proxy that refuses the tunnel, a name, a port or a certificate that is wrong: all before anything is sent.
-    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError | aiohttp.InvalidURL):
-        return "connect"
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return "connect"
-    if isinstance(error, TimeoutError):
-        return "timeout"
-    return "reset" if isinstance(error, aiohttp.ClientConnectionError | OSError) else "other"

@@ -430,6 +430,8 @@ def caused_by(error: BaseException, kind: type[BaseException]) -> bool:
 
 def reason_of(error: BaseException) -> str:
     """Return why an exchange failed, in words without any address; for ``requests`` and ``aiohttp`` alike."""
+    if caused_by(error, SentTooLateError):
+        return "too much time had passed since it was prepared, and it was not sent"
     if caused_by(error, socket.gaierror):
         return "the name of the host was not found"
     if caused_by(error, ConnectionRefusedError):
@@ -442,6 +444,6 @@ def reason_of(error: BaseException) -> str:
         return "the connection could not be opened in time"
     if isinstance(error, requests.Timeout) or caused_by(error, TimeoutError):
         return "no whole answer came in time"
-    if isinstance(error, requests.exceptions.ProxyError):
+    if "Proxy" in type(error).__name__:
         return "the proxy did not connect"
     return "the connection broke before the whole answer was there"

@@ -50,7 +50,6 @@ NOT_READY_CODE = 400005
 #: The codes that only the API itself gives; with one of them a body is an error whatever else it says.
 OWN_CODES = frozenset({400001, 400002, 400004, NOT_READY_CODE, 403001, 404001})
 
-NoReplyKind = Literal["connect", "timeout", "reset", "other"]
 Verdict = Literal[
     "auth",
     "balance",
@@ -73,12 +72,6 @@ _VERDICT_OF_CODE: Mapping[int, Verdict] = {
     403001: "foreign",
 }
 _VERDICT_OF_STATUS: Mapping[int, Verdict] = {401: "auth", 402: "balance", 422: "input"}
-_NO_REPLY_TEXT: Mapping[NoReplyKind, str] = {
-    "connect": "the connection could not be opened (name look-up, refused or TLS)",
-    "timeout": "no whole answer came in time",
-    "reset": "the connection broke before the whole answer was there",
-    "other": "the exchange failed before the whole answer was there",
-}
 IT_MAY_BE_BOUGHT = "It may have been bought, so it is not sent again by itself."
 #: How a person settles that; code that knows the image and the fingerprint says something more exact instead.
 HOW_TO_SETTLE = (
@@ -131,30 +124,24 @@ def error_of_reply(
 
 
 def error_of_no_reply(
-    kind: NoReplyKind,
-    *,
-    what: str,
-    request_id: str | None = None,
-    submit: bool = False,
-    reason: str = "",
-    peer: str = "",
+    reason: str, *, sent: bool, what: str, request_id: str | None = None, submit: bool = False, peer: str = ""
 ) -> WanError:
     """Return the error for an exchange that gave no answer.
 
-    :param kind: how it failed: ``connect`` only if not one byte of the request can have been sent.
+    :param reason: why, as a clause: "the connection was refused".
+    :param sent: whether any byte of the request may have been sent.
     :param what: what was asked for, as a noun.
     :param request_id: the request that it was about, if any.
     :param submit: whether this was the one call that costs money.
-    :param reason: why, in more words than ``kind`` says.
     :param peer: connection and host, as in :class:`Reply`.
     """
     subject = _subject(what, request_id)
-    why = f"{reason or _NO_REPLY_TEXT[kind]} ({peer})" if peer else reason or _NO_REPLY_TEXT[kind]
+    why = f"{reason} ({peer})" if peer else reason
     if not submit:
         return WanTransientError(
             f"No answer from RunComfy to the {subject}: {why}. Try again later.", request_id=request_id
         )
-    if kind == "connect":
+    if not sent:
         return WanTransientError(
             f"The {subject} did not reach RunComfy: {why}. Nothing was bought. Try again later.",
             request_id=request_id,

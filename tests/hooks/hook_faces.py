@@ -18,7 +18,7 @@ KINDS = ("sync", "async")
 
 
 class Face:
-    """Calls a method of ``WanHook``, or of ``WanAsyncHook`` in an event loop of its own."""
+    """Calls a method of ``WanHook``, or of ``WanAsyncHook`` in an event loop of its own; only the first can submit."""
 
     def __init__(self, kind: str, conn_id: str = "wan_default", retry: RetryPolicy = QUICK) -> None:
         self.kind = kind
@@ -27,8 +27,9 @@ class Face:
         self._kept = WanHook(conn_id, retry=retry) if kind == "sync" else None
 
     def __call__(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        if self._kept is not None:
-            return getattr(self._kept, method)(*args, **kwargs)
+        if self._kept is not None or method == "submit":
+            hook = self._kept or WanHook(self._conn_id, retry=self._retry)
+            return getattr(hook, method)(*args, **kwargs)
 
         async def run() -> Any:
             async with WanAsyncHook(self._conn_id, retry=self._retry) as hook:

@@ -223,7 +223,7 @@ def test_a_token_that_was_rotated_is_read_again_by_all_in_the_loop(
 ) -> None:
     async def follow() -> None:
         async with WanAsyncHook(retry=QUICK) as hook, WanAsyncHook(retry=QUICK) as other:
-            request_id = (await hook.submit(MODEL, INPUTS)).request_id
+            request_id = WanHook(retry=QUICK).submit(MODEL, INPUTS).request_id
             await other.get_status(request_id)
             sandbox.control("tokens", {"add": "rotated", "revoke": sandbox.token})
             with pytest.raises(WanAuthError):

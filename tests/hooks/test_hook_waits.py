@@ -175,7 +175,7 @@ def test_waits_learn_from_others_of_their_connection_alone() -> None:
     asyncio.run(three_hooks())
 
 
-def test_a_submit_never_goes_over_a_kept_connection(monkeypatch: pytest.MonkeyPatch, hook: Face) -> None:
+def test_a_submit_never_goes_over_a_kept_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     def leave_after_one(sock: Any) -> None:
         request = read_request(sock)
         body = b'{"request_id": "a", "status": "in_progress"}'
@@ -183,17 +183,9 @@ def test_a_submit_never_goes_over_a_kept_connection(monkeypatch: pytest.MonkeyPa
         if request.startswith(b"GET"):
             sock.recv(1)  # keeps it open until the client uses it again, and then is gone
 
-    async def both() -> None:
-        async with WanAsyncHook(retry=QUICK) as asynchronous:
-            await asynchronous.get_status("a")
-            await asynchronous.submit(MODEL, INPUTS)
-
     with Wire(leave_after_one) as wire:
         monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url))
-        if hook.kind == "async":
-            asyncio.run(both())
-        else:
-            face = Face("sync")
-            face("get_status", "a")
-            face("submit", MODEL, INPUTS)
+        face = Face("sync")
+        face("get_status", "a")
+        face("submit", MODEL, INPUTS)
         assert wire.connections == 2

@@ -112,7 +112,7 @@ def test_no_link_to_a_video_outlives_the_sensor(sandbox: Sandbox, bucket: Bucket
         a_context(task_id="land"),
     )
     records = {name: bucket.read(name).decode() for name in bucket.objects() if name.endswith(".json")}
-    assert len(records) == 2
+    assert len(records) == 3, "beside the video, in the journal, and the task's pointer"
     for text in (*records.values(), json.dumps(waiting.events), json.dumps(waiting.trigger.serialize())):
         assert link not in text
         assert "/media" not in text
