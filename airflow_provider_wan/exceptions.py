@@ -123,9 +123,19 @@ class WanNoOutputError(WanError):
 
 
 class WanStorageError(WanError):
-    """The bucket said no, or did not answer, after what could be retried was retried."""
+    """The bucket refused, or did not answer, after what could be retried was retried.
+
+    :param retry_helps: false where only a person can help: a missing bucket or permission.
+    """
 
     retry_helps = True
+
+    def __init__(
+        self, message: str, *, request_id: str | None = None, retry_helps: bool | None = None
+    ) -> None:
+        super().__init__(message, request_id=request_id)
+        if retry_helps is not None:
+            self.retry_helps = retry_helps  # type: ignore[misc]
 
 
 class WanConflictError(WanStorageError):

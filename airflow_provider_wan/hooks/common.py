@@ -215,5 +215,7 @@ def verdict_on_test(error: WanError | None, settings: WanSettings) -> tuple[bool
     if error is None:
         return True, f"{host} accepts this token. Nothing was bought."
     if isinstance(error, WanAuthError):
-        return False, f"{host} does not accept this token: it is wrong, expired or revoked."
+        return False, (
+            f"{host} does not accept the token of connection {settings.conn_id!r}: it is wrong, expired or revoked."
+        )
     return False, f"{host} gave no usable answer: {error}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a connection of type ``wan`` says, read and checked once."""
+"""Read and check a connection of type ``wan``."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def read_settings(connection: _Connection) -> WanSettings:
 
     :param connection: an Airflow connection; password = token, host = API origin, the rest in its extra.
     :raises WanAuthError: there is no token.
-    :raises WanInputError: a field can't be understood; the message names it.
+    :raises WanInputError: a field has no valid value; the message names it.
     """
     conn_id = connection.conn_id
     token = (connection.password or "").strip()
@@ -107,18 +107,35 @@ def _extra(connection: _Connection) -> Mapping[str, Any]:
 
 
 def _api_origin(connection: _Connection) -> str:
-    host = (connection.host or "").strip()
+    """Return the origin of the Model API, out of host, schema and port; a field that contradicts is refused."""
+    conn_id, port = connection.conn_id, connection.port
+    host, schema = (connection.host or "").strip(), (connection.schema or "").strip().lower()
+    if schema not in ("", "http", "https"):
+        raise WanInputError(f"Field 'schema' of connection {conn_id!r} must be http or https.")
     if not host:
+        if port:
+            raise WanInputError(
+                f"Connection {conn_id!r} has a port and no host. Fill in its host, or no port."
+            )
         return API_HOST
-    if "://" not in host:
-        scheme = connection.schema if connection.schema in ("http", "https") else "https"
-        port = f":{connection.port}" if connection.port and ":" not in host else ""
-        host = f"{scheme}://{host}{port}"
-    return _origin(host, "host", connection.conn_id)
+    has_scheme = "://" in host
+    origin = _origin(host if has_scheme else f"{schema or 'https'}://{host}", "host", conn_id)
+    parts = urlsplit(origin)
+    if schema and parts.scheme != schema:
+        raise WanInputError(
+            f"Fields 'host' and 'schema' of connection {conn_id!r} contradict each other: {parts.scheme} and {schema}."
+        )
+    if not port or port == parts.port:
+        return origin
+    if parts.port is not None:
+        raise WanInputError(
+            f"Fields 'host' and 'port' of connection {conn_id!r} contradict each other: {parts.port} and {port}."
+        )
+    return _origin(f"{origin}:{port}", "port", conn_id)
 
 
 def _origin(text: str, name: str, conn_id: str) -> str:
-    """Take an origin such as ``https://model-api.runcomfy.net``; anything more in it would be lost."""
+    """Return an origin such as ``https://model-api.runcomfy.net``; anything more in the text is refused."""
     try:
         parts = urlsplit(text if "://" in text else f"https://{text}")
         plain = parts.path in ("", "/") and not parts.query and not parts.fragment and parts.username is None
@@ -149,11 +166,11 @@ def _number(extra: Mapping[str, Any], name: str, conn_id: str) -> float | None:
 def _hosts(extra: Mapping[str, Any], name: str, conn_id: str) -> tuple[str, ...]:
     value = extra.get(name) or ()
     names = value.split(",") if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not all(isinstance(one, str) for one in names):
+    if not isinstance(names, list | tuple) or not all(isinstance(host, str) for host in names):
         raise WanInputError(
             f"Field {name!r} of connection {conn_id!r} must be a list of hosts, or one text with commas."
         )
-    hosts = tuple(one.strip().rstrip("/").lower() for one in names if one.strip())
+    hosts = tuple(host.strip().rstrip("/").lower() for host in names if host.strip())
     for host in hosts:
         if "://" in host:
             _origin(host, name, conn_id)

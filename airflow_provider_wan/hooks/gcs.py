@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanInputError, WanStorageError
+from airflow_provider_wan.model_api.bodies import clean_text
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
 TIMEOUT_S = (10.0, 60.0)
 #: For how long one call is retried, in seconds; each retry backs off.
 RETRY_FOR_S = 120.0
+_LOG_EVERY_S = 60.0
+_LOG = logging.getLogger(__name__)
 _SCOPES = ("https://www.googleapis.com/auth/devstorage.read_write",)
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
@@ -27,7 +33,7 @@ def storage_client(
     *,
     pool_size: int = 10,
 ) -> storage.Client:
-    """Make a Cloud Storage client.
+    """Return a Cloud Storage client.
 
     :param gcp_conn_id: a Google Cloud connection, which needs the extra ``[google]`` of this package;
         None (default): Application Default Credentials. ``STORAGE_EMULATOR_HOST`` is honoured by both.
@@ -41,7 +47,7 @@ def storage_client(
     else:
         from google.cloud import storage
 
-        with storage_errors("Finding Google credentials"):
+        with storage_errors("Finding Google credentials"):  # their message has an address, which stays
             client = storage.Client(project=None, credentials=_impersonated(impersonation_chain))
     _bound(client, pool_size)
     _stop_asking_about_buckets(client)
@@ -99,22 +105,36 @@ def _stop_asking_about_buckets(client: storage.Client) -> None:
 
 
 def retry_policy(for_s: float | None = None) -> Any:
-    """Give Cloud Storage's own retry policy (429, 5xx, cut connections), bounded in time.
+    """Return Cloud Storage's own retry policy (429, 5xx, cut connections), bounded in time; it logs once a minute.
 
     :param for_s: for how long, in seconds; default: ``RETRY_FOR_S``.
     """
+    from google.api_core.retry import Retry
     from google.cloud.storage.retry import DEFAULT_RETRY
 
-    return DEFAULT_RETRY.with_timeout(RETRY_FOR_S if for_s is None else for_s)
+    for_s = RETRY_FOR_S if for_s is None else for_s
+    logged_at = -math.inf
+
+    def log_once_a_minute(error: Exception) -> None:
+        nonlocal logged_at
+        if time.monotonic() - logged_at >= _LOG_EVERY_S:
+            logged_at = time.monotonic()
+            _LOG.warning(
+                "Cloud Storage has no usable answer (%s) Trying again for up to %.0f s.", _said(error), for_s
+            )
+
+    return Retry(predicate=DEFAULT_RETRY._predicate, timeout=for_s, on_error=log_once_a_minute)
 
 
 @contextmanager
 def storage_errors(what: str, *, request_id: str | None = None, advice: str = "") -> Iterator[None]:
-    """Turn what the client raises into :class:`WanStorageError`, saying what could not be done.
+    """Turn what the client raises into :class:`WanStorageError`, which says what could not be done.
+
+    A missing bucket and a missing permission are final: only a person can help.
 
     :param what: what was being done, such as ``"Writing gs://bucket/name"``.
     :param request_id: for which request.
-    :param advice: what to do, besides what the kind of error tells.
+    :param advice: what to do, besides what the kind of error says.
     """
     import requests
     from google.api_core.exceptions import Forbidden, GoogleAPICallError, NotFound, RetryError, Unauthorized
@@ -128,11 +148,13 @@ def storage_errors(what: str, *, request_id: str | None = None, advice: str = ""
             f"{what} is not allowed: {_said(error)} The credentials need roles/storage.objectUser on the bucket."
             f"{advice}",
             request_id=request_id,
+            retry_helps=_is_rate_limit(error),
         ) from error
     except NotFound as error:
         raise WanStorageError(
             f"{what} failed: no such bucket or object. {_said(error)} Check the names.{advice}",
             request_id=request_id,
+            retry_helps="bucket does not exist" not in _said(error),
         ) from error
     except (
         GoogleAPICallError,
@@ -146,15 +168,26 @@ def storage_errors(what: str, *, request_id: str | None = None, advice: str = ""
         raise WanStorageError(f"{what} failed: {_said(error)}{advice}", request_id=request_id) from error
 
 
+def _is_rate_limit(error: Any) -> bool:
+    """Return whether a 403 says "too often" and not "never" (Cloud Storage's error reasons)."""
+    reasons = [str(detail.get("reason", "")) for detail in error.errors if isinstance(detail, dict)]
+    return any("LimitExceeded" in reason or "quotaExceeded" in reason for reason in reasons)
+
+
 def _said(error: Exception) -> str:
-    """Give what Cloud Storage said in one sentence; the client wraps it into the whole answer."""
+    """Return what Cloud Storage said in one sentence; the client wraps it into the whole answer."""
+    from google.auth.exceptions import GoogleAuthError
+
     try:
         text = str(error.response.json()["error"]["message"])  # type: ignore[attr-defined]
     except (AttributeError, LookupError, TypeError, ValueError):
         text = str(error)
-    # Messages of the client carry the address that was called; those of signed requests carry a signature.
-    lines = re.sub(r"https?://\S+", "", text).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".") + "."
+    if not isinstance(
+        error, GoogleAuthError
+    ):  # its address is of a help page; others are of the call, with signatures
+        text = re.sub(r"https?://\S+", "", text)
+    lines = text.strip().splitlines()
+    return clean_text(lines[0] if lines else type(error).__name__).rstrip(".") + "."
 
 
 def split_gs_uri(uri: str, *, name: str, needs_object: bool = False) -> tuple[str, str]:
@@ -173,10 +206,10 @@ def split_gs_uri(uri: str, *, name: str, needs_object: bool = False) -> tuple[st
 
 
 def check_object_name(object_name: str, *, name: str = "object_name") -> str:
-    """Check a name before anything goes into a bucket under it.
+    """Return an object name if an object may have it.
 
     Source of the rules: Cloud Storage's object naming requirements; ``..`` as a part of the path is refused
-    besides, because whoever downloads a folder of such objects would write outside of it.
+    besides, because downloading a folder of such objects would write outside of it.
 
     :raises WanInputError: it is empty, too long (1024 bytes of UTF-8), holds control characters, or has
         ``.`` or ``..`` as a part, or starts with ``/`` or ``.well-known/acme-challenge/``.

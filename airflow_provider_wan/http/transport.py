@@ -31,7 +31,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
+import re
 import socket
 import ssl
 import time
@@ -54,6 +56,20 @@ CONNECT_TIMEOUT_S = 10.0
 _PIECE_BYTES = 64 * 1024
 _SEND_BYTES = 256 * 1024
 _TOO_LATE = "the answer did not arrive whole in time"
+
+
+class _WithoutQueries(logging.Filter):
+    """Cuts the queries of addresses out of log records: urllib3 logs signed links at DEBUG."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(_QUERY.sub("?…", arg) if isinstance(arg, str) else arg for arg in record.args)
+        return True
+
+
+_QUERY = re.compile(r"\?[^\s\"']+")
+for _name in ("urllib3.connectionpool", "urllib3.connection", "urllib3.util.retry"):
+    logging.getLogger(_name).addFilter(_WithoutQueries())
 
 
 class PrivateAddressError(OSError):

@@ -49,6 +49,10 @@ def test_a_token_is_all_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"host": "api.example.com:444"}, "https://api.example.com:444"),
         ({"host": "[::1]:8787", "schema": "http"}, "http://[::1]:8787"),
         ({"host": ""}, "https://model-api.runcomfy.net"),
+        ({"host": "http://127.0.0.1", "port": 8787}, "http://127.0.0.1:8787"),
+        ({"host": "http://127.0.0.1:8787", "port": 8787}, "http://127.0.0.1:8787"),
+        ({"host": "http://[::1]", "port": 8787, "schema": "HTTP"}, "http://[::1]:8787"),
+        ({"host": "127.0.0.1:8787", "port": 8787, "schema": "http"}, "http://127.0.0.1:8787"),
     ],
 )
 def test_the_host_is_an_origin(monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], origin: str) -> None:
@@ -88,6 +92,11 @@ def test_the_extra_is_read(
     ("fields", "named"),
     [
         ({"host": "https://api.example.com/v1"}, "'host'"),
+        ({"host": "http://127.0.0.1:8787", "port": 8788}, "'host' and 'port'"),
+        ({"host": "http://127.0.0.1", "port": 99999}, "'port'"),
+        ({"host": "http://127.0.0.1", "schema": "https"}, "'host' and 'schema'"),
+        ({"host": "127.0.0.1", "schema": "videos"}, "'schema'"),
+        ({"port": 8787}, "port and no host"),
         ({"host": "https://user:pass@api.example.com"}, "'host'"),
         ({"host": "https://api.example.com?x=1"}, "'host'"),
         ({"host": "ftp://api.example.com"}, "'host'"),
@@ -127,7 +136,7 @@ def test_a_wrong_field_is_named(monkeypatch: pytest.MonkeyPatch, fields: dict[st
     assert "pass@" not in str(caught.value)
 
 
-def test_a_field_that_nobody_knows_is_told(
+def test_an_unknown_field_is_logged_with_the_nearest_name(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert settings_of(monkeypatch, extra={"request_per_second": 3}).requests_per_second is None
@@ -162,7 +171,7 @@ def test_the_connection_test_needs_only_to_be_let_in(hook: Face, sandbox: Sandbo
 @pytest.mark.parametrize(
     ("fault", "params", "said"),
     [
-        ("unauthorized", {}, "does not accept this token"),
+        ("unauthorized", {}, "does not accept the token of connection 'wan_default'"),
         ("forbidden_html", {}, "no usable answer"),
         ("not_found_html", {}, "no usable answer"),
         ("overloaded", {}, "no usable answer"),

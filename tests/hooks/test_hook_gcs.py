@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any
 
@@ -60,16 +61,16 @@ def test_the_proxy_of_the_environment_is_used(bucket: Bucket, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("fault", "params", "said"),
+    ("fault", "params", "said", "retry_helps"),
     [
-        ("forbidden", {}, "is not allowed.*roles/storage.objectUser"),
-        ("status", {"status": 404}, "no such bucket or object"),
-        ("status", {"status": 400}, "failed"),
-        ("status", {"status": 500}, "failed"),
-        ("html", {}, "failed"),
-        ("cut_json", {}, "failed"),
-        ("reset", {}, "failed"),
-        ("quota", {}, "failed"),
+        ("forbidden", {}, "is not allowed.*roles/storage.objectUser", False),
+        ("status", {"status": 404}, "no such bucket or object", True),
+        ("status", {"status": 400}, "failed", True),
+        ("status", {"status": 500}, "failed", True),
+        ("html", {}, "failed", True),
+        ("cut_json", {}, "failed", True),
+        ("reset", {}, "failed", True),
+        ("quota", {}, "failed", True),
     ],
 )
 def test_each_error_of_the_client_becomes_ours(
@@ -79,6 +80,7 @@ def test_each_error_of_the_client_becomes_ours(
     fault: str,
     params: dict[str, Any],
     said: str,
+    retry_helps: bool,
 ) -> None:
     monkeypatch.setattr(gcs, "RETRY_FOR_S", 0.2)
     sandbox.add_fault("bucket.list", fault, **params)
@@ -86,7 +88,7 @@ def test_each_error_of_the_client_becomes_ours(
         list(bucket.client.list_blobs(bucket.name, retry=gcs.retry_policy(), timeout=gcs.TIMEOUT_S))
     assert str(caught.value).startswith("Listing ")
     assert "http" not in str(caught.value)
-    assert (caught.value.request_id, caught.value.retry_helps) == ("r", True)
+    assert (caught.value.request_id, caught.value.retry_helps) == ("r", retry_helps)
 
 
 def test_a_bucket_that_does_not_exist_is_told_in_words(sandbox: Sandbox) -> None:
@@ -97,6 +99,31 @@ def test_a_bucket_that_does_not_exist_is_told_in_words(sandbox: Sandbox) -> None
     assert text.startswith("Writing gs://no-such-bucket/a.mp4 failed: no such bucket or object. ")
     assert text.endswith(" Check the names.")
     assert not set("{}<>") & set(text)
+    assert not caught.value.retry_helps
+
+
+@pytest.mark.parametrize("reason", ["rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded"])
+def test_a_403_that_only_says_too_often_is_worth_another_try(
+    monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    error = {"code": 403, "message": "slow down", "errors": [{"reason": reason, "message": "slow down"}]}
+    body = json.dumps({"error": error}).encode()
+    with Wire(always(reply(body, "403 Forbidden", Content_Type="application/json"))) as wire:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", wire.url)
+        with pytest.raises(WanStorageError) as caught, storage_errors("Reading"):
+            storage_client().bucket("videos").get_blob("a", timeout=5)
+    assert caught.value.retry_helps
+
+
+def test_a_bucket_that_is_out_is_logged_once_a_minute(
+    bucket: Bucket, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox.add_fault("bucket.metadata", "status", status=503, count=2)
+    bucket.client.bucket(bucket.name).get_blob("a", retry=gcs.retry_policy())
+    logged = [line.getMessage() for line in caplog.records if line.name == gcs.__name__]
+    assert len(logged) == 1
+    assert "Trying again for up to 120 s" in logged[0]
+    assert bucket.calls()["bucket.metadata"] == 3
 
 
 def test_a_bucket_that_is_not_there_at_all_is_ours_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +136,17 @@ def test_missing_credentials_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
     with pytest.raises(WanStorageError, match="Finding Google credentials failed"):
+        storage_client()
+
+
+def test_the_help_page_about_missing_credentials_keeps_its_address(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    with pytest.raises(WanStorageError, match=r"see https://cloud.google.com/docs/authentication/\S+"):
         storage_client()
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,14 @@ def test_a_netrc_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         session.get(wire.url, timeout=2)
         session.get(wire.url.replace("://", "://user:password@"), timeout=2)
     assert not [head for head in heads if "authorization" in head.lower()]
+
+
+def test_no_signature_of_a_link_is_in_a_debug_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with Wire(always(reply(status="403 No"))) as wire, web.bounded_session() as session:
+        session.get(f"{wire.url}/v.mp4?X-Goog-Signature=s3cret", timeout=2)
+    assert "/v.mp4?" in caplog.text
+    assert "s3cret" not in caplog.text
 
 
 def test_no_cookie_comes_back() -> None:
