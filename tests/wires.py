@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny servers on loopback for what no proper server does: drips, half answers, bad TLS, proxies."""
+"""Tiny servers on loopback for what no proper server does: slow bytes, half answers, bad TLS, proxies."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import functools
 import ipaddress
+import select
 import socket
 import ssl
 import struct
@@ -60,7 +61,7 @@ class Wire:
                 threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
     def _serve(self, sock: socket.socket) -> None:
-        with contextlib.suppress(OSError, ssl.SSLError):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: closed while it waits
             if self._tls:
                 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
                 context.load_cert_chain(certificate())
@@ -130,20 +131,21 @@ def reset(sock: socket.socket) -> None:
 
 
 def closed_port() -> int:
-    """Give a port that nobody listens on."""
+    """Return a port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
     return port
 
 
 class Proxy(Wire):
-    """An HTTP proxy that notes the head of each request: ``CONNECT`` and addresses in full.
+    """An HTTP proxy that records the head of each request: ``CONNECT`` and addresses in full.
 
     :param refuse: an answer to give to all instead.
+    :param tls: serve TLS itself.
     """
 
-    def __init__(self, refuse: bytes | None = None) -> None:
-        super().__init__(self._go_between)
+    def __init__(self, refuse: bytes | None = None, *, tls: bool = False) -> None:
+        super().__init__(self._go_between, tls=tls)
         self._refuse = refuse
         self.heads: list[str] = []
 
@@ -162,22 +164,24 @@ class Proxy(Wire):
                 client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
             else:
                 server.sendall(request.replace(f"http://{place}".encode(), b"", 1))
-            there = threading.Thread(target=_pump, args=(client, server), daemon=True)
-            there.start()
-            _pump(server, client)
+            _relay(client, server)
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            target.sendall(data)
-    with contextlib.suppress(OSError):
-        target.shutdown(socket.SHUT_WR)
+def _relay(client: socket.socket, server: socket.socket) -> None:
+    """Pass on what comes from either side until one of them ends; in one thread, since TLS sockets are not safe."""
+    other = {client: server, server: client}
+    while True:
+        waiting = [sock for sock in other if isinstance(sock, ssl.SSLSocket) and sock.pending()]
+        for source in waiting or select.select([client, server], [], [])[0]:
+            data = source.recv(65536)
+            if not data:
+                return
+            other[source].sendall(data)
 
 
 @functools.cache
 def certificate() -> str:
-    """Make a certificate for 127.0.0.1 and localhost; gives a PEM file with its key, good as a CA bundle too."""
+    """Return the path of a certificate for 127.0.0.1 and localhost with its key, good as a CA bundle too."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

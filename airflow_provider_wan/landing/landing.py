@@ -2,9 +2,9 @@
 """Landing: a video of a result is in the bucket whole and verified, or it is not there.
 
 The object appears only when its last byte has arrived (that is how Cloud Storage uploads work), only if nobody
-else has written that name in between (``ifGenerationMatch``), and only with the checksum of what was fetched.
-A request that has landed under another name is copied from there, which works for as long as that object is
-there; else its result is asked for, which RunComfy deletes at some time.
+else has written that name in between (``ifGenerationMatch``), and only with the checksum of the downloaded bytes.
+A request that has landed under another name is copied from there as long as that object exists; otherwise its result is
+asked for, which RunComfy deletes at some time.
 """
 
 from __future__ import annotations
@@ -32,15 +32,19 @@ from airflow_provider_wan.landing.objects import (
     META_COUNT,
     META_REQUEST,
     Destination,
+    Downloaded,
     IfExists,
+    LandedBefore,
+    RecordObject,
+    Source,
+    SourceGoneError,
     conflict,
+    get_blob,
     id_of,
     is_of,
     landed_as,
     metadata_of,
 )
-from airflow_provider_wan.landing.record_object import RecordBeside
-from airflow_provider_wan.landing.sources import Fetched, LandedBefore, Source, SourceGoneError
 from airflow_provider_wan.landing.video_file import check_video_file
 from airflow_provider_wan.model_api.calls import RequestResult
 
@@ -65,7 +69,7 @@ class Landing:
         self._hook = hook
         self._client = client
         self._downloader = downloader
-        self._record = RecordBeside(hook, client, log)
+        self._record = RecordObject(hook, client, log)
         self._log = log
 
     def land(self, record: Record, destination: Destination) -> Record:
@@ -83,84 +87,84 @@ class Landing:
         :raises WanRefusedError: RunComfy does not know it any more, and it has not landed elsewhere.
         """
         request_id = id_of(record)
-        first = self._look_first(request_id, destination)
-        there = self._already_there(first, request_id, destination)
-        if there:
-            self._log.info("Request %s has landed before: %s", request_id, ", ".join(v.uri for v in there))
-            landed = replace(record, videos=there)
+        first = self._first_blob(request_id, destination)
+        found = self._already_landed(first, request_id, destination)
+        if found:
+            self._log.info("Request %s has landed before: %s", request_id, ", ".join(v.uri for v in found))
+            landed = replace(record, videos=found)
         else:
             landed = self._copy_or_fetch(record, first, destination)
         landed = replace(
             landed,
             stage=Stage.LANDED,
             succeeded_once=True,
-            landed_at=(landed.landed_at if there else None) or utc_text(),
+            landed_at=(landed.landed_at if found else None) or utc_text(),
         )
-        self._record.write(landed, destination, is_first=not there)
+        self._record.write(landed, destination, is_first=not found)
         return landed
 
-    def _look_first(self, request_id: str, destination: Destination) -> storage.Blob | None:
-        """Look at what stands under the first video's name: once, for each look takes a round trip."""
-        return self._get_blob(destination.bucket_name, destination.name_of(0, request_id))
+    def _first_blob(self, request_id: str, destination: Destination) -> storage.Blob | None:
+        """Return the object that has the first video's name; asked for once, since each time takes a round trip."""
+        return get_blob(self._client, destination.bucket_name, destination.name_of(0, request_id))
 
-    def _already_there(
+    def _already_landed(
         self, first: storage.Blob | None, request_id: str, destination: Destination
     ) -> tuple[LandedVideo, ...]:
-        """Find the videos of this very request, all of them, without asking the API."""
+        """Return all videos of this request, if all are in the bucket; the API is not asked."""
         if first is None or not is_of(first, request_id, 0):
             return ()
         blobs = [first]
         count = str((first.metadata or {}).get(META_COUNT, "1"))
         for index in range(1, int(count) if count.isdecimal() and len(count) < 4 else 1):
-            blob = self._get_blob(destination.bucket_name, destination.name_of(index, request_id))
+            blob = get_blob(self._client, destination.bucket_name, destination.name_of(index, request_id))
             if blob is None or not is_of(blob, request_id, index):
                 return ()
             blobs.append(blob)
         return tuple(landed_as(blob, request_id) for blob in blobs)
 
     def _copy_or_fetch(self, record: Record, first: storage.Blob | None, destination: Destination) -> Record:
-        """Copy the videos from where they have landed before, else fetch them.
+        """Copy the videos from where they have landed before, or else download them.
 
-        :param first: what stands under the first video's name.
+        :param first: the object that has the first video's name.
         """
         copied = self._copy(record, first, destination)
         if copied is not None:
             return copied
         if record.videos:  # some of them may have been copied before one was missing
-            first = self._look_first(id_of(record), destination)
-        return self._fetch_all(record, first, destination)
+            first = self._first_blob(id_of(record), destination)
+        return self._download_all(record, first, destination)
 
     def _copy(self, record: Record, first: storage.Blob | None, destination: Destination) -> Record | None:
-        """Copy what has landed elsewhere; None where nothing has, or not all of it is there any more."""
+        """Copy the videos that have landed elsewhere; return None if none have, or not all are there any more."""
         request_id = id_of(record)
         before = record.videos
         if not before or any(video.request_id != request_id for video in before):
             return None
         copies = []
         for index, video in enumerate(before):
-            there = self._standing(first, request_id, index, destination)
+            found = self._existing(first, request_id, index, destination)
             source = LandedBefore(self._client, video)
             try:
-                copies.append(self._place(source, record, index, len(before), destination, there))
+                copies.append(self._place(source, record, index, len(before), destination, found))
             except SourceGoneError as error:
                 self._log.info("Request %s landed before, but %s. Asking for its result.", request_id, error)
                 return None
         return replace(record, videos=tuple(copies))
 
-    def _fetch_all(self, record: Record, first: storage.Blob | None, destination: Destination) -> Record:
-        """Fetch the files of the result."""
+    def _download_all(self, record: Record, first: storage.Blob | None, destination: Destination) -> Record:
+        """Download the files of the result."""
         request_id = id_of(record)
         result = self._result(request_id, record.videos)
         count = len(result.video_urls)
         landed = []
         for index in range(count):
-            there = self._standing(first, request_id, index, destination)
-            if there is not None and is_of(there, request_id, index):
-                landed.append(landed_as(there, request_id))
+            found = self._existing(first, request_id, index, destination)
+            if found is not None and is_of(found, request_id, index):
+                landed.append(landed_as(found, request_id))
                 continue
-            with self._fetch(result, index) as download:
-                source = Fetched(download, _check_video(download, request_id))
-                landed.append(self._place(source, record, index, count, destination, there))
+            with self._download(result, index) as download:
+                source = Downloaded(download, _check_video(download, request_id))
+                landed.append(self._place(source, record, index, count, destination, found))
         return replace(with_result(record, result), videos=tuple(landed))
 
     def _result(self, request_id: str, before: tuple[LandedVideo, ...] = ()) -> RequestResult:
@@ -170,14 +174,14 @@ class Landing:
             landed = f" It landed at {before[0].uri}, which is not there any more." if before else ""
             raise WanRefusedError(
                 f"RunComfy does not know request {request_id} any more, and its videos are not in the bucket."
-                f"{landed} Check the id, if a person gave it. Where it was landed before under another name, nothing "
-                "is lost; else a new value of variation buys the video again.",
+                f"{landed} Check the id, if a person gave it. If it landed before under another name, nothing is lost; "
+                "if not, a new value of variation buys the video again.",
                 request_id=request_id,
             ) from error
         except WanAuthError as error:
-            # It is paid for: a token can be put right, and another try finds everything where it was.
+            # It is paid for: once the token is corrected, another try finds everything as it was.
             raise WanTransientError(
-                f"The result of request {request_id} can't be asked for: {error}", request_id=request_id
+                f"The result of request {request_id} could not be asked for: {error}", request_id=request_id
             ) from error
         if not result.is_paid_without_output:
             raise_unless_succeeded(result)
@@ -190,8 +194,8 @@ class Landing:
             )
         return result
 
-    def _fetch(self, result: RequestResult, index: int) -> Download:
-        """Fetch one file; a link that has expired is asked for again, twice."""
+    def _download(self, result: RequestResult, index: int) -> Download:
+        """Download one file; a link that has expired is asked for again, twice."""
         for _ in range(2):
             try:
                 return self._downloader.fetch(result.video_urls[index], request_id=result.request_id)
@@ -202,16 +206,19 @@ class Landing:
                     raise
         return self._downloader.fetch(result.video_urls[index], request_id=result.request_id)
 
-    def _standing(
+    def _existing(
         self, first: storage.Blob | None, request_id: str, index: int, destination: Destination
     ) -> storage.Blob | None:
-        """Look at what stands under a name, before anything is fetched for it; the first was looked at already."""
-        there = first
+        """Return the object that has the name of a video, before anything is downloaded for it.
+
+        :raises WanConflictError: it is another video's, and may not be replaced.
+        """
+        found = first
         if index:
-            there = self._get_blob(destination.bucket_name, destination.name_of(index, request_id))
-        if there is not None and destination.if_exists == "fail" and not is_of(there, request_id, index):
-            raise conflict(there, request_id, destination)
-        return there
+            found = get_blob(self._client, destination.bucket_name, destination.name_of(index, request_id))
+        if found is not None and destination.if_exists == "fail" and not is_of(found, request_id, index):
+            raise conflict(found, request_id, destination)
+        return found
 
     def _place(
         self,
@@ -220,18 +227,18 @@ class Landing:
         index: int,
         count: int,
         destination: Destination,
-        there: storage.Blob | None,
+        found: storage.Blob | None,
     ) -> LandedVideo:
-        """Make one object of a source, unless it is there or something else is in the way."""
+        """Write one object, unless it exists already or another one may not be replaced."""
         request_id = id_of(record)
         name = destination.name_of(index, request_id)
-        if there is not None and (is_of(there, request_id, index) or there.crc32c == source.crc32c):
-            return landed_as(there, request_id)
-        if there is not None and destination.if_exists != "overwrite":
-            raise conflict(there, request_id, destination)
+        if found is not None and (is_of(found, request_id, index) or found.crc32c == source.crc32c):
+            return landed_as(found, request_id)
+        if found is not None and destination.if_exists != "overwrite":
+            raise conflict(found, request_id, destination)
         blob = self._client.bucket(destination.bucket_name).blob(name, chunk_size=_CHUNK_BYTES)
         blob.metadata = metadata_of(record, index, count)
-        blob = self._write(source, blob, there, request_id, destination)
+        blob = self._write(source, blob, found, request_id, destination)
         landed = landed_as(blob, request_id)
         self._log.info("Landed %s (%d bytes).", landed.uri, landed.size_bytes)
         return landed
@@ -240,31 +247,31 @@ class Landing:
         self,
         source: Source,
         blob: storage.Blob,
-        there: storage.Blob | None,
+        found: storage.Blob | None,
         request_id: str,
         destination: Destination,
     ) -> storage.Blob:
-        """Write an object and hold it against its checksum."""
+        """Write an object and compare its checksum."""
         from google.api_core.exceptions import PreconditionFailed
 
         uri = f"gs://{destination.bucket_name}/{blob.name}"
-        replaces = int(there.generation) if there is not None else 0
+        replaces = int(found.generation) if found is not None else 0
         paid = (
-            " The request is paid for: run the task again when this is put right, and nothing more is bought."
+            " The request is paid for: run the task again when this is corrected, and nothing more is bought."
         )
         with storage_errors(f"Writing {uri} of request {request_id}", request_id=request_id, advice=paid):
             try:
                 source.write(blob, replaces=replaces)
             except PreconditionFailed as error:
                 # Another try, our own write whose acknowledgement got lost, or a source that was replaced.
-                found = self._get_blob(destination.bucket_name, blob.name)
-                if found is not None and found.crc32c == source.crc32c:
-                    return found
-                if found is not None and int(found.generation) != replaces:
-                    raise conflict(found, request_id, destination) from None
+                other = get_blob(self._client, destination.bucket_name, blob.name)
+                if other is not None and other.crc32c == source.crc32c:
+                    return other
+                if other is not None and int(other.generation) != replaces:
+                    raise conflict(other, request_id, destination) from None
                 if isinstance(source, LandedBefore):
                     raise SourceGoneError(f"{source.video.uri} holds something else now") from error
-                raise  # it is gone, or as it was: another try sees what is there
+                raise  # it is gone, or as it was: another try finds out
             if blob.crc32c == source.crc32c:
                 return blob
             blob.delete(if_generation_match=int(blob.generation), timeout=TIMEOUT_S, retry=retry_policy())
@@ -272,10 +279,6 @@ class Landing:
             f"{uri} did not hold what was sent (its crc32c differed), and was deleted. Try again.",
             request_id=request_id,
         )
-
-    def _get_blob(self, bucket: str, name: str) -> storage.Blob | None:
-        with storage_errors(f"Looking for gs://{bucket}/{name}"):
-            return self._client.bucket(bucket).get_blob(name, timeout=TIMEOUT_S, retry=retry_policy())
 
 
 def _check_video(download: Download, request_id: str) -> str:
@@ -297,11 +300,8 @@ def _check_video(download: Download, request_id: str) -> str:
     return video.content_type
 
 
-Amend = Callable[[Record], Record]
-
-
-def as_landed(landed: Record) -> Amend:
-    """Give the change that brings a journal's record up to a landing."""
+def as_landed(landed: Record) -> Callable[[Record], Record]:
+    """Return the change that updates a journal's record after a landing."""
 
     def change(record: Record) -> Record:
         return replace(

@@ -1,23 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The objects of a landing: what they are called, and how one is told from another."""
+"""The objects of a landing: their names and metadata, how a video becomes one, and the record beside the first."""
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+import time
+from dataclasses import dataclass, replace
+from logging import Logger
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from airflow_provider_wan.durable.record import LandedVideo, Record
-from airflow_provider_wan.exceptions import WanConflictError
-from airflow_provider_wan.hooks.gcs import check_object_name
-from airflow_provider_wan.landing.sources import CONTENT_TYPE
+from airflow_provider_wan.durable.api import Api
+from airflow_provider_wan.durable.reconcile import with_result
+from airflow_provider_wan.durable.record import LandedVideo, Record, Stage
+from airflow_provider_wan.exceptions import WanConflictError, WanError, WanStorageError
+from airflow_provider_wan.hooks.gcs import TIMEOUT_S, check_object_name, retry_policy, storage_errors
+from airflow_provider_wan.landing.download import Download
 
 if TYPE_CHECKING:
     from google.cloud import storage
 
+CONTENT_TYPE = "video/mp4"
 IfExists = Literal["skip", "overwrite", "fail"]
 META_REQUEST, META_INDEX, META_COUNT = "wan-request-id", "wan-video-index", "wan-video-count"
 META_MODEL, META_FINGERPRINT = "wan-model-id", "wan-fingerprint"
+#: For how long one call of an upload is retried, in seconds.
+UPLOAD_RETRY_FOR_S = 300.0
+#: The most that one copy inside Cloud Storage may take, in seconds; between locations it takes several calls.
+COPY_FOR_S = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +36,9 @@ class Destination:
 
     :param object_name: name of the first video; one that ends with ``/`` gets ``{request_id}.mp4``. The
         second and third get ``-2``, ``-3`` before the suffix.
-    :param if_exists: what to do where another video stands under that name: ``skip`` (only the same
-        request or the same bytes count as there; anything else raises), ``overwrite`` (at the generation that
-        was read), or ``fail`` (raises unless it is this request's).
+    :param if_exists: what to do if another object has that name: ``skip`` (only the same request or the same bytes
+        count as landed; anything else raises), ``overwrite`` (at the generation that was read), or ``fail`` (raises
+        unless it is this request's).
     """
 
     bucket_name: str
@@ -36,7 +46,7 @@ class Destination:
     if_exists: IfExists = "skip"
 
     def name_of(self, index: int, request_id: str) -> str:
-        """Give the object name of a video.
+        """Return the object name of a video.
 
         :param index: from 0.
         """
@@ -49,21 +59,30 @@ class Destination:
         return check_object_name(name)
 
 
+def get_blob(client: storage.Client, bucket: str, name: str) -> storage.Blob | None:
+    """Return an object with its metadata, or None if there is none.
+
+    :raises WanStorageError: the bucket does not answer, or refuses.
+    """
+    with storage_errors(f"Looking for gs://{bucket}/{name}"):
+        return client.bucket(bucket).get_blob(name, timeout=TIMEOUT_S, retry=retry_policy())
+
+
 def id_of(record: Record) -> str:
-    """Give the request id of a record that has one."""
+    """Return the request id of a record that has one."""
     if record.request_id is None:
         raise ValueError("a record without a request id has nothing to land")
     return record.request_id
 
 
 def is_of(blob: storage.Blob, request_id: str, index: int) -> bool:
-    """Tell whether an object says that it is this video of this request."""
+    """Return whether an object's metadata says that it is this video of this request."""
     metadata = blob.metadata or {}
     return metadata.get(META_REQUEST) == request_id and metadata.get(META_INDEX) == str(index)
 
 
 def metadata_of(record: Record, index: int, count: int) -> dict[str, str]:
-    """Give what an object says of itself."""
+    """Return the metadata of the object of a video."""
     return {
         META_REQUEST: id_of(record),
         META_MODEL: record.model_id,
@@ -74,7 +93,7 @@ def metadata_of(record: Record, index: int, count: int) -> dict[str, str]:
 
 
 def landed_as(blob: storage.Blob, request_id: str) -> LandedVideo:
-    """Give an object as a landed video of a request."""
+    """Return an object as a landed video of a request."""
     return LandedVideo(
         uri=f"gs://{blob.bucket.name}/{blob.name}",
         bucket=blob.bucket.name,
@@ -87,13 +106,187 @@ def landed_as(blob: storage.Blob, request_id: str) -> LandedVideo:
     )
 
 
-def conflict(blob: storage.Blob | None, request_id: str, destination: Destination) -> WanConflictError:
-    """Give the error about something else that stands under the name."""
-    name = blob.name if blob is not None else destination.object_name
-    owner = ((blob.metadata or {}) if blob is not None else {}).get(META_REQUEST)
+def conflict(blob: storage.Blob, request_id: str, destination: Destination) -> WanConflictError:
+    """Return the error about another object that has the name."""
+    owner = (blob.metadata or {}).get(META_REQUEST)
     what = f"the video of request {owner}" if owner else "another object"
     return WanConflictError(
-        f"gs://{destination.bucket_name}/{name} holds {what}, and not that of request {request_id}; nothing was "
+        f"gs://{destination.bucket_name}/{blob.name} holds {what}, and not that of request {request_id}; nothing was "
         'overwritten. Choose another object_name, or if_exists="overwrite".',
         request_id=request_id,
     )
+
+
+# -- where the bytes come from ---------------------------------------------------------------------------------
+
+
+class SourceGoneError(Exception):
+    """The object is not there any more as it landed, or may not be read: the result must be downloaded."""
+
+
+class Source(Protocol):
+    """Something that can become an object."""
+
+    @property
+    def crc32c(self) -> str:
+        """The checksum that the object will have, base64."""
+
+    def write(self, blob: storage.Blob, *, replaces: int) -> None:
+        """Write the object.
+
+        :param blob: the object to be, with its metadata; it has the properties of the written one afterwards.
+        :param replaces: the generation that it replaces; 0: there must be none.
+        :raises PreconditionFailed: there is another generation.
+        :raises SourceGoneError: there is nothing to write.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Downloaded:
+    """A video that was downloaded whole and checked."""
+
+    download: Download
+    content_type: str
+
+    @property
+    def crc32c(self) -> str:
+        """The checksum of the bytes that came."""
+        return self.download.crc32c
+
+    def write(self, blob: storage.Blob, *, replaces: int) -> None:
+        """Upload it, with the checksum sent along, so that a damaged upload never becomes an object."""
+        blob.crc32c = self.download.crc32c
+        self.download.file.seek(0)
+        blob.upload_from_file(
+            self.download.file,
+            size=self.download.size_bytes,
+            content_type=self.content_type,
+            if_generation_match=replaces,
+            checksum="crc32c",
+            timeout=TIMEOUT_S,
+            retry=retry_policy(UPLOAD_RETRY_FOR_S),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LandedBefore:
+    """A video that landed under another name, and is copied without leaving Cloud Storage."""
+
+    client: storage.Client
+    video: LandedVideo
+
+    @property
+    def crc32c(self) -> str:
+        """The checksum that was verified when it landed."""
+        return self.video.crc32c
+
+    def write(self, blob: storage.Blob, *, replaces: int) -> None:
+        """Copy it, at the generation that landed."""
+        from google.api_core.exceptions import Forbidden, NotFound
+
+        video = self.video
+        source = self.client.bucket(video.bucket).blob(video.object_name, generation=video.generation)
+        blob.content_type = video.content_type
+        deadline = time.monotonic() + COPY_FOR_S
+        token: str | None = None
+        while True:
+            try:
+                token, _, _ = blob.rewrite(
+                    source,
+                    token=token,
+                    if_generation_match=replaces,
+                    if_source_generation_match=video.generation,
+                    timeout=TIMEOUT_S,
+                    retry=retry_policy(),
+                )
+            except (NotFound, Forbidden) as error:
+                raise SourceGoneError(f"{video.uri} is not there any more, or may not be read") from error
+            if token is None:
+                return
+            if time.monotonic() > deadline:
+                raise WanStorageError(
+                    f"Copying {video.uri} took longer than {COPY_FOR_S:.0f} s. Try again, or delete it there: then "
+                    "the video is downloaded from RunComfy.",
+                    request_id=video.request_id,
+                )
+
+
+# -- the record beside the first video -------------------------------------------------------------------------
+
+
+class RecordObject:
+    """Writes ``{object_name}.json`` beside the first video: inputs, times and cost, for people and for tables.
+
+    :param hook: the API, for the cost if an earlier try ended before it wrote the record.
+    :param client: a Cloud Storage client.
+    """
+
+    def __init__(self, hook: Api, client: storage.Client, log: Logger) -> None:
+        self._hook = hook
+        self._client = client
+        self._log = log
+
+    def write(self, record: Record, destination: Destination, *, is_first: bool = False) -> None:
+        """Write it, unless it is there. A landing never fails because of it.
+
+        Another object of that name is only replaced if it is the record of a video that was replaced too.
+
+        :param is_first: whether the video has just landed: then most likely there is no record yet, and the name is
+            looked up only if the write finds one, which saves a round trip.
+        """
+        request_id = id_of(record)
+        bucket, name = destination.bucket_name, f"{destination.name_of(0, request_id)}.json"
+        try:
+            if is_first and self._put(self._with_cost(record), bucket, name, replaces=0):
+                return
+            found = get_blob(self._client, bucket, name)
+            owner = (found.metadata or {}).get(META_REQUEST) if found is not None else None
+            if owner == request_id:
+                return
+            if found is not None and (owner is None or not self._is_ours(record)):
+                self._log.warning(
+                    "gs://%s/%s is not the record of request %s and was left as it is.",
+                    bucket,
+                    name,
+                    request_id,
+                )
+                return
+            replaces = int(found.generation) if found is not None else 0
+            self._put(self._with_cost(record), bucket, name, replaces=replaces)
+        except WanError as error:
+            self._log.warning("The record beside the video could not be written: %s", error)
+
+    def _put(self, record: Record, bucket: str, name: str, *, replaces: int) -> bool:
+        """Write it; return False if there is another generation, such as another try's record."""
+        from google.api_core.exceptions import PreconditionFailed
+
+        blob = self._client.bucket(bucket).blob(name)
+        blob.metadata = {META_REQUEST: id_of(record)}
+        with storage_errors(f"Writing gs://{bucket}/{name}"):
+            try:
+                blob.upload_from_string(
+                    (replace(record, claim="", watchers=(), earlier_buyers=()).to_json() + "\n").encode(),
+                    content_type="application/json",
+                    if_generation_match=replaces,
+                    timeout=TIMEOUT_S,
+                    retry=retry_policy(),
+                )
+            except PreconditionFailed:
+                return False
+        return True
+
+    def _is_ours(self, record: Record) -> bool:
+        """Return whether the first video's metadata names this request: equal bytes alone do not make it ours."""
+        first = record.videos[0]
+        blob = get_blob(self._client, first.bucket, first.object_name)
+        return blob is not None and is_of(blob, id_of(record), 0)
+
+    def _with_cost(self, record: Record) -> Record:
+        """Ask for the cost if an earlier try landed the video and ended before it wrote the record."""
+        if record.cost_usd is not None or record.finished_at is not None:
+            return record
+        with contextlib.suppress(WanError):
+            result = self._hook.get_result(id_of(record), retry=False)
+            known = with_result(replace(record, stage=Stage.SUBMITTED), result)
+            return replace(known, stage=record.stage, succeeded_once=True)
+        return record

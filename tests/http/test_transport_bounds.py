@@ -1,16 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No server holds a worker: each way to drip is cut."""
+"""No server holds a worker, however slowly its bytes come, on any route."""
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 import requests
 
 from airflow_provider_wan.http import transport as web
-from tests.wires import Proxy, Wire, always, certificate, closed_port, drip, read_head, read_request, reply
+from tests.wires import (
+    Answer,
+    Proxy,
+    Wire,
+    always,
+    certificate,
+    closed_port,
+    drip,
+    read_head,
+    read_request,
+    reply,
+)
 
 SHORT, LONG = (0.5, 0.5), (20, 20)
 
@@ -77,6 +91,67 @@ def test_a_body_that_stops_is_cut() -> None:
         response = get(wire.url, (20, 2))
         with pytest.raises(requests.ReadTimeout):
             web.read_body(response, limit_bytes=100, deadline=time.monotonic() + 60)
+
+
+ROUTES = ("plain", "proxy", "tls", "tls through a proxy", "tls through a tls proxy")
+
+
+@contextlib.contextmanager
+def route(name: str, monkeypatch: pytest.MonkeyPatch, answer: Answer) -> Iterator[Wire]:
+    """A server that is reached in one of five ways."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate())
+    with Wire(answer, tls=name.startswith("tls")) as wire, Proxy(tls="tls proxy" in name) as proxy:
+        if "proxy" in name:
+            monkeypatch.setenv("HTTP_PROXY", proxy.url)
+            monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        yield wire
+
+
+@pytest.mark.parametrize("way", ROUTES)
+def test_an_exchange_in_time_passes_without_a_thread(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(sock: socket.socket) -> None:
+        sock.sendall(reply(read_request(sock).partition(b"\r\n\r\n")[2]))
+
+    started: list[str] = []
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda self: (started.append(self.name), start(self))[1])
+    data = bytes(range(256)) * 4000
+    with route(way, monkeypatch, answer) as wire, web.bounded_session() as session:
+        response = session.post(wire.url, data=data, timeout=LONG, stream=True)
+        assert web.read_body(response, limit_bytes=len(data), deadline=time.monotonic() + 60) == data
+    assert not [name for name in started if "wan" in name]
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+@pytest.mark.parametrize("way", ROUTES)
+def test_an_answer_that_drips_is_cut_on_every_route(
+    way: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(sock: socket.socket) -> None:
+        read_head(sock)
+        if part == "body":
+            sock.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        drip(sock, wire.over, b"HTTP/1.1 200 OK\r\nX: " + b"a" * 1000)
+
+    def read(url: str) -> None:
+        response = get(url, (20, 0.5) if part == "head" else LONG)
+        web.read_body(response, limit_bytes=10_000, deadline=time.monotonic() + 0.5)
+
+    with route(way, monkeypatch, answer) as wire, pytest.raises(requests.ReadTimeout):
+        read(wire.url)
+
+
+def test_a_handshake_that_drips_inside_a_tls_tunnel_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(sock: socket.socket) -> None:
+        sock.recv(10)
+        drip(sock, wire.over, bytes.fromhex("1603034000") + b"\x02" * 20_000)
+
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate())
+    with Wire(answer) as wire, Proxy(tls=True) as proxy, web.track_exchange() as exchange:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        with pytest.raises(requests.ConnectionError):
+            get(f"https://127.0.0.1:{wire.port}", (1.5, 20))
+    assert not exchange.sent
 
 
 def test_a_tls_handshake_that_drips_is_cut() -> None:

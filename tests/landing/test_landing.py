@@ -271,7 +271,7 @@ def test_a_token_that_is_not_taken_is_an_error_that_a_retry_can_help(
 ) -> None:
     record = buy()
     sandbox.add_fault("result", "unauthorized")
-    with pytest.raises(WanTransientError, match="can't be asked for"):
+    with pytest.raises(WanTransientError, match="could not be asked for"):
         landing(bucket).land(record, to(bucket))
 
 

@@ -521,7 +521,7 @@ def test_a_bucket_that_is_out_is_an_error_of_its_own_and_bounded(
     said: str,
 ) -> None:
     monkeypatch.setattr("airflow_provider_wan.hooks.gcs.RETRY_FOR_S", 0.2)
-    monkeypatch.setattr("airflow_provider_wan.landing.sources.UPLOAD_RETRY_FOR_S", 0.2)
+    monkeypatch.setattr("airflow_provider_wan.landing.objects.UPLOAD_RETRY_FOR_S", 0.2)
     record = buy()
     sandbox.add_fault(call, fault, **params)
     with pytest.raises(WanStorageError, match=said) as caught:

@@ -149,7 +149,7 @@ def test_a_journal_that_can_not_be_written_fails_no_landing(
         (("media", "cut_file"), WanDownloadError, True),
         (("result", "link_private"), WanDownloadError, False),
         (("result", "not_found"), WanRefusedError, False),
-        (("bucket.upload", "forbidden"), WanStorageError, True),
+        (("bucket.upload", "forbidden"), WanStorageError, False),
     ],
 )
 def test_an_error_says_to_airflow_whether_a_retry_can_help(
