@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every error of this provider: what happened, to which request, and what to do now.
 
-The plain layers (``model_api``, ``generation``, ``images``, ``hooks``) raise these. The faces turn them
-into Airflow's own exceptions in one place, by :attr:`WanError.retry_helps`.
+The plain layers (``model_api``, ``generation``, ``images``, ``hooks``) raise these. ``utils.errors`` turns them
+into Airflow's own exceptions, by :attr:`WanError.retry_helps`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class WanError(Exception):
 
 
 class WanRefusedError(WanError):
-    """The API said no, or would have: nothing was bought, and asking again gives the same answer.
+    """The API refused, or would have: nothing was bought, and the same call gets the same answer.
 
     :param code: the API's own error code (such as 403001), if it gave one.
     """
@@ -139,19 +139,19 @@ class WanStorageError(WanError):
 
 
 class WanConflictError(WanStorageError):
-    """Another object stands where a video should land, and ``if_exists`` does not allow to replace it."""
+    """Another object has the name of a video, and ``if_exists`` does not allow replacing it."""
 
     retry_helps = False
 
 
 class WanRecordError(WanStorageError):
-    """A record can't be read: nothing is bought for its video until it is corrected."""
+    """A record cannot be read: nothing is bought for its video until it is corrected."""
 
     retry_helps = False
 
 
 class WanJournalError(WanStorageError):
-    """The journal can't be written: a permission, a retention policy or an object hold forbids it.
+    """The journal cannot be written: a permission, a retention policy or an object hold forbids it.
 
     With ``request_id``: that request was bought, and its id could not be written. Without: nothing was bought.
     """

@@ -75,13 +75,13 @@ class Landing:
     def land(self, record: Record, destination: Destination) -> Record:
         """Land every video of a request, and its record beside the first.
 
-        :param record: what is known of the request; its id at least. Videos that it says have landed elsewhere
+        :param record: the record of the request; its id at least. Videos that it says have landed elsewhere
             are copied from there.
         :return: the record, as landed.
         :raises WanDownloadError: a file could not be fetched whole, or may not be.
         :raises WanNoOutputError: the result has no video.
-        :raises WanConflictError: another video stands where one should land.
-        :raises WanStorageError: the bucket did not take it.
+        :raises WanConflictError: another video has the name.
+        :raises WanStorageError: the bucket refused, or did not answer.
         :raises WanGenerationFailedError: the request failed.
         :raises WanCancelledError: it was cancelled.
         :raises WanRefusedError: RunComfy does not know it any more, and it has not landed elsewhere.

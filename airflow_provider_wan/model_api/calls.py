@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole wire format: what each call sends, and what each answer says.
+"""The wire format: what each call sends, and what each answer says.
 
-Addresses are built here from checked ids; no URL that the API sends back is ever followed, since the token
-would go with it. A reader gives a typed value or raises the error that :mod:`.faults` makes of the answer.
+Addresses are built here from checked ids; no URL that the API sends back is ever called, since the token
+would go along. Each ``read_*`` returns a typed value, or raises the error of the answer (:mod:`.faults`).
 """
 
 from __future__ import annotations
@@ -81,9 +81,8 @@ _MODEL_ID_MAX_CHARS = 256
 
 
 def check_request_id(request_id: str) -> str:
-    """Give the request id back if it may enter a URL (RunComfy's own rule).
+    """Return the request id if it may enter a URL (RunComfy's own rule).
 
-    :param request_id: the id to check.
     :raises WanInputError: it may not.
     """
     if not isinstance(request_id, str) or not _REQUEST_ID.fullmatch(request_id):
@@ -95,9 +94,8 @@ def check_request_id(request_id: str) -> str:
 
 
 def check_model_id(model_id: str) -> str:
-    """Give the model id back if it may enter a URL: segments of ``A-Za-z0-9._-`` joined by ``/``.
+    """Return the model id if it may enter a URL: segments of ``A-Za-z0-9._-`` joined by ``/``.
 
-    :param model_id: the id to check.
     :raises WanInputError: it may not.
     """
     valid = (
@@ -116,49 +114,45 @@ def check_model_id(model_id: str) -> str:
 
 
 def submit_call(model_id: str, inputs: Mapping[str, Any]) -> Call:
-    """Build the one call that costs money; the body is the flat model input.
+    """Return the one call that costs money; its body is the flat model input.
 
     :param model_id: the model, such as ``wan-ai/wan-2-2/image-to-video``.
-    :param inputs: the inputs, validated before.
-    :raises WanInputError: the model id is not one.
+    :param inputs: the inputs, already validated.
+    :raises WanInputError: the model id is not valid.
     """
     return Call("POST", f"/v1/models/{check_model_id(model_id)}", json=dict(inputs))
 
 
 def status_call(request_id: str) -> Call:
-    """Build the look at a request's state.
+    """Return the call that asks for the status of a request.
 
-    :param request_id: the request.
-    :raises WanInputError: the request id is not one.
+    :raises WanInputError: the request id is not valid.
     """
     return Call("GET", f"/v1/requests/{check_request_id(request_id)}/status")
 
 
 def result_call(request_id: str, include_cost: bool = True) -> Call:
-    """Build the look at a request's result.
+    """Return the call that asks for the result of a request.
 
-    :param request_id: the request.
     :param include_cost: ask for the cost too, default true.
-    :raises WanInputError: the request id is not one.
+    :raises WanInputError: the request id is not valid.
     """
     query = {"include_cost": "true"} if include_cost else {}
     return Call("GET", f"/v1/requests/{check_request_id(request_id)}/result", query=query)
 
 
 def cancel_call(request_id: str) -> Call:
-    """Build the wish to cancel a queued request.
+    """Return the call that cancels a queued request.
 
-    :param request_id: the request.
-    :raises WanInputError: the request id is not one.
+    :raises WanInputError: the request id is not valid.
     """
     return Call("POST", f"/v1/requests/{check_request_id(request_id)}/cancel")
 
 
 def model_call(model_id: str) -> Call:
-    """Build the look at one model of the catalogue.
+    """Return the call that asks for one model of the catalogue.
 
-    :param model_id: the model.
-    :raises WanInputError: the model id is not one.
+    :raises WanInputError: the model id is not valid.
     """
     return Call("GET", f"/v1/models/{check_model_id(model_id)}")
 
@@ -170,7 +164,7 @@ def models_call(
     limit: int | None = None,
     offset: int | None = None,
 ) -> Call:
-    """Build the look at the catalogue; what is ``None`` is left out.
+    """Return the call that asks for a page of the catalogue.
 
     :param search: words to search for.
     :param category: a category of the catalogue.
@@ -182,18 +176,16 @@ def models_call(
 
 
 def balance_call() -> Call:
-    """Build the look at the account's balance, which lives on another host."""
+    """Return the call that asks for the account's balance, at another host."""
     return Call("GET", "/prod/v2/balance", host="account")
 
 
 def read_submit(reply: Reply, model_id: str) -> SubmittedRequest:
     """Read the answer to the one call that costs money.
 
-    :param reply: the answer.
-    :param model_id: the model that was asked for.
-    :raises WanRefusedError: the API said no; nothing was bought.
+    :raises WanRefusedError: the API refused it; nothing was bought.
     :raises WanTransientError: 429; nothing was bought, and a later try may work.
-    :raises WanUnknownSubmissionError: it may have been bought; never send it again unasked.
+    :raises WanUnknownSubmissionError: it may have been bought; it must not be sent again by itself.
     """
     if 200 <= reply.status < 300:
         request_id = (object_of(reply.body) or {}).get("request_id")
@@ -205,12 +197,7 @@ def read_submit(reply: Reply, model_id: str) -> SubmittedRequest:
 
 
 def read_status(reply: Reply, request_id: str) -> RequestStatus:
-    """Read where a request stands.
-
-    :param reply: the answer.
-    :param request_id: the request that was asked about.
-    :raises WanError: the answer says something else; see :func:`.faults.error_of_reply`.
-    """
+    """Read the status of a request."""
     found = _request_body(reply, request_id, what="status")
     word = _clean_word(found["status"])
     position = found.get("queue_position")
@@ -220,12 +207,7 @@ def read_status(reply: Reply, request_id: str) -> RequestStatus:
 
 
 def read_result(reply: Reply, request_id: str) -> RequestResult:
-    """Read how a request ended, or that it has not; 400005 is "not yet", never an error.
-
-    :param reply: the answer.
-    :param request_id: the request that was asked about.
-    :raises WanError: the answer says something else; see :func:`.faults.error_of_reply`.
-    """
+    """Read the result of a request; 400005 means "not yet", and is never an error."""
     if reply.status < 500 and read_error_body(reply.status, reply.body).code == NOT_READY_CODE:
         return RequestResult(request_id, State.UNKNOWN, NOT_READY_WORD)
     found = _request_body(reply, request_id, what="result")
@@ -250,7 +232,7 @@ def read_result(reply: Reply, request_id: str) -> RequestResult:
 
 
 def _request_body(reply: Reply, request_id: str, *, what: str) -> Mapping[str, Any]:
-    """Give the body of a good answer about this very request; HTTP 200 alone does not make it one."""
+    """Return the body of an answer that is about this request and has a status; HTTP 200 alone is not enough."""
     found = object_of(reply.body) if 200 <= reply.status < 300 else None
     word = found.get("status") if found else None
     if found is None or not isinstance(word, str) or _is_error_body(found, word):
@@ -266,23 +248,18 @@ def _request_body(reply: Reply, request_id: str, *, what: str) -> Mapping[str, A
 
 
 def _clean_word(word: str) -> str:
-    """Make a status word fit for a message; those of the two vocabularies, by the thousands a minute, at once."""
+    """Return a status word fit for a message; the known ones, thousands a minute, need no cleaning."""
     return word.strip() if is_known_word(word) else clean_text(word, 80)
 
 
 def _is_error_body(found: Mapping[str, Any], word: str) -> bool:
-    """Whether a 2xx with a status word is an error: the API's own code, or any code and no known word."""
+    """Return whether a 2xx with a status word is an error: it has the API's own code, or a code and no known word."""
     code = error_code_of(found)
     return code in OWN_CODES or (code is not None and code >= 400 and not is_known_word(word))
 
 
 def read_cancel(reply: Reply, request_id: str) -> CancelOutcome:
-    """Read whether a request was cancelled: ``outcome`` decides, whatever the ``status`` beside it says.
-
-    :param reply: the answer.
-    :param request_id: the request that was asked about.
-    :raises WanError: the answer says something else; see :func:`.faults.error_of_reply`.
-    """
+    """Read whether a request was cancelled: ``outcome`` decides, whatever the ``status`` beside it says."""
     found = object_of(reply.body) if 200 <= reply.status < 300 else None
     outcome = found.get("outcome") if found else None
     if not isinstance(outcome, str):
@@ -292,11 +269,7 @@ def read_cancel(reply: Reply, request_id: str) -> CancelOutcome:
 
 
 def read_model(reply: Reply) -> ModelInfo:
-    """Read one model of the catalogue.
-
-    :param reply: the answer.
-    :raises WanError: the answer says something else; see :func:`.faults.error_of_reply`.
-    """
+    """Read one model of the catalogue."""
     found = object_of(reply.body) if 200 <= reply.status < 300 else None
     if not found or not isinstance(found.get("model_id"), str):
         raise error_of_reply(reply, what="model")
@@ -304,11 +277,7 @@ def read_model(reply: Reply) -> ModelInfo:
 
 
 def read_models(reply: Reply) -> ModelPage:
-    """Read a page of the catalogue.
-
-    :param reply: the answer.
-    :raises WanError: the answer says something else; see :func:`.faults.error_of_reply`.
-    """
+    """Read a page of the catalogue."""
     found = object_of(reply.body) if 200 <= reply.status < 300 else None
     models = found.get("models") if found else None
     if found is None or not isinstance(models, list):
@@ -325,11 +294,7 @@ def read_models(reply: Reply) -> ModelPage:
 
 
 def read_balance(reply: Reply) -> Balance:
-    """Read what is left in the account.
-
-    :param reply: the answer.
-    :raises WanError: the answer says something else; see :func:`.faults.error_of_reply`.
-    """
+    """Read the account's balance."""
     found = object_of(reply.body) if 200 <= reply.status < 300 else None
     amount = _number(found.get("balance_usd")) if found else None
     if found and amount is None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turning what Jinja and CSV make of a value back into the type that a field asks for, without loss.
+"""Convert values that Jinja and CSV turned into text back to the type of their field, without loss.
 
 ``"123"`` becomes 123 and ``"False"`` false; ``"1e3"`` does not become an integer, nor ``True`` a number. A
-value that cannot be turned without loss stays as it is, so that validation can name it as it was given.
+value that cannot be converted without loss stays as it is, so that validation can name it as it was given.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FALSE = frozenset({"false", "f", "no", "n", "off", "0"})
 
 
 def coerce_fields(schema: ModelSchema, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Coerce each known field and drop what means "left out"; idempotent.
+    """Return the inputs with each known field coerced, and without those that were left out; idempotent.
 
     ``None`` means left out. So do, for an optional field, an empty string and NaN (an empty CSV cell), and
     for one that takes no string also blanks and ``"None"``, which is how Jinja renders ``None``.
@@ -42,7 +42,7 @@ def coerce_fields(schema: ModelSchema, inputs: Mapping[str, Any]) -> dict[str, A
 
 
 def coerce_value(value: Any, types: tuple[str, ...]) -> Any:
-    """Coerce one value to the first of the types that takes it without loss, else give it back as it is.
+    """Return a value coerced to the first of the types that takes it without loss, or else as it is.
 
     :param value: the value as given.
     :param types: JSON schema type names; empty for any.
@@ -71,7 +71,7 @@ def _means_left_out(value: Any, types: tuple[str, ...]) -> bool:
 
 
 def _plain_number(value: Any) -> Any:
-    """Make Python's own number of one of numpy's and the like, which JSON could not take."""
+    """Return Python's own number for one of numpy's and the like, which JSON does not take."""
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refuse before paying: what the API would reject is rejected here, naming the field, the value and the rule.
+"""Refuse before paying: inputs that the API would reject are rejected here, naming field, value and rule.
 
-A model with a file in ``schemas/`` is checked against it. Any other model takes free-form inputs, of which
-nothing is known but that they must be a JSON object with something in it.
+A model with a file in ``schemas/`` is checked against it. The inputs of any other model only have to be a JSON object
+that is not empty.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 _SHOWN_CHARS = 80
-#: The most a request with a ``data:`` URI in it may weigh (RunComfy's own nodes: 64 MiB).
+#: The largest request that may be sent, with a ``data:`` URI in it (RunComfy's own nodes: 64 MiB).
 _REQUEST_MAX_BYTES = 64 * 1024 * 1024
 
 
@@ -58,7 +58,7 @@ def coerce_inputs(model_id: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def validate_inputs(
     model_id: str, inputs: Mapping[str, Any], *, allow_data_uri: bool = False
 ) -> dict[str, Any]:
-    """Give the inputs to send: coerced, without what was left out, and within every rule of the model.
+    """Return the inputs to send: coerced, without fields that were left out, and within every rule of the model.
 
     :param model_id: the model.
     :param inputs: the inputs as given; ``None`` means left out.
@@ -85,10 +85,7 @@ def validate_inputs(
 
 
 def clip_seconds(model_id: str, inputs: Mapping[str, Any]) -> float | None:
-    """Tell how long a clip of these inputs is, in seconds: what they say, else the model's default.
-
-    :return: None where neither says it, or where it is no such number.
-    """
+    """Return the length of a clip in seconds, from its inputs or the model's default; None if neither says it."""
     schema = load_schema(model_id)
     default = schema.defaults.get("duration") if schema is not None else None
     seconds = coerce_value(coerce_inputs(model_id, inputs).get("duration", default), ("number",))
@@ -97,7 +94,7 @@ def clip_seconds(model_id: str, inputs: Mapping[str, Any]) -> float | None:
 
 
 def _broken_form(inputs: Mapping[str, Any]) -> list[str]:
-    """What keeps the inputs from being sent as JSON at all."""
+    """Return why the inputs cannot be sent as JSON at all."""
     if any(not isinstance(name, str) or not name for name in inputs):
         return ["field names must be non-empty strings"]
     try:
@@ -107,7 +104,7 @@ def _broken_form(inputs: Mapping[str, Any]) -> list[str]:
             f"{name!r}: {_shown(value)} is not JSON" for name, value in inputs.items() if not _is_json(value)
         ]
     if size_bytes > _REQUEST_MAX_BYTES:
-        return [f"the request would weigh {size_bytes} bytes; at most {_REQUEST_MAX_BYTES} are accepted"]
+        return [f"the request has {size_bytes} bytes; at most {_REQUEST_MAX_BYTES} are accepted"]
     return []
 
 
@@ -120,7 +117,7 @@ def _is_json(value: Any) -> bool:
 
 
 def _unknown_fields(schema: ModelSchema, inputs: Mapping[str, Any]) -> Iterator[str]:
-    """Also for a value of ``None``: a mistyped name is a mistake whatever it carries."""
+    """Yield the unknown fields, those with a value of ``None`` too: a mistyped name is a mistake in any case."""
     names = {name.lower(): name for name in schema.fields}
     for name in inputs:
         if name not in schema.fields:
@@ -146,7 +143,7 @@ def _position(error: ValidationError) -> list[str]:
 
 
 def _rule(error: ValidationError) -> str:
-    """Say a rule as what the value must be."""
+    """Return a rule in words: what the value must be."""
     limit: Any = error.validator_value
     given: Any = error.instance
     name = str(error.validator)
@@ -186,6 +183,6 @@ def _broken_image_urls(
 
 
 def _shown(value: Any) -> str:
-    """Show a value in a message: on one line, cut, without the signature of a signed URL."""
+    """Return a value fit for a message: on one line, cut, without the signature of a signed URL."""
     text = clean_text(value if isinstance(value, str) else repr(value), _SHOWN_CHARS)
     return f'"{text}"' if isinstance(value, str) else text

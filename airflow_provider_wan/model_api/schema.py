@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of a model, read from its JSON file in ``schemas/``; another model is one more file there."""
+"""The rules of a model, from its JSON file in ``schemas/``; each file there is a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from airflow_provider_wan.model_api.calls import check_model_id
 
 @dataclass(frozen=True, slots=True)
 class ImageRules:
-    """What a model asks of the image behind one of its fields.
+    """What a model requires of the image of one of its fields.
 
     :param field: the input field that takes the image's URL.
     :param formats: format names as Pillow has them; empty for any.
@@ -64,16 +64,16 @@ class ModelSchema:
 
     @property
     def defaults(self) -> Mapping[str, Any]:
-        """What the model takes for a field that is left out."""
+        """The values that the model uses for fields that are left out."""
         return {name: rules["default"] for name, rules in self.fields.items() if "default" in rules}
 
 
 @cache
 def load_schema(model_id: str) -> ModelSchema | None:
-    """Load the schema of a model, ``None`` if this package has none.
+    """Return the schema of a model, or None if this package has none.
 
     :param model_id: the model, such as ``wan-ai/wan-2-2/image-to-video``.
-    :raises WanInputError: the model id is not one.
+    :raises WanInputError: the model id is not valid.
     """
     name = check_model_id(model_id).replace("/", "--") + ".json"
     file = resources.files("airflow_provider_wan.model_api.schemas").joinpath(name)
@@ -84,10 +84,9 @@ def load_schema(model_id: str) -> ModelSchema | None:
 
 
 def image_rules(model_id: str) -> ImageRules | None:
-    """Give what a model asks of its (first) image, ``None`` if that is not known.
+    """Return what a model requires of its (first) image, or None if that is not known.
 
-    :param model_id: the model.
-    :raises WanInputError: the model id is not one.
+    :raises WanInputError: the model id is not valid.
     """
     schema = load_schema(model_id)
     if schema is None or not schema.image_fields:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two status vocabularies of the API, turned into one.
 
-The trap lives here and nowhere else: ``/status`` says ``completed`` for a success *and* for a failure. So
+``/status`` says ``completed`` for a success *and* for a failure. So
 
-* a terminal word from ``/status`` means only "go and ask ``/result``" (:func:`is_over_word`), never a state;
+* a terminal word from ``/status`` means only "ask ``/result``" (:func:`is_over_word`), never a state;
 * only a word from ``/result`` decides, and there a success needs a usable URL beside the word;
-* a word that nobody knows is neither success nor failure, in either place.
+* an unknown word is neither success nor failure, in either place.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """The one vocabulary of this provider for the state of a request."""
+    """The state of a request."""
 
     QUEUED = "queued"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
-    #: Not known: a word that nobody knows, or an end of which only ``/result`` can tell what it was.
+    #: Not known: an unknown word, or an end that only ``/result`` can name.
     UNKNOWN = "unknown"
 
     @property
     def is_terminal(self) -> bool:
-        """Whether this is the end of a request, whatever end it is."""
+        """Whether the request has ended."""
         return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
@@ -45,19 +45,13 @@ def _plain(word: str) -> str:
 
 
 def is_known_word(word: str) -> bool:
-    """Whether either vocabulary has this word, in any letter case.
-
-    :param word: a status word as the API wrote it.
-    """
+    """Return whether either vocabulary has this word, in any letter case."""
     plain = _plain(word)
     return plain in _OVER or plain in _UNFINISHED
 
 
 def is_over_word(word: str) -> bool:
-    """Whether this word says that a request has ended, without saying how.
-
-    :param word: a status word as the API wrote it, from either place.
-    """
+    """Return whether this word, from either place, says that a request has ended."""
     return _plain(word) in _OVER
 
 
@@ -67,30 +61,24 @@ def is_success_word(word: str) -> bool:
 
 
 def is_unpaid_word(word: str) -> bool:
-    """Whether this word, from either place, says an end that costs nothing.
+    """Return whether this word, from either place, says that a request ended without a cost.
 
-    It matters only where ``/result`` has nothing to say any more: every other end was then paid for, as far as
-    can be told.
-
-    :param word: a status word as the API wrote it.
+    It matters only when ``/result`` is gone: any other end then counts as paid.
     """
     return _plain(word) in _CANCELLED | _FAILED
 
 
 def state_of_status_word(word: str) -> State:
-    """Turn a word from ``/status`` into a state; it is never a terminal one.
+    """Return the state that a word from ``/status`` means; never a terminal one.
 
-    A word that says that the request has ended gives ``UNKNOWN``: how it ended stands in ``/result`` alone.
-
-    :param word: the status word as the API wrote it.
+    A word that says that the request has ended gives ``UNKNOWN``: only ``/result`` says how it ended.
     """
     return _UNFINISHED.get(_plain(word), State.UNKNOWN)
 
 
 def state_of_result_word(word: str, has_url: bool) -> State:
-    """Turn a word from ``/result`` into a state.
+    """Return the state that a word from ``/result`` means.
 
-    :param word: the status word as the API wrote it.
     :param has_url: whether the output holds a usable URL; a success without one is a failure.
     """
     plain = _plain(word)

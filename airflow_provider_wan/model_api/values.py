@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The values that pass between the layers: calls to make, answers, and what the answers say."""
+"""The values that pass between the layers: calls, answers, and what the answers say."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ class RequestStatus:
 
     @property
     def is_over(self) -> bool:
-        """Whether the request has ended, so that ``/result`` is to be asked how."""
+        """Whether the request has ended; ``/result`` says how."""
         return is_over_word(self.word)
 
 
 @dataclass(frozen=True, slots=True)
 class RequestResult:
-    """What ``/result`` says, the one place that decides.
+    """What ``/result`` says; it alone decides how a request ended.
 
     :param state: terminal only if the API is done with the request; ``SUCCEEDED`` only with a usable URL.
     :param word: the word as the API wrote it, ``not_ready`` for a 400005.
@@ -119,7 +119,7 @@ class RequestResult:
 
 @dataclass(frozen=True, slots=True)
 class CancelOutcome:
-    """What became of a wish to cancel; a running request cannot be cancelled and is charged.
+    """The answer to a cancel; a running request cannot be cancelled and is charged.
 
     :param cancelled: whether it is cancelled and not charged.
     :param word: the API's own ``outcome``.
@@ -154,9 +154,9 @@ class ModelInfo:
         return self.price_unit == "second"
 
     def price_of(self, seconds: float | None) -> float | None:
-        """Give what one clip costs, in USD; None where that is not known.
+        """Return the base price of one clip in USD, or None if it is not known.
 
-        :param seconds: how long it is; None where that is not known.
+        :param seconds: its length, or None if it is not known.
         """
         if self.base_price_usd is None or not self.is_priced_by_the_second:
             return self.base_price_usd
@@ -176,7 +176,7 @@ class ModelPage:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """What is left in the account."""
+    """The balance of the account."""
 
     balance_usd: float
     currency: str

@@ -23,11 +23,10 @@ if TYPE_CHECKING:
 class WanToGCSOperator(BaseOperator):
     """Land every video of a request in a bucket: whole and verified, or not at all.
 
-    Any number of retries, clears and parallel runs gives one object. A request whose record in a journal says that it
-    has landed elsewhere is copied from there inside Cloud Storage, which works after RunComfy has deleted its result
-    too. Beside the first video lies its record,
-    ``{object_name}.json``: what it was made from and with, when, at what cost; one JSON object on one line, ready to
-    be loaded into a table.
+    Any number of retries, clears and parallel runs gives one object. A request that has landed elsewhere, as its record
+    in a journal says, is copied from there inside Cloud Storage, even after RunComfy has deleted its result. The record
+    ``{object_name}.json`` beside the first video has inputs, times and cost; it is one JSON object on one line, ready
+    to be loaded into a table.
 
     Returns a list of ``{"uri", "bucket", "object_name", "size_bytes", "crc32c", "generation", "content_type",
     "request_id"}``, one a video.
@@ -37,9 +36,9 @@ class WanToGCSOperator(BaseOperator):
     :param bucket_name: the bucket, without ``gs://``. (templated)
     :param object_name: name of the first video; one that ends with ``/`` (the default is an empty prefix) gets
         ``{request_id}.mp4``. More videos get ``-2``, ``-3`` before the suffix. (templated)
-    :param if_exists: where another object has that name: ``skip`` (default) passes only where it is this
-        request's video or has the same bytes, and raises else; ``overwrite`` replaces it; ``fail`` raises unless it
-        is this request's.
+    :param if_exists: if another object has that name: ``skip`` (default) succeeds only if it is this
+        request's video or has the same bytes, and raises otherwise; ``overwrite`` replaces it; ``fail`` raises unless
+        it is this request's.
     :param max_size_bytes: a larger file is refused, default 2 GiB.
     :param wan_conn_id: the connection, default ``wan_default``; its ``download_hosts`` say where videos may
         come from. (templated)
@@ -47,9 +46,12 @@ class WanToGCSOperator(BaseOperator):
         Default Credentials. (templated)
     :param impersonation_chain: a service account to act as. (templated)
 
-    Raises :class:`WanDownloadError` for a file that can't be had whole or may not be fetched,
-    :class:`WanConflictError` for another video under that name, :class:`WanStorageError` for the bucket's trouble,
-    and what the request itself ended with.
+    :raises WanDownloadError: a file could not be downloaded whole, or may not be.
+    :raises WanNoOutputError: the result has no video.
+    :raises WanConflictError: another video has the name.
+    :raises WanStorageError: the bucket refused, or did not answer.
+    :raises WanGenerationFailedError: the request failed.
+    :raises WanCancelledError: the request was cancelled.
     """
 
     template_fields: Sequence[str] = (
@@ -91,25 +93,25 @@ class WanToGCSOperator(BaseOperator):
         self._landed: Record | None = None
 
     def execute(self, context: Any) -> list[dict[str, Any]]:
-        """Land them."""
+        """Land the videos."""
         started = time.monotonic()
         with as_airflow_errors(context):
             ref = request_of(self.request)
             self.link_state = LinkState(ref.request_id)
             landed = self._land(ref)
-        self._tell(context, landed, time.monotonic() - started)
+        self._emit(context, landed, time.monotonic() - started)
         return [asdict(video) for video in landed.videos]
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
-        """Give image, videos, cost and processing time to OpenLineage, which calls this where it is installed."""
+        """Return image, videos, cost and processing time for OpenLineage, which calls this if it is installed."""
         if self._landed is None:
             return None
         from airflow_provider_wan.lineage.openlineage import lineage_of
 
         return lineage_of(self._landed)
 
-    def _tell(self, context: Any, landed: Record, took_s: float) -> None:
-        """Tell links, assets, lineage and metrics what is in the bucket now."""
+    def _emit(self, context: Any, landed: Record, took_s: float) -> None:
+        """Emit links, assets, lineage and metrics for what is in the bucket now."""
         from airflow_provider_wan.lineage.assets import emit_outlets
 
         self._landed = landed
@@ -143,8 +145,8 @@ class WanToGCSOperator(BaseOperator):
         )
         client = storage_client(self.gcp_conn_id, self.impersonation_chain)
         journal = BucketJournal(client, ref.journal) if ref.journal else None
-        held = journal.read(ref.fingerprint) if journal is not None and ref.fingerprint else None
-        known = held.record if held is not None and held.record.request_id == ref.request_id else None
+        found = journal.read(ref.fingerprint) if journal is not None and ref.fingerprint else None
+        known = found.record if found is not None and found.record.request_id == ref.request_id else None
         landing = Landing(hook, client, Downloader(policy, self.log), self.log)
         landed = landing.land(known or _record_of(ref), destination)
         emit_hook_lineage(hook, landed, self.log)
@@ -154,7 +156,7 @@ class WanToGCSOperator(BaseOperator):
 
 
 def _record_of(ref: RequestRef) -> Record:
-    """Give what is known of a request that comes without a record."""
+    """Return a record of a request that comes without one."""
     from airflow_provider_wan.durable.record import Record, Stage
 
     return Record(

@@ -70,7 +70,6 @@ VIDEOS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "cmaf": ({"movflags": "cmaf+frag_keyframe"}, "video/mp4"),
     "dash": ({"movflags": "dash+frag_keyframe+global_sidx"}, "video/mp4"),
-    "hybrid": ({"movflags": "hybrid_fragmented"}, "video/mp4"),
     "edit list": ({"use_editlist": "1", "audio": "aac"}, "video/mp4"),
     "no edit list": ({"use_editlist": "0"}, "video/mp4"),
     "hint track": ({"movflags": "rtphint"}, "video/mp4"),
