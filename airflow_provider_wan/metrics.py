@@ -44,6 +44,7 @@ COUNTER_OF_ERROR: Final[Mapping[str, str]] = {
     "WanRefusedError": REFUSED,
     "WanUnknownSubmissionError": UNKNOWN,
     "WanGenerationFailedError": FAILED,
+    "WanNoOutputError": FAILED,
     "WanCancelledError": CANCELLED,
     "WanTimeoutError": TIMED_OUT,
 }

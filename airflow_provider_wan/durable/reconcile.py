@@ -16,6 +16,7 @@ from airflow_provider_wan.exceptions import (
     WanAuthError,
     WanCancelledError,
     WanGenerationFailedError,
+    WanNoOutputError,
     WanNotFoundError,
     WanRefusedError,
     WanStorageError,
@@ -87,14 +88,14 @@ def check_it_exists(hook: Api, request_id: str, *, named_in: str) -> None:
 
 
 def with_result(record: Record, result: RequestResult) -> Record:
-    """Give a record what a result tells."""
+    """Return a record with the facts of a result. A success without output counts as paid."""
     stage = _STAGES.get(result.state)
     if stage is None or record.stage is Stage.LANDED:
         return record
     return replace(
         record,
         stage=stage,
-        succeeded_once=record.succeeded_once or stage is Stage.SUCCEEDED,
+        succeeded_once=record.succeeded_once or stage is Stage.SUCCEEDED or result.is_paid_without_output,
         cost_usd=record.cost_usd if result.cost_usd is None else result.cost_usd,
         created_at=result.created_at or record.created_at,
         finished_at=result.finished_at or record.finished_at,
@@ -103,13 +104,14 @@ def with_result(record: Record, result: RequestResult) -> Record:
 
 
 def as_paid(record: Record) -> Record:
-    """Give a record that it was paid for, where its result can't be read any more."""
+    """Return a record marked as paid, for a request whose result can't be read any more."""
     return replace(record, succeeded_once=True)
 
 
 def raise_unless_succeeded(result: RequestResult) -> None:
-    """Raise what a result says went wrong.
+    """Raise the error of a result that is not a success.
 
+    :raises WanNoOutputError: it succeeded without output, and counts as paid.
     :raises WanGenerationFailedError: it failed.
     :raises WanCancelledError: it was cancelled; the message says that this is not charged.
     :raises WanTransientError: it is not finished.
@@ -118,6 +120,8 @@ def raise_unless_succeeded(result: RequestResult) -> None:
     match result.state:
         case State.SUCCEEDED:
             return
+        case State.FAILED if result.is_paid_without_output:
+            raise no_output(request_id)
         case State.FAILED:
             raise WanGenerationFailedError(
                 f"Request {request_id} failed at RunComfy: {result.error or 'no reason given'}. Submitting it again "
@@ -132,13 +136,23 @@ def raise_unless_succeeded(result: RequestResult) -> None:
     raise WanTransientError(f"Request {request_id} is not finished ({result.state}).", request_id=request_id)
 
 
+def no_output(request_id: str | None) -> WanNoOutputError:
+    """Return the error of a request that succeeded without an output."""
+    return WanNoOutputError(
+        f"Request {request_id} succeeded, but it has no output, as after content moderation. It counts as paid and is "
+        "not bought again: look at it on RunComfy's Generations page. Change the inputs, or set a new variation, to "
+        "buy another video.",
+        request_id=request_id,
+    )
+
+
 def amend(
     journal: Journal, fingerprint: str, request_id: str, change: Callable[[Record], Record], log: Logger
 ) -> Record | None:
-    """Change the record of a request, if it is still this request's; never fails the task.
+    """Change the record of a request, if it still holds this request.
 
-    What is written here (succeeded, cost, landed) makes a later run cheaper or clearer. Nothing is lost
-    without it, so a bucket that is out must not fail a video that is there.
+    Best effort: the state, cost and landing that are written here only save later work, so an outage of the bucket must
+    not fail the task.
     """
     try:
         while True:
@@ -153,5 +167,5 @@ def amend(
             except RecordConflict:
                 continue
     except WanStorageError as error:
-        log.warning("The record of request %s could not be brought up to date: %s", request_id, error)
+        log.warning("The record of request %s could not be updated: %s", request_id, error)
         return None

@@ -40,6 +40,7 @@ from airflow_provider_wan.durable.reconcile import (
     as_paid,
     check_it_exists,
     look,
+    no_output,
     raise_unless_succeeded,
     with_result,
 )
@@ -56,7 +57,7 @@ from airflow_provider_wan.exceptions import (
 from airflow_provider_wan.hooks.common import TEST_REQUEST_ID
 from airflow_provider_wan.model_api.calls import SubmittedRequest, check_request_id
 from airflow_provider_wan.model_api.faults import RetryPolicy
-from airflow_provider_wan.model_api.inputs import canonical_url
+from airflow_provider_wan.model_api.fingerprints import canonical_url, encoded_url
 from airflow_provider_wan.model_api.video_spec import VideoSpec
 
 __all__ = [
@@ -177,7 +178,9 @@ class Submission:
         self._log = log
         self._where = journal.where if journal else ""
         self._on_unknown = on_unknown_submission
-        self._resolve = {canonical_url(key): _resolution(value) for key, value in (resolve or {}).items()}
+        self._resolve = {
+            canonical_url(encoded_url(key)): _resolution(value) for key, value in (resolve or {}).items()
+        }
         self._retry = retry or RetryPolicy()
         self._sleep = sleep
         self._follows_task = follows_task
@@ -293,6 +296,14 @@ class Submission:
                 assert held is not None
                 self._claims.wait(held.record)
                 return None
+        if (
+            decision.do is Action.FAIL_PAID_AND_GONE
+            and held is not None
+            and held.record.stage is Stage.FAILED
+        ):
+            raise no_output(
+                held.record.request_id
+            )  # a failed request counts as paid only if it had no output
         raise refusal_of(decision, held.record if held else None, spec.fingerprint, self._where)
 
     # -- a task whose inputs have changed ------------------------------------------------------------------

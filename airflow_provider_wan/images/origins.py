@@ -20,6 +20,7 @@ from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri
 from airflow_provider_wan.images.check import MAX_SOURCE_BYTES
 from airflow_provider_wan.images.dataset import ObjectFacts
 from airflow_provider_wan.images.readers import RangedReader
+from airflow_provider_wan.model_api.fingerprints import encoded_url
 from airflow_provider_wan.model_api.inputs import canonical_url
 
 if TYPE_CHECKING:
@@ -184,8 +185,8 @@ class WebOrigin:
     identity: str | None = None
 
     def __init__(self, url: str, *, allow_private: bool = False, total_s: float = WEB_TOTAL_S) -> None:
-        self.url = url
-        self.address = canonical_url(url)
+        self.url = encoded_url(url)
+        self.address = canonical_url(self.url)
         self.size_bytes: int | None = None
         self._allow_private = allow_private
         self._total_s = total_s

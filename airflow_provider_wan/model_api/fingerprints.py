@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The identity of what is bought: equal fingerprints are the same video, and it is bought once."""
+"""The identity of a video: equal fingerprints are the same video, which is bought once."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Collection, Mapping
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from airflow_provider_wan.model_api.coercion import coerce_fields
 from airflow_provider_wan.model_api.outputs import is_http_url
@@ -34,13 +36,38 @@ _BESIDE_SIG = frozenset(
 _BESIDE_SIG |= {"skoid", "sktid", "saoid", "suoid", "scid"}
 _SECRET_NAMES = ("signature", "sig", "token", "policy")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+_AFTER_HOST = re.compile(r"(?i)(https?://[^/?#]*)(.*)", re.DOTALL)
+
+
+def encoded_url(url: str) -> str:
+    """Return the address of an image with raw blanks and non-ASCII characters percent-encoded.
+
+    ``https://x/Küche 1.jpg`` and ``https://x/K%C3%BCche%201.jpg`` are one object. Existing escapes and the host stay as
+    they are; invisible characters stay, so that validation refuses and names them.
+
+    :param url: an ``http`` or ``https`` URL; anything else is returned as it is.
+    """
+    parts = _AFTER_HOST.fullmatch(url.strip(" "))
+    if parts is None:
+        return url
+    return parts[1] + "".join(
+        quote(char) if char == " " or (char > "~" and char.isprintable()) else char for char in parts[2]
+    )
+
+
+def invisible_character(url: str) -> str | None:
+    """Name the first control or invisible character of a URL, or a blank in its host, None if it has none."""
+    for char in url:
+        if char.isspace() or not char.isprintable():
+            return f"{unicodedata.name(char, 'a control character')} (U+{ord(char):04X})"
+    return None
 
 
 def canonical_url(url: str) -> str:
-    """Give a URL less what only signs it: the same object has the same one however often it is signed.
+    """Return a URL without its signature: the same object has the same one however often it is signed.
 
-    Known signing parameters, the fragment, credentials and a default port go, in any letter case; scheme and
-    host are lowercased. The other parameters stay, in their order. What is not a URL comes back as it is.
+    Known signing parameters, the fragment, credentials and a default port are removed, in any letter case; scheme and
+    host are lowercased. The other parameters stay, in their order. Anything that is not a URL is returned as it is.
 
     :param url: an ``http`` or ``https`` URL.
     """
@@ -64,7 +91,7 @@ def canonical_url(url: str) -> str:
 
 
 def signatures_in(url: str) -> list[str]:
-    """Give what in a URL lets whoever has it read the file: the values of its signatures, as they stand there.
+    """Return the values of the signatures in a URL.
 
     :param url: an ``http`` or ``https`` URL; anything else has none.
     """
@@ -82,18 +109,16 @@ def fingerprint(
     *,
     image_fields: Collection[str] | None = None,
 ) -> str:
-    """Give the sha256 (hex) of the canonical JSON of what is asked for.
+    """Return the sha256 (hex) of the canonical JSON of model, inputs, source image and variation.
 
-    For a model with a schema, inputs are coerced first and defaults filled in (here only; they are never sent
-    unless given), so that leaving a field out and giving its default is the same video. URLs count less what
-    signs them. Text is taken as it is, without Unicode normalisation.
+    For a model with a schema, inputs are coerced and defaults filled in first (only here; defaults are not sent), so
+    that leaving a field out and giving its default is the same video. URLs count without their signatures. Text is not
+    normalised.
 
-    :param model_id: the model.
     :param inputs: the inputs that are sent.
-    :param image_identity: what the source image is, such as its content hash; it then stands for the image
-        fields, whose URLs do not count any more. ``None`` (default): their URLs are the identity.
-    :param variation: a string of the user's that is never sent; another one is another video. An empty one,
-        as Jinja makes it, is none.
+    :param image_identity: identifies the source image, such as its content hash, and replaces the image fields.
+        ``None`` (default): their URLs are the identity.
+    :param variation: a string of the user's that is never sent; another one is another video. An empty one is none.
     :param image_fields: the fields that hold the image's URL; default those that the model's schema marks.
     """
     schema = load_schema(model_id)
@@ -110,7 +135,7 @@ def fingerprint(
 
 
 def without_signatures(value: Any) -> Any:
-    """Give inputs as they may be remembered: every URL in them less what signs it.
+    """Return inputs as they may be recorded: every URL in them without its signature.
 
     :param value: any JSON value.
     """

@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.model_api.bodies import clean_text
 from airflow_provider_wan.model_api.coercion import coerce_fields, coerce_value
-from airflow_provider_wan.model_api.fingerprints import canonical_url, fingerprint, without_signatures
+from airflow_provider_wan.model_api.fingerprints import (
+    canonical_url,
+    fingerprint,
+    invisible_character,
+    without_signatures,
+)
 from airflow_provider_wan.model_api.outputs import is_http_url
 from airflow_provider_wan.model_api.schema import ImageRules, ModelSchema, image_rules, load_schema
 
@@ -174,7 +179,9 @@ def _broken_image_urls(
         value = inputs.get(name)
         if not isinstance(value, str) or not value or is_http_url(value):
             continue
-        if value[:5].lower() != "data:":
+        if value.startswith(("http://", "https://")) and (odd := invisible_character(value)):
+            yield f"{name!r}: {_shown(value)} contains {odd}; remove it or percent-encode it"
+        elif value[:5].lower() != "data:":
             yield f"{name!r}: {_shown(value)} must be a public http:// or https:// URL"
         elif not allow_data_uri:
             yield f"{name!r}: a data: URI is not documented for this model; allow it on purpose or give a URL"

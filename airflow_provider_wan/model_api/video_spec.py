@@ -12,7 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.model_api.fingerprints import canonical_url, fingerprint, without_signatures
+from airflow_provider_wan.model_api.fingerprints import (
+    canonical_url,
+    encoded_url,
+    fingerprint,
+    without_signatures,
+)
 from airflow_provider_wan.model_api.inputs import validate_inputs
 from airflow_provider_wan.model_api.schema import load_schema
 
@@ -89,12 +94,13 @@ def make_video_spec(
     if inputs.get(image.input_name):
         raise WanInputError(f"{image.input_name} and image are both given; one of them is enough.")
     given = {name: value for name, value in inputs.items() if name != image.input_name}
+    shown_address = encoded_url(image.address)
     by_address = image.identity is None
     if validate:
-        address = image.address if by_address else _PLACEHOLDER
+        address = shown_address if by_address else _PLACEHOLDER
         given = validate_inputs(model_id, {**given, image.input_name: address})
         del given[image.input_name]
-    shown = {**given, image.input_name: image.address}
+    shown = {**given, image.input_name: shown_address}
     make_address = image.make_address or (lambda: image.address)
     return VideoSpec(
         model_id=model_id,
@@ -106,8 +112,8 @@ def make_video_spec(
             variation,
             image_fields=(image.input_name,),
         ),
-        make_inputs=lambda: {**given, image.input_name: make_address()},
-        image=image.address,
+        make_inputs=lambda: {**given, image.input_name: encoded_url(make_address())},
+        image=shown_address,
         variation=variation,
         owner=owner,
     )
@@ -116,8 +122,13 @@ def make_video_spec(
 def _spec_of_inputs(
     model_id: str, inputs: Mapping[str, Any], variation: str | None, owner: str | None, *, validate: bool
 ) -> VideoSpec:
-    given = validate_inputs(model_id, inputs) if validate else dict(inputs)
     schema = load_schema(model_id)
+    given = dict(inputs)
+    for name in schema.image_fields if schema else ():
+        if isinstance(given.get(name), str):
+            given[name] = encoded_url(given[name])
+    if validate:
+        given = validate_inputs(model_id, given)
     addresses = [str(given[name]) for name in (schema.image_fields if schema else ()) if given.get(name)]
     return VideoSpec(
         model_id=model_id,

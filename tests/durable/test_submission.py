@@ -23,6 +23,7 @@ from airflow_provider_wan.exceptions import (
     WanBalanceError,
     WanInputError,
     WanJournalError,
+    WanNoOutputError,
     WanNotFoundError,
     WanRefusedError,
     WanStorageError,
@@ -923,6 +924,20 @@ def test_a_map_index_that_means_another_image_now_cancels_nothing(
     retried(quick).obtain(other_image)
     assert sandbox.ledger()["cancels"] == []
     assert "have changed" not in caplog.text
+
+
+def test_a_success_without_output_counts_as_paid_and_is_not_bought_again(
+    sandbox: Sandbox, journal: BucketJournal
+) -> None:
+    sandbox.add_fault("result", "no_output")
+    submission(journal).obtain(VIDEO)
+    for _ in range(3):
+        with pytest.raises(WanNoOutputError, match="counts as paid") as error:
+            submission(journal).obtain(VIDEO)
+        assert not error.value.retry_helps
+    assert len(purchases(sandbox)) == 1
+    take_2 = make_video_spec(MODEL, INPUTS, variation="2")
+    assert submission(journal).obtain(take_2).how == "submitted"
 
 
 # -- taking over by id -------------------------------------------------------------------------------------

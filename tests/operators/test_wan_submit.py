@@ -22,6 +22,7 @@ from airflow_provider_wan.exceptions import (
     WanError,
     WanGenerationFailedError,
     WanInputError,
+    WanNoOutputError,
     WanNotFoundError,
     WanRefusedError,
     WanTimeoutError,
@@ -522,6 +523,56 @@ def test_what_came_to_nothing_may_be_retried_which_buys_another(
     result = run(submit(wait_for_completion=True, deferrable=deferrable), a_context(store=store))
     assert result["state"] == "succeeded"
     assert len(purchases(sandbox)) == 2
+
+
+@pytest.mark.parametrize("deferrable", [True, False])
+def test_a_success_without_output_fails_without_retry_and_is_not_bought_again(
+    sandbox: Sandbox, store: StoreInMemory, deferrable: bool
+) -> None:
+    sandbox.add_fault("result", "no_output")
+    for _ in range(2):
+        with pytest.raises(WanNoOutputError, match="counts as paid") as error:
+            run(submit(wait_for_completion=True, deferrable=deferrable), a_context(store=store))
+        assert isinstance(error.value, AirflowFailException)
+    assert len(purchases(sandbox)) == 1
+
+
+RAW_AND_ENCODED = [
+    ("https://x.example/Küche 1.jpg", "https://x.example/K%C3%BCche%201.jpg"),
+    (
+        "https://x.example/a.jpg?name=漢 字&ok=%C3%BC",
+        "https://x.example/a.jpg?name=%E6%BC%A2%20%E5%AD%97&ok=%C3%BC",
+    ),
+    (" https://x.example/a.jpg ", "https://x.example/a.jpg"),
+]
+
+
+@pytest.mark.parametrize(("raw", "encoded"), RAW_AND_ENCODED)
+@pytest.mark.parametrize("name", ["img_url", "image"])
+def test_one_image_under_two_spellings_is_bought_once_and_sent_encoded(
+    sandbox: Sandbox, bucket: Bucket, raw: str, encoded: str, name: str
+) -> None:
+    prompt = {"prompt": INPUTS["prompt"], "img_url": None}
+    ids = {
+        run(submit(**{**prompt, name: url}, journal=JOURNAL), a_context(run_id=url))["request_id"]
+        for url in (raw, encoded)
+    }
+    assert len(ids) == len(purchases(sandbox)) == 1
+    assert sent(sandbox)["img_url"] == encoded
+
+
+@pytest.mark.parametrize("name", ["img_url", "image"])
+@pytest.mark.parametrize(
+    ("odd", "called"), [("\u200b", "ZERO WIDTH SPACE (U+200B)"), ("\n", "U+000A"), ("\xa0", "NO-BREAK SPACE")]
+)
+def test_an_invisible_character_in_an_address_is_named(
+    sandbox: Sandbox, store: StoreInMemory, name: str, odd: str, called: str
+) -> None:
+    url = f"https://x.example/a{odd}b.jpg"
+    with pytest.raises(WanInputError) as error:
+        run(submit(**{"img_url": None, name: url}), a_context(store=store))
+    assert called in str(error.value)
+    assert posts(sandbox) == 0
 
 
 def test_a_request_that_is_gone_is_decided_about_by_the_next_try(
