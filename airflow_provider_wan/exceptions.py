@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every error of this provider: what happened, to which request, and what to do now.
 
-The plain layers (``model_api``, ``generation``, ``images``, ``hooks``) raise these. ``utils.errors`` turns them
-into Airflow's own exceptions, by :attr:`WanError.retry_helps`.
+The layers below ``utils`` raise these. ``utils.errors`` turns them into Airflow's own exceptions, by
+:attr:`WanError.retry_helps`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import ClassVar
 class WanError(Exception):
     """Base of all errors of this provider.
 
-    :param message: what happened and what to do now, in whole sentences.
-    :param request_id: the request it happened to, if there is one.
+    :param message: what happened and what to do now.
+    :param request_id: the request concerned, if there is one.
     """
 
-    #: Whether another try of the same Airflow task can end differently without anybody changing anything.
+    #: Whether another try of the same task can succeed without any change.
     retry_helps: ClassVar[bool] = False
 
     def __init__(self, message: str, *, request_id: str | None = None) -> None:
@@ -26,7 +26,7 @@ class WanError(Exception):
 
 
 class WanRefusedError(WanError):
-    """The API refused, or would have: nothing was bought, and the same call gets the same answer.
+    """The API refused, or would have: nothing was bought, and another try gets the same answer.
 
     :param code: the API's own error code (such as 403001), if it gave one.
     """
@@ -45,11 +45,11 @@ class WanBalanceError(WanRefusedError):
 
 
 class WanInputError(WanRefusedError):
-    """An input breaks a rule of the model; found here or by the API, before anything was bought."""
+    """An input breaks a rule of the model. Found here or by the API, before a purchase."""
 
 
 class WanNotFoundError(WanRefusedError):
-    """The API itself (404001 in its own JSON) does not know this request: wrong, deleted or expired."""
+    """The API (404001 in its own JSON) does not know this request: a wrong id, or it was deleted or has expired."""
 
 
 class WanUnknownSubmissionError(WanError):
@@ -65,7 +65,7 @@ class WanUnknownSubmissionError(WanError):
 
 
 class WanTransientError(WanError):
-    """An outage or overload, or no connection: nothing is lost, and a later try may work.
+    """An outage, overload or no connection: nothing is lost, and a later try may work.
 
     :param retry_after_s: how long the server asked to wait, in seconds, already bounded.
     """
@@ -92,16 +92,16 @@ class WanCancelledError(WanError):
 
 
 class WanTimeoutError(WanError):
-    """The deadline passed while the request was not finished; another try takes it over."""
+    """The deadline passed before the request was finished."""
 
     retry_helps = True
 
 
 class WanDownloadError(WanError):
-    """A file from outside (a video, an image) could not be fetched whole, or is not what it should be.
+    """A file from outside (a video, an image) could not be fetched whole, or has the wrong content.
 
-    :param retry_helps: true for a fault of the moment (cut, stalled, server error), false where the
-        address itself is not acceptable.
+    :param retry_helps: true for a temporary fault (cut, stalled, server error), false if the address itself is not
+        acceptable.
     :param retry_after_s: how long the server asked to wait, in seconds.
     """
 
@@ -123,7 +123,7 @@ class WanNoOutputError(WanError):
 
 
 class WanStorageError(WanError):
-    """The bucket refused, or did not answer, after what could be retried was retried.
+    """The bucket refused or did not answer, after retries.
 
     :param retry_helps: false where only a person can help: a missing bucket or permission.
     """
@@ -160,13 +160,13 @@ class WanJournalError(WanStorageError):
 
 
 class WanBudgetError(WanError):
-    """A money or count limit would be passed; what was paid for was finished first."""
+    """A limit in USD or in requests would be exceeded. Requests that were paid for are finished first."""
 
 
 class WanBatchError(WanError):
-    """More images of a batch failed than ``max_failures`` allows; all the others were finished first.
+    """More images of a batch failed than ``max_failures`` allows. All others are finished first.
 
-    :param retry_helps: true if another try can make a difference: false if every failure is a refusal.
+    :param retry_helps: false if every failure is a refusal.
     """
 
     def __init__(self, message: str, *, retry_helps: bool) -> None:

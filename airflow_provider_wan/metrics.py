@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is counted and timed, through Airflow's own stats: every name stands here and nowhere else.
+"""Metrics, through Airflow's own stats. Every metric name is defined here.
 
-Airflow puts its prefix (``[metrics] statsd_prefix``) before the names and sends them wherever it is told to. Tags
-(``model_id``, ``dag_id``, ``task_id``) go along where its backend knows tags.
+Airflow adds its prefix (``[metrics] statsd_prefix``) and sends them to its backend, with the tags ``model_id``,
+``dag_id`` and ``task_id`` if the backend supports tags.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ LANDED_BYTES: Final = "wan.landing.bytes"
 
 Tags = Mapping[str, str]
 
-#: Of a request that a task has obtained, by how.
+#: The counter of a request, by how a task obtained it.
 COUNTER_OF_OBTAINED: Final[Mapping[str, str]] = {
     "submitted": SUBMITTED,
     "adopted": ADOPTED,
     "reused": REUSED,
 }
 
-#: Of an error, by the name of its class: which counter it is. The others are no outcome of a request.
+#: The counter of an error, by the name of its class. Other errors are not outcomes of a request.
 COUNTER_OF_ERROR: Final[Mapping[str, str]] = {
     "WanRefusedError": REFUSED,
     "WanUnknownSubmissionError": UNKNOWN,
@@ -51,14 +51,14 @@ COUNTER_OF_ERROR: Final[Mapping[str, str]] = {
 
 
 def tags_of(context: Mapping[str, Any], model_id: str | None = None) -> dict[str, str]:
-    """Give the tags of a task instance's metrics."""
+    """Return the tags of a task instance's metrics."""
     ti = context["ti"]
     tags = {"dag_id": str(ti.dag_id), "task_id": str(ti.task_id)}
     return tags | ({"model_id": model_id} if model_id else {})
 
 
 def count(name: str, value: float = 1, *, tags: Tags | None = None) -> None:
-    """Add to a counter; a metric that can't be sent never disturbs what it counts."""
+    """Add to a counter. A metric that can't be sent never fails a task."""
     with contextlib.suppress(Exception):
         _stats().incr(name, value, tags=dict(tags or {}))
 
@@ -66,14 +66,14 @@ def count(name: str, value: float = 1, *, tags: Tags | None = None) -> None:
 def time_s(name: str, seconds: float, *, tags: Tags | None = None) -> None:
     """Record a duration.
 
-    :param seconds: of which a negative one (two clocks) counts as zero.
+    :param seconds: the duration; a negative one (two clocks) counts as 0.
     """
     with contextlib.suppress(Exception):
         _stats().timing(name, timedelta(seconds=max(seconds, 0.0)), tags=dict(tags or {}))
 
 
 def count_error(error: BaseException, *, tags: Tags | None = None) -> None:
-    """Count an error of this provider as what it says about its request, if it says anything."""
+    """Count an error of this provider, if it is an outcome of a request."""
     for kind in type(error).__mro__:
         if kind.__name__ in COUNTER_OF_ERROR:
             count(COUNTER_OF_ERROR[kind.__name__], tags=tags)
@@ -88,10 +88,10 @@ def emit_result(
     running_since: float | None,
     tags: Tags,
 ) -> None:
-    """Count a request that has succeeded, with its cost and its times.
+    """Count a succeeded request, with its cost and durations.
 
-    :param created_at: by the API's clock, ISO 8601; with ``finished_at`` it makes the turnaround.
-    :param running_since: when it was first seen running, in unix seconds, which parts queue and generation.
+    :param created_at: by the API's clock, ISO 8601; the turnaround is from here to ``finished_at``.
+    :param running_since: when it was first seen running, in unix seconds: the end of the queue.
     """
     count(SUCCEEDED, tags=tags)
     if cost_usd:
@@ -106,9 +106,9 @@ def emit_result(
 
 
 def emit_landing(sizes_bytes: Sequence[int], took_s: float, *, tags: Tags) -> None:
-    """Count the videos of one request that have landed, and how long it took.
+    """Count the landed videos of one request, and time the landing.
 
-    :param sizes_bytes: of each of them.
+    :param sizes_bytes: the size of each video.
     """
     time_s(LANDING, took_s, tags=tags)
     count(LANDED_VIDEOS, len(sizes_bytes), tags=tags)
@@ -123,8 +123,8 @@ def _unix(moment: str | None) -> float | None:
 
 
 def _stats() -> Any:
-    """Find Airflow's stats, which moved in 3.2 and in 3.3."""
+    """Return Airflow's stats, whose module changed in 3.2 and in 3.3."""
     for module in ("airflow.sdk.observability.stats", "airflow.observability.stats", "airflow.stats"):
         with contextlib.suppress(ImportError):
             return importlib.import_module(module).Stats
-    raise ImportError("this Airflow has no stats where the provider looks for them")
+    raise ImportError("this Airflow has no stats module that the provider knows")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``@task.wan``: a function that says what to film."""
+"""``@task.wan``: a function that returns the inputs of a request."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ from airflow_provider_wan.utils.params import INPUT_PARAMETERS
 
 
 class WanDecoratedOperator(DecoratedOperator, WanSubmitOperator):
-    """Calls a function, and submits what it returns as :class:`WanSubmitOperator` would.
+    """Call a function, and submit the inputs that it returns, as :class:`WanSubmitOperator` does.
 
-    A text is the prompt; a mapping holds inputs of the model by name. The options of the decorator are those of
-    :class:`WanSubmitOperator`, and inputs given there stand for all calls. What the function returns is taken as it
-    is: braces in a prompt are not rendered as a template.
+    A text is the prompt; a mapping holds inputs of the model by name. The decorator takes the options of
+    :class:`WanSubmitOperator`; inputs given there apply to all calls. Returned values are not rendered as templates.
 
     :param python_callable: the function.
     :param op_args: its arguments. (templated)
@@ -38,7 +37,7 @@ class WanDecoratedOperator(DecoratedOperator, WanSubmitOperator):
         **WanSubmitOperator.template_fields_renderers,
     }
     custom_operator_name = "@task.wan"
-    #: What the function returned is shown as the rendered inputs.
+    #: Airflow shows the returned inputs as the rendered fields.
     overwrite_rtif_after_execution = True
 
     def __init__(
@@ -49,31 +48,31 @@ class WanDecoratedOperator(DecoratedOperator, WanSubmitOperator):
         op_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        # Airflow infers it from a function's "-> dict", but what the task returns is one request.
+        # Airflow infers multiple_outputs from a function's "-> dict", but the task returns one request.
         kwargs["multiple_outputs"] = False
         super().__init__(python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, **kwargs)
 
     def execute(self, context: Any) -> Any:
-        """Call the function, and submit what it returned."""
+        """Call the function, and submit the inputs that it returned."""
         context_merge(context, self.op_kwargs)
         kwargs = determine_kwargs(self.python_callable, self.op_args, context)
-        wanted = self.python_callable(*self.op_args, **kwargs)
+        returned = self.python_callable(*self.op_args, **kwargs)
         with as_airflow_errors(context):
-            self._take(wanted)
+            self._set_inputs(returned)
         # Not DecoratedOperator.execute, which would call the function again.
         return WanSubmitOperator.execute(self, context)
 
-    def _take(self, wanted: Any) -> None:
-        """Make what the function returned the inputs of this task."""
-        if isinstance(wanted, str):
-            wanted = {"prompt": wanted}
-        if not isinstance(wanted, Mapping) or not wanted:
+    def _set_inputs(self, returned: Any) -> None:
+        """Set the inputs of this task to what the function returned."""
+        if isinstance(returned, str):
+            returned = {"prompt": returned}
+        if not isinstance(returned, Mapping) or not returned:
             raise WanInputError(
-                f"The function of {self.task_id} returned {type(wanted).__name__}; it must return a prompt or a "
+                f"The function of {self.task_id} returned {type(returned).__name__}; it must return a prompt or a "
                 "mapping of inputs, such as {'prompt': ..., 'img_url': ...}."
             )
         more = dict(self.inputs) if isinstance(self.inputs, Mapping) else {}
-        for name, value in wanted.items():
+        for name, value in returned.items():
             if name in INPUT_PARAMETERS:
                 setattr(self, name, value)
             else:
@@ -82,7 +81,7 @@ class WanDecoratedOperator(DecoratedOperator, WanSubmitOperator):
 
 
 def wan_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
-    """Wrap a function into a task that submits what it returns; used as ``@task.wan``.
+    """Wrap a function into a task that submits the inputs that it returns; used as ``@task.wan``.
 
     :param python_callable: the function.
     :param kwargs: the options of :class:`WanSubmitOperator`, and of every task.

@@ -48,64 +48,61 @@ __all__ = ["WanCancelOperator", "WanSubmitOperator"]
 
 
 class WanSubmitOperator(BaseOperator):
-    """Submit one request, and buy each wanted video once.
+    """Submit one request, and buy each video once.
 
-    What is wanted is its fingerprint: model, inputs, source image and ``variation``. A retry, a clear, a rerun
-    or another run that wants the same takes over what was bought before, as far as the record of it reaches:
-    with ``journal`` it reaches everywhere, without it to this run's task (Airflow 3.3 and later).
+    A video is identified by its fingerprint: model, inputs, source image and ``variation``. A retry, a clear, a rerun
+    or another run that asks for the same video adopts the request that was bought earlier, if it finds its record:
+    with ``journal`` from everywhere, without it only from this task of this run (Airflow 3.3 and later).
 
-    Returns ``{"request_id", "model_id", "fingerprint", "submitted_at"}``, and with ``wait_for_completion`` the
-    result: ``state``, ``videos`` (links, public and short-lived), ``cost_usd``, ``created_at`` and
-    ``finished_at`` besides.
+    Returns ``{"request_id", "model_id", "fingerprint", "submitted_at"}``, and with ``wait_for_completion`` also the
+    result: ``state``, ``videos`` (links, public and short-lived), ``cost_usd``, ``created_at`` and ``finished_at``.
 
-    Inputs are checked before anything is sent: field by field against the model's rules, and ``img_url`` by a
-    look at the image's header. Values from Jinja or CSV are converted without loss (``"123"`` to 123);
-    ``None`` means left out.
+    Inputs are checked before anything is sent: fields against the model's rules, and ``img_url`` by the image's
+    header. Values from Jinja or CSV are converted without loss (``"123"`` to 123); ``None`` means left out.
 
-    :param prompt: what should happen in the video, at most 800 characters. (templated)
-    :param image: the source image: ``gs://bucket/object`` of a private bucket too, which RunComfy gets to see by a
-        signed link; ``https://...``; or a row that ``WanPrepareImagesOperator`` wrote, with its own inputs. In a
-        bucket it counts as its content, wherever it lies. Instead of ``img_url``. (templated)
+    :param prompt: what happens in the video, at most 800 characters. (templated)
+    :param image: the source image, instead of ``img_url``: ``gs://bucket/object``, also of a private bucket (RunComfy
+        gets a signed link); ``https://...``; or a row that ``WanPrepareImagesOperator`` wrote, with its own inputs. An
+        image in a bucket is identified by its content. (templated)
     :param img_url: a public address of the source image: JPEG, PNG without alpha, BMP or WEBP, 360 to 2000 px
         a side, under 10 MB. (templated)
-    :param negative_prompt: what should not be there, at most 500 characters. (templated)
+    :param negative_prompt: what the video does not show, at most 500 characters. (templated)
     :param template: name of an effect, such as ``squish``. (templated)
     :param resolution: ``480P`` (the API's default) or ``1080P``. (templated)
     :param duration: seconds; only 5, the API's default. (templated)
-    :param prompt_extend: whether the API may embellish the prompt; its default is true. (templated)
+    :param prompt_extend: whether the API may extend the prompt; its default is true. (templated)
     :param seed: a whole number; the same seed gives the same video. (templated)
     :param model_id: any model of the API; default ``wan-ai/wan-2-2/image-to-video``. (templated)
-    :param inputs: more inputs, or all of them, by name; for models with other inputs. (templated)
+    :param inputs: more inputs, or all of them, by name; for other models. (templated)
     :param variation: part of the fingerprint and never sent: a new value buys one new video of the same inputs.
         (templated)
     :param wait_for_completion: whether to wait for the result, default False.
-    :param deferrable: whether that wait is in the triggerer, where it holds no worker; default True.
-    :param poll_interval: seconds between looks, less those that can tell nothing yet; None (default) adapts to the
-        time waited and the queue.
-    :param timeout: the most that one try waits, default 6 hours. A request that is still queued then is
-        cancelled; one that runs is taken over by the next try.
-    :param cancel_on_kill: whether a queued request is cancelled when the task is marked failed or successful while
-        it waits, default True. A running request can't be cancelled and is charged.
-    :param durable: whether the request is remembered across tries, default True.
-    :param journal: ``gs://bucket/prefix`` where the record lives; it protects on every Airflow, across runs, deleted
-        runs and two runs at once. None (default): Airflow's task state store. (templated)
-    :param on_unknown_submission: what to do where a submit went out and nobody got the answer: ``fail``
-        (default, without retry) or ``resubmit`` (may buy twice).
-    :param resolve: how a person settled exactly that: ``{image or fingerprint: request_id or "resubmit"}``, for
-        instance from ``dag_run.conf``. Should what is sent again get lost too, its error asks for ``resubmit-2``: a
-        word counts once, however often a run that has it in its configuration is tried again. (templated)
-    :param request: take over this request instead of submitting: an id, or what another task returned. (templated)
-    :param check_image: whether to look at the image before buying, default True: at its header, and at all of it
-        where it lies in a bucket.
+    :param deferrable: whether to wait in the triggerer, without a worker; default True.
+    :param poll_interval: seconds between polls; None (default) adapts to the time waited and the queue.
+    :param timeout: the longest wait of one try, default 6 hours. A request that this task submitted and that is still
+        queued then is cancelled; a running one is adopted by the next try.
+    :param cancel_on_kill: whether a queued request that this task submitted is cancelled when the task is marked failed
+        or successful while it waits, default True. A running request can't be cancelled and is charged.
+    :param durable: whether the request is recorded across tries, default True.
+    :param journal: ``gs://bucket/prefix`` of the records. It protects on every Airflow, across runs, deleted runs and
+        two runs at once. None (default): Airflow's task state store. (templated)
+    :param on_unknown_submission: what to do about a submit whose outcome is not known: ``fail`` (default, without
+        retry) or ``resubmit`` (another try sends it again, which may buy it twice).
+    :param resolve: how a person settled such a submit: ``{fingerprint: request_id or "resubmit"}``, for instance from
+        ``dag_run.conf``. An image's address works as the key if the image has one open claim. If the submit that is
+        sent again is lost too, its error asks for ``resubmit-2``: each word counts once. (templated)
+    :param request: adopt this request instead of submitting: an id, or what another task returned. (templated)
+    :param check_image: whether to check the image before a purchase, default True: its header, and all of it if it is
+        in a bucket.
     :param staging: ``gs://bucket/prefix`` for copies of images that the model would refuse, or that are stored
-        turned or with private metadata: what can be fixed is fixed, and the copy is sent. Each is made once. None
+        rotated or with private metadata: they are fixed if possible, and the copy is sent. Each is made once. None
         (default): nothing is fixed. For ``image`` only. (templated)
-    :param background: what transparent parts are put on, a colour name or ``#rrggbb``; default white. (templated)
+    :param background: the background of transparent images, a colour name or ``#rrggbb``; default white. (templated)
     :param too_small: ``upscale`` (default) enlarges a small image up to 8 times, ``reject`` refuses it.
     :param link_lifetime: how long the signed link works; None (default): 12 hours, or ``timeout`` where that is
         longer. At most 7 days, and 12 hours where IAM signs: a longer one is refused.
     :param on_invalid: what to do about an input or image that the model would refuse: ``fail`` (default, without
-        retry) or ``skip`` the task, so that one bad image stops nobody else; the XCom ``refused`` then says why.
+        retry) or ``skip`` the task; the XCom ``refused`` then says why.
     :param wan_conn_id: the connection, default ``wan_default``. (templated)
     :param gcp_conn_id: for journal and images; None (default): Application Default Credentials. (templated)
     :param impersonation_chain: a service account to act as, for journal and images. (templated)
@@ -176,7 +173,7 @@ class WanSubmitOperator(BaseOperator):
         if on_invalid not in ("fail", "skip"):
             raise ValueError('on_invalid must be "fail" or "skip"')
         if journal is not None and not durable:
-            raise ValueError("durable=False remembers nothing, and so needs no journal")
+            raise ValueError("durable=False keeps no record, so it can't have a journal")
         self.prompt = prompt
         self.image = image
         self.img_url = img_url
