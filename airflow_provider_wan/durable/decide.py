@@ -46,7 +46,7 @@ class Action(StrEnum):
     """What to do next."""
 
     SUBMIT = "submit"
-    LOOK = "look"
+    ASK = "ask"
     ADOPT = "adopt"
     REUSE = "reuse"
     SETTLE = "settle"
@@ -161,7 +161,7 @@ def _about_a_request(record: Record, there: RemoteState | None) -> Decision:
         )
     match there:
         case None:
-            return Decision(Action.LOOK, request_id)
+            return Decision(Action.ASK, request_id)
         case RemoteState.QUEUED | RemoteState.RUNNING | RemoteState.UNKNOWN:
             return Decision(Action.ADOPT, request_id, f"Request {request_id} is {there}: taking it over.")
         case RemoteState.SUCCEEDED:
@@ -195,7 +195,7 @@ def _about_a_changed_task(record: Record, there: RemoteState | None) -> Decision
         return Decision(Action.SUBMIT, request_id)
     match there:
         case None:
-            return Decision(Action.LOOK, request_id)
+            return Decision(Action.ASK, request_id)
         case RemoteState.QUEUED:
             return Decision(
                 Action.CANCEL_THEN_SUBMIT,

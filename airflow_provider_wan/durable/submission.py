@@ -149,7 +149,7 @@ class Submission:
     :param resolve: how a person settled that: ``{fingerprint or image: request id or "resubmit"}``. It applies to an
         open claim of that fingerprint, or to the only open claim of that image.
     :param retry: how a submit that was certainly not accepted (429, no connection) is retried.
-    :param follows_task: whether a request that the task instance asked for before its inputs changed is looked for.
+    :param follows_task: whether a request that the task instance asked for before its inputs changed is settled first.
     :param is_retry: whether the API is asked, by a free call, whether it answers before anything is claimed.
     """
 
@@ -212,7 +212,7 @@ class Submission:
                 return obtained
 
     def take_over(self, spec: VideoSpec, request_id: str, *, named_in: str = "request=") -> SubmitResult:
-        """Record a request that somebody else submitted, and continue with it: nothing is bought.
+        """Record a request that another task submitted, and continue with it: nothing is bought.
 
         :param named_in: the parameter that names it, for a message.
         :raises WanRefusedError: RunComfy does not know it; then nothing is changed.
@@ -237,7 +237,7 @@ class Submission:
         """Decide about a record, asking RunComfy about its request where that is needed."""
         policy = Policy(self._on_unknown, self._resolution_of(spec, held), self._claims.may_be_alive(held))
         decision = decide(held.record if held else None, spec.fingerprint, None, policy)
-        if decision.do is Action.LOOK:
+        if decision.do is Action.ASK:
             assert held is not None
             there, held = self._look(held)
             decision = decide(held.record, spec.fingerprint, there, policy)
@@ -463,7 +463,7 @@ class Submission:
     def _claim(self, intent: Record, held: VersionedRecord | None) -> VersionedRecord | None:
         """Write the intent.
 
-        :raises RecordConflict: somebody else has written in between.
+        :raises RecordConflict: another process has written in between.
         """
         if self._journal is None:
             return None

@@ -19,18 +19,18 @@ from airflow_provider_wan.exceptions import WanUnknownSubmissionError
 from airflow_provider_wan.get_provider_info import get_provider_info
 from tests.durable.paying import (
     JOURNAL,
+    a_video,
     an_intent,
     bucket_journal,
     connect,
     posts,
     purchases,
     submission,
-    wanted,
 )
 from tests.sandboxes import Bucket
 from wan_sandbox.server import Sandbox
 
-LOST = [wanted(prompt, owner=f"dag/run/task/{index}") for index, prompt in enumerate(["a wave", "a storm"])]
+LOST = [a_video(prompt, owner=f"dag/run/task/{index}") for index, prompt in enumerate(["a wave", "a storm"])]
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any]:
 def test_open_claims_are_listed_with_what_a_person_needs(
     journal: BucketJournal, sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    submission(journal).obtain(wanted("is bought, so it is not listed"))
+    submission(journal).obtain(a_video("is bought, so it is not listed"))
     code, rows = run(capsys, "unknown")
     assert code == 0
     assert {(row["fingerprint"], row["prompt"], row["task"]) for row in rows} == {
@@ -97,7 +97,7 @@ def test_all_claims_are_settled_as_not_bought_and_their_tasks_submit(
 def test_a_claim_that_follows_a_failed_request_is_settled_back_to_it(
     journal: BucketJournal, sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    video = wanted("fails, and is lost when it is bought again", owner="dag/run/task/9")
+    video = a_video("fails, and is lost when it is bought again", owner="dag/run/task/9")
     journal.write(
         an_intent(video, earlier_request_ids=("req-failed",), earlier_buyers=("dag/run/task/9",)),
         replaces=None,

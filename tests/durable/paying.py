@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests about paying once share: a wanted video, a journal, a submission, and the ledger that judges."""
+"""What the tests about paying once share: a video, a journal, a submission, and the ledger that judges."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ AT_ONCE = RetryPolicy(tries=3, first_s=0.001)
 ONE_TRY = RetryPolicy(tries=1)
 
 
-def wanted(prompt: str = "a slow wave", *, owner: str | None = None, **changes: Any) -> VideoSpec:
-    """Want a video of this prompt."""
+def a_video(prompt: str = "a slow wave", *, owner: str | None = None, **changes: Any) -> VideoSpec:
+    """Return the spec of a video with this prompt."""
     return replace(make_video_spec(MODEL, {**INPUTS, "prompt": prompt}, owner=owner), **changes)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow_provider_wan.durable.journal import BucketJournal, VersionedRecord
 from airflow_provider_wan.durable.record import Record
-from tests.durable.paying import bucket_journal, submission, wanted
+from tests.durable.paying import a_video, bucket_journal, submission
 
 
 class ReleasedAtTheClaim(BucketJournal):
@@ -31,21 +31,21 @@ class ReleasedAtTheClaim(BucketJournal):
 
 
 def race(barrier: Any, rounds: int, results: Any) -> None:
-    """Want one video a round, at the same moment as the other process; tells what it obtained."""
+    """Obtain one video a round, at the same moment as the other process; tells what it obtained."""
     journal = ReleasedAtTheClaim(barrier)
     mine = submission(journal, sleep=lambda seconds: time.sleep(min(seconds, 0.01)))
     obtained = []
     for number in range(rounds):
         journal.round_is_open = True
-        one = mine.obtain(wanted(f"round {number}"))
+        one = mine.obtain(a_video(f"round {number}"))
         obtained.append((one.request_id, one.how))
     results.put(obtained)
 
 
 def want_all(prompts: list[str]) -> None:
-    """Want several videos, each in a thread, until the process is killed."""
+    """Obtain several videos, each in a thread, until the process is killed."""
     with ThreadPoolExecutor(len(prompts)) as pool:
-        list(pool.map(lambda prompt: submission(bucket_journal()).obtain(wanted(prompt)), prompts))
+        list(pool.map(lambda prompt: submission(bucket_journal()).obtain(a_video(prompt)), prompts))
 
 
 if __name__ == "__main__":

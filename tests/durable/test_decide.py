@@ -39,7 +39,7 @@ TABLE = [
     ("nothing is remembered", None, None, PLAIN, Action.SUBMIT),
     ("nothing is remembered, resubmit", None, None, SETTLED_AS_RESUBMIT, Action.SUBMIT),
     ("nothing is recorded, settled as an id", None, None, SETTLED_AS_AN_ID, Action.FAIL_NO_CLAIM),
-    ("remembered and not asked yet", a_record(), None, PLAIN, Action.LOOK),
+    ("remembered and not asked yet", a_record(), None, PLAIN, Action.ASK),
     ("queued", a_record(), RemoteState.QUEUED, PLAIN, Action.ADOPT),
     ("running", a_record(), RemoteState.RUNNING, PLAIN, Action.ADOPT),
     ("an unknown word", a_record(), RemoteState.UNKNOWN, PLAIN, Action.ADOPT),
@@ -53,7 +53,7 @@ TABLE = [
     ("cancelled", a_record(), RemoteState.CANCELLED, PLAIN, Action.SUBMIT),
     ("gone, and never seen succeeded", a_record(), RemoteState.GONE, PLAIN, Action.SUBMIT),
     ("a 403, or a 404 of somebody else", a_record(), RemoteState.UNCLEAR, PLAIN, Action.FAIL_UNCLEAR),
-    ("task changed, former not asked for", CHANGED, None, PLAIN, Action.LOOK),
+    ("task changed, former not asked for", CHANGED, None, PLAIN, Action.ASK),
     ("task changed, former queued", CHANGED, RemoteState.QUEUED, PLAIN, Action.CANCEL_THEN_SUBMIT),
     ("task changed, former running", CHANGED, RemoteState.RUNNING, PLAIN, Action.SUBMIT_BESIDE),
     ("task changed, former done", CHANGED, RemoteState.SUCCEEDED, PLAIN, Action.SUBMIT_BESIDE),
@@ -174,4 +174,4 @@ def test_every_case_has_an_answer(record: Record | None, there: RemoteState | No
     decision = decide(record, WANTED, there, policy)
     assert isinstance(decision.do, Action)
     if there is not None:
-        assert decision.do is not Action.LOOK
+        assert decision.do is not Action.ASK

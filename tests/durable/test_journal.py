@@ -38,7 +38,7 @@ def journal(bucket: Bucket) -> BucketJournal:
     return bucket_journal()
 
 
-def test_a_record_is_kept_replaced_and_forgotten(journal: BucketJournal, bucket: Bucket) -> None:
+def test_a_record_is_written_replaced_and_deleted(journal: BucketJournal, bucket: Bucket) -> None:
     assert journal.read(FINGERPRINT) is None
     claimed = journal.write(intent(), replaces=None)
     bought = journal.write(submitted(claimed.record), replaces=claimed)
@@ -63,7 +63,7 @@ def test_body_and_metadata_are_always_written_together(journal: BucketJournal, b
     assert "bucket.patch" not in bucket.calls()
 
 
-def test_who_writes_second_has_lost(journal: BucketJournal) -> None:
+def test_a_second_writer_gets_a_conflict(journal: BucketJournal) -> None:
     claimed = journal.write(intent(), replaces=None)
     with pytest.raises(RecordConflict):
         bucket_journal().write(intent(), replaces=None)
@@ -72,7 +72,7 @@ def test_who_writes_second_has_lost(journal: BucketJournal) -> None:
         bucket_journal().write(submitted(claimed.record, "req-2"), replaces=claimed)
 
 
-def test_what_was_deleted_can_not_be_replaced(journal: BucketJournal, bucket: Bucket) -> None:
+def test_a_deleted_record_can_not_be_replaced(journal: BucketJournal, bucket: Bucket) -> None:
     claimed = journal.write(intent(), replaces=None)
     bucket.client.bucket("videos").blob(NAME).delete()
     with pytest.raises(RecordConflict):
@@ -80,7 +80,7 @@ def test_what_was_deleted_can_not_be_replaced(journal: BucketJournal, bucket: Bu
 
 
 @pytest.mark.parametrize("replacing", [False, True])
-def test_a_writer_that_never_heard_of_its_success_knows_its_own_writing(
+def test_a_writer_whose_acknowledgement_was_lost_recognises_its_record(
     journal: BucketJournal, bucket: Bucket, replacing: bool
 ) -> None:
     before = journal.write(intent(), replaces=None) if replacing else None
@@ -93,16 +93,14 @@ def test_a_writer_that_never_heard_of_its_success_knows_its_own_writing(
 
 
 @pytest.mark.parametrize("fault", ["quota", "reset", "status"])
-def test_an_outage_of_the_moment_is_waited_out(journal: BucketJournal, bucket: Bucket, fault: str) -> None:
+def test_a_short_outage_is_retried(journal: BucketJournal, bucket: Bucket, fault: str) -> None:
     bucket.sandbox.add_fault("bucket.upload", fault, count=1)
     held = journal.write(intent(), replaces=None)
     bucket.sandbox.add_fault("bucket.get", fault, count=1)
     assert journal.read(FINGERPRINT) == held
 
 
-def test_the_one_update_a_second_that_an_object_takes_is_waited_for(
-    journal: BucketJournal, bucket: Bucket
-) -> None:
+def test_the_limit_of_one_update_a_second_is_retried(journal: BucketJournal, bucket: Bucket) -> None:
     bucket.sandbox.bucket_control("shape", {"write_interval_s": 1})
     claimed = journal.write(intent(), replaces=None)
     held = journal.write(submitted(claimed.record), replaces=claimed)
@@ -111,7 +109,7 @@ def test_the_one_update_a_second_that_an_object_takes_is_waited_for(
     assert any("429" in status for status in statuses), statuses
 
 
-def test_a_bucket_that_says_no_is_named_with_the_role_that_it_wants(
+def test_a_refusing_bucket_is_named_with_the_role_that_is_needed(
     journal: BucketJournal, bucket: Bucket
 ) -> None:
     bucket.sandbox.add_fault("bucket.*", "forbidden")
@@ -126,7 +124,7 @@ def test_a_bucket_that_says_no_is_named_with_the_role_that_it_wants(
     "body",
     [b"", b"<html>", b"{}", b'{"stage": "submitted", "fingerprint": "x", "model_id": "m"}', b"\xff\xfe"],
 )
-def test_what_can_not_be_read_stops_every_purchase(
+def test_an_unreadable_record_stops_every_purchase(
     journal: BucketJournal, bucket: Bucket, body: bytes
 ) -> None:
     bucket.put(NAME, body)
@@ -134,7 +132,7 @@ def test_what_can_not_be_read_stops_every_purchase(
         journal.read(FINGERPRINT)
 
 
-def test_a_record_under_the_name_of_another_is_not_believed(journal: BucketJournal, bucket: Bucket) -> None:
+def test_a_record_under_the_name_of_another_is_refused(journal: BucketJournal, bucket: Bucket) -> None:
     journal.write(submitted(intent()), replaces=None)
     other = "cd" * 32
     bucket.put(f"_journal/{other}.json", bucket.read(NAME))
@@ -142,7 +140,7 @@ def test_a_record_under_the_name_of_another_is_not_believed(journal: BucketJourn
         journal.read(other)
 
 
-def test_of_many_who_claim_at_once_one_wins(bucket: Bucket) -> None:
+def test_of_many_claims_at_once_one_wins(bucket: Bucket) -> None:
     together = threading.Barrier(8)
     won: list[VersionedRecord] = []
     lost: list[Exception] = []
@@ -165,7 +163,7 @@ def test_of_many_who_claim_at_once_one_wins(bucket: Bucket) -> None:
     assert bucket_journal().read(FINGERPRINT) == won[0]
 
 
-def test_the_age_of_a_claim_is_told_by_the_buckets_clock(journal: BucketJournal, bucket: Bucket) -> None:
+def test_the_age_of_a_claim_is_by_the_buckets_clock(journal: BucketJournal, bucket: Bucket) -> None:
     claimed = journal.write(intent(claimed_at="1999-01-01T00:00:00.000+00:00"), replaces=None)
     assert -1 <= journal.age_s(claimed) < 60, "whatever the writer's clock says"
     journal.write(submitted(claimed.record), replaces=claimed)
@@ -191,7 +189,7 @@ def test_a_listing_shows_stages_without_reading_records(journal: BucketJournal, 
 
 
 @pytest.mark.parametrize("uri", ["gs://videos", "gs://videos/", "gs://videos/a/b/", "gs://videos/ü x/%2F?#"])
-def test_any_prefix_will_do(bucket: Bucket, uri: str) -> None:
+def test_any_prefix_works(bucket: Bucket, uri: str) -> None:
     journal = bucket_journal(uri)
     held = journal.write(intent(), replaces=None)
     assert bucket_journal(uri).read(FINGERPRINT) == held
@@ -202,7 +200,7 @@ def test_any_prefix_will_do(bucket: Bucket, uri: str) -> None:
     "uri",
     ["videos/x", "s3://videos/x", "gs://", "gs:///x", "gs://videos/../x", "gs://videos/a\nb", "gs://V!/x"],
 )
-def test_an_address_that_is_none_is_named(bucket: Bucket, uri: str) -> None:
+def test_an_invalid_journal_address_is_named(bucket: Bucket, uri: str) -> None:
     with pytest.raises(WanInputError, match="journal="):
         bucket_journal(uri)
 
@@ -236,7 +234,7 @@ def test_a_process_that_was_cleared_does_not_overwrite_its_successor(store: Stor
 
 
 @pytest.mark.parametrize("value", [42, "req-1", [], {}, {"stage": "landed"}])
-def test_what_is_no_record_in_the_store_stops_every_purchase(store: StoreInMemory, value: Any) -> None:
+def test_an_unreadable_record_in_the_store_stops_every_purchase(store: StoreInMemory, value: Any) -> None:
     store.set(TaskStateJournal.KEY, value)
     with pytest.raises(WanStorageError, match="Nothing is bought while it exists"):
         TaskStateJournal(store).read(FINGERPRINT)
@@ -261,7 +259,7 @@ def test_inputs_that_are_too_large_for_the_store_are_left_out(store: StoreInMemo
     journal.write(submitted(held.record), replaces=held)
 
 
-def test_a_young_claim_is_never_called_old_by_a_workers_clock(store: StoreInMemory) -> None:
+def test_a_young_claim_never_counts_as_old_by_a_workers_clock(store: StoreInMemory) -> None:
     journal = TaskStateJournal(store)
     held = journal.write(intent(claimed_at="2999-01-01T00:00:00.000+00:00"), replaces=None)
     assert journal.age_s(held) == 0

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -60,14 +61,19 @@ def test_a_record_is_one_line_of_utf8(record: Record) -> None:
     assert b"\n" not in record.to_json().encode()
 
 
-def test_half_a_character_in_a_prompt_keeps_nobody_from_remembering() -> None:
+def test_a_lone_surrogate_in_a_prompt_can_be_recorded() -> None:
     record = Record("f", "m", Stage.INTENT, inputs={"prompt": "half \ud83d"})
     assert Record.from_json(record.to_json().encode()) == record
 
 
-def test_fields_of_a_later_version_are_passed_over() -> None:
+def test_keys_of_a_later_version_are_kept() -> None:
     record = Record("f", "m", Stage.SUBMITTED, request_id="r")
-    assert Record.from_dict({**record.as_dict(), "schema": 7, "later": {"x": 1}}) == record
+    later = {**record.as_dict(), "schema": 7, "later": {"x": 1}}
+    assert Record.from_dict(later) == record
+    assert replace(Record.from_dict(later), stage=Stage.SUCCEEDED).as_dict() == {
+        **later,
+        "stage": "succeeded",
+    }
 
 
 SOUND: dict[str, Any] = Record("f", "m", Stage.SUBMITTED, request_id="r").as_dict()
@@ -102,12 +108,12 @@ SOUND: dict[str, Any] = Record("f", "m", Stage.SUBMITTED, request_id="r").as_dic
         ),
     ],
 )
-def test_what_is_no_record_is_not_taken_for_one(text: str) -> None:
+def test_anything_else_is_not_read_as_a_record(text: str) -> None:
     with pytest.raises(ValueError):
         Record.from_json(text)
 
 
-def test_a_new_intent_remembers_what_came_to_nothing() -> None:
+def test_a_new_intent_keeps_the_history() -> None:
     failed = Record("f", "m", Stage.FAILED, request_id="r1", earlier_request_ids=("r0",))
     intent = failed.as_new_intent(Record("f", "m", Stage.INTENT))
     assert intent.earlier_request_ids == ("r0", "r1")
@@ -118,7 +124,7 @@ def test_a_new_intent_remembers_what_came_to_nothing() -> None:
     assert again.lost_submissions == 1
 
 
-def test_a_watcher_is_named_once() -> None:
+def test_an_owner_is_recorded_once() -> None:
     record = Record("f", "m", Stage.SUBMITTED, request_id="r")
     twice = record.with_owner("dag/run/task/-1").with_owner("dag/run/task/-1").with_owner(None)
     assert twice.watchers == ("dag/run/task/-1",)

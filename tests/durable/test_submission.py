@@ -36,18 +36,18 @@ from tests.durable.paying import (
     AT_ONCE,
     LOG,
     StoreInMemory,
+    a_video,
     an_intent,
     bucket_journal,
     connect,
     posts,
     purchases,
     submission,
-    wanted,
 )
 from tests.sandboxes import INPUTS, MODEL, Bucket
 from wan_sandbox.server import Sandbox
 
-VIDEO = wanted()
+VIDEO = a_video()
 OWNER = "dag/run/task/-1"
 LONG_AGO = (datetime.now(UTC) - timedelta(days=1)).isoformat(timespec="milliseconds")
 
@@ -84,7 +84,7 @@ def stage_of(journal: Any) -> Stage | None:
 # -- one purchase ------------------------------------------------------------------------------------------
 
 
-def test_what_is_wanted_again_is_taken_over(sandbox: Sandbox, journal: BucketJournal) -> None:
+def test_a_video_that_is_asked_for_again_adopts_its_request(sandbox: Sandbox, journal: BucketJournal) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     first = submission(journal).obtain(VIDEO)
     again = submission(bucket_journal()).obtain(VIDEO)
@@ -92,7 +92,7 @@ def test_what_is_wanted_again_is_taken_over(sandbox: Sandbox, journal: BucketJou
     assert purchases(sandbox) == [first.request_id] == [again.request_id]
 
 
-def test_what_is_ready_is_reused_and_the_log_says_how_to_get_another_take(
+def test_a_succeeded_request_is_reused_and_the_log_names_variation(
     sandbox: Sandbox, journal: BucketJournal, caplog: pytest.LogCaptureFixture
 ) -> None:
     submission(journal).obtain(VIDEO)
@@ -104,7 +104,7 @@ def test_what_is_ready_is_reused_and_the_log_says_how_to_get_another_take(
     assert stage_of(journal) is Stage.SUCCEEDED
 
 
-def test_what_has_landed_is_reused_though_its_result_is_gone(
+def test_a_landed_request_is_reused_after_its_result_expired(
     sandbox: Sandbox, journal: BucketJournal
 ) -> None:
     bought = submission(journal).obtain(VIDEO)
@@ -116,7 +116,9 @@ def test_what_has_landed_is_reused_though_its_result_is_gone(
 
 
 @pytest.mark.parametrize("state", ["failed", "cancelled"])
-def test_what_came_to_nothing_is_bought_again(sandbox: Sandbox, journal: BucketJournal, state: str) -> None:
+def test_a_failed_or_cancelled_request_is_bought_again(
+    sandbox: Sandbox, journal: BucketJournal, state: str
+) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     first = submission(journal).obtain(VIDEO)
     sandbox.control(f"requests/{first.request_id}", {"state": state})
@@ -126,7 +128,9 @@ def test_what_came_to_nothing_is_bought_again(sandbox: Sandbox, journal: BucketJ
     assert purchases(sandbox) == [first.request_id, second.request_id]
 
 
-def test_two_who_want_the_same_at_once_buy_it_once(sandbox: Sandbox, journal: BucketJournal) -> None:
+def test_five_threads_that_ask_for_one_video_at_once_buy_it_once(
+    sandbox: Sandbox, journal: BucketJournal
+) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.add_fault("submit", "delay", seconds=0.3)
     together = threading.Barrier(5)
@@ -135,7 +139,7 @@ def test_two_who_want_the_same_at_once_buy_it_once(sandbox: Sandbox, journal: Bu
     def want(number: int) -> None:
         mine = submission(bucket_journal())
         together.wait()
-        obtained.append(mine.obtain(wanted(owner=f"dag/run/task/{number}")))
+        obtained.append(mine.obtain(a_video(owner=f"dag/run/task/{number}")))
 
     threads = [threading.Thread(target=want, args=[number]) for number in range(5)]
     for thread in threads:
@@ -150,7 +154,7 @@ def test_two_who_want_the_same_at_once_buy_it_once(sandbox: Sandbox, journal: Bu
     assert sorted(held.record.watchers) == [f"dag/run/task/{number}" for number in range(5)]
 
 
-def test_without_a_journal_nothing_is_remembered(sandbox: Sandbox) -> None:
+def test_without_a_journal_each_call_buys(sandbox: Sandbox) -> None:
     submission(None).obtain(VIDEO)
     submission(None).obtain(VIDEO)
     assert len(purchases(sandbox)) == 2
@@ -220,7 +224,7 @@ def test_a_refusal_leaves_the_record_of_the_former_request(sandbox: Sandbox, jou
     assert (held.record.stage, held.record.request_id) == (Stage.FAILED, first.request_id)
 
 
-def test_a_connection_that_can_not_be_opened_is_tried_again(
+def test_an_overloaded_api_is_retried(
     sandbox: Sandbox, journal: BucketJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sandbox.add_fault("submit", "overloaded", count=2)
@@ -301,7 +305,7 @@ def test_the_id_is_written_after_an_outage_of_the_bucket(
 # -- settling a lost submission ----------------------------------------------------------------------------
 
 
-def test_resubmit_buys_one(sandbox: Sandbox, store: StoreInMemory) -> None:
+def test_resubmit_buys_one_request(sandbox: Sandbox, store: StoreInMemory) -> None:
     journal = lost_long_ago(store)
     bought = submission(journal, resolve={VIDEO.fingerprint: "resubmit"}).obtain(VIDEO)
     assert bought.how == "submitted"
@@ -311,13 +315,15 @@ def test_resubmit_buys_one(sandbox: Sandbox, store: StoreInMemory) -> None:
     assert len(purchases(sandbox)) == 1
 
 
-def test_who_asks_for_it_gets_a_lost_submission_sent_again(sandbox: Sandbox, store: StoreInMemory) -> None:
+def test_on_unknown_submission_resubmit_sends_a_lost_submission_again(
+    sandbox: Sandbox, store: StoreInMemory
+) -> None:
     bought = submission(lost_long_ago(store), on_unknown_submission="resubmit").obtain(VIDEO)
     assert bought.how == "submitted"
     assert bought.record.lost_submissions == 1
 
 
-def test_the_same_word_does_not_send_it_a_third_time(sandbox: Sandbox, store: StoreInMemory) -> None:
+def test_a_resubmit_word_counts_once(sandbox: Sandbox, store: StoreInMemory) -> None:
     """A retry finds the word in its run's configuration again, though what it settled is long past."""
     journal = lost_long_ago(store)
     sandbox.add_fault("submit", "reset_after")
@@ -332,7 +338,7 @@ def test_the_same_word_does_not_send_it_a_third_time(sandbox: Sandbox, store: St
     assert len(purchases(sandbox)) == 1
 
 
-def test_who_settles_it_second_does_not_send_what_the_first_has_lost(
+def test_a_second_task_with_the_same_word_does_not_send_the_first_ones_loss_again(
     sandbox: Sandbox, store: StoreInMemory
 ) -> None:
     """Two use the same word at once. The second finds the first one's claim, which the word was not about."""
@@ -360,9 +366,7 @@ def test_a_lost_submission_is_settled_by_image_or_fingerprint(
     assert purchases(sandbox) == [obtained.request_id]
 
 
-def test_a_mistyped_settlement_is_found_before_anything_rests_on_it(
-    sandbox: Sandbox, store: StoreInMemory
-) -> None:
+def test_a_mistyped_settlement_changes_nothing(sandbox: Sandbox, store: StoreInMemory) -> None:
     journal = lost_long_ago(store)
     with pytest.raises(WanNotFoundError, match="resolve= names request req-typo"):
         submission(journal, resolve={VIDEO.fingerprint: "req-typo"}).obtain(VIDEO)
@@ -370,7 +374,7 @@ def test_a_mistyped_settlement_is_found_before_anything_rests_on_it(
     assert posts(sandbox) == 0
 
 
-def test_a_settlement_that_is_no_id_is_refused(sandbox: Sandbox) -> None:
+def test_a_settlement_that_is_not_an_id_is_refused(sandbox: Sandbox) -> None:
     with pytest.raises(WanInputError, match="not valid"):
         submission(None, resolve={VIDEO.fingerprint: "../../balance"})
 
@@ -388,7 +392,7 @@ def test_a_settlement_without_an_open_claim_fails_and_names_request(
 
 
 # An image can have open claims of several videos: other prompts, other takes.
-OTHER = wanted("quite another wave")
+OTHER = a_video("quite another wave")
 
 
 def lost_in_the_bucket(journal: BucketJournal, *videos: VideoSpec) -> None:
@@ -411,7 +415,7 @@ def test_a_settlement_by_image_reaches_only_its_one_open_claim(
     real = submission(None).obtain(VIDEO)
     lost_in_the_bucket(quick, VIDEO)
     mine = submission(quick, resolve={str(VIDEO.image): real.request_id})
-    ids = [mine.obtain(video).request_id for video in (OTHER, VIDEO, wanted("a third wave"))]
+    ids = [mine.obtain(video).request_id for video in (OTHER, VIDEO, a_video("a third wave"))]
     assert ids[1] == real.request_id
     assert sorted(ids) == sorted(purchases(sandbox))
     assert len(set(ids)) == 3
@@ -520,7 +524,7 @@ def test_the_first_error_gives_the_time_of_the_submit(sandbox: Sandbox, journal:
     assert f"sent at {held.record.claimed_at}" in str(error.value)
 
 
-def test_an_id_that_settled_an_earlier_loss_does_not_cover_up_the_next(
+def test_an_id_that_settled_an_earlier_loss_does_not_settle_the_next(
     sandbox: Sandbox, store: StoreInMemory
 ) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
@@ -547,7 +551,7 @@ def test_a_former_tasks_lost_submission_is_not_taken_for_this_one(
     sandbox.control("speed", {"generation_seconds": 3600})
     former = submission(None).obtain(VIDEO)
     journal = lost_long_ago(store)
-    new = wanted("quite another wave", owner=OWNER)
+    new = a_video("quite another wave", owner=OWNER)
     with pytest.raises(WanUnknownSubmissionError, match=VIDEO.fingerprint):
         retried(journal).obtain(new)
 
@@ -600,9 +604,7 @@ def test_a_claim_whose_writer_died_is_unknown_after_its_posts_time(
     assert posts(sandbox) == 0
 
 
-def test_a_task_that_is_cleared_while_at_its_post_is_waited_for_by_its_successor(
-    sandbox: Sandbox, store: StoreInMemory
-) -> None:
+def test_the_next_try_waits_for_the_post_of_a_cleared_one(sandbox: Sandbox, store: StoreInMemory) -> None:
     """Airflow's store has no preconditions, and the old process lives on for a while."""
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.add_fault("submit", "delay", seconds=0.5, count=1)
@@ -617,7 +619,7 @@ def test_a_task_that_is_cleared_while_at_its_post_is_waited_for_by_its_successor
     assert purchases(sandbox) == [new.request_id]
 
 
-def test_who_was_stopped_between_claim_and_post_does_not_send_any_more(
+def test_a_process_that_was_stopped_after_its_claim_does_not_send_late(
     sandbox: Sandbox, journal: BucketJournal
 ) -> None:
     """Meanwhile others may have come to believe that the claim is dead, and bought."""
@@ -648,7 +650,7 @@ def test_waiting_for_the_rate_limit_does_not_age_a_claim(
     assert (posts(sandbox), purchases(sandbox)) == (1, [obtained.request_id])
 
 
-def test_a_claim_that_was_written_though_nobody_said_so_is_not_left_behind(
+def test_a_claim_whose_acknowledgement_was_lost_is_used(
     sandbox: Sandbox, journal: BucketJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bucket's answers get lost for longer than a write is tried again."""
@@ -680,7 +682,7 @@ class Between:
         return self._journal.write(record, replaces=replaces)
 
 
-def test_a_record_that_vanished_during_the_post_is_written_anew(
+def test_a_record_that_was_deleted_during_the_post_is_written_again(
     sandbox: Sandbox, bucket: Bucket, journal: BucketJournal
 ) -> None:
     def vanish() -> None:
@@ -692,7 +694,7 @@ def test_a_record_that_vanished_during_the_post_is_written_anew(
     assert held.record.request_id == obtained.request_id == purchases(sandbox)[0]
 
 
-def test_an_id_that_comes_too_late_is_named_and_covers_up_nobody_elses(
+def test_an_id_that_comes_too_late_is_named_and_overwrites_no_other(
     sandbox: Sandbox, journal: BucketJournal
 ) -> None:
     def settle() -> None:
@@ -709,7 +711,7 @@ def test_an_id_that_comes_too_late_is_named_and_covers_up_nobody_elses(
     assert held.record.request_id == "of-another"
 
 
-def test_who_loses_the_claim_to_another_takes_over_what_that_one_buys(
+def test_a_process_that_loses_the_claim_adopts_the_winners_request(
     sandbox: Sandbox, journal: BucketJournal
 ) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
@@ -760,9 +762,7 @@ def test_gone_after_days_is_not_bought_again_by_a_clear(sandbox: Sandbox, store:
     assert posts(sandbox) == 0
 
 
-def test_a_result_that_expired_before_anybody_read_it_is_not_bought_again(
-    sandbox: Sandbox, journal: BucketJournal
-) -> None:
+def test_a_result_that_expired_unread_is_not_bought_again(sandbox: Sandbox, journal: BucketJournal) -> None:
     """/status still says completed; so it ended, and was paid for as far as anybody can tell."""
     first = submission(journal).obtain(VIDEO)
     sandbox.add_fault("result", "not_found")
@@ -826,8 +826,8 @@ def either(request: pytest.FixtureRequest, quick: BucketJournal, store: StoreInM
     return bucket_journal if request.param == "bucket" else lambda: TaskStateJournal(store)
 
 
-MINE = wanted(owner=OWNER)
-CHANGED = wanted("changed", owner=OWNER)
+MINE = a_video(owner=OWNER)
+CHANGED = a_video("changed", owner=OWNER)
 
 
 def test_a_changed_task_cancels_its_former_request_while_queued_and_warns(
@@ -835,7 +835,7 @@ def test_a_changed_task_cancels_its_former_request_while_queued_and_warns(
 ) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.control("account", {"concurrency": 1})
-    submission(None).obtain(wanted("keeps the only place"))
+    submission(None).obtain(a_video("keeps the only place"))
     former = retried(either()).obtain(MINE)
     assert "inputs of this task have changed" not in caplog.text
     new = retried(either()).obtain(CHANGED)
@@ -879,7 +879,7 @@ def test_a_changed_task_reports_the_claim_that_it_left_open(sandbox: Sandbox, ei
     assert retried(either()).obtain(CHANGED).how == "reused"
 
 
-def test_a_changed_task_that_may_resubmit_goes_on(sandbox: Sandbox, either: Any) -> None:
+def test_a_changed_task_that_may_resubmit_continues(sandbox: Sandbox, either: Any) -> None:
     journal = either()
     journal.point_to(OWNER, MINE.image, MINE.fingerprint)
     journal.write(an_intent(MINE, claimed_at=LONG_AGO, watchers=(OWNER,)), replaces=None)
@@ -887,7 +887,7 @@ def test_a_changed_task_that_may_resubmit_goes_on(sandbox: Sandbox, either: Any)
     assert len(purchases(sandbox)) == 1
 
 
-def test_a_refused_submit_of_changed_inputs_keeps_the_former_request_in_sight(
+def test_a_refused_submit_of_changed_inputs_keeps_the_former_record(
     sandbox: Sandbox, store: StoreInMemory
 ) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
@@ -901,7 +901,7 @@ def test_a_refused_submit_of_changed_inputs_keeps_the_former_request_in_sight(
 def queued_former(sandbox: Sandbox, journal: BucketJournal) -> Any:
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.control("account", {"concurrency": 1})
-    submission(None).obtain(wanted("keeps the only place"))
+    submission(None).obtain(a_video("keeps the only place"))
     return retried(journal).obtain(MINE)
 
 
@@ -909,7 +909,7 @@ def test_a_former_request_that_another_task_depends_on_is_not_cancelled(
     sandbox: Sandbox, quick: BucketJournal
 ) -> None:
     former = queued_former(sandbox, quick)
-    retried(quick).obtain(wanted(owner="dag/another/task/-1"))
+    retried(quick).obtain(a_video(owner="dag/another/task/-1"))
     assert retried(quick).obtain(CHANGED).request_id != former.request_id
     assert sandbox.ledger()["cancels"] == []
 
@@ -943,17 +943,17 @@ def test_a_success_without_output_counts_as_paid_and_is_not_bought_again(
 # -- taking over by id -------------------------------------------------------------------------------------
 
 
-def test_a_known_request_is_taken_over_and_remembered(sandbox: Sandbox, journal: BucketJournal) -> None:
+def test_a_named_request_is_adopted_and_recorded(sandbox: Sandbox, journal: BucketJournal) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     real = submission(None).obtain(VIDEO)
-    submission(journal).take_over(wanted(owner="dag/run/task/-1"), real.request_id)
+    submission(journal).take_over(a_video(owner="dag/run/task/-1"), real.request_id)
     again = submission(journal).obtain(VIDEO)
     assert again.request_id == real.request_id
     assert len(purchases(sandbox)) == 1
 
 
 @pytest.mark.parametrize("fault", ["not_found", "other_user", "malformed_id"])
-def test_a_request_that_runcomfy_does_not_have_is_not_taken_over(
+def test_a_request_that_runcomfy_does_not_have_is_not_adopted(
     sandbox: Sandbox, journal: BucketJournal, fault: str
 ) -> None:
     sandbox.add_fault("status", fault)

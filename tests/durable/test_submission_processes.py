@@ -18,7 +18,7 @@ import pytest
 from airflow_provider_wan.durable.record import Stage
 from airflow_provider_wan.exceptions import WanUnknownSubmissionError
 from tests.durable import paying_racer
-from tests.durable.paying import bucket_journal, connect, submission, wanted
+from tests.durable.paying import a_video, bucket_journal, connect, submission
 from tests.sandboxes import Bucket
 from wan_sandbox.server import Sandbox
 
@@ -67,7 +67,7 @@ class Killed:
         ):
             about = "object_contains" if call == "bucket.upload" else "prompt_contains"
             sandbox.add_fault(
-                call, fault, **{about: wanted(prompt).fingerprint if "object" in about else prompt}, **more
+                call, fault, **{about: a_video(prompt).fingerprint if "object" in about else prompt}, **more
             )
         with open(output, "w") as log:
             worker = subprocess.Popen(
@@ -87,7 +87,7 @@ class Killed:
         sandbox.clear_faults()
 
     def stage(self, prompt: str) -> str:
-        name = f"_journal/{wanted(prompt).fingerprint}.json"
+        name = f"_journal/{a_video(prompt).fingerprint}.json"
         return str(self._bucket.objects("_journal/").get(name, {}).get("metadata", {}).get("stage"))
 
 
@@ -116,7 +116,7 @@ def test_a_killed_worker_leaves_one_purchase_or_an_unknown_one(
     connect(monkeypatch, sandbox, timeout=0.2)  # so that the next tries need not wait long for the dead
 
     def again(prompt: str, **resolve: str) -> Any:
-        video = wanted(prompt)
+        video = a_video(prompt)
         try:
             settled = {video.fingerprint: resolve["settled"]} if resolve else None
             return submission(bucket_journal(), resolve=settled).obtain(video).request_id
