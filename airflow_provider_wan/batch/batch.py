@@ -42,8 +42,8 @@ from airflow_provider_wan.images.source import ImageSources
 from airflow_provider_wan.landing.download import Downloader, DownloadPolicy
 from airflow_provider_wan.landing.landing import Landing
 from airflow_provider_wan.model_api.faults import RetryPolicy
-from airflow_provider_wan.polling.polled_request import policy_of
 from airflow_provider_wan.polling.poller import RequestPoller
+from airflow_provider_wan.polling.schedule import policy_of
 
 if TYPE_CHECKING:
     from google.cloud import storage

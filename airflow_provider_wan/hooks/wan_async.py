@@ -32,7 +32,6 @@ from airflow_provider_wan.model_api.calls import (
     RequestStatus,
 )
 from airflow_provider_wan.model_api.faults import RetryPolicy
-from airflow_provider_wan.polling.pace import Experience
 
 _T = TypeVar("_T")
 #: A trigger that starts later than this after the last look-up reads the connection again, in seconds.
@@ -52,7 +51,6 @@ class _SharedClient:
         self._session: aiohttp.ClientSession | None = None
         self._proxies: dict[str, str | None] = {}
         self.calls_at_once = asyncio.Semaphore(_CALLS_AT_ONCE)
-        self.experience = Experience()
         self.users = 0
 
     async def settings(
@@ -152,11 +150,6 @@ class WanAsyncHook:
             shared.users -= 1
             if not shared.users:
                 await shared.close()
-
-    @property
-    def experience(self) -> Experience:
-        """What the waits of this connection on this event loop have learned from each other."""
-        return self._client().experience
 
     async def get_settings(self) -> WanSettings:
         """Return the connection's settings."""

@@ -391,7 +391,7 @@ class WanSubmitOperator(BaseOperator):
         raise AssertionError("defer raises")
 
     def _wait_here(self, wait: AwaitedRequest) -> dict[str, Any]:
-        from airflow_provider_wan.polling.waiting import start_wait, wait_in_worker
+        from airflow_provider_wan.polling.drivers import start_wait, wait_in_worker
 
         polled = start_wait(
             wait.ref.request_id,

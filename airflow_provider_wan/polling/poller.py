@@ -1,42 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of many requests to look at next, so that few looks notice most ends soon. No I/O, clock or dice.
+"""Which request of a set to poll next, and what each answer means for it. Pure: no I/O, no clock.
 
-An account runs a few requests at a time and queues the rest. Looking at each of a thousand every few seconds
-would take more calls than an API allows, so:
+Every wait is a set of requests of one account: a batch, all single waits of a connection in a triggerer, one request in
+a worker. An account runs a few requests at a time and queues the rest, so:
 
-* **The queued ones** are probed, one for many of them: see :mod:`~airflow_provider_wan.polling.queue_estimate`.
-* **The running ones.** How long this model takes is learned from those that are done. A running request is looked
-  at first when it may be ready, and then every tenth of the usual time.
-* **Without order.** Where the queue turns out not to be in order, each request is looked at for itself from then on,
-  as often as the rate allows. Other users of the account are no disorder: they only make ``queue_position`` larger
-  than what stands before us in our order, and then the first in the queue is looked at itself.
+* **A queued request** is polled when its turn has probably come: see :mod:`.queue_estimate`. Where the queue is not
+  in order, each is polled by its own ``queue_position``.
+* **A running request** is polled first when it may be over, by the generation times learned so far, and then every
+  tenth of the usual time. Only generations whose start and end were seen coming teach a time: a request that is found
+  finished after an outage says nothing about how long it ran.
+* A request that may be running is never left unpolled for longer than 60 s or a tenth of its usual time.
+* An error never ends a wait, for the request is paid for: polls back off. The exception is 404001 three times over
+  60 s: the request is gone.
 
-Looks never exceed ``looks_per_second``. A loop does this, with ``now`` in seconds of any clock that
-goes on: look at all of ``due(now)``, tell what came by ``saw_status`` or ``saw_error``, take ``ready`` and ``gone``,
-sleep until ``next_at(now)``.
+A driver does this, with ``now`` in seconds of any clock that goes on: poll all of ``due(now)``, pass each answer to
+``on_status`` or ``on_error``, take what is in ``ready`` and ``gone``, sleep until ``next_at(now)``.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from airflow_provider_wan.exceptions import WanError, WanNotFoundError
 from airflow_provider_wan.model_api.states import State
 from airflow_provider_wan.model_api.values import RequestStatus
-from airflow_provider_wan.polling.durations import DurationEstimate
-from airflow_provider_wan.polling.intervals import PollIntervals
-from airflow_provider_wan.polling.polled_request import PolledRequest, PollPolicy
 from airflow_provider_wan.polling.queue_estimate import QueueEstimate
-from airflow_provider_wan.polling.schedule import PollSchedule
+from airflow_provider_wan.polling.schedule import (
+    DurationEstimate,
+    NotFoundCount,
+    PolledRequest,
+    PollPolicy,
+    PollSchedule,
+)
+
+#: Between two polls of a running request, and between two measures of the queue, as shares of the usual time.
+_RUNNING_SHARE = 0.12
+_QUEUE_SHARE = 0.06
+#: The longest pause of a queued request that is polled by its own position, as a share of the usual time.
+_UNORDERED_SHARE = 0.4
+#: As long as no generation time is known, a running request is polled at each so many of its age.
+_UNKNOWN_SHARE = 0.15
+#: Many such requests share the work of finding the first end: each is polled up to so many times less often.
+_UNKNOWN_STRETCH, _UNKNOWN_SHARERS = 4.0, 16
+#: A start or an end is known well enough to learn from if it lies within this share of the generation time.
+_SEEN_WITHIN = 0.5
 
 
 class RequestPoller:
-    """Watches many requests of one account.
+    """A set of requests of one account that are polled together.
 
     :param policy: how closely.
-    :param durations: what is known about how long they take; goes on learning.
+    :param durations: how long generations take, as far as is known; goes on learning.
     :param in_order: false if the queue is known not to be in order.
     """
 
@@ -49,234 +66,370 @@ class RequestPoller:
     ) -> None:
         self.policy = policy or PollPolicy()
         self.durations = durations or DurationEstimate()
-        #: Requests that are over, and when that was noticed; whoever takes them calls :meth:`forget`.
+        #: Requests that are over by their status, and when that was noticed; the driver calls :meth:`forget`.
         self.ready: dict[str, float] = {}
-        #: Requests that the API does not know, again and again.
+        #: Requests that the API does not know, again and again; they are forgotten already.
         self.gone: list[str] = []
-        self._all: dict[str, PolledRequest] = {}
-        self._numbers = itertools.count()
-        self._agenda = PollSchedule(self.policy.looks_per_second)
-        self._patience = PollIntervals(self.policy, self.durations)
-        self._queue = QueueEstimate(
-            self._patience,
-            slack=self.policy.slack,
-            watched=self._all,
-            begin=self._begin,
-            give_up=self._look_at_each,
-            in_order=in_order,
-        )
+        self._intervals = self.policy.intervals
+        self._requests: dict[str, PolledRequest] = {}
+        self._count = itertools.count()
+        self._schedule = PollSchedule(self.policy)
+        self._queue = QueueEstimate(self._queue_gap_s, self._longest_s, in_order=in_order)
+        self._not_before: dict[str, float] = {}
+        self._running = 0
+        self._began_at = math.inf
 
     def __len__(self) -> int:
-        return len(self._all)
+        return len(self._requests)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._requests
 
     @property
     def in_order(self) -> bool:
-        """Whether the queue is still believed to be in order."""
+        """Whether the queue starts requests in the order of their positions, as far as is known."""
         return self._queue.in_order
 
     @property
     def queued(self) -> int:
-        """How many are believed to wait in the queue."""
-        return len(self._queue)
+        """How many requests are queued, as far as is known."""
+        return sum(request.is_queued for request in self._requests.values())
 
-    def add(self, request_id: str, submitted_at: float, *, started_at: float | None = None) -> None:
-        """Watch one more.
+    # -- membership ----------------------------------------------------------------------------------------
 
-        :param submitted_at: gives it its place in the order.
+    def add(
+        self,
+        request_id: str,
+        submitted_at: float | None,
+        *,
+        started_at: float | None = None,
+        is_in_order: bool = True,
+        interval_s: float | None = None,
+        not_before: float = 0.0,
+        now: float | None = None,
+    ) -> None:
+        """Add a request.
+
+        :param submitted_at: when it was submitted; None: not known.
         :param started_at: when it started, if that is known.
+        :param is_in_order: whether requests are added in the order of submission. If not, it is polled at once, and
+            its position says where it stands.
+        :param interval_s: a fixed interval while it may be running; None (default) adapts.
+        :param not_before: what a ``Retry-After`` before this asked for, as a time.
+        :param now: the time now, default ``submitted_at``.
         """
-        if request_id in self._all:
+        if request_id in self._requests:
             return
-        one = self._new(request_id, submitted_at)
+        if not self._requests:
+            self._queue.in_order = self._queue.in_order or self._began_at < math.inf
+        now = (submitted_at or 0.0) if now is None else now
+        self._began_at = min(self._began_at, now)
+        request = self._new(request_id, now if submitted_at is None else submitted_at, interval_s)
+        request.not_before = max(not_before, self._not_before.pop(request_id, 0.0))
+        request.submitted_at = submitted_at
         if started_at is not None:
-            one.is_waiting = False
-            self._begin(one, started_at, submitted_at)
+            request.queued_until = request.started_by = request.started_at = started_at
+            self._schedule.schedule(request, self._first_poll_at(request, now))
+            return
+        request.queued_until = submitted_at
+        request.is_queued = True
+        if is_in_order and self.in_order:
+            request.next_at = request.not_before
+            self._queue.add(request)
         else:
-            self._queue.add(one)
-            if not self.in_order:
-                self._agenda.schedule(one, submitted_at + self._patience.queued_s(len(self._all)))
+            self._schedule.schedule(request, now)
 
     def add_apart(self, request_id: str, now: float, *, look_at: float) -> None:
-        """Watch one that was over by its status, and turned out not to be: it is looked at for itself.
+        """Add a request that was over by its status and turned out not to be; nothing is learned from it.
 
-        :param look_at: when it is looked at first.
+        :param look_at: when to poll it first.
         """
-        if request_id in self._all:
+        if request_id in self._requests:
             return
-        one = self._new(request_id, now)
-        one.is_waiting, one.is_apart = False, True
-        # Whoever watches next must not take it for the youngest in the queue, nor learn from it.
-        one.started_at = now - (self.durations.usual_s if self.durations.is_known else 0.0)
-        self._agenda.schedule(one, look_at)
+        request = self._new(request_id, now, None)
+        request.is_apart = True
+        # Whoever goes on with this set must not count it as queued.
+        request.started_at = now - (self.durations.usual_s if self.durations.is_known else 0.0)
+        self._schedule.schedule(request, look_at)
 
-    def _new(self, request_id: str, submitted_at: float) -> PolledRequest:
-        one = PolledRequest(request_id, (submitted_at, next(self._numbers)), submitted_at)
-        self._all[request_id] = one
-        return one
+    def _new(self, request_id: str, submitted_at: float, interval_s: float | None) -> PolledRequest:
+        request = PolledRequest(request_id, (submitted_at, next(self._count)), submitted_at, interval_s)
+        request.missing = NotFoundCount(self.policy.gone_after_times, self.policy.gone_after_s)
+        self._requests[request_id] = request
+        return request
 
     def forget(self, request_id: str) -> None:
-        """Watch one no more."""
+        """Remove a request."""
         self.ready.pop(request_id, None)
-        one = self._all.pop(request_id, None)
-        if one is not None:
-            one.is_forgotten = True
-            self._queue.remove(one)
-            self._queue.answered(one)
+        request = self._requests.pop(request_id, None)
+        if request is not None:
+            request.is_forgotten = True
+            self._queue.remove(request)
+
+    def ask_again(self, request_id: str, now: float, *, at: float | None = None, late: int = 0) -> None:
+        """Ask for a request that is over by its status again: how it ended is not known yet.
+
+        :param at: when; default after the usual pause, longer each time.
+        :param late: how often that was tried.
+        """
+        request = self._requests.get(request_id)
+        if request is None:
+            return
+        self.ready.pop(request_id, None)
+        self._schedule.on_answer()
+        request.is_asked, request.is_apart, request.errors = False, True, 0
+        request.missing.reset()
+        if at is None:
+            at = now + self._running_s(request, now) + min(late, 5) * self._intervals.first_s
+        self._schedule.schedule(request, at)
+
+    def poll_now(self, request_id: str, now: float) -> bool:
+        """Poll a request as soon as possible; return false if the server asked to wait longer."""
+        request = self._requests.get(request_id)
+        if request is None or max(request.not_before, self._schedule.pause_until) > now:
+            return False
+        if not request.is_asked:
+            self._queue.remove(request)
+            self._schedule.schedule(request, now)
+        return True
+
+    def use_policy(self, policy: PollPolicy) -> None:
+        """Poll as closely as this from now on: the connection was read, or has changed."""
+        self.policy, self._intervals = policy, policy.intervals
+        self._schedule.use_policy(policy)
 
     def order_of(self, request_id: str) -> tuple[float, int]:
-        """Give the place of a watched request in the order of submission."""
-        return self._all[request_id].number
+        """Return the place of a request in the order of submission."""
+        return self._requests[request_id].number
 
     def started(self) -> dict[str, int]:
-        """Tell of the running ones when they started, to go on with elsewhere."""
+        """Return when each running request started, in whole seconds, to go on with in another process."""
         return {
-            one.request_id: round(one.started_at)
-            for one in self._all.values()
-            if one.started_at is not None and one.request_id not in self.ready
+            request.request_id: round(request.started_at)
+            for request in self._requests.values()
+            if request.started_at is not None and request.request_id not in self.ready
         }
 
     def started_at(self, request_id: str) -> float | None:
-        """Tell when one is believed to have started, also if it is over; None: not known."""
-        one = self._all.get(request_id)
-        return None if one is None or one.is_apart else one.started_at
+        """Return when a request probably started, even if it is over; None if that is not known."""
+        request = self._requests.get(request_id)
+        return None if request is None or request.is_apart else request.started_at
 
-    # -- what to look at -----------------------------------------------------------------------------------
+    # -- what to poll --------------------------------------------------------------------------------------
 
     def due(self, now: float, limit: int = 1000) -> list[str]:
-        """Give the requests to look at now, and count on their answers.
+        """Return the requests to poll now; each counts as asked until its answer comes.
 
         :param limit: how many at most.
         """
         found: list[str] = []
-        while self._agenda.may_look(now) and len(found) < limit:
-            one = self._queue.next_probe(now) or self._agenda.next_due(now)
-            if one is None:
+        while self._schedule.may_poll(now) and len(found) < limit:
+            request = self._schedule.next_due(now)
+            if request is None and self.in_order:
+                request = self._queue.next_due(now)
+            if request is None:
                 break
-            one.is_asked = True
-            self._agenda.looked()
-            found.append(one.request_id)
+            request.is_asked = True
+            self._schedule.on_poll()
+            found.append(request.request_id)
         return found
 
     def next_at(self, now: float) -> float:
-        """Give the moment at which to ask for what is due again; infinity if only an answer can tell."""
-        moments = [at for at in (self._queue.probe_at(now), self._agenda.first_at()) if at is not None]
-        return self._agenda.not_before(min(moments), now) if moments else float("inf")
+        """Return when to call :meth:`due` again; infinity if only an answer can change anything."""
+        at = self._schedule.first_at()
+        if self.in_order:
+            at = min(at, self._queue.next_at(now))
+        return at if math.isinf(at) else self._schedule.not_before(at, now)
 
-    def _begin(self, one: PolledRequest, started_at: float, now: float) -> None:
-        one.started_at = started_at
-        self._agenda.schedule(one, max(now, self._patience.first_look_at(one, started_at)))
+    # -- intervals -----------------------------------------------------------------------------------------
 
-    def _look_at_each(self, now: float) -> None:
-        for one in self._all.values():
-            if one.request_id not in self.ready and not one.is_asked:
-                self._agenda.schedule(one, now)
+    def _longest_s(self) -> float:
+        usual_s = self.durations.usual_s if self.durations.is_known else 0.0
+        return max(self._intervals.longest_s, _RUNNING_SHARE * usual_s)
+
+    def _queue_gap_s(self, now: float) -> float:
+        if self.durations.is_known:
+            return max(self._intervals.shortest_s, _QUEUE_SHARE * self.durations.usual_s)
+        return min(max(self._intervals.first_s, _UNKNOWN_SHARE * (now - self._began_at)), self._longest_s())
+
+    def _running_s(self, request: PolledRequest, now: float) -> float:
+        """Return the pause between two polls of a request that may be over."""
+        if request.interval_s is not None and self.durations.is_known:
+            return request.interval_s * (1 - 0.1 * request.jitter)
+        since = next((at for at in (request.started_by, request.submitted_at) if at is not None), now)
+        age_s = max(0.0, now - since)
+        if self.durations.is_known:
+            usual_s = self.durations.usual_s
+            wanted_s = _RUNNING_SHARE * (age_s if age_s > 1.5 * usual_s else usual_s)
+            return min(max(self._intervals.shortest_s, wanted_s), self._longest_s())
+        wanted_s = min(max(self._intervals.first_s, _UNKNOWN_SHARE * age_s), self._intervals.unknown_s)
+        if request.interval_s is not None:
+            wanted_s = request.interval_s
+        stretch = min(_UNKNOWN_STRETCH, max(1.0, self._running / _UNKNOWN_SHARERS))
+        longest_s = max(wanted_s, self._intervals.unknown_s)
+        return min(stretch * wanted_s, longest_s) * (1 - 0.2 * request.jitter)
+
+    def _first_poll_at(self, request: PolledRequest, now: float) -> float:
+        """Return when to poll a running request next: before it may be over, only so that it is not left alone."""
+        at = now + self._running_s(request, now)
+        if self.durations.is_known and request.started_at is not None and not request.is_apart:
+            at = max(at, request.started_at + self.durations.first_poll_s)
+            at = min(at, now + max(self._longest_s(), request.interval_s or 0.0))
+        return at
+
+    def _unordered_s(self, request: PolledRequest, position: int | None, now: float) -> float:
+        """Return the pause of a queued request that is polled by its own position: half the time until its turn."""
+        usual_s = self.durations.usual_s if self.durations.is_known else 2 * self._intervals.unknown_s
+        shortest_s = max(self._intervals.shortest_s, _RUNNING_SHARE * usual_s)
+        wanted_s = longest_s = max(shortest_s, min(_UNORDERED_SHARE * usual_s, self._longest_s()))
+        if request.position is not None and position is not None and request.queued_until is not None:
+            moved = request.position - position
+            if moved > 0:
+                wanted_s = 0.5 * position * (now - request.queued_until) / moved
+        fair_s = 2.0 * len(self._requests) / self.policy.polls_per_second
+        return max(min(max(wanted_s, shortest_s), longest_s), fair_s, request.interval_s or 0.0)
 
     # -- what was seen -------------------------------------------------------------------------------------
 
     def on_status(self, status: RequestStatus, now: float) -> None:
-        """Take in what ``/status`` said."""
-        self._agenda.on_answer()
-        one = self._answered(status.request_id)
-        if one is None:
+        """Record what ``/status`` said."""
+        self._schedule.on_answer()
+        request = self._answered(status.request_id)
+        if request is None:
             return
-        one.errors, one.not_found_times = 0, 0
+        request.errors = 0
+        request.missing.reset()
         if status.is_over:
-            self._on_end(one, now)
-            return
-        one.alive_at = now
-        if not self.in_order or one.is_apart:
-            self._on_one_of_many(one, status, now)
+            self._on_end(request, now)
         elif status.state is State.QUEUED:
-            self._queue.on_queued(one, status.queue_position, now)
-        elif status.state is State.RUNNING:
-            if one.started_at is None:
-                self._queue.on_start(one, now)
-            if one.started_at is not None:
-                self._agenda.schedule(one, max(now + self._patience.running_s(one, now), one.next_at))
+            self._on_queued(request, status.queue_position, now)
         else:
-            if one.is_waiting:
-                self._queue.remove(one)
-                self._begin(one, now, now)
-            self._agenda.schedule(one, now + self._patience.odd_s(one, now))
+            if request.started_by is None and status.state is State.RUNNING:
+                self._on_start(request, now)
+            self._schedule.schedule(request, self._first_poll_at(request, now))
+        request.alive_at = now
+        if self.in_order and self._queue.is_contradicted():
+            self._poll_each(now)
 
     def on_error(self, request_id: str, error: WanError, now: float) -> None:
-        """Take in that a look failed: paid requests are looked at again, unless the API says that they are gone."""
-        one = self._answered(request_id)
-        if one is None:
+        """Record that a poll failed."""
+        request = self._answered(request_id)
+        if request is None:
             return
-        one.errors += 1
+        request.errors += 1
         if isinstance(error, WanNotFoundError):
-            times = one.was_not_found(now)
-            over_s = now - one.not_found_since
-            if times >= self.policy.gone_after_times and over_s >= self.policy.gone_after_s:
+            request.missing.after_s = self.policy.gone_after_s
+            if request.missing.on_not_found(now):
                 self.gone.append(request_id)
                 self.forget(request_id)
                 return
-            one.is_apart = True
-            self._queue.set_apart(one)
-            pause_s = self._patience.not_found_s()
+            pause_s = request.missing.pause_s
         else:
-            self._agenda.on_outage(error, now)
-            pause_s = self._patience.failed_s(one, now)
-        if one.is_waiting and self.in_order:
-            self._queue.probe_again(one)
-        else:
-            self._agenda.schedule(one, now + pause_s)
+            request.missing.reset()
+            self._schedule.on_error(request, error, now)
+            pause_s = self._intervals.after_error_s(request.errors) * (0.75 + 0.25 * request.jitter)
+        self._queue.remove(request)  # polled by itself until it answers again
+        self._schedule.schedule(request, now + pause_s)
 
     def _answered(self, request_id: str) -> PolledRequest | None:
-        one = self._all.get(request_id)
-        if one is None:
+        request = self._requests.get(request_id)
+        if request is None:
             return None
-        one.is_asked = False
-        self._queue.answered(one)
-        return None if request_id in self.ready else one
+        request.is_asked = False
+        return None if request_id in self.ready else request
 
-    def _on_end(self, one: PolledRequest, now: float) -> None:
-        self.ready[one.request_id] = now
-        if one.is_waiting:
-            if self.in_order:
-                self._queue.on_start(one, now)
-            self._queue.remove(one)
-            self._queue.ends.append(now)
-        elif one.is_apart or one.started_at is None:
-            self._queue.ends.append(now)
+    def _on_queued(self, request: PolledRequest, position: int | None, now: float) -> None:
+        if request.started_by is not None:
+            self._running -= 1
+        request.started_by = request.started_at = None  # it may have gone back to the queue
+        request.is_queued = True
+        if self.in_order and not request.is_waiting and position is None:
+            self._poll_each(now)  # nothing shows where it stands among the others
+        if self.in_order and request.is_waiting:
+            self._queue.on_queued(request, position, now)
+        elif self.in_order and position is not None:
+            self._queue.on_new(request, position, now)
         else:
-            self._learn(one, one.started_at, now)
+            self._schedule.schedule(request, now + self._unordered_s(request, position, now))
+            request.position = position
+        if request.interval_s is not None:
+            request.next_at = max(request.next_at, now + request.interval_s)
+        request.queued_until = now
 
-    def _learn(self, one: PolledRequest, started_at: float, now: float) -> None:
-        """Guess when it ended, and what that tells about the others."""
-        if one.alive_at is not None and one.alive_at > started_at:
-            ended_at = (one.alive_at + now) / 2
-        elif self.durations.is_known:  # a first look, early or too late, tells little
-            ended_at = started_at + min(0.97 * (now - started_at), self.durations.usual_s)
+    def _on_start(self, request: PolledRequest, now: float) -> None:
+        self._leave_queue(request, now)
+        request.started_by = now
+        self._running += 1
+
+    def _leave_queue(self, request: PolledRequest, now: float) -> None:
+        """Record that a request runs or has run, and when it probably started."""
+        request.is_queued = False
+        if request.is_waiting:
+            request.queued_until, request.started_at = self._queue.on_start(request, now)
+        elif request.queued_until is not None:
+            request.started_at = (request.queued_until + now) / 2
+
+    def _on_end(self, request: PolledRequest, now: float) -> None:
+        self.ready[request.request_id] = now
+        if request.started_by is None:
+            self._leave_queue(request, now)
         else:
-            ended_at = now
-        self._queue.ends.append(ended_at)
-        was_known = self.durations.is_known
-        self.durations.saw(ended_at - started_at)
-        if was_known:
+            self._running -= 1
+        self._queue.on_end(now if request.alive_at is None else request.alive_at, now)
+        if request.started_by is not None and not request.is_apart:
+            self._learn(request, now)
+
+    def _learn(self, request: PolledRequest, now: float) -> None:
+        """Learn how long a generation took, if its start and its end were seen coming."""
+        waited_until, started_at = request.queued_until, request.started_at
+        if waited_until is None or started_at is None or request.started_by is None:
             return
-        for one in self._all.values():  # the first that ended: now it is known when to look at the others
-            if one.started_at is not None and one.request_id not in self.ready and not one.is_asked:
-                at = one.started_at + self.durations.first_look_s()
-                self._agenda.schedule(one, max(now, at))
+        if request.alive_at is not None and request.alive_at >= request.started_by:
+            duration_s = (request.alive_at + now) / 2 - started_at
+            widest_s = max(request.started_by - waited_until, now - request.alive_at)
+            was_known = self.durations.is_known
+            if widest_s <= _SEEN_WITHIN * (self.durations.usual_s if was_known else duration_s):
+                self.durations.learn(duration_s)
+                self.durations.on_first_poll(was_over=False)
+                if not was_known:
+                    self._on_first_duration(now)
+                return
+        if self.durations.is_known and now - waited_until < self.durations.usual_s:
+            self.durations.on_first_poll(was_over=True)
 
-    def _on_one_of_many(self, one: PolledRequest, status: RequestStatus, now: float) -> None:
-        """Without order: each for itself."""
-        if status.state is State.RUNNING and one.started_at is None:
-            self._queue.remove(one)
-            self._begin(one, now, now)
-        if one.is_waiting or status.state is State.QUEUED:
-            pause_s = self._patience.queued_s(len(self._all))
-        else:
-            pause_s = self._patience.running_s(one, now)
-        self._agenda.schedule(one, now + pause_s)
+    def _on_first_duration(self, now: float) -> None:
+        """Now it is known when to poll the others."""
+        for request in self._requests.values():
+            if (
+                request.started_by is not None
+                and request.request_id not in self.ready
+                and not request.is_asked
+            ):
+                at = now + self._running_s(request, now) * request.jitter
+                if request.started_at is not None:
+                    at = max(at, request.started_at + self.durations.first_poll_s)
+                self._schedule.schedule(request, min(at, request.next_at))
+
+    def _poll_each(self, now: float) -> None:
+        """Poll each queued request by its own position from now on: the queue is not in order."""
+        self._queue.in_order = False
+        for request in self._queue.take_all():
+            if not request.is_asked:
+                self._schedule.schedule(request, now)
 
     # -- across processes ----------------------------------------------------------------------------------
 
     def learned(self) -> dict[str, Any]:
-        """Give what is worth knowing for whoever watches next, as plain JSON values."""
-        return {"durations": self.durations.as_dict(), "in_order": self.in_order}
+        """Return what another process needs to know, as plain JSON values."""
+        waits = {one.request_id: one.not_before for one in self._requests.values() if one.not_before}
+        if self._schedule.pause_until:
+            waits[""] = self._schedule.pause_until
+        waits = {**self._not_before, **waits}
+        return {
+            "durations": self.durations.as_dict(),
+            "in_order": self.in_order,
+            **({"not_before": waits} if waits else {}),
+        }
 
     @classmethod
     def resume(
@@ -291,17 +444,28 @@ class RequestPoller:
     ) -> RequestPoller:
         """Go on where another process has stopped.
 
-        :param request_ids: what is in flight, in order of submission.
-        :param started: what :meth:`started` gave.
-        :param look_at: of those that are watched apart, when each is looked at first.
+        :param learned: what :meth:`learned` returned there.
+        :param request_ids: the requests in flight, in order of submission.
+        :param started: what :meth:`started` returned there.
+        :param look_at: of requests that were added by :meth:`add_apart`, when to poll each first.
         """
         given = learned or {}
         in_order = bool(given.get("in_order", True))
-        watch = cls(policy, durations=DurationEstimate.from_dict(given.get("durations")), in_order=in_order)
+        poller = cls(policy, durations=DurationEstimate.from_dict(given.get("durations")), in_order=in_order)
+        poller._resume_waits(given.get("not_before"), now)
         for request_id in request_ids:
             if look_at and request_id in look_at:
-                watch.add_apart(request_id, now, look_at=look_at[request_id])
+                poller.add_apart(request_id, now, look_at=look_at[request_id])
                 continue
             at = started.get(request_id)
-            watch.add(request_id, now if at is None else float(at), started_at=at)
-        return watch
+            poller.add(request_id, None, started_at=None if at is None else float(at), now=now)
+        return poller
+
+    def _resume_waits(self, waits: Any, now: float) -> None:
+        """Go on with what ``Retry-After`` asked for; what is over or no time is left out."""
+        for request_id, until in waits.items() if isinstance(waits, Mapping) else ():
+            if isinstance(until, int | float) and until > now:
+                if request_id:
+                    self._not_before[request_id] = float(until)
+                else:
+                    self._schedule.pause_until = float(until)

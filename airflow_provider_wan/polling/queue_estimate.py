@@ -1,259 +1,322 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of our requests wait at the API, as far as few looks can tell. No I/O, clock or dice.
+"""Which requests still wait in the account's queue, as far as few polls can show. Pure: no I/O, no clock.
 
-Requests are believed to start in the order of their submission. One look at a queued one then tells how many before
-it have started: its place in our order less its ``queue_position``. Such a look is a *probe*; one *round* of one or a
-few probes finds out where the queue begins. Where positions tell nothing, since the API gives none or others' requests
-stand between ours, a round searches for the first that waits.
+An account runs some requests at a time and queues the rest, others' requests among ours. Think of a shop where
+customers take numbered tickets: a request's *ticket* minus its ``queue_position`` is how many have left the queue,
+the same number for every request. So one poll of any queued request says how far the queue has moved for all of
+them, and a request is polled when its turn has come:
 
-The belief can be wrong. A request that runs or ends before one of its elders has started shows that the queue is not
-in order, unless it has only overtaken its neighbours.
+* a request that was polled has its ticket from its own position; one that was only submitted has the ticket after the
+  one submitted before it, until its own position corrects that;
+* between polls the queue is expected to move at the rate seen so far. The first in the queue is polled often enough to
+  correct that, and the last one every minute;
+* where polls contradict each other (a request still waits although others far behind it have started), the queue is
+  not in order. Then each request is polled by its own position, see :class:`.poller.RequestPoller`.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Mapping
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
 
-from airflow_provider_wan.polling.intervals import PollIntervals
-from airflow_provider_wan.polling.polled_request import PolledRequest
+from airflow_provider_wan.polling.schedule import PolledRequest
 
-_Number = tuple[float, int]
+_REMEMBERED_MEASURES = 24
+_CONTRADICTIONS = 3
+_LARGEST_SLACK = 16
+#: Positions of requests that were polled so many seconds apart may differ by what the queue moved meanwhile.
+_SLACK_S = 10.0
+#: The next one to start has the ticket that equals how many have left; this part of a start later it is polled.
+_TURN = 0.8
 
 
 class QueueEstimate:
-    """Holds those that are believed to wait, in order, and says which of them to probe.
+    """The queued requests by ticket, and how many requests have left the queue.
 
-    :param slack: as many neighbours may stand in another order than they were submitted in.
-    :param watched: all that is watched, the running ones too; kept by the caller.
-    :param begin: is told ``(one, started_at, now)`` of each that has started.
-    :param give_up: is told ``(now)`` when the queue turns out not to be in order.
+    :param gap_s: returns, for a time, the shortest pause between two polls that only measure the queue.
+    :param longest_s: returns how long the last one may be left unpolled.
+    :param in_order: false if the queue is known not to be in order.
     """
 
     def __init__(
-        self,
-        patience: PollIntervals,
-        *,
-        slack: int,
-        watched: Mapping[str, PolledRequest],
-        begin: Callable[[PolledRequest, float, float], None],
-        give_up: Callable[[float], None],
-        in_order: bool = True,
+        self, gap_s: Callable[[float], float], longest_s: Callable[[], float], *, in_order: bool = True
     ) -> None:
         self.in_order = in_order
-        #: When requests of ours ended, since the last round: others have started then.
-        self.ends: list[float] = []
-        self._patience = patience
-        self._most_slack = slack
-        self._watched = watched
-        self._begin = begin
-        self._give_up = give_up
+        self._gap_s = gap_s
+        self._longest_s = longest_s
         self._waiting: list[PolledRequest] = []
-        self._probe: PolledRequest | None = None
-        self._probed_at: float | None = None
-        self._rounds = 0
-        self._round_goes_on = False
-        self._probe_next = 0
-        self._step = 1
-        self._head_runs = False
-        self._younger: _Number | None = None
-        self._known_queued: _Number | None = None
-        self._vacated: float | None = None
-        self._tail_seen_at = float("-inf")
-        #: The position that the first in the queue has: 0 or 1, as the API counts.
-        self._base: int | None = None
-        self._has_others = False
+        self._last_ticket = -1.0
+        self._left: float | None = None
+        self._first_position = 1
+        #: When a position was seen last, and how many had left then.
+        self._seen_waiting: tuple[float, float] | None = None
+        self._measured_at = -math.inf
+        self._measures: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED_MEASURES)
+        self._last_polled_at = -math.inf
+        self._contradicting: set[str] = set()
+        #: Ends of ours whose successor was not found yet, as (not before, noticed at); and starts that were found
+        #: before an end was noticed.
+        self._ends: deque[tuple[float, float]] = deque()
+        self._starts_ahead = 0
+        self._ends_explain_starts = False
+        #: So many of the first are polled at once; doubles while all have started, where positions say nothing.
+        self._probes = 0
+        self._has_positions = False
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, one: PolledRequest) -> None:
-        """Put one into its place."""
-        one.is_waiting = True
-        bisect.insort(self._waiting, one, key=lambda other: other.number)
+    # -- membership ----------------------------------------------------------------------------------------
 
-    def remove(self, one: PolledRequest) -> None:
-        """Take one out, if it is there; nothing is concluded from that."""
-        if one.is_waiting:
-            self._waiting.remove(one)
-            one.is_waiting = False
+    def add(self, request: PolledRequest, ticket: float | None = None) -> None:
+        """Add a request, behind all others unless its ticket is known."""
+        request.ticket = self._last_ticket + 1 if ticket is None else ticket
+        self._last_ticket = max(self._last_ticket, request.ticket)
+        request.is_waiting = True
+        bisect.insort(self._waiting, request, key=_order)
 
-    def set_apart(self, one: PolledRequest) -> None:
-        """Take one out that the API does not know."""
-        if one.is_waiting:
-            self.remove(one)
-            self._round_goes_on = False
+    def take_all(self) -> list[PolledRequest]:
+        """Remove and return all requests."""
+        taken, self._waiting = self._waiting, []
+        for request in taken:
+            request.is_waiting = False
+        return taken
 
-    def answered(self, one: PolledRequest | None) -> None:
-        """Take in that the look at one came back, whatever it brought."""
-        if one is self._probe:
-            self._probe = None
+    def remove(self, request: PolledRequest) -> None:
+        """Remove a request, if it is there."""
+        if request.is_waiting:
+            del self._waiting[bisect.bisect_left(self._waiting, _order(request), key=_order)]
+            request.is_waiting = False
 
-    def probe_again(self, one: PolledRequest) -> None:
-        """Ask again, since a probe failed: whoever stands there then."""
-        self._probe_next = self._place(one.number)
+    def _move(self, request: PolledRequest, ticket: float) -> None:
+        self.remove(request)
+        self.add(request, ticket)
 
-    # -- which one to probe --------------------------------------------------------------------------------
+    def _spread(self, request: PolledRequest) -> None:
+        """Give the requests before this one that were never measured tickets in between."""
+        place = bisect.bisect_left(self._waiting, _order(request), key=_order)
+        first = place
+        while first and not self._waiting[first - 1].is_measured:
+            first -= 1
+        before = self._waiting[first - 1].ticket if first else self._left
+        assert before is not None
+        assert request.ticket is not None
+        step = (request.ticket - before) / (place - first + 1)
+        if step > 1:
+            for number, other in enumerate(self._waiting[first:place]):
+                other.ticket = before + step * (number + 1 if first else number)
 
-    def probe_at(self, now: float) -> float | None:
-        """Give the moment of the next probe; None if there is nothing to probe, or a probe is on its way."""
-        if not self.in_order or not self._waiting or self._probe is not None:
-            return None
-        if self._round_goes_on or self._probed_at is None:
-            return now
-        return self._probed_at + self._patience.probe_s(
-            oldest_s=now - self._waiting[0].submitted_at,
-            has_ends=bool(self.ends),
-            has_others=self._has_others,
-        )
+    # -- what to poll --------------------------------------------------------------------------------------
 
-    def next_probe(self, now: float) -> PolledRequest | None:
-        """Give the request to probe now, and count on its answer."""
-        at = self.probe_at(now)
-        if at is None or now < at:
-            return None
-        index = self._probe_next if self._round_goes_on else self._begin_round(now)
-        one = self._waiting[max(0, min(index, len(self._waiting) - 1))]
-        if one.is_asked:
-            return None
-        self._probe = one
-        return one
+    def left_by(self, now: float) -> float:
+        """Return how many tickets have probably left the queue by now."""
+        if self._left is None:
+            return -math.inf
+        rate = 0.0 if self._ends_explain_starts else self.rate()
+        return self._left + rate * (now - self._measured_at)
 
-    def _begin_round(self, now: float) -> int:
-        """Begin to find out how many have started; gives the place to look at first."""
-        self._rounds += 1
-        self._head_runs, self._step, self._younger, self._known_queued = False, 1, None, None
-        self._round_goes_on = True
-        last = len(self._waiting) - 1
-        if self._probed_at is None:
-            return last  # the last one's position tells about the whole queue
-        if now - self._tail_seen_at > self._patience.tail_s():
-            self._tail_seen_at = now
-            return last  # has it started before its elders?
-        if self._has_others or not self.ends or self._rounds % 4 == 0:
-            return 0
-        starts = len(self.ends)
-        return starts + int(starts**0.5) + 1
+    def rate(self) -> float:
+        """Return how many tickets leave the queue each second; 0 if that is not known."""
+        if len(self._measures) < 2:
+            return 0.0
+        (first_at, first), (last_at, last) = self._measures[0], self._measures[-1]
+        return (last - first) / (last_at - first_at) if last_at - first_at >= self._gap_s(last_at) else 0.0
 
-    def _end_round(self) -> None:
-        self._round_goes_on = False
-        self.ends.clear()
-
-    def _search_on(self) -> None:
-        """Look between the elders that have started and the first that is known to wait."""
+    def next_due(self, now: float) -> PolledRequest | None:
+        """Return a request that is to be polled now, or None."""
         if not self._waiting:
-            self._end_round()
-        elif self._known_queued is not None:
-            self._probe_next = self._place(self._known_queued) // 2
-        else:
-            self._step *= 2
-            self._probe_next = min(self._step - 1, len(self._waiting) - 1)
+            return None
+        if now >= self._last_polled_at + self._longest_s() and _may_be_polled(last := self._waiting[-1], now):
+            self._last_polled_at = now
+            return last
+        for request in self._whose_turn_it_is(now):
+            if _may_be_polled(request, now):
+                return request
+        if now >= self._measured_at + self._pause_s(now):
+            first = self._waiting[0]
+            if _may_be_polled(first, now):
+                self._measured_at = max(self._measured_at, now - self._pause_s(now) + self._gap_s(now))
+                return first
+        return None
 
-    def _place(self, number: _Number) -> int:
-        """Give the place in our own order, from 0, of the request with this number."""
-        return bisect.bisect_left(self._waiting, number, key=lambda one: one.number)
+    def next_at(self, now: float) -> float:
+        """Return when :meth:`next_due` may return a request again; infinity if only an answer can change that."""
+        if not self._waiting:
+            return math.inf
+        first, last = self._waiting[0], self._waiting[-1]
+        moments = []
+        if not last.is_asked:
+            moments.append(max(last.next_at, self._last_polled_at + self._longest_s()))
+        if not first.is_asked:
+            moments.append(max(first.next_at, self._measured_at + self._pause_s(now)))
+        moments.extend(request.next_at for request in self._whose_turn_it_is(now) if not request.is_asked)
+        rate = 0.0 if self._ends_explain_starts else self.rate()
+        if rate and first.ticket is not None:
+            until_turn_s = max(0.0, first.ticket + _TURN - self.left_by(now)) / rate
+            moments.append(max(first.next_at, now + until_turn_s + 0.001) if not first.is_asked else math.inf)
+        return min(moments, default=math.inf)
+
+    def _whose_turn_it_is(self, now: float) -> Iterator[PolledRequest]:
+        """Yield the requests that have probably started."""
+        allowed = max(len(self._ends), self._probes)
+        left = self.left_by(now)
+        for place, request in enumerate(self._waiting):
+            if place >= allowed and (request.ticket is None or request.ticket + _TURN > left):
+                return
+            yield request
+
+    def _pause_s(self, now: float) -> float:
+        """Return the time between two measures: most of what one start takes."""
+        if self._ends_explain_starts:
+            return self._longest_s()
+        rate = self.rate()
+        return max(self._gap_s(now), min(0.8 / rate, self._longest_s())) if rate else self._gap_s(now)
 
     # -- what was seen -------------------------------------------------------------------------------------
 
-    def on_queued(self, one: PolledRequest, position: int | None, now: float) -> None:
-        """Take in that one waits, and where."""
-        if one.started_at is not None:  # it was believed to run, for a younger one did
-            self._on_overtaken(one, now)
+    def on_queued(self, request: PolledRequest, position: int | None, now: float) -> None:
+        """Record that a request of the queue still waits, and where."""
+        assert request.ticket is not None
+        request.next_at = now + self._gap_s(now)
+        if position is None:
+            self._on_bound(request, now)
             return
-        self._probed_at = now
-        place = self._place(one.number)
-        if place == 0:
-            if self._younger is not None and not self._has_overtaken(self._younger, now):
-                self._fall_into_disorder(now)
-                return
-            self._on_head_queued(position)
-            self._end_round()
+        moved_back = request.position is not None and position > request.position
+        request.position = position
+        position = self._places_ahead(position)
+        if self._left is None or moved_back or not self._is_consistent(request, position):
+            if self._left is None:
+                self._left = request.ticket - position
+            self._move(request, position + max(self._left, self.left_by(now)))
+            self._spread(request)
+        request.is_measured = True
+        if request is self._waiting[0]:
+            self._ends.clear()
+        self._see(request.ticket - position, now)
+
+    def on_new(self, request: PolledRequest, position: int, now: float) -> None:
+        """Record that a request outside of the queue waits: it was never polled, or it ran before."""
+        request.position = position
+        request.is_measured = True
+        request.next_at = now + self._gap_s(now)
+        position = self._places_ahead(position)
+        if self._left is None:
+            self._left = self._last_ticket + 1 if self._waiting else 0.0
+        self.add(request, position + max(self._left, self.left_by(now)))
+        assert request.ticket is not None
+        self._see(request.ticket - position, now)
+
+    def on_start(self, request: PolledRequest, now: float) -> tuple[float | None, float | None]:
+        """Remove a request that has started, and return when it last waited and when it probably started.
+
+        None where that is not known.
+        """
+        assert request.ticket is not None
+        ahead = bisect.bisect_left(self._waiting, _order(request), key=_order)
+        if ahead > self._slack() and request.ticket > self.left_by(now) + self._slack():
+            first = self._waiting[0]
+            if first.alive_at is not None and now - first.alive_at < self._longest_s():
+                self._contradicting.update(one.request_id for one in self._waiting[:_CONTRADICTIONS])
+        waited_until = self._waited_until(request)
+        end = self._match_start()
+        self._measure(request.ticket + 1, now)
+        self.remove(request)
+        if end is not None and (waited_until is None or end[1] > waited_until):
+            waited_until = max(end[0], end[0] if waited_until is None else waited_until)
+            return waited_until, (waited_until + end[1]) / 2
+        return waited_until, None if waited_until is None else (waited_until + now) / 2
+
+    def on_end(self, not_before: float, now: float) -> None:
+        """Record that a request of ours ended: if the account is full, another has started at that moment."""
+        if not self._waiting:
             return
-        if position is not None:
-            self._mark_started(place - position + (self._base or 0), now)
-        self._known_queued = one.number
-        if position is not None and not self._has_others and self._base is not None:
-            self._end_round()
-        elif self._younger is None and not self._head_runs:
-            self._probe_next = 0
+        if self._starts_ahead:
+            self._starts_ahead -= 1
         else:
-            self._search_on()
+            self._ends.append((not_before, now))
 
-    def on_start(self, one: PolledRequest, now: float) -> None:
-        """Take in that one that was believed to wait has started; its elders then have too, if order holds."""
-        self._probed_at = now
-        place = self._place(one.number)
-        if place == 0 and self._known_queued is not None and not self._head_runs:
-            self._has_others = True  # the positions behind it told that it waits: others stand between
-        if place > 0 and not self._head_runs:
-            self._younger = one.number
-            self._probe_next = 0  # is its eldest running too? else the queue is not in order
-            return
-        self._head_runs = True
-        if self._younger is not None:
-            place = max(place, self._place(self._younger) - 1)
-            if place + 1 < len(self._waiting) and self._waiting[place + 1].number == self._younger:
-                place += 1
-            self._younger = None
-        self._mark_started(place + 1, now)
-        self._search_on()
+    def _match_start(self) -> tuple[float, float] | None:
+        """Return when the end was that made room for a start that was just found, if it was one of ours."""
+        self._ends_explain_starts = bool(self._ends)
+        if self._ends:
+            return self._ends.popleft()
+        self._starts_ahead += 1
+        if not self._has_positions:
+            self._probes = 2 * self._probes or 2
+        return None
 
-    def _on_overtaken(self, one: PolledRequest, now: float) -> None:
-        """It waits, though others that were submitted after it have started; a few may have overtaken it."""
-        younger = sum(
-            1
-            for other in self._watched.values()
-            if other.started_at is not None and not other.is_apart and other.number > one.number
-        )
-        if younger > self._slack():
-            self._fall_into_disorder(now)
-            return
-        self._vacated, one.started_at = one.started_at, None
-        self.add(one)
-        self._round_goes_on = False
+    def _waited_until(self, request: PolledRequest) -> float | None:
+        """Return when a request that has started was last known to wait: not before others with smaller tickets."""
+        own = request.queued_until
+        if request.ticket is None or not self._seen_waiting:
+            return own
+        seen_at, left = self._seen_waiting
+        return own if left > request.ticket + 1 else max(seen_at, -math.inf if own is None else own)
 
-    def _slack(self) -> int:
-        return min(
-            self._most_slack, max(8, len(self._watched) // 8)
-        )  # in a few, looking at each costs little
+    def is_contradicted(self) -> bool:
+        """Return whether polls have shown that the queue is not in order."""
+        return len(self._contradicting) >= min(_CONTRADICTIONS, max(1, len(self._waiting)))
 
-    def _has_overtaken(self, number: _Number, now: float) -> bool:
-        """Take one that runs before its eldest as overtaking its neighbours; false if it was too far behind."""
-        place = self._place(number)
-        if place > self._slack():
+    def _is_consistent(self, request: PolledRequest, position: int) -> bool:
+        """Compare a position with how far the queue has moved; record it if the two contradict each other."""
+        assert self._left is not None
+        assert request.ticket is not None
+        left = request.ticket - position
+        if left < self._left - self._slack():
+            if request.is_measured or request.ticket < self._left:
+                self._contradicting.add(request.request_id)
             return False
-        if place < len(self._waiting) and self._waiting[place].number == number:
-            one = self._waiting.pop(place)
-            self._begin_one(one, now if self._vacated is None else self._vacated, now)
-            self._vacated = None
+        if left > self._left + self._slack() and not request.is_measured:
+            # Others' requests stand between ours, so that what was measured far behind this one says too little.
+            for other in self._waiting:
+                other.is_measured = False
+            self._left, self._last_polled_at = left, -math.inf
+            self._measures.clear()
         return True
 
-    def _on_head_queued(self, position: int | None) -> None:
-        """Our first one waits: what its position says beyond the least ever seen are others' requests."""
-        if position is None:
-            self._has_others = True  # positions tell nothing here: find the first one that waits by looking
-            return
-        self._base = position if self._base is None else min(self._base, position)
-        self._has_others = position > self._base
+    def _places_ahead(self, position: int) -> int:
+        """Return how many are ahead: the first in the queue has position 0 or 1, which shows once it is polled."""
+        if position == 0 and self._first_position == 1:
+            self._first_position = 0
+            if self._left is not None:
+                self._left -= 1
+            self._measures = deque(((at, left - 1) for at, left in self._measures), _REMEMBERED_MEASURES)
+        return position - self._first_position
 
-    def _mark_started(self, count: int, now: float) -> None:
-        """The first so many of the queue have started, most likely when others ended."""
-        count = max(0, min(count, len(self._waiting)))
-        begun, self._waiting = self._waiting[:count], self._waiting[count:]
-        ends = sorted(self.ends)
-        for index, one in enumerate(begun):
-            behind = len(begun) - index
-            moment = (
-                ends[len(ends) - behind] if len(ends) >= behind else self._patience.unseen_start_at(one, now)
-            )
-            self._begin_one(one, max(one.submitted_at, min(moment, now)), now)
+    def _on_bound(self, request: PolledRequest, now: float) -> None:
+        """Without a position: the queue has not moved past this one."""
+        assert request.ticket is not None
+        if self._left is not None and self._left > request.ticket + self._slack():
+            self._contradicting.add(request.request_id)
+        self._probes = 0
+        if request is self._waiting[0]:
+            self._ends.clear()
+            self._measured_at = now
 
-    def _begin_one(self, one: PolledRequest, started_at: float, now: float) -> None:
-        one.is_waiting = False
-        self._begin(one, started_at, now)
+    def _see(self, left: float, now: float) -> None:
+        self._measure(left, now)
+        self._starts_ahead = self._probes = 0
+        self._has_positions = True
+        self._seen_waiting = now, self._left or left
 
-    def _fall_into_disorder(self, now: float) -> None:
-        if self.in_order:
-            self.in_order = False
-            self._probe, self._round_goes_on = None, False
-            self._give_up(now)
+    def _measure(self, left: float, now: float) -> None:
+        self._left = left if self._left is None else max(self._left, left)
+        self._measured_at = now
+        if self._measures and self._measures[-1][0] >= now:
+            self._measures[-1] = (now, self._left)
+        else:
+            self._measures.append((now, self._left))
+
+    def _slack(self) -> float:
+        return max(2.0, min(_LARGEST_SLACK, len(self._waiting) // 8)) + _SLACK_S * self.rate()
+
+
+def _order(request: PolledRequest) -> tuple[float, tuple[float, int]]:
+    assert request.ticket is not None
+    return request.ticket, request.number
+
+
+def _may_be_polled(request: PolledRequest, now: float) -> bool:
+    return not request.is_asked and request.next_at <= now

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import ModuleType
 from weakref import WeakKeyDictionary
 
-_NEEDED = "airflow_provider_wan.polling.waiting"
+_NEEDED = "airflow_provider_wan.polling.drivers"
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
 

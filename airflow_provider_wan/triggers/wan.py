@@ -18,7 +18,7 @@ from airflow_provider_wan.utils.task import bucket_journal, has_other_owners
 __all__ = ["WanBatchTrigger", "WanRequestTrigger", "deadline_in", "event_of", "is_over_for_good"]
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.polling.request_wait import Over, RequestWait
+    from airflow_provider_wan.polling.wait import Over, RequestWait
 
 _ON_KILL_S = 60.0
 
@@ -42,6 +42,10 @@ class WanRequestTrigger(BaseTrigger):
     :param watchers: how the record names this task instance, and the one that submitted on its behalf.
     :param is_known: whether a task submitted the request, default True. An id that a person typed in may be
         wrong: where the first answer says so, the outcome is ``refused``.
+    :param submitted_at: when the request was submitted, in unix seconds; None (default): not known. It is not polled
+        before it can be over.
+    :param not_before: until when the server asked to wait, in unix seconds, by the ``Retry-After`` of a poll before
+        this; None (default): it did not.
     :param gcp_conn_id: for the journal.
     :param impersonation_chain: for the journal.
     """
@@ -58,6 +62,8 @@ class WanRequestTrigger(BaseTrigger):
         journal: str | None = None,
         watchers: Sequence[str] = (),
         is_known: bool = True,
+        submitted_at: float | None = None,
+        not_before: float | None = None,
         gcp_conn_id: str | None = None,
         impersonation_chain: str | Sequence[str] | None = None,
     ) -> None:
@@ -71,6 +77,8 @@ class WanRequestTrigger(BaseTrigger):
         self.journal = journal
         self.watchers = list(watchers)
         self.is_known = is_known
+        self.submitted_at = submitted_at
+        self.not_before = not_before
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
 
@@ -88,6 +96,8 @@ class WanRequestTrigger(BaseTrigger):
                 "journal": self.journal,
                 "watchers": self.watchers,
                 "is_known": self.is_known,
+                "submitted_at": self.submitted_at,
+                "not_before": self.not_before,
                 "gcp_conn_id": self.gcp_conn_id,
                 "impersonation_chain": self.impersonation_chain,
             },
@@ -96,18 +106,17 @@ class WanRequestTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait."""
         await load()
-        from airflow_provider_wan.hooks.wan import WanAsyncHook
-        from airflow_provider_wan.polling.waiting import start_wait, wait_in_triggerer
+        from airflow_provider_wan.polling.drivers import start_wait, wait_in_triggerer
 
-        async with WanAsyncHook(self.wan_conn_id) as hook:
-            wait = start_wait(
-                self.request_id,
-                deadline=self.deadline,
-                poll_interval_s=self.poll_interval,
-                is_known=self.is_known,
-                experience=hook.experience,
-            )
-            over = await wait_in_triggerer(hook, wait, self.logger())
+        wait = start_wait(
+            self.request_id,
+            deadline=self.deadline,
+            poll_interval_s=self.poll_interval,
+            is_known=self.is_known,
+            submitted_at=self.submitted_at,
+            not_before=self.not_before or 0.0,
+        )
+        over = await wait_in_triggerer(self.wan_conn_id, wait, self.logger())
         event = {"request_id": self.request_id, "fingerprint": self.fingerprint, **event_of(over, wait)}
         yield TriggerEvent(event)
 

@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     from airflow_provider_wan.hooks.wan_async import WanAsyncHook
     from airflow_provider_wan.polling.poller import RequestPoller
 
-_LOOKS_AT_ONCE = 20
-_LONGEST_NAP_S = 30.0
-#: Between two lines in the log that tell how many wait.
-_TELL_EVERY_S = 300.0
+_POLLS_AT_ONCE = 20
+#: Between two log lines that say how many requests wait.
+_LOG_EVERY_S = 300.0
 _ON_KILL_S = 300.0
 _CANCELS_AT_ONCE = 8
 #: Of one event: it is written to the log and the database. Whatever else is over is found again.
@@ -116,108 +115,97 @@ class WanBatchTrigger(BaseTrigger):
         from airflow_provider_wan.hooks.wan import WanAsyncHook
 
         async with WanAsyncHook(self.wan_conn_id) as hook:
-            watch = await self._new_watch(hook)
-            outcome = await self._watch(hook, watch)
-        ready = list(watch.ready)[:_MOST_READY]
-        # Of what is over too: how long it queued and ran is told when it has landed.
-        over = {one: round(at) for one in ready if (at := watch.started_at(one)) is not None}
-        started = dict(list({**watch.started(), **over}.items())[:_MOST_STARTED])
+            poller = await self._new_poller(hook)
+            outcome = await self._poll(hook, poller)
+        ready = list(poller.ready)[:_MOST_READY]
+        # Of requests that are over too: how long they queued and ran is recorded when they have landed.
+        over = {each: round(at) for each in ready if (at := poller.started_at(each)) is not None}
+        started = dict(list({**poller.started(), **over}.items())[:_MOST_STARTED])
         yield TriggerEvent(
             {
                 "outcome": outcome,
                 "deadline": self.deadline,
                 "ready": ready,
-                "gone": list(watch.gone),
+                "gone": list(poller.gone),
                 "started": started,
-                "learned": watch.learned(),
+                "learned": poller.learned(),
             }
         )
 
-    async def _new_watch(self, hook: WanAsyncHook) -> RequestPoller:
-        from airflow_provider_wan.polling.polled_request import policy_of
+    async def _new_poller(self, hook: WanAsyncHook) -> RequestPoller:
         from airflow_provider_wan.polling.poller import RequestPoller
+        from airflow_provider_wan.polling.schedule import policy_of
 
-        while True:
+        policy = policy_of(None)
+        while time.time() <= self.deadline:
             try:
                 policy = policy_of(await hook.get_settings())
                 break
             except (
                 Exception
-            ) as error:  # what is watched is paid for: a secrets backend that is out ends nothing
-                if time.time() > self.deadline:
-                    policy = policy_of(None)
-                    break
+            ) as error:  # the requests are paid for: a secrets backend that is out ends nothing
                 self.log.warning("The connection can't be read yet: %s", type(error).__name__)
-                await asyncio.sleep(_LONGEST_NAP_S)
+                await asyncio.sleep(policy.intervals.unknown_s)
         return RequestPoller.resume(
             policy, self.learned, self.request_ids, self.started, time.time(), look_at=self.look_at
         )
 
-    async def _watch(self, hook: WanAsyncHook, watch: RequestPoller) -> str:
-        looking: dict[asyncio.Task[None], str] = {}
-        emit_at = time.time() + _TELL_EVERY_S
-        try:
-            while True:
-                now = time.time()
-                if now >= emit_at:
-                    emit_at = now + _TELL_EVERY_S
-                    self._tell(watch)
-                outcome = self._outcome(watch, now)
-                if outcome is not None:
-                    return outcome
-                for request_id in watch.due(now, _LOOKS_AT_ONCE - len(looking)):
-                    task = asyncio.create_task(self._look(hook, watch, request_id))
-                    looking[task] = request_id
-                nap_s = max(0.01, self._wake_at(watch, now, len(looking)) - now)
-                if not looking:
-                    await asyncio.sleep(nap_s)
-                    continue
-                done, _ = await asyncio.wait(looking, timeout=nap_s, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    del looking[task]
-                    task.result()
-        finally:
-            for task in looking:
-                task.cancel()
-            await asyncio.gather(*looking, return_exceptions=True)
+    async def _poll(self, hook: WanAsyncHook, poller: RequestPoller) -> str:
+        """Poll until it is worth a worker; return why."""
+        from airflow_provider_wan.polling.drivers import as_wan_error, poll_until
 
-    def _tell(self, watch: RequestPoller) -> None:
-        over, queued = len(watch.ready), watch.queued
-        running = len(watch) - over - queued
+        log_at = time.time() + _LOG_EVERY_S
+        outcome = "timeout"
+
+        def is_over(now: float) -> bool:
+            nonlocal log_at, outcome
+            if now >= log_at:
+                log_at = now + _LOG_EVERY_S
+                self._log_progress(poller)
+            outcome = self._outcome(poller, now) or ""
+            return bool(outcome)
+
+        async def ask(request_id: str) -> None:
+            try:
+                status = await hook.get_status(request_id, retry=False)
+            except Exception as error:
+                poller.on_error(request_id, as_wan_error(error, request_id), time.time())
+            else:
+                poller.on_status(status, time.time())
+
+        await poll_until(
+            is_over,
+            due=poller.due,
+            next_at=lambda now: min(poller.next_at(now), self._come_back_at(poller)),
+            ask=ask,
+            changed=asyncio.Event(),
+            at_once=_POLLS_AT_ONCE,
+        )
+        return outcome
+
+    def _log_progress(self, poller: RequestPoller) -> None:
+        over, queued = len(poller.ready), poller.queued
+        running = len(poller) - over - queued
         self.log.info("Still waiting: %d running, %d queued, %d over.", running, queued, over)
 
-    def _outcome(self, watch: RequestPoller, now: float) -> str | None:
-        waits = len(watch) - len(watch.ready)
+    def _outcome(self, poller: RequestPoller, now: float) -> str | None:
         if now >= self.deadline:
             return "timeout"
-        if watch.gone or (self.not_later_than is not None and now >= self.not_later_than):
+        if poller.gone or (self.not_later_than is not None and now >= self.not_later_than):
             return "due"
-        if len(watch.ready) >= self.resume_when_ready or (self.request_ids and not waits):
+        all_over = bool(self.request_ids) and len(poller.ready) == len(poller)
+        if all_over or len(poller.ready) >= self.resume_when_ready:
             return "ready"
-        oldest = min(watch.ready.values(), default=now)
-        return "ready" if now - oldest >= self.resume_after and watch.ready else None
+        oldest = min(poller.ready.values(), default=now)
+        return "ready" if poller.ready and now - oldest >= self.resume_after else None
 
-    def _wake_at(self, watch: RequestPoller, now: float, looking: int) -> float:
-        moments = [now + _LONGEST_NAP_S, self.deadline]
-        if looking < _LOOKS_AT_ONCE:
-            moments.append(watch.next_at(now))
+    def _come_back_at(self, poller: RequestPoller) -> float:
+        moments = [self.deadline]
         if self.not_later_than is not None:
             moments.append(self.not_later_than)
-        if watch.ready:
-            moments.append(min(watch.ready.values()) + self.resume_after)
+        if poller.ready:
+            moments.append(min(poller.ready.values()) + self.resume_after)
         return min(moments)
-
-    async def _look(self, hook: WanAsyncHook, watch: RequestPoller, request_id: str) -> None:
-        from airflow_provider_wan.exceptions import WanError, WanTransientError
-
-        try:
-            status = await hook.get_status(request_id, retry=False)
-        except WanError as error:
-            watch.on_error(request_id, error, time.time())
-        except Exception as error:  # the connection can't be read again, perhaps
-            watch.on_error(request_id, WanTransientError(type(error).__name__), time.time())
-        else:
-            watch.on_status(status, time.time())
 
     async def on_kill(self) -> None:
         """Cancel what is still queued, if nobody owns it any more."""

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from airflow_provider_wan.polling import intervals as batch_patience
 from tests.batch.batch_support import connection
 from wan_sandbox.server import Sandbox
 
@@ -23,7 +22,7 @@ def shared_batch_sandbox() -> Iterator[Sandbox]:
 @pytest.fixture
 def batch_sandbox(shared_batch_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
     # A generation takes 0.15 s here: what is waited for before a model is known must be in proportion.
-    monkeypatch.setattr(batch_patience, "_FIRST_LOOK_S", 0.1)
+    monkeypatch.setenv("WAN_POLL_INTERVAL_SCALE", "0.05")
     shared_batch_sandbox.reset()
     shared_batch_sandbox.control("speed", {"speed": 200, "generation_seconds": None})
     shared_batch_sandbox.control("account", {"concurrency": 10, "balance_usd": 1000})

@@ -163,18 +163,6 @@ def test_a_wait_that_is_taken_away_makes_room_for_others(monkeypatch: pytest.Mon
         asyncio.run(taken_away())
 
 
-def test_waits_learn_from_others_of_their_connection_alone() -> None:
-    async def three_hooks() -> None:
-        async with WanAsyncHook() as first, WanAsyncHook() as second, WanAsyncHook("wan_other") as other:
-            assert first.experience is second.experience
-            assert first.experience is not other.experience
-            known = first.experience
-        async with WanAsyncHook() as later:
-            assert later.experience is known, "what was learned outlives the last wait"
-
-    asyncio.run(three_hooks())
-
-
 def test_a_submit_never_goes_over_a_kept_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     def leave_after_one(sock: Any) -> None:
         request = read_request(sock)

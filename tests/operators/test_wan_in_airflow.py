@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from airflow.sdk.execution_time import context
 
-from airflow_provider_wan.polling import request_wait as polling
 from tests.dag_runs import DagFolder
 from tests.face_runs import connect, posts, purchases
 from tests.sandboxes import INPUTS
@@ -25,7 +24,7 @@ needs_the_store = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def _connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     connect(monkeypatch, sandbox, timeout=2, not_found_patience=0.05)
-    monkeypatch.setattr(polling, "_FIRST_ERROR_PAUSE_S", 0.02)
+    monkeypatch.setenv("WAN_POLL_INTERVAL_SCALE", "0.05")
 
 
 @needs_the_store

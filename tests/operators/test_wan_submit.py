@@ -597,10 +597,9 @@ def test_a_result_that_was_never_read_and_is_gone_was_paid_for(
     waiting = start(submit(wait_for_completion=True), a_context(store=store))
     request_id = waiting.trigger.request_id
     sandbox.add_fault("result", "not_found")
-    from airflow_provider_wan.polling import request_wait as polling
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(polling, "_FIRST_ERROR_PAUSE_S", 0.02)
+        patch.setenv("WAN_POLL_INTERVAL_SCALE", "0.05")
         with pytest.raises(WanNotFoundError, match="variation") as error:
             waiting.resume()
     assert isinstance(error.value, AirflowFailException)

@@ -17,7 +17,6 @@ import pytest
 from airflow_provider_wan.exceptions import WanError
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.operators.wan import WanCancelOperator, WanSubmitOperator
-from airflow_provider_wan.polling import request_wait as polling
 from airflow_provider_wan.sensors.wan import WanRequestSensor
 from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
 from tests.dag_runs import DagFolder
@@ -39,7 +38,7 @@ def _connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     connection["password"] = TOKEN
     connection["extra"] |= {"timeout": 1, "not_found_patience": 0.05}
     monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", json.dumps(connection))
-    monkeypatch.setattr(polling, "_FIRST_ERROR_PAUSE_S", 0.02)
+    monkeypatch.setenv("WAN_POLL_INTERVAL_SCALE", "0.05")
 
 
 @pytest.fixture(autouse=True)

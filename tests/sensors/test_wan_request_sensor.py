@@ -27,7 +27,6 @@ from airflow_provider_wan.exceptions import (
 )
 from airflow_provider_wan.model_api.faults import RetryPolicy
 from airflow_provider_wan.operators.wan import WanSubmitOperator
-from airflow_provider_wan.polling import request_wait as polling
 from airflow_provider_wan.sensors.wan import WanRequestSensor
 from tests.face_runs import StoreInMemory, a_context, connect, first_event, purchases, run, start
 from tests.sandboxes import INPUTS, Bucket
@@ -41,7 +40,7 @@ in_each_mode = pytest.mark.parametrize("mode", MODES, ids=["deferred", "poke", "
 @pytest.fixture(autouse=True)
 def _connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     connect(monkeypatch, sandbox, timeout=2, not_found_patience=0.05)
-    monkeypatch.setattr(polling, "_FIRST_ERROR_PAUSE_S", 0.02)
+    monkeypatch.setenv("WAN_POLL_INTERVAL_SCALE", "0.05")
 
 
 def bought(context: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:

@@ -110,9 +110,7 @@ def test_failing_looks_are_repeated(sandbox: Sandbox, request_ids: list[str]) ->
 def test_a_connection_that_can_not_be_read_at_first_ends_nothing(
     sandbox: Sandbox, request_ids: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from airflow_provider_wan.triggers import wan_batch
-
-    monkeypatch.setattr(wan_batch, "_LONGEST_NAP_S", 0.2)
+    monkeypatch.setenv("WAN_POLL_INTERVAL_SCALE", "0.01")
     sandbox.control("speed", {"speed": 100_000})
     good = sandbox.env()["AIRFLOW_CONN_WAN_DEFAULT"]
     monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", '{"conn_type": "wan"}')
@@ -153,7 +151,7 @@ def test_a_long_wait_tells_how_many_wait(
 ) -> None:
     from airflow_provider_wan.triggers import wan_batch
 
-    monkeypatch.setattr(wan_batch, "_TELL_EVERY_S", 0.3)
+    monkeypatch.setattr(wan_batch, "_LOG_EVERY_S", 0.3)
     fire(trigger(request_ids, not_later_than=time.time() + 3.0))
     assert "Still waiting: 2 running, 4 queued, 0 over." in capfd.readouterr().out
 

@@ -17,7 +17,6 @@ import pytest
 
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.operators.wan import WanSubmitOperator
-from airflow_provider_wan.polling import request_wait as polling
 from airflow_provider_wan.sensors.wan import WanRequestSensor
 from airflow_provider_wan.triggers import kills
 from airflow_provider_wan.triggers.kills import OVER_FOR_GOOD, task_state
@@ -32,7 +31,7 @@ JOURNAL = "gs://videos/_journal"
 @pytest.fixture(autouse=True)
 def _connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     connect(monkeypatch, sandbox, timeout=2, not_found_patience=0.05)
-    monkeypatch.setattr(polling, "_FIRST_ERROR_PAUSE_S", 0.02)
+    monkeypatch.setenv("WAN_POLL_INTERVAL_SCALE", "0.05")
 
 
 def buy(**more: Any) -> str:
