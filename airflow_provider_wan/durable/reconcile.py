@@ -25,8 +25,8 @@ from airflow_provider_wan.exceptions import (
 from airflow_provider_wan.model_api.calls import RequestResult
 from airflow_provider_wan.model_api.faults import is_about_the_id
 from airflow_provider_wan.model_api.states import State, is_unpaid_word
+from airflow_provider_wan.polling.schedule import NotFoundCount
 
-_LOOKS_BEFORE_GONE = 3
 _STAGES = {
     State.SUCCEEDED: Stage.SUCCEEDED,
     State.FAILED: Stage.FAILED,
@@ -39,13 +39,14 @@ def look(
 ) -> tuple[RemoteState, RequestResult | None]:
     """Ask RunComfy where a request stands.
 
-    "Gone" is believed only when the API itself says so three times over
-    :attr:`Api.not_found_patience_s`: buying again rests on it.
+    A request is gone only when the API itself says so three times over :attr:`Api.not_found_patience_s`: a new purchase
+    rests on it.
 
     :raises WanTransientError: no answer; the request is remembered, and a later try can ask again.
     """
     gone = RemoteState.GONE
-    for again in range(_LOOKS_BEFORE_GONE):
+    missing, waited_s = NotFoundCount(after_s=hook.not_found_patience_s), 0.0
+    while True:
         try:
             status = hook.get_status(request_id)
             if not status.is_over:
@@ -56,8 +57,10 @@ def look(
             state = result.state if result.state.is_terminal else State.RUNNING
             return RemoteState(state.value), result
         except WanNotFoundError:
-            if again + 1 < _LOOKS_BEFORE_GONE:
-                sleep(hook.not_found_patience_s / (_LOOKS_BEFORE_GONE - 1))
+            if missing.on_not_found(waited_s):
+                return gone, None
+            sleep(missing.pause_s)
+            waited_s += missing.pause_s
         except WanAuthError as error:
             raise WanTransientError(
                 f"Request {request_id} is bought and remembered, but can't be asked for: {error}",
@@ -65,7 +68,6 @@ def look(
             ) from error
         except WanRefusedError:
             return RemoteState.UNCLEAR, None
-    return gone, None
 
 
 def check_it_exists(hook: Api, request_id: str, *, named_in: str) -> None:

@@ -371,7 +371,8 @@ class WanSubmitOperator(BaseOperator):
         wait.task.on_waiting(wait.ref)
         if not self.deferrable:
             return self._wait_here(wait)
-        if not is_new and (result := wait.result_if_over()) is not None:
+        result, not_before = (None, None) if is_new else wait.result_if_over()
+        if result is not None:
             return wait.task.on_result(wait.finished(result=result))
         self.defer(
             trigger=WanRequestTrigger(
@@ -383,6 +384,8 @@ class WanSubmitOperator(BaseOperator):
                 fingerprint=wait.ref.fingerprint,
                 journal=wait.ref.journal,
                 watchers=wait.task.owners(wait.ref),
+                submitted_at=wait.submitted_at,
+                not_before=not_before,
                 gcp_conn_id=self.gcp_conn_id,
                 impersonation_chain=self.impersonation_chain,
             ),
@@ -397,6 +400,7 @@ class WanSubmitOperator(BaseOperator):
             wait.ref.request_id,
             deadline=deadline_in(seconds_of(self.timeout)),
             poll_interval_s=self.poll_interval,
+            submitted_at=wait.submitted_at,
         )
         over = wait_in_worker(wait.hook, polled, self.log, stop=self._killed or threading.Event())
         if over is None:

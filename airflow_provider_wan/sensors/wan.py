@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from airflow_provider_wan.exceptions import (
     WanTransientError,
 )
 from airflow_provider_wan.links.wan import WanGenerationsLink, WanVideoLink
-from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in
+from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in, event_of
 from airflow_provider_wan.utils.errors import as_airflow_errors
 from airflow_provider_wan.utils.params import DEFAULT_TIMEOUT, request_of
 from airflow_provider_wan.utils.results import AwaitedRequest
@@ -32,6 +33,9 @@ from airflow_provider_wan.utils.task import LinkState, TaskRequest
 
 if TYPE_CHECKING:
     from airflow_provider_wan.model_api.calls import RequestResult
+
+#: A wait in ``mode="poke"`` ends just after Airflow's own timeout, which then raises.
+_PAST_TIMEOUT_S = 0.1
 
 
 class WanRequestSensor(BaseSensorOperator):
@@ -92,6 +96,8 @@ class WanRequestSensor(BaseSensorOperator):
         self.impersonation_chain = impersonation_chain
         self.link_state = LinkState()
         self._polled = False
+        self._asked_to_wait_s = 0.0
+        self._deadline = 0.0
 
     def execute(self, context: Any) -> Any:
         """Ask once, and wait in the triggerer; or in the usual way of sensors."""
@@ -99,7 +105,8 @@ class WanRequestSensor(BaseSensorOperator):
             if not self.deferrable:
                 return self._wait_as_sensors_do(context)
             wait = self._awaited(context)
-            if (xcom := self._first_poll(wait)) is not None:
+            xcom, not_before = self._first_poll(wait)
+            if xcom is not None:
                 return xcom
             self.defer(
                 trigger=WanRequestTrigger(
@@ -112,6 +119,8 @@ class WanRequestSensor(BaseSensorOperator):
                     journal=wait.ref.journal,
                     watchers=wait.task.owners(wait.ref),
                     is_known=wait.ref.fingerprint is not None,
+                    submitted_at=wait.submitted_at,
+                    not_before=not_before,
                     gcp_conn_id=self.gcp_conn_id,
                     impersonation_chain=self.impersonation_chain,
                 ),
@@ -125,12 +134,17 @@ class WanRequestSensor(BaseSensorOperator):
         self.link_state = LinkState(ref.request_id)
         return AwaitedRequest.of(TaskRequest.of(self, context), WanHook(self.wan_conn_id), ref)
 
-    def _first_poll(self, wait: AwaitedRequest) -> dict[str, Any] | None:
-        """Return the result of a request that is over already; a failure skips here where it does after a deferral."""
+    def _first_poll(self, wait: AwaitedRequest) -> tuple[dict[str, Any] | None, float | None]:
+        """Return the result of a request that is over already, and until when the server asked to wait.
+
+        A failure skips here where it does after a deferral.
+        """
         try:
             with as_airflow_errors({"ti": wait.task.ti}):
-                result = wait.result_if_over()
-                return None if result is None else wait.task.on_result(self._finished(wait, result=result))
+                result, not_before = wait.result_if_over()
+                if result is None:
+                    return None, not_before
+                return wait.task.on_result(self._finished(wait, result=result)), None
         except AirflowException as error:
             if self.soft_fail or self.never_fail:
                 raise AirflowSkipException(str(error)) from error
@@ -140,26 +154,32 @@ class WanRequestSensor(BaseSensorOperator):
         """Continue after the wait in the triggerer."""
         with as_airflow_errors(context):
             wait = self._awaited(context)
-            message = str(event.get("message", ""))
-            match event["outcome"]:
-                case "timeout":
-                    raise wait.timed_out(message, cancel=self.cancel_on_timeout)
-                case "gone" if event.get("may_be_paid"):
-                    raise wait.paid_and_gone(message)
-                case "gone":
-                    raise WanNotFoundError(message, request_id=wait.ref.request_id)
-                case "refused":
-                    raise WanRefusedError(message, request_id=wait.ref.request_id)
-            result = self._finished(wait, has_succeeded=event["outcome"] == "succeeded")
-            return wait.task.on_result(result, running_since=event.get("running_since"))
+            if event["outcome"] == "timeout":
+                raise wait.timed_out(str(event.get("message", "")), cancel=self.cancel_on_timeout)
+            return self._after_wait(wait, event)
+
+    def _after_wait(self, wait: AwaitedRequest, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the result, or raise how it ended instead."""
+        message = str(event.get("message", ""))
+        match event["outcome"]:
+            case "gone" if event.get("may_be_paid"):
+                raise wait.paid_and_gone(message)
+            case "gone":
+                raise WanNotFoundError(message, request_id=wait.ref.request_id)
+            case "refused":
+                raise WanRefusedError(message, request_id=wait.ref.request_id)
+        result = self._finished(wait, has_succeeded=event["outcome"] == "succeeded")
+        return wait.task.on_result(result, running_since=event.get("running_since"))
 
     def poke(self, context: Any) -> PokeReturnValue | bool:
-        """Ask once, in ``mode="poke"`` and ``mode="reschedule"``."""
+        """Ask once in ``mode="reschedule"``; in ``mode="poke"`` wait here, as a worker does."""
         from airflow_provider_wan.durable.decide import RemoteState
         from airflow_provider_wan.durable.reconcile import check_it_exists, look
 
         with as_airflow_errors(context):
             wait = self._awaited(context)
+            if not self.reschedule:
+                return self._wait_here(wait)
             request_id = wait.ref.request_id
             try:
                 if wait.ref.fingerprint is None and not self._has_polled(context):
@@ -167,6 +187,7 @@ class WanRequestSensor(BaseSensorOperator):
                 there, result = look(wait.hook, request_id)
             except (WanTransientError, WanAuthError) as error:
                 self.log.warning("%s", error)
+                self._asked_to_wait_s = getattr(error, "retry_after_s", None) or 0.0
                 return False
             if there is RemoteState.RESULT_GONE:
                 raise wait.paid_and_gone("")
@@ -181,7 +202,28 @@ class WanRequestSensor(BaseSensorOperator):
             xcom = wait.task.on_result(self._finished(wait, result=result))
             return PokeReturnValue(is_done=True, xcom_value=xcom)
 
+    def _wait_here(self, wait: AwaitedRequest) -> PokeReturnValue | bool:
+        from airflow_provider_wan.polling.drivers import start_wait, wait_in_worker
+
+        polled = start_wait(
+            wait.ref.request_id,
+            deadline=self._deadline,
+            poll_interval_s=self.poke_interval,
+            is_known=wait.ref.fingerprint is not None,
+            submitted_at=wait.submitted_at,
+        )
+        over = wait_in_worker(wait.hook, polled, self.log, stop=threading.Event())
+        if over is None or over.outcome == "timeout":
+            return False  # Airflow's own timeout of sensors follows
+        return PokeReturnValue(is_done=True, xcom_value=self._after_wait(wait, event_of(over, polled)))
+
+    def _get_next_poke_interval(self, *args: Any, **kwargs: Any) -> float:
+        """Never come back earlier than ``Retry-After`` asks, as far as the timeout allows."""
+        interval_s: float = super()._get_next_poke_interval(*args, **kwargs)
+        return max(interval_s, min(self._asked_to_wait_s, float(self.timeout)))
+
     def _wait_as_sensors_do(self, context: Any) -> Any:
+        self._deadline = deadline_in(self.timeout + _PAST_TIMEOUT_S)
         try:
             return super().execute(context)
         except AirflowSensorTimeout as error:

@@ -3,10 +3,17 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_wan.exceptions import WanError, WanNotFoundError, WanTimeoutError
+from airflow_provider_wan.exceptions import (
+    WanError,
+    WanNotFoundError,
+    WanTimeoutError,
+    WanTransientError,
+)
 from airflow_provider_wan.utils.params import RequestRef
 from airflow_provider_wan.utils.task import TaskRequest, has_other_owners
 
@@ -41,11 +48,22 @@ class AwaitedRequest:
         """Whether it may be cancelled at all: without a shared journal nobody knows who else waits for it."""
         return self.is_own or self.ref.journal is not None
 
-    def result_if_over(self) -> RequestResult | None:
+    @property
+    def submitted_at(self) -> float | None:
+        """When it was submitted, in unix seconds; None if that is not known."""
+        try:
+            return (
+                datetime.fromisoformat(self.ref.submitted_at).timestamp() if self.ref.submitted_at else None
+            )
+        except ValueError:
+            return None
+
+    def result_if_over(self) -> tuple[RequestResult | None, float | None]:
         """Ask once, before the task is deferred: most requests that a later try waits for have ended by then.
 
         It saves a deferral, and avoids that Airflow takes the try for lost when a trigger fires before the scheduler
-        has processed the deferral. Any error is left to the wait.
+        has processed the deferral. Any error is left to the wait. Return the result, if it is over, and until when
+        the server asked to wait, in unix seconds, if it did: the trigger must not ask earlier.
 
         :raises WanRefusedError: a person named the request, and RunComfy says that there can be no such request.
         """
@@ -54,14 +72,15 @@ class AwaitedRequest:
         request_id = self.ref.request_id
         try:
             if not self.hook.get_status(request_id, retry=False).is_over:
-                return None
+                return None, None
             result = self.hook.get_result(request_id, retry=False)
         except WanError as error:
             is_typed = self.ref.fingerprint is None
             if is_typed and is_about_the_id(error) and not isinstance(error, WanNotFoundError):
                 raise
-            return None
-        return result if result.state.is_terminal else None
+            asked_s = error.retry_after_s if isinstance(error, WanTransientError) else None
+            return None, time.time() + asked_s if asked_s else None
+        return (result if result.state.is_terminal else None), None
 
     def finished(self, *, result: RequestResult | None = None, has_succeeded: bool = False) -> dict[str, Any]:
         """Read and record the result of a request that is over; return it as an XCom, or raise its error.
