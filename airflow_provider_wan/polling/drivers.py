@@ -149,6 +149,7 @@ class SharedWaits:
 
     def __init__(self, wan_conn_id: str, durations: DurationEstimate) -> None:
         self._conn_id = wan_conn_id
+        self.durations = durations
         policy = policy_of(None, polls_per_second=_POLLS_PER_SECOND)
         self._waits = WaitSet(RequestPoller(policy, durations=durations))
         self._events: dict[RequestWait, asyncio.Event] = {}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import pytest
 
 from airflow_provider_wan.exceptions import WanRefusedError
 from airflow_provider_wan.hooks.wan import WanHook
+from airflow_provider_wan.polling import drivers
 from airflow_provider_wan.polling.drivers import start_wait, wait_in_triggerer, wait_in_worker
 from airflow_provider_wan.polling.wait import Over
 from tests.durable.paying import connect
@@ -241,3 +243,88 @@ def test_a_storm_loses_nothing_and_buys_nothing_twice(
     looks = ledger["calls"]["status"] + ledger["calls"]["result"]
     assert 0.2 < sum(hits.values()) / looks < 0.4
     assert len({name.partition(":")[2] for name in hits}) == 5, hits
+
+
+# -- the shared set of a triggerer -------------------------------------------------------------------------
+
+
+def triggerer_wait(request_id: str, log: logging.Logger = LOG, **options: Any) -> asyncio.Task[Over]:
+    wait = start_wait(
+        request_id, **{"deadline": time.time() + 60, "poll_interval_s": 0.05, "is_known": True, **options}
+    )
+    return asyncio.create_task(wait_in_triggerer("wan_default", wait, log))
+
+
+def test_a_slow_a_failing_and_a_cancelled_wait_do_not_disturb_the_others(sandbox: Sandbox) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    slow, failing, cancelled, *good = [buy(f"wait {number}") for number in range(8)]
+    sandbox.add_fault("status", "hang", request_id=slow)
+    sandbox.add_fault("status", "status", request_id=failing, status=429, retry_after=31_536_000)
+
+    def until_polled() -> None:
+        while sandbox.ledger()["calls"].get("status", 0) < 8:
+            time.sleep(0.01)
+
+    async def together() -> list[Over]:
+        bad = [triggerer_wait(request_id) for request_id in (slow, failing, cancelled)]
+        waits = [triggerer_wait(request_id) for request_id in good]
+        await asyncio.to_thread(until_polled)
+        bad[2].cancel()
+        for request_id in good:
+            await asyncio.to_thread(sandbox.control, f"requests/{request_id}", {"state": "succeeded"})
+        ends = await asyncio.gather(*waits)
+        assert not any(task.done() for task in bad[:2])
+        for task in bad:
+            task.cancel()
+        await asyncio.gather(*bad, return_exceptions=True)
+        assert asyncio.all_tasks() == {asyncio.current_task()}, "the last one to leave stops the polls"
+        return list(ends)
+
+    assert [over.outcome for over in asyncio.run(together())] == ["succeeded"] * len(good)
+    assert sandbox.ledger()["too_early"] == []
+    assert sandbox.ledger()["cancels"] == []
+
+
+def test_log_lines_are_written_in_the_task_of_their_own_trigger(sandbox: Sandbox) -> None:
+    current: contextvars.ContextVar[str] = contextvars.ContextVar("current", default="no trigger")
+    lines: list[tuple[str, str]] = []
+
+    class Recorder(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append((current.get(), record.getMessage()))
+
+    log = logging.getLogger("tests.drivers.recorded")
+    log.setLevel(logging.INFO)
+    log.addHandler(Recorder())
+    requests = [buy(f"log {number}") for number in range(5)]
+
+    async def one(request_id: str) -> None:
+        current.set(request_id)
+        await triggerer_wait(request_id, log)
+
+    async def together() -> None:
+        await asyncio.gather(*(one(request_id) for request_id in requests))
+
+    asyncio.run(together())
+    assert {where for where, _ in lines} == set(requests)
+    assert all(where in line for where, line in lines)
+
+
+def test_two_triggers_may_wait_for_one_request(sandbox: Sandbox) -> None:
+    request_id = buy()
+
+    async def together() -> list[Over]:
+        return list(await asyncio.gather(triggerer_wait(request_id), triggerer_wait(request_id)))
+
+    assert [over.outcome for over in asyncio.run(together())] == ["succeeded"] * 2
+
+
+def test_what_waits_have_learned_outlives_the_last_of_them(sandbox: Sandbox) -> None:
+    async def one_after_another() -> None:
+        for number in range(2):
+            await triggerer_wait(buy(f"turn {number}"), submitted_at=time.time())
+        (shared,) = drivers._shared[asyncio.get_running_loop()].values()
+        assert shared.durations.is_known
+
+    sandbox.control("speed", {"generation_seconds": 0.6})
+    asyncio.run(one_after_another())

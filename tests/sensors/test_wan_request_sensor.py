@@ -286,3 +286,13 @@ def test_any_number_of_waits_gives_the_same(sandbox: Sandbox) -> None:
         key: second[key] for key in ("request_id", "state", "cost_usd")
     }
     assert len(purchases(sandbox)) == 1
+
+
+@in_each_mode
+def test_a_retry_after_holds_in_each_mode(sandbox: Sandbox, mode: dict[str, Any]) -> None:
+    """Deferred, the worker polls first, and the triggerer goes on."""
+    request = bought()
+    sandbox.add_fault("status", "overloaded", retry_after="2", count=1)
+    assert wait(request, **mode)["state"] == "succeeded"
+    assert sandbox.ledger()["too_early"] == []
+    assert sandbox.ledger()["calls"]["status"] >= 2
