@@ -25,7 +25,7 @@ class CardState(StrEnum):
     #: Of a running batch: no request was sent for it yet.
     WAITING = "to do"
     #: Charged, or about to be, and no task of this run lands it.
-    NOT_LANDED = "paid, not landed"
+    NOT_LANDED = "paid but not landed"
     #: A submit without a usable answer: it may have been charged, and a person has to settle it.
     UNKNOWN = "may have been bought"
     FAILED = "generation failed"
@@ -55,7 +55,7 @@ FILTERS: Mapping[str, Filter] = {
     "landed": Filter("landed", frozenset({CardState.LANDED}), is_rare=False),
     "open": Filter("in progress", frozenset({CardState.OPEN, CardState.SUCCEEDED}), is_rare=False),
     "todo": Filter("to do", frozenset({CardState.WAITING})),
-    "not_landed": Filter("paid, not landed", frozenset({CardState.NOT_LANDED})),
+    "not_landed": Filter("paid but not landed", frozenset({CardState.NOT_LANDED})),
     "unknown": Filter("may have been bought", frozenset({CardState.UNKNOWN})),
     "failed": Filter(
         "failed",

@@ -198,7 +198,7 @@ def test_paid_requests_that_will_not_land_are_announced() -> None:
     (alarm,) = html.of_class("alarm")
     assert alarm["role"] == "alert"
     assert "2 requests are paid for, and the video is not in the bucket." in html.words
-    assert "1 landed, 2 paid, not landed" in html.words
+    assert "1 landed, 2 paid but not landed" in html.words
     assert page(landed_videos(2)).of_class("alarm") == []
 
 
