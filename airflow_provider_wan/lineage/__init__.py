@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What came from what: Airflow's assets, its hook lineage, and OpenLineage where that is installed."""
+"""Lineage of videos: Airflow's assets, its hook lineage, and OpenLineage where that is installed."""

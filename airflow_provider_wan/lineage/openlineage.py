@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What OpenLineage is told about landings. Imported only by OpenLineage's own call, so only where it is installed."""
+"""OpenLineage of landings and batches. Imported only by OpenLineage's own call, so only where it is installed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from openlineage.client.facet_v2 import RunFacet, external_query_run, output_sta
 
 from airflow_provider_wan import __version__
 from airflow_provider_wan.batch.report import Outcome
-from airflow_provider_wan.durable.record import LandedVideo, Record
-from airflow_provider_wan.lineage.batches import BatchEnd, outputs_of, places_of
+from airflow_provider_wan.durable.record import Record
+from airflow_provider_wan.lineage.assets import BatchEnd, places_of
 
 _PRODUCER = f"https://pypi.org/project/airflow-provider-wan/{__version__}/"
 _SCHEMA = f"{_PRODUCER}#WanRequestRunFacet"
@@ -24,7 +24,7 @@ _BATCH_SCHEMA = f"{_PRODUCER}#WanBatchRunFacet"
 
 @attrs.define
 class WanRequestRunFacet(RunFacet):
-    """The request behind the videos: what it was, what it cost, and how long it took.
+    """The request behind the videos, with its cost and duration.
 
     :param processing_seconds: from submit to finish, by RunComfy's clock.
     """
@@ -46,11 +46,11 @@ class WanRequestRunFacet(RunFacet):
 
 @attrs.define
 class WanBatchRunFacet(RunFacet):
-    """The requests behind the videos of a batch: how many, how they ended, what they cost, and how long it took.
+    """The requests behind the videos of a batch, with their number, outcomes, cost and duration.
 
-    :param outcomes: how many images ended how.
-    :param bought: requests that this task instance has bought, over all its tries.
-    :param processing_seconds: from the beginning of the try to its end.
+    :param outcomes: number of images by outcome.
+    :param bought: requests that this task instance bought, over all its tries.
+    :param processing_seconds: from the start of the try to its end.
     """
 
     model_id: str
@@ -70,26 +70,17 @@ class WanBatchRunFacet(RunFacet):
 
 
 def lineage_of_batch(end: BatchEnd) -> Any:
-    """Give the inputs, outputs and run facets of a batch: each of them where they are few, else folders.
+    """Return the inputs, outputs and run facet of a batch: images and videos if they are few, else folders.
 
     :return: an ``OperatorLineage``.
     """
-    landed = end.landed
-    each = outputs_of(end) != [end.uri]
-    outputs = [_output(ending.uri, ending.size_bytes) for ending in landed if ending.uri] if each else []
-    if landed and not each:
-        size_bytes = sum(ending.size_bytes or 0 for ending in landed)
+    landed, summary = end.landed, end.summary
+    if end.outputs == [end.uri]:
+        size_bytes = sum(result.size_bytes or 0 for result in landed)
         outputs = [_output(end.uri, size_bytes, files=len(landed))]
-    return OperatorLineage(
-        inputs=[_image(place) for place in places_of(ending.image for ending in landed)],
-        outputs=outputs,
-        run_facets={"wan_batch": _batch(end)},
-    )
-
-
-def _batch(end: BatchEnd) -> WanBatchRunFacet:
-    summary = end.summary
-    return WanBatchRunFacet(
+    else:
+        outputs = [_output(result.uri, result.size_bytes) for result in landed if result.uri]
+    facet = WanBatchRunFacet(
         model_id=end.model_id,
         total=summary["total"],
         outcomes={str(outcome): summary[str(outcome)] for outcome in Outcome},
@@ -101,34 +92,43 @@ def _batch(end: BatchEnd) -> WanBatchRunFacet:
         manifest=summary["manifest"],
         journal=summary["journal"],
     )
+    return OperatorLineage(
+        inputs=[_image(place) for place in places_of(result.image for result in landed)],
+        outputs=outputs,
+        run_facets={"wan_batch": facet},
+    )
 
 
 def lineage_of(record: Record) -> Any:
-    """Give the inputs, outputs and run facets of a landing.
+    """Return the inputs, outputs and run facets of a landing.
 
     :return: an ``OperatorLineage``.
     """
-    inputs = [_image(record.image)] if record.image else []
+    facet = WanRequestRunFacet(
+        request_id=record.request_id or "",
+        model_id=record.model_id,
+        fingerprint=record.fingerprint,
+        variation=record.variation,
+        cost_usd=record.cost_usd,
+        created_at=record.created_at,
+        finished_at=record.finished_at,
+        landed_at=record.landed_at,
+        processing_seconds=_seconds_between(record.created_at, record.finished_at),
+    )
+    query = external_query_run.ExternalQueryRunFacet(
+        externalQueryId=record.request_id or "", source="runcomfy"
+    )
     return OperatorLineage(
-        inputs=inputs,
-        outputs=[_video(video) for video in record.videos],
-        run_facets={
-            "wan_request": _request(record),
-            "externalQuery": external_query_run.ExternalQueryRunFacet(
-                externalQueryId=record.request_id or "", source="runcomfy"
-            ),
-        },
+        inputs=[_image(record.image)] if record.image else [],
+        outputs=[_output(video.uri, video.size_bytes) for video in record.videos],
+        run_facets={"wan_request": facet, "externalQuery": query},
     )
 
 
 def _image(uri: str) -> InputDataset:
-    """Name an image as OpenLineage names data: where it is, and what it is called there."""
+    """Return an image under OpenLineage's naming: where it is, and its path there."""
     parts = urlsplit(uri)
     return InputDataset(namespace=f"{parts.scheme}://{parts.netloc}", name=parts.path.strip("/") or "/")
-
-
-def _video(video: LandedVideo) -> OutputDataset:
-    return _output(video.uri, video.size_bytes)
 
 
 def _output(uri: str, size_bytes: int | None, *, files: int = 1) -> OutputDataset:
@@ -140,20 +140,6 @@ def _output(uri: str, size_bytes: int | None, *, files: int = 1) -> OutputDatase
         namespace=f"gs://{bucket}",
         name=name.rstrip("/") or "/",
         outputFacets={"outputStatistics": statistics},
-    )
-
-
-def _request(record: Record) -> WanRequestRunFacet:
-    return WanRequestRunFacet(
-        request_id=record.request_id or "",
-        model_id=record.model_id,
-        fingerprint=record.fingerprint,
-        variation=record.variation,
-        cost_usd=record.cost_usd,
-        created_at=record.created_at,
-        finished_at=record.finished_at,
-        landed_at=record.landed_at,
-        processing_seconds=_seconds_between(record.created_at, record.finished_at),
     )
 
 

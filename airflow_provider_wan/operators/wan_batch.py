@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from airflow_provider_wan.batch.engine import BatchEngine, Pause
     from airflow_provider_wan.batch.report import Progress, Report
     from airflow_provider_wan.batch.spec import BatchSpec
-    from airflow_provider_wan.lineage.batches import BatchEnd
+    from airflow_provider_wan.lineage.assets import BatchEnd
 
 #: Signed links of images work for this long by default.
 DEFAULT_BATCH_TIMEOUT = timedelta(hours=12)
@@ -450,7 +450,7 @@ class WanBatchOperator(BaseOperator):
     def _emit_end(self, context: Any, batch: Batch, engine: BatchEngine, report: Report) -> None:
         """Pass the end of the batch to links, assets and lineage."""
         from airflow_provider_wan.hooks.wan import WanHook
-        from airflow_provider_wan.lineage.batches import BatchEnd, emit_batch_hook_lineage, emit_batch_outlets
+        from airflow_provider_wan.lineage.assets import BatchEnd, emit_batch_hook_lineage, emit_batch_outlets
 
         self._set_links(engine)
         self._push(context, batch, engine.progress())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch tells about where its videos came from, as small for ten thousand as for ten."""
+"""Assets and lineage of a batch: as small for ten thousand videos as for ten."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 
 from airflow_provider_wan.batch.report import ImageResult, Outcome, count_outcomes
-from airflow_provider_wan.lineage.batches import (
+from airflow_provider_wan.lineage.assets import (
     FEW,
-    MOST_PLACES,
+    MAX_PLACES,
     BatchEnd,
     emit_batch_outlets,
     extra_of_batch,
-    outputs_of,
     places_of,
 )
 from airflow_provider_wan.links.wan import GENERATIONS_URL
@@ -43,8 +42,8 @@ def outlet_events() -> Any:
 def ended(landed: int, *, reused: int = 0, failed: int = 0) -> BatchEnd:
     from collections import Counter
 
-    wanted = {Outcome.LANDED: landed, Outcome.REUSED: reused, Outcome.FAILED: failed}
-    endings = [
+    counts = {Outcome.LANDED: landed, Outcome.REUSED: reused, Outcome.FAILED: failed}
+    results = [
         ImageResult(
             f"gs://images/{outcome}/{number:05d}.jpg",
             outcome,
@@ -54,12 +53,12 @@ def ended(landed: int, *, reused: int = 0, failed: int = 0) -> BatchEnd:
             20_000 if outcome.is_there else None,
             0.2,
         )
-        for outcome, count in wanted.items()
+        for outcome, count in counts.items()
         for number in range(count)
     ]
     summary = {
-        "total": len(endings),
-        **count_outcomes(Counter(ending.outcome for ending in endings)),
+        "total": len(results),
+        **count_outcomes(Counter(result.outcome for result in results)),
         "bought": landed + failed,
         "cost_usd": 0.2 * landed,
         "cost_is_exact": True,
@@ -68,10 +67,10 @@ def ended(landed: int, *, reused: int = 0, failed: int = 0) -> BatchEnd:
         "manifest": "gs://videos/out/_journal/_manifests/a.jsonl",
         "journal": "gs://videos/out/_journal",
     }
-    return BatchEnd("wan-ai/wan-2-2/image-to-video", "videos", "out/", summary, endings)
+    return BatchEnd("wan-ai/wan-2-2/image-to-video", "videos", "out/", summary, results)
 
 
-def test_an_asset_event_of_ten_thousand_videos_stays_small() -> None:
+def test_asset_event_of_ten_thousand_videos_stays_small() -> None:
     end = ended(9_000, reused=900, failed=100)
     extra = extra_of_batch(end)
     assert len(json.dumps(extra)) < 1_000
@@ -88,7 +87,7 @@ def test_an_asset_event_of_ten_thousand_videos_stays_small() -> None:
 
 
 @pytest.mark.parametrize(("landed", "reused", "named"), [(0, 0, 0), (3, 2, 5), (FEW, 0, FEW), (FEW, 1, None)])
-def test_a_few_videos_are_named_one_by_one(landed: int, reused: int, named: int | None) -> None:
+def test_few_videos_are_named_one_by_one(landed: int, reused: int, named: int | None) -> None:
     extra = extra_of_batch(ended(landed, reused=reused, failed=1))
     assert len(extra["videos"]) == named if named is not None else "videos" not in extra
     if named:
@@ -124,21 +123,21 @@ def test_each_outlet_gets_one_event() -> None:
         ([f"gs://a/{n}.jpg" for n in range(1000)], ["gs://a/"]),
     ],
 )
-def test_places_are_told_in_few_words(addresses: list[str], places: list[str]) -> None:
+def test_many_addresses_are_reported_as_folders_or_hosts(addresses: list[str], places: list[str]) -> None:
     assert places_of(addresses) == places
 
 
-def test_images_from_everywhere_are_bounded_too() -> None:
-    assert len(places_of(f"https://h{number}.example.com/a.jpg" for number in range(5_000))) == MOST_PLACES
+def test_number_of_reported_places_is_bounded() -> None:
+    assert len(places_of(f"https://h{number}.example.com/a.jpg" for number in range(5_000))) == MAX_PLACES
 
 
-def test_what_was_there_before_is_no_output_of_this_batch() -> None:
-    assert outputs_of(ended(2, reused=3)) == ["gs://videos/out/00000.mp4", "gs://videos/out/00001.mp4"]
-    assert outputs_of(ended(0, reused=3)) == []
-    assert outputs_of(ended(FEW + 1)) == ["gs://videos/out/"]
+def test_reused_videos_are_no_outputs_of_a_batch() -> None:
+    assert ended(2, reused=3).outputs == ["gs://videos/out/00000.mp4", "gs://videos/out/00001.mp4"]
+    assert ended(0, reused=3).outputs == []
+    assert ended(FEW + 1).outputs == ["gs://videos/out/"]
 
 
-def test_a_batch_tells_its_outlets_over_all_its_waits(sandbox: Sandbox) -> None:
+def test_asset_event_counts_the_whole_batch_over_all_its_waits(sandbox: Sandbox) -> None:
     from airflow.sdk import Asset
 
     asset, events = Asset("gs://videos/out"), outlet_events()
@@ -162,7 +161,7 @@ def test_a_batch_tells_its_outlets_over_all_its_waits(sandbox: Sandbox) -> None:
     assert all(video["size_bytes"] == 20_000 and video["request_id"] for video in extra["videos"])
 
 
-def test_the_buttons_of_a_batch_lead_somewhere_while_it_waits(sandbox: Sandbox) -> None:
+def test_links_of_a_batch_work_while_it_waits(sandbox: Sandbox) -> None:
     sandbox.add_fault("submit", "invalid", img_url_contains="000.jpg")
     played = play_try(TaskInstance(), max_failures=1)
     assert played.error is None
@@ -189,14 +188,14 @@ client = OpenLineageClient(transport=FileTransport(FileConfig(log_file_path=sys.
 client.emit(RunEvent(eventTime="2026-01-15T00:00:00Z", eventType=RunState.COMPLETE, producer="https://example.com",
     run=Run(runId="01900000-0000-7000-8000-000000000000", facets=facets.run_facets), job=Job("airflow", "d.batch"),
     inputs=facets.inputs, outputs=facets.outputs))
-told = collector.collected_assets
-print("TOLD" + json.dumps({"summary": played.summary, "inputs": sorted(one.asset.uri for one in told.inputs),
-    "outputs": sorted(one.asset.uri for one in told.outputs)}))
+report = collector.collected_assets
+print("REPORT" + json.dumps({"summary": played.summary, "inputs": sorted(one.asset.uri for one in report.inputs),
+    "outputs": sorted(one.asset.uri for one in report.outputs)}))
 """
 
 
 def emitted(path: Path, count: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run a batch in a process of its own; gives what was told, and the event in OpenLineage's file."""
+    """Run a batch in its own process; return the collected assets, and the event in OpenLineage's file."""
     pytest.importorskip("openlineage.client")
     done = subprocess.run(
         [sys.executable, "-c", _BATCH, str(path), str(count)],
@@ -207,26 +206,26 @@ def emitted(path: Path, count: int) -> tuple[dict[str, Any], dict[str, Any]]:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout[done.stdout.index("TOLD") + 4 :]), json.loads(path.read_text())
+    return json.loads(done.stdout[done.stdout.index("REPORT") + 6 :]), json.loads(path.read_text())
 
 
-def test_a_small_batch_tells_each_image_and_video(sandbox: Sandbox, tmp_path: Path) -> None:
-    told, event = emitted(tmp_path / "events.jsonl", 4)
-    assert told["inputs"] == [
+def test_lineage_of_a_small_batch_names_each_image_and_video(sandbox: Sandbox, tmp_path: Path) -> None:
+    report, event = emitted(tmp_path / "events.jsonl", 4)
+    assert report["inputs"] == [
         f"https://images.example.com/{number % 3}/{number:03d}.jpg" for number in (0, 3, 1, 2)
     ]
-    assert len(told["outputs"]) == len(event["outputs"]) == 4
+    assert len(report["outputs"]) == len(event["outputs"]) == 4
     assert {one["outputFacets"]["outputStatistics"]["size"] for one in event["outputs"]} == {20_000}
     assert [one["name"] for one in event["inputs"]] == ["0/000.jpg", "1/001.jpg", "2/002.jpg", "0/003.jpg"]
 
 
-def test_a_larger_batch_tells_places(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_lineage_of_a_larger_batch_names_folders(sandbox: Sandbox, tmp_path: Path) -> None:
     sandbox.add_fault("generation", "fail", img_url_contains="005.jpg")
-    told, event = emitted(tmp_path / "events.jsonl", 30)
-    assert [one.rstrip("/") for one in told["inputs"]] == [
+    report, event = emitted(tmp_path / "events.jsonl", 30)
+    assert [one.rstrip("/") for one in report["inputs"]] == [
         f"https://images.example.com/{number}" for number in range(3)
     ]
-    assert [one.rstrip("/") for one in told["outputs"]] == ["gs://videos/out"]
+    assert [one.rstrip("/") for one in report["outputs"]] == ["gs://videos/out"]
     assert [(one["namespace"], one["name"]) for one in event["inputs"]] == [
         ("https://images.example.com", str(number)) for number in range(3)
     ]
@@ -234,7 +233,7 @@ def test_a_larger_batch_tells_places(sandbox: Sandbox, tmp_path: Path) -> None:
     assert (output["namespace"], output["name"]) == ("gs://videos", "out")
     statistics = output["outputFacets"]["outputStatistics"]
     assert (statistics["size"], statistics["fileCount"]) == (29 * 20_000, 29)
-    facet, summary = event["run"]["facets"]["wan_batch"], told["summary"]
+    facet, summary = event["run"]["facets"]["wan_batch"], report["summary"]
     assert facet["total"] == 30
     assert (facet["outcomes"]["landed"], facet["outcomes"]["failed"]) == (29, 1)
     assert facet["cost_usd"] == pytest.approx(29 * 0.2)
@@ -242,9 +241,9 @@ def test_a_larger_batch_tells_places(sandbox: Sandbox, tmp_path: Path) -> None:
     assert (facet["manifest"], facet["journal"]) == (summary["manifest"], summary["journal"])
 
 
-def test_openlineage_is_imported_only_when_it_asks() -> None:
+def test_openlineage_is_not_imported_with_the_operator() -> None:
     code = (
-        "import sys, airflow_provider_wan.operators.wan_batch, airflow_provider_wan.lineage.batches;"
+        "import sys, airflow_provider_wan.operators.wan_batch, airflow_provider_wan.lineage.assets;"
         "print([m for m in sys.modules if m.startswith('openlineage')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a landing tells about where its video came from: assets, hook lineage, OpenLineage."""
+"""Assets, hook lineage and OpenLineage of a landing."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def outlet_events() -> Any:
     return OutletEventAccessors()
 
 
-def test_an_asset_event_says_what_the_video_is() -> None:
+def test_asset_event_describes_the_video() -> None:
     from airflow.sdk import Asset
 
     asset, context = Asset("gs://videos/daily"), {"outlet_events": outlet_events()}
@@ -73,7 +73,7 @@ def test_an_asset_event_says_what_the_video_is() -> None:
     }
 
 
-def test_several_videos_are_all_in_the_event_of_an_asset() -> None:
+def test_asset_event_lists_several_videos_of_a_request() -> None:
     from airflow.sdk import Asset
 
     asset, context = Asset("gs://videos/daily"), {"outlet_events": outlet_events()}
@@ -82,7 +82,7 @@ def test_several_videos_are_all_in_the_event_of_an_asset() -> None:
     assert [one["uri"] for one in extra["videos"]] == ["gs://videos/1.mp4", "gs://videos/2.mp4"]
 
 
-def test_an_alias_gets_an_event_for_each_video() -> None:
+def test_alias_gets_an_event_for_each_video() -> None:
     from airflow.sdk import AssetAlias
 
     alias, context = AssetAlias("daily-videos"), {"outlet_events": outlet_events()}
@@ -92,7 +92,7 @@ def test_an_alias_gets_an_event_for_each_video() -> None:
     assert events[0].extra == extra_of(record(), video())
 
 
-def test_a_landing_without_outlets_says_nothing() -> None:
+def test_landing_without_outlets_makes_no_event() -> None:
     context = {"outlet_events": outlet_events()}
     emit_outlets(context, [], record())
     assert len(context["outlet_events"]) == 0
@@ -114,7 +114,7 @@ task = WanToGCSOperator(task_id="land", bucket_name="videos", object_name="a.mp4
     "request_id": request_id, "model_id": "wan-ai/wan-2-2/image-to-video", "image": inputs["img_url"],
     "inputs": inputs, "fingerprint": "f" * 64})
 task.execute({"ti": TI(), "outlet_events": {}})
-told = collector.collected_assets
+report = collector.collected_assets
 from airflow.providers.openlineage.extractors.base import DefaultExtractor
 facets = DefaultExtractor(task).extract_on_complete(TI())
 from openlineage.client import OpenLineageClient
@@ -125,29 +125,29 @@ client.emit(RunEvent(eventTime="2026-01-15T00:00:00Z", eventType=RunState.COMPLE
     run=Run(runId="01900000-0000-7000-8000-000000000000", facets=facets.run_facets), job=Job("airflow", "d.land"),
     inputs=facets.inputs, outputs=facets.outputs))
 links = {link.name: link.get_link(task, ti_key=None) for link in task.operator_extra_links}
-print("TOLD" + json.dumps({"request_id": request_id, "links": links,
-    "inputs": [one.asset.uri for one in told.inputs], "outputs": [one.asset.uri for one in told.outputs]}))
+print("REPORT" + json.dumps({"request_id": request_id, "links": links,
+    "inputs": [one.asset.uri for one in report.inputs], "outputs": [one.asset.uri for one in report.outputs]}))
 """
 
 
 @pytest.fixture
 def landing(sandbox: Sandbox, tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Land a video in a process of its own; gives what was told, and the event in OpenLineage's file."""
+    """Land a video in its own process; return the collected assets, and the event in OpenLineage's file."""
     pytest.importorskip("openlineage.client")
     events = tmp_path / "events.jsonl"
     done = subprocess.run(
         [sys.executable, "-c", _LAND, str(events)], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout[done.stdout.index("TOLD") + 4 :])
-    return told, json.loads(events.read_text())
+    report = json.loads(done.stdout[done.stdout.index("REPORT") + 6 :])
+    return report, json.loads(events.read_text())
 
 
-def test_a_landing_is_told_to_hook_lineage_and_to_openlineage(
+def test_landing_is_reported_to_hook_lineage_and_openlineage(
     landing: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
-    told, event = landing
-    assert (told["inputs"], told["outputs"]) == (
+    report, event = landing
+    assert (report["inputs"], report["outputs"]) == (
         ["https://images.example.com/a.jpg"],
         ["gs://videos/a.mp4"],
     )
@@ -158,19 +158,19 @@ def test_a_landing_is_told_to_hook_lineage_and_to_openlineage(
     assert (output["namespace"], output["name"]) == ("gs://videos", "a.mp4")
     assert output["outputFacets"]["outputStatistics"]["size"] == 50_000
     facets = event["run"]["facets"]
-    assert facets["externalQuery"]["externalQueryId"] == told["request_id"]
+    assert facets["externalQuery"]["externalQueryId"] == report["request_id"]
     request = facets["wan_request"]
-    assert request["request_id"] == told["request_id"]
+    assert request["request_id"] == report["request_id"]
     assert request["cost_usd"] == pytest.approx(0.2)
     assert request["processing_seconds"] >= 0
-    assert told["links"] == {
+    assert report["links"] == {
         "Video": "https://storage.cloud.google.com/videos/a.mp4",
         "Bucket": "https://console.cloud.google.com/storage/browser/videos/",
         "RunComfy generations": "https://www.runcomfy.com/generations",
     }
 
 
-def test_openlineage_is_imported_only_when_it_asks() -> None:
+def test_openlineage_is_not_imported_with_the_operator() -> None:
     code = (
         "import sys, airflow_provider_wan.transfers.wan_to_gcs, airflow_provider_wan.lineage.assets;"
         "print([m for m in sys.modules if m.startswith('openlineage')])"
