@@ -61,15 +61,31 @@ _PICTURE_WAIT_S = 0.5
 _may_read_xcoms = Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM))
 
 RunId = Annotated[str, Query(min_length=1, max_length=250)]
-State = Annotated[
-    Literal["all", "landed", "open", "todo", "not_landed", "unknown", "failed", "refused", "left"], Query()
-]
-PageNumber = Annotated[int, Query(ge=1, le=100_000)]
-Name = Annotated[str, Query(max_length=200)]
-TaskId = Annotated[str, Query(min_length=1, max_length=250)]
-MapIndex = Annotated[int, Query(ge=-1)]
-Key = Annotated[Literal["", "return_value", "request", "failed", "refused", "manifest"], Query()]
-Index = Annotated[int, Query(ge=0)]
+State = Literal["all", "landed", "open", "todo", "not_landed", "unknown", "failed", "refused", "left"]
+Key = Literal["", "return_value", "request", "failed", "refused", "manifest"]
+
+
+async def _asked_page(
+    dag_id: str,
+    run_id: RunId,
+    state: State = "all",
+    page: Annotated[int, Query(ge=1, le=100_000)] = 1,
+    name: Annotated[str, Query(max_length=200)] = "",
+) -> PageQuery:
+    return PageQuery(dag_id, run_id, state, page, name.strip())
+
+
+async def _asked_xcom(
+    task_id: Annotated[str, Query(min_length=1, max_length=250)],
+    map_index: Annotated[int, Query(ge=-1)] = -1,
+    key: Key = "return_value",
+    index: Annotated[int, Query(ge=0)] = 0,
+) -> XComRef:
+    return XComRef(task_id, map_index, key, index)
+
+
+AskedPage = Annotated[PageQuery, Depends(_asked_page)]
+AskedXCom = Annotated[XComRef, Depends(_asked_xcom)]
 
 app = FastAPI(
     title="Videos of a Dag run",
@@ -114,16 +130,8 @@ async def _on_error(request: Request, error: HTTPException) -> Response:
 
 
 @app.get("/dags/{dag_id}/videos")
-async def show_videos(
-    session: SessionDep,
-    dag_id: str,
-    run_id: RunId,
-    state: State = "all",
-    page: PageNumber = 1,
-    name: Name = "",
-) -> HTMLResponse:
+async def show_videos(session: SessionDep, query: AskedPage) -> HTMLResponse:
     """Show a page of a run's videos."""
-    query = PageQuery(dag_id, run_id, state, page, name.strip())
     nonce = secrets.token_urlsafe(16)
     policy = (
         f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; img-src 'self'; "
@@ -197,16 +205,8 @@ def _with_record(card: Card, fields: Mapping[TaskInstanceKey, Mapping[str, Any]]
 
 
 @app.get("/dags/{dag_id}/live")
-async def show_progress(
-    session: SessionDep,
-    dag_id: str,
-    run_id: RunId,
-    state: State = "all",
-    page: PageNumber = 1,
-    name: Name = "",
-) -> JSONResponse:
+async def show_progress(session: SessionDep, query: AskedPage) -> JSONResponse:
     """Return the state of the requests that a page shows as in progress."""
-    query = PageQuery(dag_id, run_id, state, page, name.strip())
     return JSONResponse(await _work(_progress, session, query), headers=_PRIVATE)
 
 
@@ -232,17 +232,9 @@ def _progress(session: Any, query: PageQuery) -> dict[str, Any]:
 
 @app.get("/dags/{dag_id}/video")
 async def show_video(
-    session: SessionDep,
-    request: Request,
-    dag_id: str,
-    run_id: RunId,
-    task_id: TaskId,
-    map_index: MapIndex = -1,
-    key: Key = "return_value",
-    index: Index = 0,
+    session: SessionDep, request: Request, dag_id: str, run_id: RunId, ref: AskedXCom
 ) -> Response:
     """Redirect the browser to a signed address of a video, or pass the video on."""
-    ref = XComRef(task_id, map_index, key, index)
     ranges = request.headers.get("range"), request.headers.get("if-range")
     found = await _work(_find_video, session, RunData(session, dag_id, run_id), ref, *ranges)
     if isinstance(found, str):
@@ -297,17 +289,8 @@ async def _stream(answer: Answer) -> AsyncIterator[bytes]:
 
 
 @app.get("/dags/{dag_id}/image")
-async def show_image(
-    session: SessionDep,
-    dag_id: str,
-    run_id: RunId,
-    task_id: TaskId,
-    map_index: MapIndex = -1,
-    key: Key = "return_value",
-    index: Index = 0,
-) -> Response:
+async def show_image(session: SessionDep, dag_id: str, run_id: RunId, ref: AskedXCom) -> Response:
     """Send a small picture of a source image, or "not yet" if it takes longer than a moment to make."""
-    ref = XComRef(task_id, map_index, key, index)
     uri, access = await _work(_find_image, session, RunData(session, dag_id, run_id), ref)
     try:
         picture = asyncio.wrap_future(_thumbnails.get(uri, access)) if uri else None

@@ -6,12 +6,12 @@ from __future__ import annotations
 import base64
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote, unquote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -157,27 +157,6 @@ def duration(seconds: float) -> str:
 # -- the tab -----------------------------------------------------------------------------------------------
 
 
-class CardSource(Protocol):
-    """Cards that are made only when a page shows them."""
-
-    @property
-    def cost_usd(self) -> float:
-        """The known costs."""
-
-    @property
-    def requests(self) -> int:
-        """The number of cards with a request id."""
-
-    def count(self) -> Mapping[CardState, int]:
-        """Return the number of cards in each state."""
-
-    def find(self, states: Collection[CardState], name: str = "") -> Sequence[int]:
-        """Return the numbers of matching cards."""
-
-    def cards(self, numbers: Iterable[int]) -> list[Card]:
-        """Return cards by their numbers."""
-
-
 @dataclass(frozen=True, slots=True)
 class PageQuery:
     """Which part of a run is asked for.
@@ -208,7 +187,7 @@ class RunView:
     :param troubles: why batches failed, and which files could not be read.
     """
 
-    sources: Sequence[CardSource]
+    sources: Sequence[CardList | BatchCards]
     is_over: bool = False
     progress: Sequence[str] = ()
     troubles: Sequence[str] = ()
@@ -228,7 +207,7 @@ class RunView:
         :param batches: with the lines of their file; None: not read.
         """
         batches = list(batches)
-        sources: list[CardSource] = [CardList(cards)]
+        sources: list[CardList | BatchCards] = [CardList(cards)]
         sources += [
             BatchCards(replace(status, is_over=status.is_over or is_over), lines)
             for status, lines in batches
