@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two buckets of the demo: photographs go up into one, videos come down from the other."""
+"""The two buckets of the demo: one for photographs, one for videos."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PHOTOS = Path(__file__).resolve().parent / "photos"
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """A video in the bucket, as the record beside it tells."""
+    """A video in the bucket, as described by the record beside it."""
 
     image_url: str
     uri: str
@@ -45,7 +45,7 @@ class Gallery:
         )
 
     def publish_photos(self) -> dict[str, str]:
-        """Upload every photograph and give their public addresses by file name."""
+        """Upload every photograph and return their public addresses by file name."""
         bucket = self._client.bucket(PHOTOS_BUCKET)
         addresses = {}
         for path in sorted(PHOTOS.glob("*.[jp][pn]g")):
@@ -54,10 +54,10 @@ class Gallery:
         return addresses
 
     def landed(self) -> list[Landed]:
-        """Every video that has a record beside it: a video without one is not there yet."""
+        """Return every video with a record beside it; a video without one is not complete yet."""
         found: dict[str, Landed] = {}
         for blob in self._client.list_blobs(VIDEOS_BUCKET, timeout=30):
-            # Not the journal, which lies in the same bucket and changes as we look.
+            # Not the journal, which is in the same bucket and still changes.
             if not blob.name.endswith(".mp4.json"):
                 continue
             record = json.loads(blob.download_as_bytes(timeout=30))
@@ -66,7 +66,7 @@ class Gallery:
         return [found[uri] for uri in sorted(found)]
 
     def download(self, landed: Landed, folder: Path) -> Path:
-        """Copy a video out of the bucket, checked by the client against its checksum."""
+        """Download a video; the client verifies its checksum."""
         path = folder / Path(landed.object_name).name
         blob = self._client.bucket(VIDEOS_BUCKET).blob(landed.object_name)
         blob.download_to_filename(str(path), checksum="crc32c", timeout=60)

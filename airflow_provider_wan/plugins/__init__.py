@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this provider adds to Airflow's UI."""
+"""Plugins for Airflow's UI."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tab "Videos" on the page of a Dag run.
 
-Airflow imports this in every process that reads plugins, so it holds no more than what the tab is called. The
-pages themselves (``airflow_provider_wan.gallery``) are imported by the API server when somebody opens one.
+Airflow imports this in every process that reads plugins, so it has only the tab's name and address. The API server
+imports the pages (``airflow_provider_wan.gallery``) when somebody opens one.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ URL_PREFIX = "/wan"
 
 
 async def gallery_app(scope: Any, receive: Any, send: Any) -> None:
-    """Pass a request on to the pages, which are imported with the first one."""
+    """Pass a request on to the pages, which the first request imports."""
     from airflow_provider_wan.gallery.app import app
 
     await app(scope, receive, send)
 
 
-def _is_wanted() -> bool:
+def _is_enabled() -> bool:
     return bool(conf.getboolean("wan", "gallery", fallback=True))
 
 
 class WanGalleryPlugin(AirflowPlugin):
-    """Adds the tab; ``[wan] gallery = False`` takes it away."""
+    """Adds the tab; ``[wan] gallery = False`` removes it."""
 
     name = "wan_gallery"
     fastapi_apps: ClassVar[list[dict[str, Any]]] = (
-        [{"app": gallery_app, "url_prefix": URL_PREFIX, "name": "Wan videos"}] if _is_wanted() else []
+        [{"app": gallery_app, "url_prefix": URL_PREFIX, "name": "Wan videos"}] if _is_enabled() else []
     )
     external_views: ClassVar[list[dict[str, Any]]] = (
         [
@@ -43,6 +43,6 @@ class WanGalleryPlugin(AirflowPlugin):
                 "url_route": "wan-videos",
             }
         ]
-        if _is_wanted()
+        if _is_enabled()
         else []
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Chromium for the tests: the system's own, or installed from its packages where that is possible."""
+"""A Chromium for the tests: the system's own, or installed from its packages if possible."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLAGS = (
 
 
 def chromium() -> str:
-    """Path of a Chromium; skips the tests where there is none and none can be installed."""
+    """Return the path of a Chromium; skip the tests if there is none and none can be installed."""
     if found := _found():
         return found
     apt = shutil.which("apt-get")
@@ -40,7 +40,7 @@ def chromium() -> str:
             timeout=600,
             check=False,
         )
-        # Where it could be installed and was not, the tests have not run, and that must be seen.
+        # A failed installation must be seen: skipped tests would look like passed ones.
         assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stdout[-2000:]}"
     return _found() or pytest.fail("chromium was installed, and is not on the path")
 
@@ -50,6 +50,6 @@ def _found() -> str | None:
 
 
 def free_of_proxies(folder: Path) -> dict[str, str]:
-    """The environment of the browser: nothing of the user's own profile or proxies."""
+    """Return the environment of the browser, without the user's profile and proxies."""
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     return {**kept, "HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "XDG_CACHE_HOME": str(folder)}
