@@ -225,6 +225,12 @@ class Windows:
         expect(frame.locator("h1")).to_have_text("Videos")
         return frame
 
+    def gallery(self, run_id: str, dag_id: str = DAG_ID, page: Page | None = None) -> Page:
+        """Open what the tab shows, without Airflow's page around it, which takes seconds to load."""
+        page = page or self()
+        page.goto(f"{self._site.url}/wan/dags/{dag_id}/videos?run_id={quote(run_id, safe='')}")
+        return page
+
     def close_pages(self) -> None:
         """Close what a test has opened."""
         for page in self._pages:

@@ -76,7 +76,7 @@ def test_video_plays_to_its_end_and_seeks(site: Site, page_of: Windows) -> None:
     page = page_of()
     answers: list[int] = []
     page.on("response", lambda answer: answers.append(answer.status) if "/video?" in answer.url else None)
-    video = page_of.tab(site.run_id, page=page).locator("video").first
+    video = page_of.gallery(site.run_id, page=page).locator("video").first
     assert video.evaluate("video => video.readyState") == 0  # nothing is fetched before somebody plays it
     assert answers == []
 
@@ -119,8 +119,7 @@ def test_dark_follows_airflow(site: Site, page_of: Windows, screenshot: Screensh
 def test_narrow_window_needs_no_scrolling_sideways(
     site: Site, page_of: Windows, screenshot: Screenshot
 ) -> None:
-    page = page_of(width=420, height=860)
-    page.goto(f"{site.url}/wan/dags/{DAG_ID}/videos?run_id={site.run_id.replace('+', '%2B')}")
+    page = page_of.gallery(site.run_id, page=page_of(width=420, height=860))
     expect(page.locator("li.card")).to_have_count(6)
     width, window = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert width <= window
@@ -129,20 +128,16 @@ def test_narrow_window_needs_no_scrolling_sideways(
 
 @pytest.mark.usefixtures("slow_generations")
 def test_hostile_prompt_stays_text_and_the_page_updates_itself(site: Site, page_of: Windows) -> None:
-    site.sandbox.control("account", {"concurrency": 1})
     entries, tasks = site.submit(HOSTILE, 3), [RunTask("make_video.submit", n, "running") for n in range(3)]
     write_run("hostile", entries[:2], tasks, dag_id=DAG_ID)
-    page = page_of()
-    frame = page_of.tab("hostile", page=page)
-    expect(frame.locator("li.card .prompt").first).to_have_text(HOSTILE)
-    expect(page).not_to_have_title("owned")
-    expect(frame.locator("title")).to_have_js_property("text", "Videos")
-    expect(frame.locator("li.card .prompt *")).to_have_count(0)
-    expect(frame.locator(".state", has_text="queued, position").first).to_be_visible()
-    expect(frame.locator(".prompt")).to_have_count(2)
+    page = page_of.gallery("hostile")
+    expect(page.locator("li.card .prompt").first).to_have_text(HOSTILE)
+    expect(page).to_have_title("Videos")
+    expect(page.locator("li.card .prompt *")).to_have_count(0)
+    expect(page.locator(".state", has_text="queued, position").first).to_be_visible()
+    expect(page.locator(".prompt")).to_have_count(2)
     write_xcoms("hostile", entries[2:], dag_id=DAG_ID)
-    expect(frame.locator(".prompt")).to_have_count(3)
-    site.sandbox.control("account", {"concurrency": 4})
+    expect(page.locator(".prompt")).to_have_count(3)
 
 
 @pytest.mark.usefixtures("slow_generations")
@@ -205,21 +200,20 @@ def test_contact_sheet_plays_videos_from_a_folder(
 
 
 def test_thousand_videos_stay_usable(site: Site, page_of: Windows) -> None:
-    frame = page_of.tab(site.write_crowd(1000))
-    expect(frame.locator("nav.filters")).to_contain_text("all (1,000)")
-    expect(frame.locator("li.card video")).to_have_count(24)
-    expect(frame.locator("li.card img").first).to_have_js_property("complete", True)
-    frame.get_by_role("link", name="next").click()
-    expect(frame.locator("nav.pages .here")).to_have_text("page 2 of 42")
-    frame.get_by_label("Go to page").fill("42")
-    frame.get_by_role("button", name="Go").click()
-    expect(frame.locator("nav.pages .here")).to_have_text("page 42 of 42")
-    expect(frame.locator("li.card")).to_have_count(1000 - 41 * 24)
+    page = page_of.gallery(site.write_crowd(1000))
+    expect(page.locator("nav.filters")).to_contain_text("all (1,000)")
+    expect(page.locator("li.card video")).to_have_count(24)
+    expect(page.locator("li.card img").first).to_have_js_property("complete", True)
+    page.get_by_role("link", name="next").click()
+    expect(page.locator("nav.pages .here")).to_have_text("page 2 of 42")
+    page.get_by_label("Go to page").fill("42")
+    page.get_by_role("button", name="Go").click()
+    expect(page.locator("nav.pages .here")).to_have_text("page 42 of 42")
+    expect(page.locator("li.card")).to_have_count(1000 - 41 * 24)
 
 
 def test_page_without_permission_says_so(site: Site, page_of: Windows) -> None:
-    page = page_of("")
-    page.goto(f"{site.url}/wan/dags/{DAG_ID}/videos?run_id=any")
+    page = page_of.gallery(site.run_id, page=page_of(""))
     expect(page.locator("body")).to_have_text(
         "You may not see the videos of this Dag: that takes permission to read its XComs."
     )
