@@ -89,7 +89,7 @@ def batches_of(entries: Iterable[Entry], tasks: Iterable[RunTask] = ()) -> list[
 
     :param tasks: its task instances of this provider.
     """
-    over = {(task.task_id, task.map_index) for task in tasks if task.state in TASK_OVER}
+    over = {task.key for task in tasks if task.state in TASK_OVER}
     found: dict[TaskInstanceKey, BatchStatus] = {}
     of_batches = [entry for entry in entries if entry.key in FILE_KEYS and _is_of_batch(entry)]
     for entry in sorted(of_batches, key=lambda entry: FILE_KEYS.index(entry.key)):

@@ -139,6 +139,11 @@ class RunTask:
     state: str | None
     operator: str = "WanSubmitOperator"
 
+    @property
+    def key(self) -> TaskInstanceKey:
+        """The task instance."""
+        return self.task_id, self.map_index
+
 
 @dataclass(frozen=True, slots=True)
 class CardVideo:
@@ -283,7 +288,7 @@ def cards_of(
     :param run_is_over: whether no task of the run can run any more.
     """
     entries = sorted(entries, key=lambda entry: (entry.task_id, entry.map_index, entry.key != "return_value"))
-    joined = _JoinedCards({(task.task_id, task.map_index): task.operator for task in tasks})
+    joined = _JoinedCards({task.key: task.operator for task in tasks})
     for entry in entries:
         if entry.key in ("return_value", "request"):
             joined.add_request(entry)
@@ -301,7 +306,7 @@ def cards_of(
         _without_xcom(task)
         for task in tasks
         if task.operator in SUBMITTERS
-        and (task.task_id, task.map_index) not in with_xcoms
+        and task.key not in with_xcoms
         and task.state not in ("success", "skipped", "removed")
     ]
     if run_is_over or _landings_are_over(tasks):

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Airflow's API server in this process with the gallery in it, and runs written into its database."""
+"""Airflow's API server in this process with the gallery in it, and runs written into its database.
+
+Airflow's server takes seconds to import, so nothing of it is imported when tests are collected.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow.api_fastapi.app import create_app, get_auth_manager
-from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
-from airflow.models.dag_version import DagVersion
-from airflow.models.dagrun import DagRun
-from airflow.models.renderedtifields import RenderedTaskInstanceFields
-from airflow.models.taskinstance import TaskInstance
-from airflow.models.xcom import XComModel
-from airflow.utils.session import create_session
-from sqlalchemy import func, insert, select
-from starlette.testclient import TestClient
-
 from airflow_provider_wan.gallery.cards import Entry, RunTask
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from starlette.testclient import TestClient
 
 DAG_ID = "content"
 SOME_DAY = datetime(2026, 1, 15, tzinfo=UTC)
@@ -36,6 +29,8 @@ class AirflowServer:
     """Airflow's API server, asked over HTTP in this process."""
 
     def __init__(self) -> None:
+        from airflow.api_fastapi.app import create_app
+
         self.app: FastAPI = create_app("core")
         self._visitors: dict[str | None, TestClient] = {}
 
@@ -58,12 +53,17 @@ class AirflowServer:
 
     def as_user(self, role: str | None = "VIEWER") -> TestClient:
         """Return a client that is logged in with a role; None: not logged in."""
+        from starlette.testclient import TestClient
+
         if role not in self._visitors:
             self._visitors[role] = TestClient(self.app, headers={} if role is None else self.login(role))
         return self._visitors[role]
 
     def token(self, role: str) -> str:
         """Return the token of a user with a role; the empty role may do nothing."""
+        from airflow.api_fastapi.app import get_auth_manager
+        from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+
         user = SimpleAuthManagerUser(username=role or "nobody", role=role or None)
         found: str = get_auth_manager().generate_jwt(user)
         return found
@@ -93,11 +93,18 @@ def write_run(
 
     :param rendered: template fields by task id.
     """
+    from airflow.models.dag_version import DagVersion
+    from airflow.models.dagrun import DagRun
+    from airflow.models.renderedtifields import RenderedTaskInstanceFields
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+    from sqlalchemy import func, insert, select
+
     entries = list(entries)
     versions = (
         select(DagVersion.id).where(DagVersion.dag_id == dag_id).order_by(DagVersion.version_number.desc())
     )
-    known = {(task.task_id, task.map_index): task for task in tasks}
+    known = {task.key: task for task in tasks}
     for entry in entries:
         known.setdefault(entry.task, RunTask(*entry.task, "success", "Other"))
     with create_session() as session:
@@ -121,6 +128,11 @@ def write_run(
 
 def write_xcoms(run_id: str, entries: Iterable[Entry], *, dag_id: str = DAG_ID) -> None:
     """Write XComs of a run into the database, as a worker stores them: as JSON text."""
+    from airflow.models.dagrun import DagRun
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import insert, select
+
     with create_session() as session:
         number = session.scalar(select(DagRun.id).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
         rows = [
