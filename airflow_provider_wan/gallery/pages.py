@@ -338,7 +338,7 @@ def _alarms(run: RunView, query: PageQuery) -> list[tuple[str, str, str]]:
             (
                 f"{what} paid for, and the video is not in the bucket.",
                 "No task of this run is going to land it. Clear the landing task, or the batch: that lands what "
-                "was paid for and buys nothing again. RunComfy keeps videos for a limited time.",
+                "was paid for and buys nothing again. Do it soon: RunComfy does not say how long it keeps a video.",
                 query.address(state="not_landed"),
             )
         )
@@ -347,7 +347,8 @@ def _alarms(run: RunView, query: PageQuery) -> list[tuple[str, str, str]]:
         alarms.append(
             (
                 f"{what} may have been bought, and nobody has the answer.",
-                "Nothing is sent again by itself. Look on RunComfy's page Generations, and settle each one.",
+                "Nothing is sent again by itself. Look it up on RunComfy's page Generations, then settle it with "
+                "airflow wan journal settle, or with resolve=.",
                 query.address(state="unknown"),
             )
         )
