@@ -38,9 +38,11 @@ LOADED = "image => image.decode().then(() => image.naturalWidth)"
 
 @pytest.fixture
 def slow_generations(site: Site) -> Iterator[None]:
-    """Generations that do not end while a test looks."""
+    """One generation that does not end during a test, and a queue behind it."""
     site.sandbox.control("speed", {"speed": 0.01})
+    site.sandbox.control("account", {"concurrency": 1})
     yield
+    site.sandbox.control("account", {"concurrency": site.sandbox.settings.concurrency})
     site.sandbox.control("speed", {"speed": 600})
 
 
