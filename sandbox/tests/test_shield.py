@@ -23,7 +23,7 @@ def test_sandbox_tests_run_without_airflow_and_without_the_shell_s_settings(tmp_
     test = tmp_path / "probe.py"
     test.write_text("import sys\nsys.modules['airflow'] = sys.modules['airflow_provider_wan'] = None\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "probe", "-p", "no:cacheprovider"]
-    command += ["sandbox/tests/test_sandbox_queue.py", "sandbox/tests/test_sandbox_cli.py"]
+    command += ["sandbox/tests/test_sandbox_queue.py"]
     dirt = {"HTTP_PROXY": "http://127.0.0.1:1", "STORAGE_EMULATOR_HOST": "http://127.0.0.1:1"}
     env = {**os.environ, **dirt, "PYTHONPATH": str(tmp_path)}
     env = {name: value for name, value in env.items() if not name.startswith("PYTEST_")}

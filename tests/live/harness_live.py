@@ -47,17 +47,17 @@ class Live:
         return self.client.trigger(dag_id, conf, logical_date=logical_date)
 
     def assert_ends(
-        self, dag_id: str, run_id: str, state: str = "success", *, timeout_s: float = 120
+        self, dag_id: str, run_id: str, state: str = "success", *, timeout_s: float = 600
     ) -> None:
         """Wait for a run's end and fail, with the logs of its failed tasks, if it is another than this."""
         ended = self.client.wait_run(dag_id, run_id, timeout_s=timeout_s)
         assert ended == state, f"{ended}, not {state}: {self.client.why_failed(dag_id, run_id)}"
 
-    def wait_task(self, task: TaskKey, *states: str, timeout_s: float = 90, **more: Any) -> dict[str, Any]:
+    def wait_task(self, task: TaskKey, *states: str, timeout_s: float = 600, **more: Any) -> dict[str, Any]:
         """Wait until a task is in one of the states; see ``AirflowClient.wait_task``."""
         return self.client.wait_task(task, *states, timeout_s=timeout_s, **more)
 
-    def wait_until(self, check: Callable[[], T | None], what: str, *, timeout_s: float = 90) -> T:
+    def wait_until(self, check: Callable[[], T | None], what: str, *, timeout_s: float = 600) -> T:
         """The first true value of ``check``; TimeoutError naming ``what`` when there is none in time."""
         return wait_until(check, what, timeout_s=timeout_s)
 
@@ -106,7 +106,7 @@ class Live:
         """What was bought for this image, by the sandbox's ledger."""
         return [one for one in self.sandbox.ledger()["purchases"] if one["img_url"] == img_url]
 
-    def wait_purchase(self, img_url: str, *, timeout_s: float = 90) -> dict[str, Any]:
+    def wait_purchase(self, img_url: str, *, timeout_s: float = 600) -> dict[str, Any]:
         """Wait until something was bought for this image, and give the first."""
         found = wait_until(lambda: self.purchases(img_url), f"a purchase of {img_url}", timeout_s=timeout_s)
         return found[0]

@@ -24,7 +24,7 @@ import pytest
 
 from tests.live.harness_live import Live
 
-SCENARIO_TIMEOUT_S = 300
+SCENARIO_TIMEOUT_S = 900
 """No scenario may take longer; its own waits are shorter and say more."""
 
 AT_ONCE = 12

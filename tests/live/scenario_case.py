@@ -19,7 +19,7 @@ from tests.live.harness_live import IMAGES_BUCKET, VIDEOS_BUCKET, Live
 from tests.live.scenario_database import Database, database
 
 VIDEO_BYTES = 300_000
-PATIENCE_S = 240
+PATIENCE_S = 600
 """How long anything is waited for: a busy machine is slow, and that proves nothing."""
 QUICK_S = 2
 """A ``timeout`` of the connection that makes the claim of a dead process old within seconds."""
@@ -142,21 +142,6 @@ class Case:
     def api_fault(self, call: str, fault: str, *, img_url: str | None = None, **rule: Any) -> str:
         """Switch a fault of the API on, for this scenario's image alone."""
         return self.live.sandbox.add_fault(call, fault, img_url_contains=img_url or self.img_url, **rule)
-
-    def journal_fault(self, fault: str, **rule: Any) -> str:
-        """Switch a fault on that hits writes of this scenario's record."""
-        return self.live.sandbox.add_fault(
-            "bucket.upload", fault, object_contains=self.journal_prefix, **rule
-        )
-
-    def video_fault(self, fault: str, **rule: Any) -> str:
-        """Switch a fault on that hits the upload of this scenario's video."""
-        return self.live.sandbox.add_fault("bucket.upload", fault, object_contains=f"{self.name}/v", **rule)
-
-    def image_fault(self, fault: str, **rule: Any) -> str:
-        """Switch a fault on that hits reads of this scenario's image."""
-        image = self.img_url.rsplit("/", 1)[1]
-        return self.live.sandbox.add_fault("bucket.get", fault, object_contains=image, **rule)
 
     def wait_hit(self, rule_id: str, *, hits: int = 1) -> None:
         """Wait until a fault has hit."""

@@ -17,7 +17,7 @@ PLACE = "backfill"
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03")
 OF_DAY = ("coffee.jpg", "astronaut.jpg")
 CONF = {"source": f"gs://{IMAGES_BUCKET}/{PLACE}", "bucket": VIDEOS_BUCKET, "prefix": PLACE}
-TIMEOUT_S = 240
+TIMEOUT_S = 600
 
 
 @scenario

@@ -25,16 +25,6 @@ def test_marked_failed_while_queued_it_is_cancelled_and_not_charged(live: Live) 
 
 
 @scenario
-def test_marked_success_while_queued_it_is_cancelled_and_not_charged(live: Live) -> None:
-    marked(Case(live, "marked-success-queued"), "success", queued=True)
-
-
-@scenario
-def test_marked_failed_while_running_it_is_left_and_told(live: Live) -> None:
-    marked(Case(live, "marked-failed-running"), "failed", queued=False)
-
-
-@scenario
 def test_marked_success_while_running_it_is_left_and_told(live: Live) -> None:
     marked(Case(live, "marked-success-running"), "success", queued=False)
 
@@ -58,17 +48,9 @@ def marked(case: Case, state: str, *, queued: bool) -> None:
 
 @scenario
 def test_mapped_tasks_marked_failed_lose_only_their_own_queued_request(live: Live) -> None:
-    mapped_and_marked(Case(live, "mapped-marked-failed"), "failed")
-
-
-@scenario
-def test_mapped_tasks_marked_success_lose_only_their_own_queued_request(live: Live) -> None:
-    mapped_and_marked(Case(live, "mapped-marked-success"), "success")
-
-
-def mapped_and_marked(case: Case, state: str) -> None:
     """Of three, the first is queued and the second runs when they are marked; the third goes on."""
     need_on_kill()
+    case = Case(live, "mapped-marked-failed")
     images = case.more_images(2)
     for image, where in zip(images, ("queue", "running", "queue"), strict=True):
         case.api_fault("generation", f"stuck_{where}", img_url=image)
@@ -81,7 +63,7 @@ def mapped_and_marked(case: Case, state: str) -> None:
         case.wait_asked(by_image[image])
 
     for task in tasks[:2]:
-        case.live.client.set_state(task, state)
+        case.live.client.set_state(task, "failed")
     case.harmed()
 
     case.wait_until(lambda: len(case.cancels()) == 2, "two cancels")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A triggerer that ends or is frozen: another one goes on, and no request is cancelled."""
+"""What a wait in a triggerer survives: its end, a freeze, a token that is rotated. No request is cancelled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.live.harness_scenarios import scenario
 from tests.live.scenario_case import HAS_ON_KILL, Case
 from tests.live.scenario_waits import goes_on, waiting_in_a_triggerer
 
-BATCH = "scenario_batch"
+BATCH, CHAIN = "scenario_batch", "scenario_chain"
 LEFT = "the task's state is deferred"
 
 
@@ -73,3 +73,26 @@ def test_a_triggerer_that_is_asked_to_end_hands_its_requests_over(live: Live) ->
     live.airflow.wait_taken_over(make, lost=ended)
     case.recovered()
     goes_on(case, make, request_id)
+
+
+@scenario
+def test_a_token_that_is_rotated_during_the_wait_loses_nothing(live: Live) -> None:
+    case = Case(live, "token-rotated", account=True)
+    case.api_fault("generation", "stuck_running")
+    run_id = case.start(CHAIN)
+    request_id = case.wait_purchase()
+    case.wait_task(case.task(CHAIN, run_id, "wait"), "deferred")
+    refused_before = len(refusals(live))
+
+    case.revoke_token()
+    case.harmed()
+    case.wait_until(lambda: len(refusals(live)) > refused_before, "a call with the revoked token")
+    case.rotate_token()
+    live.force(request_id, "succeeded")
+
+    case.finish(CHAIN, run_id)
+    case.judge()
+
+
+def refusals(live: Live) -> list[object]:
+    return [one for one in live.sandbox.ledger()["refusals"] if one["code"] == 400004]

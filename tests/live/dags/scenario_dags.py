@@ -47,9 +47,6 @@ with DAG("scenario_wait", schedule=None, default_args=RETRIES):
 with DAG("scenario_wait_in_worker", schedule=None, default_args=RETRIES):
     land(WanSubmitOperator(task_id="make", img_url=IMG_URL, deferrable=False, **WANTED, **WAIT).output)
 
-with DAG("scenario_short_wait", schedule=None, default_args=RETRIES | {"retries": 9}):
-    land(WanSubmitOperator(task_id="make", img_url=IMG_URL, timeout=5, **WANTED, **WAIT).output)
-
 with DAG("scenario_chain", schedule=None, default_args=RETRIES):
     submitted = WanSubmitOperator(task_id="submit", img_url=IMG_URL, **WANTED)
     awaited = WanRequestSensor(task_id="wait", request=submitted.output, poke_interval=1, wan_conn_id=CONN_ID)
