@@ -31,6 +31,8 @@ from demo.airflow_client import AirflowApiError, AirflowClient, TaskKey, wait_un
 from demo.airflow_settings import PASSWORDS_FILE, AirflowSettings
 from demo.processes import OwnProcess, free_port, stop_all, useful_end
 
+_SCHEDULER = Path(__file__).resolve().with_name("scheduler.py")
+
 
 class LocalAirflowError(RuntimeError):
     """A part of the local Airflow did not start or did not live; the message has the end of its log."""
@@ -263,9 +265,10 @@ class LocalAirflow:
 
     def _start(self, *command: str, name: str | None = None) -> OwnProcess:
         name = name or command[0]
+        program = [str(_SCHEDULER)] if command[0] == "scheduler" else ["-m", "airflow"]
         process = OwnProcess(
             name,
-            [sys.executable, "-m", "airflow", *command],
+            [sys.executable, *program, *command],
             env=self.env,
             log_path=self.home / f"{name}.log",
             cwd=self.home,

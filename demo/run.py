@@ -34,8 +34,8 @@ OUTPUT = ROOT / "demo-output"
 REFUSED = frozenset({"chelsea.jpg", "horse_rgba.png"})
 """Photographs that break the API's rules: too small, and one with an alpha channel."""
 RUN_TIMEOUT_S = 240
-SPEED = 15
-"""A generation takes one to three minutes in life: 4 to 12 seconds here."""
+SPEED = 30
+"""A generation takes one to three minutes in life: 2 to 6 seconds here."""
 
 
 class DemoError(RuntimeError):
