@@ -113,7 +113,7 @@ class OwnProcess:
         self.signal_all(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let a frozen session run on (SIGCONT)."""
+        """Continue a frozen session (SIGCONT)."""
         self.signal_all(signal.SIGCONT)
 
     def kill(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says what happens while it happens: a line for each change, nothing when nothing changes."""
+"""Prints the progress: a line for each change."""
 
 from __future__ import annotations
 

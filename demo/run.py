@@ -170,7 +170,7 @@ def only_one() -> Iterator[None]:
 
 
 def stop_on_signals() -> None:
-    """Let SIGINT, SIGTERM and SIGHUP all end the demo as Ctrl-C does; the first one counts."""
+    """End the demo on SIGINT, SIGTERM and SIGHUP; only the first signal counts."""
 
     def interrupt(number: int, frame: object) -> None:
         ignore_signals()
@@ -181,7 +181,7 @@ def stop_on_signals() -> None:
 
 
 def ignore_signals() -> None:
-    """Let no impatient Ctrl-C disturb the stopping, which takes seconds at most."""
+    """Ignore further signals while everything is stopped, which takes seconds."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # Not SIG_IGN: Python prints an error about a signal that is on its way when it is set.
         signal.signal(number, lambda number, frame: None)

@@ -98,11 +98,11 @@ class SandboxProcess:
         return book
 
     def add_fault(self, call: str, fault: str, **rule: Any) -> str:
-        """Switch a fault on and return the id of its rule."""
+        """Add a fault rule and return its id."""
         return str(self.control("faults", {"call": call, "fault": fault, **rule})["id"])
 
     def remove_fault(self, rule_id: str) -> None:
-        """Switch one fault off."""
+        """Remove a fault rule."""
         self.control(f"faults/{rule_id}", method="DELETE")
 
 

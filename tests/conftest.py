@@ -99,7 +99,7 @@ def sandbox_server() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def sandbox(sandbox_server: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
-    """Give the sandbox as new (no requests, faults or objects), with the environment that points at it.
+    """The shared sandbox in its initial state, with the environment that points at it.
 
     How long generations run is changed with ``sandbox.control("speed", {"generation_seconds": 3600})``.
     """
@@ -113,7 +113,7 @@ def sandbox(sandbox_server: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox
 
 @pytest.fixture
 def queueing_sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    """Give a sandbox of a test's own whose requests queue and run, for batches: four at a time, 300 times as fast."""
+    """A sandbox of the test's own whose requests queue and run: four at a time, 300 times as fast."""
     from wan_sandbox.server import Sandbox
 
     settings = {"speed": 300, "concurrency": 4, "video_bytes": 20_000, "check_images": False}
@@ -125,7 +125,7 @@ def queueing_sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
 
 @pytest.fixture
 def bucket(sandbox: Sandbox) -> Bucket:
-    """Give the bucket ``videos`` of the sandbox with a real client of it."""
+    """The bucket ``videos`` of the sandbox with a real client."""
     from airflow_provider_wan.hooks.gcs import storage_client
     from tests.sandboxes import Bucket
 

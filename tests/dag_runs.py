@@ -47,11 +47,11 @@ class Run:
         return str(self.dag_run.state)
 
     def states(self) -> dict[str, str]:
-        """Give the state of each task instance, by ``task_id`` or ``task_id[map_index]``."""
+        """Return the state of each task instance, by ``task_id`` or ``task_id[map_index]``."""
         return {_key(ti): str(ti.state) for ti in self.dag_run.get_task_instances()}
 
     def xcom(self, task_id: str, *, key: str = "return_value", map_index: int = -1) -> Any:
-        """Give what a task left."""
+        """Return an XCom of a task."""
         found = [ti for ti in self.dag_run.get_task_instances() if _key(ti) == _name(task_id, map_index)]
         return found[0].xcom_pull(task_ids=task_id, key=key, map_indexes=None if map_index < 0 else map_index)
 
@@ -65,7 +65,7 @@ def _name(task_id: str, map_index: int) -> str:
 
 
 class DagFolder:
-    """A dags folder of a test's own: ``dag.test()`` finds a Dag only where Airflow looks for Dags."""
+    """A dags folder of the test's own: ``dag.test()`` finds a Dag only where Airflow looks for Dags."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._folder = folder
@@ -79,7 +79,7 @@ class DagFolder:
     def write(
         self, body: str, *, params: Mapping[str, Any] | None = None, **default_args: Any
     ) -> Callable[..., Run]:
-        """Write a Dag with these tasks; gives what runs it: ``run(conf)``."""
+        """Write a Dag with these tasks, and return a function that runs it: ``run(conf)``."""
         dag_id = f"dag_{uuid4().hex[:8]}"
         head = _HEAD.format(
             dag_id=dag_id, params=dict(params or {}), default_args={**_DEFAULT_ARGS, **default_args}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the fixtures ``sandbox`` and ``bucket`` give out."""
+"""Types and values of the fixtures ``sandbox`` and ``bucket``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MODEL = "wan-ai/wan-2-2/image-to-video"
 #: Inputs that the sandbox accepts without looking at an image.
 INPUTS = {"prompt": "a slow wave", "img_url": "https://images.example.com/a.jpg"}
-#: Size of each video that the shared sandbox gives out.
+#: Size of each video of the shared sandbox.
 VIDEO_BYTES = 50_000
 
 
@@ -31,7 +31,7 @@ class Bucket:
         return f"gs://{self.name}"
 
     def objects(self, prefix: str = "") -> dict[str, dict[str, Any]]:
-        """Give what is in it by name, seen past all faults: size_bytes, generation, crc32c, metadata, writes."""
+        """Return its objects by name, read past all faults: size_bytes, generation, crc32c, metadata, writes."""
         shown = self.sandbox.bucket_control(f"objects?bucket={self.name}&prefix={prefix}")
         return {item["name"]: item for item in shown["objects"]}
 
@@ -42,13 +42,13 @@ class Bucket:
     def put(
         self, name: str, data: bytes, content_type: str = "application/octet-stream", **metadata: str
     ) -> int:
-        """Put an object there; gives its generation."""
+        """Upload an object; returns its generation."""
         blob = self.client.bucket(self.name).blob(name)
         blob.metadata = metadata or None
         blob.upload_from_string(data, content_type=content_type)
         return int(blob.generation)
 
     def calls(self) -> dict[str, int]:
-        """Tell how often what was asked of the buckets."""
+        """Return the number of calls to the buckets, by kind."""
         counted: dict[str, int] = self.sandbox.bucket_control("calls")["calls"]
         return counted

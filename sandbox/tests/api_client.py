@@ -96,7 +96,7 @@ def image_bytes(
 
 
 def eventually(condition: Callable[[], Any], timeout_s: float = 20) -> Any:
-    """Ask again until something is true, and give it back."""
+    """Poll until a condition is true, and return its value."""
     ends = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < ends, "it never became true"

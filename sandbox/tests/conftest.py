@@ -15,7 +15,7 @@ VIDEO_BYTES = 50_000
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
-    """Give one that looks at no image, encodes nothing, and runs each generation for an hour unless told."""
+    """A sandbox that reads no image, encodes nothing, and runs each generation for an hour."""
     settings = {"video_bytes": VIDEO_BYTES, "check_images": False, "generation_seconds": 3600}
     with Sandbox(**settings, concurrency=2) as started:
         yield started

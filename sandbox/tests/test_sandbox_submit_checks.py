@@ -17,7 +17,7 @@ from wan_sandbox.server import Sandbox
 
 @pytest.fixture
 def looking() -> Iterator[Sandbox]:
-    """Give a sandbox that looks at images and encodes nothing."""
+    """A sandbox that checks images and encodes nothing."""
     with Sandbox(video_bytes=50_000) as started:
         yield started
 

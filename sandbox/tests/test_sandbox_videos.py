@@ -19,7 +19,7 @@ from wan_sandbox.server import Sandbox
 
 @pytest.fixture(scope="module")
 def studio() -> Iterator[Client]:
-    """Give a client of a sandbox that encodes."""
+    """A client of a sandbox that encodes."""
     with Sandbox(generation_seconds=0) as started:
         yield Client(started)
 

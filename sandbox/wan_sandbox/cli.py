@@ -68,7 +68,7 @@ def _fail(message: str) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Give the options; their names are those of :class:`Settings`."""
+    """Return the argument parser; its options have the names of :class:`Settings`."""
     options = argparse.ArgumentParser(
         prog="python -m wan_sandbox",
         description="A local RunComfy Model API and a local bucket: build and test DAGs for free.",
@@ -96,21 +96,31 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_behaviour(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--speed", type=float, default=1.0, help="how much faster than life generations run, e.g. 60")
+    add(
+        "--speed",
+        type=float,
+        default=1.0,
+        help="speed-up of generations: sandbox seconds per real second, e.g. 60",
+    )
     add("--generation-seconds", type=float, help="length of a generation, before --speed")
-    add("--spread", type=float, help="how far lengths scatter (sigma of a lognormal distribution)")
-    add("--video-bytes", type=int, help="encode nothing: a small MP4 padded to this size")
+    add("--spread", type=float, help="spread of the lengths (sigma of a lognormal distribution)")
+    add("--video-bytes", type=int, help="do not encode: serve a small MP4 padded to this size")
     add(
         "--check-images",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="fetch and check each img_url",
     )
-    add("--link-ttl-seconds", type=float, default=3600.0, help="how long a link to a video works")
-    add("--early-result", choices=("state", "400005"), default="state", help="what /result says too early")
+    add("--link-ttl-seconds", type=float, default=3600.0, help="how long a link to a video is valid")
+    add(
+        "--early-result",
+        choices=("state", "400005"),
+        default="state",
+        help="answer of /result before the end",
+    )
     add("--model", dest="models", action="append", default=[], help="id of one more model; repeatable")
     add("--fault", dest="faults", action="append", default=[], help="call:fault[:key=value,...]; repeatable")
-    add("--seed", type=int, default=0, help="of all random numbers")
+    add("--seed", type=int, default=0, help="seed of all random numbers")
 
 
 def _add_account(group: argparse._ArgumentGroup) -> None:
@@ -118,14 +128,19 @@ def _add_account(group: argparse._ArgumentGroup) -> None:
     add("--token", default="sandbox-token", help="the API token")
     add("--balance", dest="balance_usd", type=float, default=1000.0, help="in USD")
     add("--price", dest="price_usd", type=float, default=0.2, help="of one clip, in USD")
-    add("--price-unit", choices=("output", "second"), default="output", help="how the model's page says it")
+    add(
+        "--price-unit",
+        choices=("output", "second"),
+        default="output",
+        help="unit of the price on the model's page",
+    )
     add(
         "--price-by-inputs",
         action="store_true",
         help="charge by resolution, duration and audio; --price is then only the base on the model's page",
     )
     add("--concurrency", type=int, default=2, help="generations that run at the same time; the rest queues")
-    add("--requests-per-second", type=float, help="over which calls are answered with 429")
+    add("--requests-per-second", type=float, help="limit above which calls are answered with 429")
     add("--submits-per-second", type=float, help="the same for submits alone")
 
 
@@ -148,7 +163,7 @@ async def _run(settings: Settings, state_file: Path | None) -> None:
 
 
 def welcome(settings: Settings, url: str, bucket_url: str, env: dict[str, str]) -> str:
-    """Word what is printed at the start: addresses, and variables to paste into a shell."""
+    """Return the text printed at the start: addresses, and variables to paste into a shell."""
     variables = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in env.items())
     return (
         f"RunComfy sandbox: nothing here costs money.\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts and stops a sandbox: in an event loop (:func:`serve`), or beside a test (:class:`Sandbox`)."""
+"""Starts and stops a sandbox: in an event loop (:func:`serve`), or in a thread of a test (:class:`Sandbox`)."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _PROXY_NAMES = ("http_proxy", "https_proxy", "all_proxy")
 
 
 class ControlError(Exception):
-    """The control of a sandbox refused a change; the message has its reason."""
+    """A control route refused a change; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where a running sandbox is, and how it is reached.
+    """Addresses and token of a running sandbox.
 
     :param url: of the Model API, the media and the control.
     :param bucket_url: of the bucket.
@@ -54,7 +54,7 @@ class Addresses:
     token: str
 
     def env(self) -> dict[str, str]:
-        """Give the environment variables that point Airflow and the Google clients at the sandbox."""
+        """Return the environment variables that point Airflow and the Google clients at the sandbox."""
         connection = {
             "conn_type": "wan",
             "host": self.url,
@@ -112,7 +112,7 @@ async def serve(settings: Settings) -> AsyncIterator[Addresses]:
 async def _let_clients_leave(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Make nothing of a client that went away in the middle: tests kill them on purpose."""
+    """Ignore clients that disconnect: tests kill them on purpose."""
     try:
         return await handler(request)
     except ConnectionError:
@@ -134,7 +134,7 @@ async def _listen(runners: list[web.AppRunner], app: web.Application, settings: 
 
 
 def call(url: str, body: Any = None, *, method: str | None = None, timeout_s: float = 30) -> Any:
-    """Ask a sandbox something over HTTP and read its JSON; never through a proxy.
+    """Call a control route and return its JSON; never through a proxy.
 
     :raises ControlError: it says no, and why.
     """
@@ -151,7 +151,7 @@ def call(url: str, body: Any = None, *, method: str | None = None, timeout_s: fl
 
 
 class Sandbox:
-    """A sandbox beside a test, in a thread of its own; use it as a context manager.
+    """A sandbox in a thread of its own, for tests; use it as a context manager.
 
     :param settings: the fields of :class:`~wan_sandbox.settings.Settings`.
 
@@ -220,7 +220,7 @@ class Sandbox:
         return self.addresses.token
 
     def env(self) -> dict[str, str]:
-        """Give the environment variables that point Airflow and the Google clients here."""
+        """Return the environment variables that point Airflow and the Google clients here."""
         return self.addresses.env()
 
     def control(self, path: str, json: Any = None, *, method: str | None = None) -> Any:
@@ -232,23 +232,23 @@ class Sandbox:
         return call(f"{self.bucket_url}/_sandbox/{path}", json, method=method)
 
     def ledger(self) -> dict[str, Any]:
-        """Give what was asked, bought, charged, cancelled and refused."""
+        """Return what was called, bought, charged, cancelled and refused."""
         book: dict[str, Any] = self.control("ledger")
         return book
 
     def add_fault(self, call: str, fault: str, **rule: Any) -> str:
-        """Switch a fault on; what is no field of a rule (rate, count, skip, request_id) is a parameter.
+        """Add a fault rule; keywords other than rate, count, skip and request_id are parameters of the fault.
 
         :returns: the id of the rule.
         """
         return str(self.control("faults", {"call": call, "fault": fault, **rule})["id"])
 
     def clear_faults(self) -> None:
-        """Switch all faults off."""
+        """Remove all fault rules."""
         self.control("faults", method="DELETE")
 
     def reset(self) -> None:
-        """Forget requests, ledger, accounts, faults and objects: everything is as at the start."""
+        """Delete requests, ledger, accounts, faults and objects: restore the initial state."""
         self.control("reset", {})
         call(f"{self.bucket_url}/_sandbox/reset", {})
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that can be chosen about a sandbox, with the defaults that make it lifelike."""
+"""The settings of a sandbox, with defaults close to the real service."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How one sandbox behaves; the command line and the tests' :class:`Sandbox` take the same names.
+    """Settings of one sandbox; the command line and :class:`Sandbox` use the same names.
 
     :param host: address to listen on.
     :param port: of the API and its media; 0 takes a free one.
     :param bucket_port: of the bucket; 0 takes a free one.
     :param control_hosts: names, besides IP addresses and localhost, by which ``/_sandbox/`` may be called.
-    :param speed: how much faster than life generations run; 60 turns a minute into a second.
+    :param speed: speed-up of generations; 60 turns a minute into a second.
     :param generation_seconds: length of a generation before ``speed``; default: lifelike, 60 to 180 s at
         480P and around 163 s at 1080P.
-    :param spread: how far lengths scatter (sigma of a lognormal distribution); default: 0.25, and 0 where
+    :param spread: spread of the lengths (sigma of a lognormal distribution); default: 0.25, and 0 where
         ``generation_seconds`` is given.
     :param concurrency: generations of an account that run at the same time; the rest queues.
     :param balance_usd: what an account starts with, in USD.
@@ -31,12 +31,12 @@ class Settings:
     :param submits_per_second: the same for submits alone.
     :param video_bytes: serve a small real MP4 that is padded to exactly this size and encode nothing.
     :param check_images: fetch each ``img_url`` and look at the image before anything is bought.
-    :param link_ttl_seconds: how long a link to a video works; asking for the result gives a fresh one.
+    :param link_ttl_seconds: how long a link to a video is valid; asking for the result gives a fresh one.
     :param early_result: what ``/result`` says too early: ``state`` (200 and the state) or ``400005``.
     :param models: ids of further models, which take any input.
     :param buckets: names of buckets to create at the start.
     :param faults: rules in force from the start, as text (``call:fault[:key=value,...]``) or mappings.
-    :param seed: of all random numbers.
+    :param seed: seed of all random numbers.
     """
 
     host: str = "127.0.0.1"

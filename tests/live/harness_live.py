@@ -117,7 +117,7 @@ class Live:
         return [one for one in self.sandbox.ledger()["cancels"] if one["request_id"] in ids]
 
     def force(self, request_id: str, state: str) -> None:
-        """Bring a request into a state: succeeded, failed, cancelled, stuck or vanished."""
+        """Force a request into a state: succeeded, failed, cancelled, stuck or vanished."""
         self.sandbox.control(f"requests/{request_id}", {"state": state})
 
     def videos(self, prefix: str = "") -> list[dict[str, Any]]:

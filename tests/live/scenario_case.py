@@ -88,7 +88,7 @@ class Case:
         return TaskKey(dag_id, run_id, task_id, map_index)
 
     def more_images(self, count: int) -> list[str]:
-        """Give this scenario's image and so many more."""
+        """Return this scenario's image and ``count`` more."""
         more = [self.live.image(self.name) for _ in range(count)]
         self._images.update(more)
         return [self.img_url, *more]
@@ -158,7 +158,7 @@ class Case:
         self.harmed()
 
     def harmed(self) -> None:
-        """Note that something was done to it just now."""
+        """Record the moment of the harm."""
         self._harmed_at = time.monotonic()
 
     def settling(self) -> None:
@@ -168,7 +168,7 @@ class Case:
         self.harmed()
 
     def recovered(self) -> None:
-        """Note that it is as promised again."""
+        """Record that the scenario has recovered."""
         if self._harmed_at is not None and self._recovered_s is None:
             self._recovered_s = time.monotonic() - self._harmed_at
 
@@ -177,11 +177,11 @@ class Case:
         self._connect(timeout=seconds)
 
     def revoke_token(self) -> None:
-        """Let the account's token be good for nothing from now on."""
+        """Revoke the account's token."""
         self.live.sandbox.control("tokens", {"revoke": self._token})
 
     def rotate_token(self) -> None:
-        """Give the account another token, and the connection too."""
+        """Rotate the token of the account and of the connection."""
         self._token = f"token-of-{self.name}-{uuid.uuid4().hex}"
         self.live.sandbox.control("tokens", {"add": self._token, "account": self.name})
         self._connect()
@@ -244,7 +244,7 @@ class Case:
     def judge(
         self, *, bought: int = 1, charged: int | None = None, landed: int = 1, cancelled: int = 0
     ) -> None:
-        """Hold the promise against the ledger and the bucket, and add a line to the table.
+        """Compare the ledger and the bucket with the promise, and add a line to the table.
 
         :param bought: requests that may have been bought.
         :param charged: how many of them are paid for; default: the same less the cancelled ones.

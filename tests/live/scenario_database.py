@@ -25,14 +25,14 @@ class Database:
         self._lock = threading.Lock()
 
     def row(self, query: str, *values: Any) -> tuple[Any, ...] | None:
-        """Give the first row of an answer."""
+        """Return the first row of an answer."""
         with self._lock, self._connection.cursor() as cursor:
             cursor.execute(query, values)
             row: tuple[Any, ...] | None = cursor.fetchone()
         return row
 
     def task_instance(self, columns: str, task: TaskKey) -> tuple[Any, ...] | None:
-        """Give columns of a task instance."""
+        """Return columns of a task instance."""
         query = f"SELECT {columns} FROM task_instance WHERE dag_id = %s AND run_id = %s AND task_id = %s"
         return self.row(
             f"{query} AND {self._index_column} = %s",

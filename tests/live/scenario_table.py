@@ -42,7 +42,7 @@ class Row:
     fine: bool
 
     def cells(self) -> tuple[str, ...]:
-        """Give it as text."""
+        """Return the cells as text."""
         recovered = "-" if self.recovered_s is None else f"{self.recovered_s:.1f}"
         numbers = (self.bought, self.charged, self.right_cancels, self.wrong_cancels, self.landed)
         return (self.scenario, *map(str, numbers), recovered, "yes" if self.fine else "NO")
@@ -53,13 +53,13 @@ _lock = threading.Lock()
 
 
 def add(row: Row) -> None:
-    """Take in a row; scenarios run in threads."""
+    """Add a row; scenarios run in threads."""
     with _lock:
         _rows.append(row)
 
 
 def render(rows: list[Row]) -> str:
-    """Give the rows as a table that is readable as text and as Markdown."""
+    """Return the rows as a Markdown table that is readable as text."""
     lines = [HEAD, *(row.cells() for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEAD))]
     lines.insert(1, tuple("-" * width for width in widths))

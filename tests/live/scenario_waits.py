@@ -11,7 +11,7 @@ WAIT = "scenario_wait"
 
 
 def waiting_in_a_triggerer(case: Case) -> tuple[TaskKey, Triggerer, str]:
-    """Give a task whose queued request is waited for, and that a false cancel would reach."""
+    """Return a deferred task, its triggerer and its queued request, which a wrong cancel would reach."""
     case.api_fault("generation", "stuck_queue")
     make = case.task(WAIT, case.start(WAIT), "make")
     case.wait_task(make, "deferred")
@@ -20,7 +20,7 @@ def waiting_in_a_triggerer(case: Case) -> tuple[TaskKey, Triggerer, str]:
 
 
 def goes_on(case: Case, make: TaskKey, request_id: str) -> None:
-    """Let its request succeed, and hold the promise."""
+    """Let its request succeed, and check purchases and videos."""
     case.live.force(request_id, "succeeded")
     case.ends(WAIT, make.run_id)
     assert case.cancels() == []

@@ -85,7 +85,7 @@ def wait_over(live: Live, backfill_id: int) -> None:
 
 
 def ended_well(live: Live, dag_id: str) -> dict[str, dict[str, Any]]:
-    """Give the runs of a Dag by their day; fail, with logs, where one has not succeeded."""
+    """Return the runs of a Dag by day; fail, with logs, if one has not succeeded."""
     runs = live.client.pages(f"/dags/{dag_id}/dagRuns", "dag_runs")
     for run in runs:
         assert run["state"] == "success", live.client.why_failed(dag_id, run["dag_run_id"])

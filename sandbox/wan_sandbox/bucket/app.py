@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bucket that behaves: the Cloud Storage JSON API as ``google-cloud-storage`` uses it.
+"""A bucket: the Cloud Storage JSON API as ``google-cloud-storage`` uses it.
 
 Preconditions hold, listings have pages, uploads resume, checksums are checked, and many requests are served at
 once. ``STORAGE_EMULATOR_HOST`` leads the client here.
@@ -154,7 +154,7 @@ async def _answer(
 
 
 async def _name_in_body(call: Call, route: Route) -> str:
-    """Find out which object an upload is about whose path does not say it: fault rules may ask for it."""
+    """Return the object name of an upload whose path does not have it: fault rules may need it."""
     if route.handler is upload_multipart:
         return await open_multipart(call)
     if route.handler is start_resumable:

@@ -52,7 +52,7 @@ async def answer_batch(
 
 
 def read_parts(content_type: str, body: bytes) -> list[Part]:
-    """Take a batch apart.
+    """Parse a batch request.
 
     :raises StorageError: 400.
     """

@@ -22,7 +22,7 @@ _SERVERS_OWN = frozenset(
 
 
 async def insert_bucket(call: Call) -> web.StreamResponse:
-    """Make a bucket; one with ``publicAccessPrevention: enforced`` answers no unsigned link."""
+    """Create a bucket; one with ``publicAccessPrevention: enforced`` serves no unsigned link."""
     body = await call.json()
     name = body.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -70,7 +70,7 @@ async def delete_bucket(call: Call) -> web.StreamResponse:
 
 
 async def check_permissions(call: Call) -> web.StreamResponse:
-    """Say that the caller may do everything that it asks about."""
+    """Answer that the caller has every permission that it asks about."""
     call.store.bucket(call.bucket)
     asked = call.request.query.getall("permissions", [])
     return json_answer({"kind": "storage#testIamPermissionsResponse", "permissions": asked})

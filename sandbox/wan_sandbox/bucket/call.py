@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every handler of the bucket gets: the emulator's state, and the one call that came in."""
+"""The state of the emulator, and one call to it: what every handler gets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Shape:
 
 @dataclass(slots=True)
 class Counts:
-    """What was asked of the bucket, and how much went through."""
+    """Counts of calls, answers and bytes."""
 
     calls: Counter[str] = field(default_factory=Counter)
     statuses: Counter[str] = field(default_factory=Counter)
@@ -46,7 +46,7 @@ class Counts:
     bytes_written: int = 0
 
     def clear(self) -> None:
-        """Count from zero again."""
+        """Reset the counts."""
         self.calls.clear()
         self.statuses.clear()
         self.bytes_read = self.bytes_written = 0
@@ -83,7 +83,7 @@ class Emulator:
 
 
 class Pacer:
-    """Holds one stream to a number of bytes a second."""
+    """Limits one stream to a number of bytes a second."""
 
     def __init__(self, bytes_per_s: float) -> None:
         self._bytes_per_s = bytes_per_s
@@ -149,7 +149,7 @@ class Call:
         return float(self.rule.params.get("interval_s", GCS_WRITE_INTERVAL_S))
 
     def is_corrupt(self, where: str) -> bool:
-        """Tell whether the fault ``corrupt`` flips a byte of this call: at ``rest`` or on the ``wire``."""
+        """Return whether the fault ``corrupt`` flips a byte of this call: at ``rest`` or on the ``wire``."""
         if self.rule is None or self.rule.fault != "corrupt":
             return False
         return str(self.rule.params.get("at", "rest")) == where

@@ -37,7 +37,7 @@ class Hashes:
         self._md5 = hashlib.md5(usedforsecurity=False)
 
     def update(self, data: bytes) -> None:
-        """Take in the next bytes."""
+        """Append the next bytes."""
         self._crc32c.update(data)
         self._md5.update(data)
 
@@ -72,7 +72,7 @@ class Content:
             weakref.finalize(self, _unlink, path).atexit = False  # the directory goes as a whole then
 
     def rotten(self, at: int | None = None) -> Content:
-        """Give the same content with one byte flipped under unchanged checksums, as failing storage would.
+        """Return the same content with one byte flipped and unchanged checksums, as failing storage would.
 
         :param at: which byte; default: the middle one.
         """

@@ -60,7 +60,7 @@ async def _answer(emulator: Emulator, control: Control, request: web.Request) ->
 
 
 async def health(emulator: Emulator, request: web.Request) -> dict[str, Any]:
-    """Say that the server is up."""
+    """Answer that the server is up."""
     return {"ok": True, "buckets": sorted(emulator.store.buckets)}
 
 
@@ -88,7 +88,7 @@ async def show_objects(emulator: Emulator, request: web.Request) -> dict[str, An
 
 
 async def show_calls(emulator: Emulator, request: web.Request) -> dict[str, Any]:
-    """Show how often what was asked, with which answers, and how many bytes of objects went through."""
+    """Show the number of calls by kind and by answer, and the bytes of objects that were transferred."""
     counts = emulator.counts
     return {
         "calls": dict(counts.calls),
@@ -99,13 +99,13 @@ async def show_calls(emulator: Emulator, request: web.Request) -> dict[str, Any]
 
 
 async def clear_calls(emulator: Emulator, request: web.Request) -> dict[str, Any]:
-    """Count from zero again."""
+    """Reset the counts."""
     emulator.counts.clear()
     return {"cleared": True}
 
 
 async def make_bucket(emulator: Emulator, request: web.Request) -> dict[str, Any]:
-    """Make a bucket, or make an existing one public or private: ``{name, public}``."""
+    """Create a bucket, or make an existing one public or private: ``{name, public}``."""
     body = read_json(await request.read())
     name, public = str(body.get("name") or ""), bool(body.get("public", emulator.store.public))
     if not name:
@@ -118,7 +118,7 @@ async def make_bucket(emulator: Emulator, request: web.Request) -> dict[str, Any
 
 
 async def seed(emulator: Emulator, request: web.Request) -> dict[str, Any]:
-    """Make many objects at once.
+    """Create many objects at once.
 
     ``{bucket, prefix, count, size, suffix, content_type, metadata, text}``: names are the prefix, a number with
     six digits and the suffix; or else ``objects`` gives names, each with its metadata. All share one content,
@@ -152,7 +152,7 @@ def _content(emulator: Emulator, size: int, data: bytes | None) -> Content:
 
 
 async def show_shape(emulator: Emulator, request: web.Request) -> dict[str, Any]:
-    """Show how slow the link is."""
+    """Show the latency and speed of the link."""
     shape, store = emulator.shape, emulator.store
     return {
         "latency_s": shape.latency_s,
@@ -162,7 +162,7 @@ async def show_shape(emulator: Emulator, request: web.Request) -> dict[str, Any]
 
 
 async def set_shape(emulator: Emulator, request: web.Request) -> dict[str, Any]:
-    """Make the link slow: ``{latency_s, bytes_per_s, write_interval_s}``; 0 is no bound."""
+    """Set the latency and speed of the link: ``{latency_s, bytes_per_s, write_interval_s}``; 0 is no bound."""
     body = read_json(await request.read())
     try:
         values = {key: max(0.0, float(value)) for key, value in body.items()}

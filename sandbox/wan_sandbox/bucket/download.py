@@ -36,7 +36,7 @@ class Blocks(Payload):
         raise TypeError("the body of a download cannot be read as text")
 
     async def write(self, writer: Any) -> None:
-        """Send everything, counted and at the pace of the link."""
+        """Send everything, counted and at the speed of the link."""
         for block in self._value:
             await writer.write(block)
             self._counts.bytes_read += len(block)

@@ -38,7 +38,7 @@ class StorageError(Exception):
         self.headers = headers
 
     def as_json(self) -> web.Response:
-        """Say it as the JSON API does."""
+        """Return the error as the JSON API does."""
         if self.status == 304:  # Not Modified has no body
             return web.Response(status=304)
         entry = {"message": self.message, "domain": "global", "reason": self.reason}
@@ -54,7 +54,7 @@ class StorageError(Exception):
         )
 
     def as_xml(self) -> web.Response:
-        """Say it as the XML API does, which public and signed links use."""
+        """Return the error as the XML API does, which public and signed links use."""
         if self.status == 304:
             return web.Response(status=304)
         details = f"<Details>{escape(self.details)}</Details>" if self.details else ""

@@ -47,7 +47,7 @@ class Entry:
 
 
 async def list_objects(call: Call) -> web.StreamResponse:
-    """Give one page."""
+    """Return one page."""
     home = call.store.bucket(call.bucket)
     listing = read_listing(call)
     items: list[dict[str, Any]] = []
@@ -115,13 +115,13 @@ def entries(home: Bucket, listing: Listing) -> Iterator[Entry]:
 
 
 def successor(prefix: str) -> str:
-    """Give the first text that sorts behind everything with this prefix."""
+    """Return the first text that sorts after everything with this prefix."""
     stem = prefix.rstrip(_LAST_CHARACTER)
     return stem[:-1] + chr(ord(stem[-1]) + 1) if stem else _LAST_CHARACTER * 300
 
 
 def write_token(resume_at: str) -> str:
-    """Make a page token: where the next page begins."""
+    """Return a page token: where the next page begins."""
     return base64.urlsafe_b64encode(resume_at.encode("utf-8", "surrogatepass")).decode()
 
 

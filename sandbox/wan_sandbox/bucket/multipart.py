@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes a ``multipart/related`` upload apart while it comes in: metadata first, then the object's bytes."""
+"""Streaming parser of a ``multipart/related`` upload: metadata first, then the object's bytes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RelatedParser:
         self.content_type: str | None = None
 
     def feed(self, data: bytes) -> bytes:
-        """Take the next bytes of the body and give those of the object that are certain by now."""
+        """Add the next bytes of the body, and return the bytes of the object that are complete."""
         self._buffer += data
         if self.metadata is None and not self._read_head():
             return b""

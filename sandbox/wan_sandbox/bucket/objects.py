@@ -80,7 +80,7 @@ async def copy_object(call: Call) -> web.StreamResponse:
 
 
 async def move_object(call: Call) -> web.StreamResponse:
-    """Give an object another name in its bucket."""
+    """Rename an object within its bucket."""
     source = _source(call)
     stored = await _copy(call)
     if source.name != stored.name:
@@ -110,7 +110,7 @@ def _source(call: Call) -> StoredObject:
 
 
 async def compose_object(call: Call) -> web.StreamResponse:
-    """Put objects one after the other into a new one, which has no MD5."""
+    """Concatenate objects into a new one, which has no MD5."""
     body = await call.json()
     given = body.get("sourceObjects")
     if not isinstance(given, list) or not 1 <= len(given) <= MAX_COMPONENTS:

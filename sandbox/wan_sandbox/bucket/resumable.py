@@ -66,7 +66,7 @@ def read_chunk_range(headers: Mapping[str, str]) -> ChunkRange:
 
 
 def session_name(emulator: Emulator, upload_id: str) -> str:
-    """Tell which object a session is about, for fault rules; empty for an unknown one."""
+    """Return the object name of an upload session, for fault rules; empty if it is unknown."""
     session = emulator.sessions.get(upload_id)
     return session.name if session else ""
 
@@ -96,7 +96,7 @@ async def start_resumable(call: Call) -> web.StreamResponse:
 
 
 async def put_chunk(call: Call) -> web.StreamResponse:
-    """Take a chunk, answer a question about the status, or finish."""
+    """Store a chunk, answer a status query, or finish."""
     session = _session(call)
     call.name, call.query = session.name, session.query  # the conditions are those of the start
     async with session.lock:  # a retry may arrive while the chunk before it still hangs
@@ -129,7 +129,7 @@ def _session(call: Call) -> Session:
 
 
 async def _take(call: Call, session: Session, asked: ChunkRange) -> bool:
-    """Take in the bytes of a chunk; false where it leaves a gap behind what is there."""
+    """Append the bytes of a chunk; False if it would leave a gap."""
     spool = session.spool
     skip = spool.size - (asked.start or 0)
     if skip < 0:

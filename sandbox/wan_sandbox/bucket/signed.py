@@ -18,7 +18,7 @@ _PARTS = ("credential", "date", "expires", "signedheaders", "signature")
 
 
 def check_access(call: Call, home: Bucket) -> None:
-    """Let a link pass or refuse it.
+    """Check the signature of a link.
 
     The signature must be there and look like one, but is not verified: the server knows no keys.
 

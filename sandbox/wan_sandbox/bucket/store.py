@@ -92,7 +92,7 @@ class Bucket:
         return frozenset({base64.b64encode(str(self.metageneration).encode()).decode()})
 
     def get(self, name: str, generation: int | None = None) -> StoredObject:
-        """Give the live object.
+        """Return the live object.
 
         :raises StorageError: 404, also where the live one is another generation.
         """
@@ -134,7 +134,7 @@ class Store:
         return self._last_generation
 
     def bucket(self, name: str) -> Bucket:
-        """Give a bucket.
+        """Return a bucket.
 
         :raises StorageError: 404.
         """
@@ -146,7 +146,7 @@ class Store:
     def create_bucket(
         self, name: str, *, public: bool | None = None, fields: Mapping[str, Any] | None = None
     ) -> Bucket:
-        """Make a bucket.
+        """Create a bucket.
 
         :raises StorageError: 409 if it is there already.
         """
@@ -181,7 +181,7 @@ class Store:
         component_count: int | None = None,
         interval_s: float = 0.0,
     ) -> StoredObject:
-        """Make content the live object of a name, if its conditions hold now.
+        """Make content the live object of a name if its conditions hold.
 
         :param interval_s: a limit of the rate of changes for this call, as ``write_interval_s``.
         :raises StorageError: 404, 412 or 429; nothing was changed then.

@@ -62,14 +62,14 @@ class Intake:
         self._corrupt = call.is_corrupt("wire")
 
     def write(self, data: bytes) -> None:
-        """Take in bytes."""
+        """Append bytes."""
         if self._corrupt and data:
             data, self._corrupt = flip(data, 0), False
         self._spool.write(data)
 
 
 def check_name(name: object) -> str:
-    """Let an object name pass that Cloud Storage would take.
+    """Check that Cloud Storage would accept an object name.
 
     :raises StorageError: 400.
     """
@@ -103,7 +103,7 @@ def commit(
 
 
 async def upload_media(call: Call) -> web.StreamResponse:
-    """Take a body that is the object and nothing else."""
+    """Handle a body that is the object and nothing else."""
     check_start(call, check_name(call.name))
     fields = {"contentType": call.headers.get("Content-Type"), "metadata": None}
     if call.query.get("contentEncoding"):
@@ -130,7 +130,7 @@ async def open_multipart(call: Call) -> str:
 
 
 async def upload_multipart(call: Call) -> web.StreamResponse:
-    """Take metadata and bytes in one body."""
+    """Handle metadata and bytes in one body."""
     if call.parser is None:
         call.name = await open_multipart(call)
     check_start(call, call.name)
@@ -143,7 +143,7 @@ async def upload_multipart(call: Call) -> web.StreamResponse:
 
 
 async def put_link(call: Call) -> web.StreamResponse:
-    """Take a ``PUT`` to a signed link."""
+    """Handle a ``PUT`` to a signed link."""
     check_access(call, call.store.bucket(call.bucket))
     check_start(call, check_name(call.name))
     fields: dict[str, Any] = {
@@ -170,7 +170,7 @@ async def put_link(call: Call) -> web.StreamResponse:
 
 
 async def _whole_body(call: Call) -> Content:
-    """Take in the object's bytes, out of the multipart body if it is one."""
+    """Read the object's bytes, from the multipart body if it is one."""
     spool = call.store.contents.spool()
     intake, parser = Intake(call, spool), call.parser
     intake.write(call.early)

@@ -117,7 +117,7 @@ def object_headers(stored: StoredObject, *, public: bool) -> dict[str, str]:
 
 
 def clean(value: str) -> str:
-    """Make a text of a client's fit for a header: no line may begin in it."""
+    """Make a client's text safe for a header: remove line breaks."""
     return "".join(char for char in str(value) if char.isprintable())
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes wrong on purpose: rules that say which call gets which fault, how often and for whom.
+"""Fault rules: which call gets which fault, how often, and for which request.
 
 The API, its media and the bucket share one :class:`FaultBook`. A server asks :meth:`FaultBook.pick` once for
 each call that comes in; ``transport.py`` plays the faults that any HTTP answer can have, and the servers play
@@ -57,7 +57,7 @@ class FaultRule:
     fault_calls: tuple[str, ...] = ("*",)
 
     def to_json(self) -> dict[str, Any]:
-        """Give the rule as HTTP shows it."""
+        """Return the rule as the control route shows it."""
         return {
             "id": self.id,
             "call": self.call,
@@ -72,7 +72,7 @@ class FaultRule:
         }
 
     def is_about(self, call: str, request_id: str | None, subject: Mapping[str, str]) -> bool:
-        """Tell whether the rule is meant for this call: by name, request and ``*_contains`` parameters."""
+        """Return whether the rule applies to this call: by name, request and ``*_contains`` parameters."""
         if self.count is not None and self.hits >= self.count:
             return False
         if self.call != call and not fnmatchcase(call, self.call):
@@ -111,7 +111,7 @@ class FaultBook:
         return bool(self._rules)
 
     def register(self, kinds: Iterable[FaultKind]) -> None:
-        """Make faults known; again does nothing. A name may come for several calls with other parameters."""
+        """Register kinds of faults; idempotent. A name may have other parameters for other calls."""
         for kind in kinds:
             same_name = self.kinds.setdefault(kind.name, [])
             if kind not in same_name:
@@ -129,7 +129,7 @@ class FaultBook:
         params: Mapping[str, Any] | None = None,
         id: str | None = None,
     ) -> FaultRule:
-        """Switch a fault on.
+        """Add a fault rule.
 
         :param call: name of the call, or a glob such as ``bucket.*`` or ``*``.
         :param fault: what happens, one of :attr:`kinds`.
@@ -156,7 +156,7 @@ class FaultBook:
         return rule
 
     def add_json(self, body: Mapping[str, Any]) -> FaultRule:
-        """Switch a fault on as HTTP asks for it; keys that are no field of a rule become parameters."""
+        """Add a fault rule from its JSON; keys that are not fields of a rule become parameters of the fault."""
         fields = {key: value for key, value in body.items() if key in _RULE_FIELDS}
         params = dict(fields.pop("params", None) or {})
         params.update({key: value for key, value in body.items() if key not in _RULE_FIELDS})
@@ -175,22 +175,22 @@ class FaultBook:
         return self.add(call, fault, rate=rate, count=count, skip=skip, params=params, **fields)
 
     def remove(self, rule_id: str) -> bool:
-        """Switch one fault off; false if there is no such rule."""
+        """Remove a rule; False if there is no such rule."""
         return self._rules.pop(rule_id, None) is not None
 
     def clear(self) -> None:
-        """Switch all faults off and start the random numbers anew."""
+        """Remove all rules and reset the random numbers."""
         self._rules.clear()
         self._random.seed(self._seed)
 
     def rules(self) -> list[FaultRule]:
-        """Give all rules, used up ones too."""
+        """Return all rules, including the ones that are used up."""
         return list(self._rules.values())
 
     def pick(
         self, call: str, request_id: str | None = None, subject: Mapping[str, str] | None = None
     ) -> FaultRule | None:
-        """Decide about one call: the rule that hits it, or None. Counts, so ask once for each call.
+        """Return the rule that hits a call, or None. Counts the call, so use it once for each.
 
         :param call: such as ``submit`` or ``bucket.get``.
         :param request_id: the request that the call is about.
@@ -210,7 +210,7 @@ class FaultBook:
         return None
 
     def _check(self, call: str, fault: str, params: Mapping[str, Any]) -> tuple[str, ...]:
-        """Refuse what cannot work; give the calls that the fault makes sense for."""
+        """Refuse an impossible rule; return the calls that the fault applies to."""
         kinds = self.kinds.get(fault)
         if not kinds:
             raise FaultError(f"unknown fault {fault!r}; there is: {', '.join(sorted(self.kinds))}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Switches faults at run time over HTTP: ``/_sandbox/faults`` on the API's port and on the bucket's."""
+"""Routes to change fault rules at run time: ``/_sandbox/faults`` on both ports."""
 
 from __future__ import annotations
 

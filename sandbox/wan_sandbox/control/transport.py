@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plays the faults that any HTTP answer can have: outages, resets, hangs, drips, cut and foreign bodies.
+"""The faults that any HTTP answer can have: outages, resets, hangs, slow, cut and foreign bodies.
 
 Each comes before or after the call was processed; for a submit that is the difference between "nothing was
 bought" and "bought, and nobody was told". A name that ends in ``_after`` processes the call first.
@@ -44,7 +44,7 @@ TRANSPORT_FAULTS = tuple(
         ("empty_after", "processed, then HTTP 200 with no body", frozenset({"status"})),
         ("redirect", "a redirect, nothing is processed", _REDIRECT),
         ("redirect_after", "processed, then a redirect", _REDIRECT),
-        ("drip", "the true answer, so many bytes at a time", frozenset({"every_s", "bytes", "first_bytes"})),
+        ("drip", "the true answer, a few bytes at a time", frozenset({"every_s", "bytes", "first_bytes"})),
         ("cut_json", "the true answer, cut in the middle", frozenset({"keep", "honest"})),
         ("delay", "the true answer, but late", frozenset({"seconds"})),
     )
@@ -139,7 +139,7 @@ def cut_connection(request: web.Request, *, clean: bool = False) -> web.StreamRe
 
 
 async def hang(request: web.Request, *, seconds: float | None = None) -> web.StreamResponse:
-    """Say nothing until the client leaves, or for so many seconds; then drop the connection."""
+    """Send nothing until the client disconnects, or for a number of seconds; then drop the connection."""
     waited_s = 0.0
     while (seconds is None or waited_s < float(seconds)) and is_connected(request):
         await asyncio.sleep(0.05)
@@ -148,7 +148,7 @@ async def hang(request: web.Request, *, seconds: float | None = None) -> web.Str
 
 
 def is_connected(request: web.Request) -> bool:
-    """Tell whether the client is still there."""
+    """Return whether the client is still connected."""
     return request.transport is not None and not request.transport.is_closing()
 
 
@@ -200,7 +200,7 @@ async def _cut(
 
 
 def body_of(answer: web.StreamResponse) -> bytes | None:
-    """Give the body of an answer that was not sent yet; None for a stream."""
+    """Return the body of an answer that was not sent yet; None for a stream."""
     if answer.prepared or not isinstance(answer, web.Response):
         return None
     return bytes(answer.body) if isinstance(answer.body, bytes | bytearray) else (answer.text or "").encode()

@@ -60,7 +60,7 @@ class Account:
         self.submits = RateLimit(submits_per_second)
 
     def can_pay(self, price_micro: int) -> bool:
-        """Tell whether the money that is not promised yet is enough."""
+        """Return whether the unreserved balance is enough."""
         return self.balance_micro - self.reserved_micro >= price_micro
 
     def settle(self, price_micro: int, *, charged: bool) -> None:
@@ -70,7 +70,7 @@ class Account:
             self.balance_micro -= price_micro
 
     def to_json(self) -> dict[str, object]:
-        """Give it as the control shows it."""
+        """Return it as the control route shows it."""
         return {
             "account": self.name,
             "balance_usd": self.balance_micro / 1e6,

@@ -27,7 +27,7 @@ _MODEL_ID = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+){1,4}\Z")
 
 
 class Refusal(Exception):
-    """An answer that says no.
+    """An error answer.
 
     :param status: HTTP status.
     :param code: the API's own code; with it the body is the API's error JSON.
@@ -119,7 +119,7 @@ class Api:
         return serve
 
     async def _read(self, request: web.Request, name: str) -> Call:
-        """Tell what a call is about: the request, or the digest of what is submitted."""
+        """Return the subject of a call: the request id, or the digest of the submitted body."""
         request_id = request.match_info.get("request_id")
         if request_id is not None:
             generation = self._world.generations.get(request_id)

@@ -42,16 +42,16 @@ _WORDS = ("status", "result", "cancel")
 
 API_FAULTS = (
     *(FaultKind(name, about, _STATUS, API_CALLS) for name, (about, _) in PRESETS.items()),
-    FaultKind("word", "says any word for the state", frozenset({"word"}), _WORDS),
-    FaultKind("upper_case", "says the state in upper case", frozenset(), _WORDS),
-    FaultKind("one_l", "spells cancelled as canceled", frozenset(), _WORDS),
+    FaultKind("word", "any word for the state", frozenset({"word"}), _WORDS),
+    FaultKind("upper_case", "the state in upper case", frozenset(), _WORDS),
+    FaultKind("one_l", "canceled instead of cancelled", frozenset(), _WORDS),
     FaultKind("foreign_urls", "the URLs lead to another host", frozenset({"location"}), ("submit", "status")),
     FaultKind("no_id", "bought, and the answer has no request id", frozenset(), ("submit",)),
     FaultKind("bad_id", "bought, and the answer has a hostile request id", frozenset({"id"}), ("submit",)),
     FaultKind("accepted_202", "bought, and answered with 202", frozenset(), ("submit",)),
-    FaultKind("early_400005", "400005 for as long as it is not over", frozenset(), ("result",)),
-    FaultKind("not_ready", "400005 even if it is over", frozenset(), ("result",)),
-    FaultKind("pending", "says still running after the end", frozenset({"word"}), ("result",)),
+    FaultKind("early_400005", "400005 until the end", frozenset(), ("result",)),
+    FaultKind("not_ready", "400005 even after the end", frozenset(), ("result",)),
+    FaultKind("pending", "still running, after the end", frozenset({"word"}), ("result",)),
     FaultKind("link", "the link is this one", frozenset({"url"}), ("result",)),
     FaultKind(
         "link_other_host", "the link leads to a host that is on no list", frozenset({"url"}), ("result",)
@@ -67,10 +67,10 @@ API_FAULTS = (
         frozenset({"shape", "n", "suffix"}),
         ("result", "generation"),
     ),
-    FaultKind("failed", "says failed", frozenset({"error", "error_shape"}), ("result",)),
-    FaultKind("cost_late", "no cost until so long after the end", frozenset({"seconds"}), ("result",)),
+    FaultKind("failed", "failed, whatever the state", frozenset({"error", "error_shape"}), ("result",)),
+    FaultKind("cost_late", "no cost until some seconds after the end", frozenset({"seconds"}), ("result",)),
     FaultKind("cost_absent", "no cost", frozenset(), ("result",)),
-    FaultKind("not_cancellable", "does not cancel, though it could", frozenset(), ("cancel",)),
+    FaultKind("not_cancellable", "does not cancel a queued request", frozenset(), ("cancel",)),
     FaultKind(
         "fail",
         "the generation fails; error_shape: string, object, list, null, absent",
@@ -79,12 +79,12 @@ API_FAULTS = (
     ),
     FaultKind(
         "cancelled",
-        "the generation is cancelled by RunComfy when its time is over",
+        "RunComfy cancels the generation at its end",
         frozenset(),
         ("generation",),
     ),
     FaultKind("stuck_queue", "never leaves the queue", frozenset(), ("generation",)),
-    FaultKind("stuck_running", "runs for ever and keeps its place", frozenset(), ("generation",)),
+    FaultKind("stuck_running", "runs forever and keeps its place", frozenset(), ("generation",)),
     FaultKind("slow", "takes longer", frozenset({"seconds", "factor"}), ("generation",)),
     FaultKind(
         "vanish",
@@ -96,7 +96,7 @@ API_FAULTS = (
 
 
 def as_status_fault(rule: FaultRule) -> FaultRule:
-    """Turn a rule with a preset's name into the fault ``status`` that it stands for."""
+    """Return the fault ``status`` that a rule with a preset's name means."""
     if rule.fault not in PRESETS:
         return rule
     params = {**PRESETS[rule.fault][1], **rule.params}
@@ -123,7 +123,7 @@ def error_json(status: int, params: Mapping[str, Any]) -> Any:
 
 
 def error_value(params: Mapping[str, Any]) -> Any:
-    """Give the ``error`` of a failed generation in the shape that ``error_shape`` asks for."""
+    """Return the ``error`` of a failed generation in the shape that ``error_shape`` names."""
     message = str(params.get("error", "The generation failed: out of memory on the worker"))
     match params.get("error_shape", "string"):
         case "object":

@@ -71,11 +71,11 @@ class Catalog:
             self._models.setdefault(model.model_id, model)
 
     def find(self, model_id: str) -> Model | None:
-        """Give a model, or None where the API would not know the id."""
+        """Return a model, or None if the API would not know the id."""
         return self._models.get(model_id)
 
     def search(self, *, text: str, category: str) -> list[Model]:
-        """Give the models whose id or name has a text in it, of one category or of all."""
+        """Return the models whose id or name contains a text, of one category or of all."""
         return [
             model
             for model in self._models.values()

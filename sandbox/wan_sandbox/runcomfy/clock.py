@@ -18,7 +18,7 @@ class Clock:
         self._at_real = 0.0
 
     def now(self) -> float:
-        """Give the sandbox time in seconds."""
+        """Return the sandbox time in seconds."""
         return self._at_real + (time.monotonic() - self._real) * self.speed
 
     def set_speed(self, speed: float) -> None:
@@ -28,5 +28,5 @@ class Clock:
         self.speed = speed
 
     def wall_time(self, moment: float) -> float:
-        """Give the real time (seconds since 1970) of a moment of sandbox time, by the present speed."""
+        """Return the real time (seconds since 1970) of a moment of sandbox time, at the current speed."""
         return time.time() - (self.now() - moment) / self.speed

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks into a sandbox and changes it at run time, over HTTP under ``/_sandbox/``."""
+"""Control routes under ``/_sandbox/``: inspect and change a sandbox at run time."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Control:
         return self._world.prices.to_json()
 
     def _force(self, request: web.Request, body: Mapping[str, Any]) -> Any:
-        """Bring a request into a state; ``error``, ``error_shape`` and ``charged`` as for the fault ``fail``."""
+        """Force a request into a state; ``error``, ``error_shape`` and ``charged`` as for the fault ``fail``."""
         generation, state = self._find(request), str(body.get("state"))
         lane = self._world.accounts[generation.account].lane
         if state == "vanished":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One paid generation, and the lane of an account in which generations wait for their turn and run.
 
-Nothing ticks here: a lane is brought up to date when somebody looks (:meth:`Lane.advance`), in steps that cost
+Nothing runs in the background: a lane is advanced when it is read (:meth:`Lane.advance`), in steps that cost
 no more the more requests there are, so that thousands of status calls a second stay cheap.
 """
 
@@ -21,7 +21,7 @@ from wan_sandbox.runcomfy.clock import Clock
 
 
 class Phase(StrEnum):
-    """Where a generation is."""
+    """State of a generation."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -31,7 +31,7 @@ class Phase(StrEnum):
 
     @property
     def is_over(self) -> bool:
-        """True where nothing follows."""
+        """Whether this is a final state."""
         return self not in {Phase.QUEUED, Phase.RUNNING}
 
 
@@ -72,11 +72,11 @@ class Generation:
     results_told: int = 0
 
     def subject(self) -> dict[str, str]:
-        """Give the texts that a fault rule can be limited to."""
+        """Return the texts by which a fault rule can be limited."""
         return {name: str(self.inputs.get(name, "")) for name in ("prompt", "img_url")}
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as the ledger shows it."""
+        """Return it as the ledger shows it."""
         inputs = {name: _short(value) for name, value in self.inputs.items()}
         return {
             "request_id": self.request_id,
@@ -124,7 +124,7 @@ class Lane:
         self._left: list[int] = []
 
     def add(self, generation: Generation) -> None:
-        """Put one at the end of the queue, and start it if there is room."""
+        """Add a generation to the end of the queue, and start it if there is room."""
         self.advance()
         generation.number = self._next_number
         self._next_number += 1
@@ -132,7 +132,7 @@ class Lane:
         self._fill(self._clock.now())
 
     def advance(self) -> None:
-        """Bring the lane up to the present: finish whose time is over, start who is next."""
+        """Advance to the present: finish the generations whose time is over, and start the next ones."""
         now = self._clock.now()
         while self._running and self._running[0][0] <= now:
             moment, _, generation = heapq.heappop(self._running)
@@ -144,13 +144,13 @@ class Lane:
         self._fill(now)
 
     def position(self, generation: Generation) -> int:
-        """Tell how many wait ahead of one."""
+        """Return the number of generations ahead in the queue."""
         head = self._waiting[0].number if self._waiting else self._next_number
         left = bisect.bisect_left(self._left, generation.number) - bisect.bisect_left(self._left, head)
         return max(0, generation.number - head - max(0, left))
 
     def cancel(self, generation: Generation) -> bool:
-        """Take one out of the queue; false if it is not there any more."""
+        """Remove a generation from the queue; False if it is not queued any more."""
         self.advance()
         if generation.phase is not Phase.QUEUED:
             return False
@@ -168,7 +168,7 @@ class Lane:
         self.advance()
 
     def stick(self, generation: Generation) -> None:
-        """Let one run, or wait, for ever."""
+        """Leave a generation running, or queued, forever."""
         self.advance()
         generation.fate = "stuck_queue" if generation.phase is Phase.QUEUED else "stuck_running"
         self._reschedule(generation, math.inf)

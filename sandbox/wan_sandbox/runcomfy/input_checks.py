@@ -24,7 +24,7 @@ def detail(field: str, message: str, kind: str) -> dict[str, Any]:
 
 
 def check_inputs(inputs: Mapping[str, Any], schema: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Give what breaks the schema, an entry a problem; an empty list is a pass."""
+    """Return the violations of the schema, one entry each; an empty list is a pass."""
     properties: Mapping[str, Any] = schema.get("properties", {})
     found = [
         detail(name, "Field required", "missing")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was asked, bought, charged, cancelled and refused: the judge of the tests.
+"""The ledger: what was called, bought, charged, cancelled and refused.
 
-It also remembers each ``Retry-After`` that was given out, and notes who did not wait for it.
+It also keeps each ``Retry-After`` that was sent, and records the calls that came earlier.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TOLERANCE_S = 0.005
 
 
 class Ledger:
-    """The book of one sandbox."""
+    """The ledger of one sandbox."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
@@ -33,7 +33,7 @@ class Ledger:
         self._not_before: dict[tuple[str, str], tuple[float, str]] = {}
 
     def see_submit(self, *, inputs: Mapping[str, Any], model_id: str) -> dict[str, Any]:
-        """Note that a POST came in; its outcome is filled in later."""
+        """Record a POST; its outcome is filled in later."""
         entry = {
             "at": time.time(),
             "account": None,
@@ -47,27 +47,27 @@ class Ledger:
         return entry
 
     def see_cancel(self, generation: Generation, outcome: str) -> None:
-        """Note a cancel and what became of it."""
+        """Record a cancel and its outcome."""
         entry = {"at": time.time(), "request_id": generation.request_id, "account": generation.account}
         self.cancels.append({**entry, "outcome": outcome, "state": str(generation.phase)})
 
     def see_refusal(self, *, call: str, account: str | None, status: int, code: int | None) -> None:
-        """Note that a call was refused, and why."""
+        """Record a refused call, with status and code."""
         entry = {"at": time.time(), "call": call, "account": account, "status": status, "code": code}
         self.refusals.append(entry)
 
     def see_leaked_token(self, *, path: str, where: str) -> None:
-        """Note that a token came where none belongs; the token itself is not kept."""
+        """Record a token that was sent where none belongs; the token itself is not kept."""
         self.token_leaked.append({"at": time.time(), "path": path, "where": where})
 
     def tell_to_wait(self, call: str, about: str, header: str) -> None:
-        """Remember a ``Retry-After`` that was given out."""
+        """Keep a ``Retry-After`` that was sent."""
         until = _until(header)
         if until is not None:
             self._not_before[(call, about)] = (until, header)
 
     def check_waited(self, call: str, about: str) -> None:
-        """Note a call that comes sooner than its last answer allowed."""
+        """Record a call that comes sooner than its last answer allowed."""
         if not self._not_before:
             return
         waiting = self._not_before.pop((call, about), None)
@@ -77,7 +77,7 @@ class Ledger:
             self.too_early.append({**entry, "early_s": early_s})
 
     def to_json(self, generations: Iterable[Generation], *, with_entries: bool = True) -> dict[str, Any]:
-        """Give the whole book, or with ``with_entries=False`` its sums alone."""
+        """Return the whole ledger, or with ``with_entries=False`` only its sums."""
         generations = list(generations)
         sums: dict[str, Any] = {
             "submits_seen": len(self.submits),
@@ -101,7 +101,7 @@ class Ledger:
 
 
 def _until(header: str) -> float | None:
-    """Read a Retry-After as a moment; None where it means nothing."""
+    """Parse a Retry-After into a moment; None if it is invalid."""
     text = header.strip()
     if text.isascii() and text.isdigit():
         return time.time() + int(text[:12])

@@ -165,7 +165,7 @@ def _part(header: str, size: int) -> tuple[int, int] | None:
 
 
 async def send(request: web.Request, plan: Plan) -> web.StreamResponse:
-    """Send a file as its plan says."""
+    """Send a file according to its plan."""
     answer = web.StreamResponse(status=plan.status, headers=plan.headers)
     if plan.length is None:
         answer.enable_chunked_encoding()

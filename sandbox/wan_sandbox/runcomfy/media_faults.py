@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be wrong with a video file or with the way it is sent: each fault turns a good :class:`Plan` bad."""
+"""The faults of video files and of the way they are sent; each changes a good :class:`Plan`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ MEDIA_FAULTS = (
     ),
     FaultKind("expired", "403: the link has expired", frozenset(), MEDIA_CALLS),
     FaultKind("empty_file", "a file of no bytes", frozenset(), MEDIA_CALLS),
-    FaultKind("cut_file", "a file that ends too soon, with the length of what is there", _AT, MEDIA_CALLS),
-    FaultKind("drop_at", "the connection is cut after so many bytes; a Range goes on", _AT, MEDIA_CALLS),
-    FaultKind("stall", "nothing comes any more after so many bytes", _AT | {"seconds"}, MEDIA_CALLS),
+    FaultKind("cut_file", "a truncated file with an honest length", _AT, MEDIA_CALLS),
+    FaultKind(
+        "drop_at", "the connection is cut after a number of bytes; a Range request resumes", _AT, MEDIA_CALLS
+    ),
+    FaultKind("stall", "stalls after a number of bytes", _AT | {"seconds"}, MEDIA_CALLS),
     FaultKind("wrong_length", "promises more or fewer bytes than it sends", frozenset({"add"}), MEDIA_CALLS),
     FaultKind("promise", "promises a huge length and stalls", _AT | {"length", "seconds"}, MEDIA_CALLS),
     FaultKind(
-        "endless", "sends zeros without a length, up to so many bytes", frozenset({"bytes"}), MEDIA_CALLS
+        "endless", "sends zeros without a length, up to a number of bytes", frozenset({"bytes"}), MEDIA_CALLS
     ),
     FaultKind("wrong_type", "another content type", frozenset({"content_type"}), MEDIA_CALLS),
     FaultKind("no_type", "no content type", frozenset(), MEDIA_CALLS),
@@ -84,7 +86,7 @@ class CutVideo:
         return f"{self.video.etag}-{self.size_bytes}"
 
     def read(self, start: int, stop: int) -> Iterator[bytes]:
-        """Give the bytes from ``start`` to before ``stop``."""
+        """Yield the bytes from ``start`` to before ``stop``."""
         return self.video.read(start, min(stop, self.size_bytes))
 
 
@@ -106,7 +108,7 @@ class OtherVideo:
         return self.video.size_bytes + 8 * self.number
 
     def read(self, start: int, stop: int) -> Iterator[bytes]:
-        """Give the bytes from ``start`` to before ``stop``."""
+        """Yield the bytes from ``start`` to before ``stop``."""
         size = self.video.size_bytes
         if start < size:
             yield from self.video.read(start, min(stop, size))
@@ -129,7 +131,7 @@ class Garbage:
         return f"garbage-{self.label}"
 
     def read(self, start: int, stop: int) -> Iterator[bytes]:
-        """Give the bytes from ``start`` to before ``stop``."""
+        """Yield the bytes from ``start`` to before ``stop``."""
         while start < stop:
             block, offset = divmod(start, CHUNK_BYTES)
             data = bytes(CHUNK_BYTES) if self.zeros else self._random_block(block)

@@ -92,7 +92,7 @@ class PictureDesk:
         return _answer(verdict)
 
     async def _fetch(self, url: str, etag: str, limit: int) -> tuple[str, bytes | None]:
-        """Give (ETag, file), or (ETag, None) where the file is the one that is known."""
+        """Return (ETag, file), or (ETag, None) if the file has not changed."""
         if self._session is None:
             # No trust_env: it would add credentials from a .netrc, and this must be an anonymous GET.
             self._session = aiohttp.ClientSession(
@@ -142,7 +142,7 @@ def _of_data_uri(uri: str) -> bytes:
 
 
 def judge_image(data: bytes, rules: Mapping[str, Any]) -> None:
-    """Hold a file against the image rules of a model's schema.
+    """Check a file against the image rules of a model's schema.
 
     :param rules: the schema's ``x-image``; an empty mapping only asks for an image that can be read.
     :raises BadPictureError: which rule is broken, and by what.
@@ -175,5 +175,5 @@ def _hold_against(image: Image.Image, rules: Mapping[str, Any]) -> None:
 
 
 def _broken(rules: Mapping[str, Any], name: str, what: str) -> BadPictureError:
-    """Word a broken rule as the schema does."""
+    """Return the message for a violated rule, in the words of the schema."""
     return BadPictureError(f"{rules.get('messages', {}).get(name, f'{name}: {rules.get(name)}')}: {what}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Words the answers about a generation: its two vocabularies of states, its output, error and cost."""
+"""The answers about a generation: its two vocabularies of states, its output, error and cost."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FOREIGN_LINKS = {
 
 
 def spelled(word: str, rule: FaultRule | None) -> str:
-    """Give a state's word as the fault, if it is one of words, has it."""
+    """Return the word for a state, changed if the fault is about words."""
     match rule.fault if rule else "":
         case "word":
             return str(rule.params.get("word", "post_processing")) if rule else word
@@ -46,7 +46,7 @@ def spelled(word: str, rule: FaultRule | None) -> str:
 
 
 def urls(origin: str, request_id: str, rule: FaultRule | None) -> dict[str, str]:
-    """Give the three URLs that an answer names; nobody should follow them with a token."""
+    """Return the three URLs of an answer; clients must not follow them with a token."""
     if rule is not None and rule.fault == "foreign_urls":
         origin = str(rule.params.get("location", "https://collect.example.com"))
     base = f"{origin}/v1/requests/{request_id}"
@@ -54,7 +54,7 @@ def urls(origin: str, request_id: str, rule: FaultRule | None) -> dict[str, str]
 
 
 def status_json(world: World, origin: str, generation: Generation, rule: FaultRule | None) -> dict[str, Any]:
-    """Word the answer of ``/status``."""
+    """Return the answer of ``/status``."""
     body: dict[str, Any] = {
         "request_id": generation.request_id,
         "status": spelled(_STATUS_WORDS[generation.phase], rule),
@@ -67,7 +67,7 @@ def status_json(world: World, origin: str, generation: Generation, rule: FaultRu
 
 
 def cancel_json(generation: Generation, *, cancelled: bool, rule: FaultRule | None) -> dict[str, Any]:
-    """Word the answer of ``/cancel``: as published, ``status`` says completed next to a true cancel."""
+    """Return the answer of ``/cancel``: as published, ``status`` says completed next to a true cancel."""
     word = "completed" if cancelled else _STATUS_WORDS[generation.phase]
     outcome = "cancelled" if cancelled else "not_cancellable"
     return {"request_id": generation.request_id, "status": spelled(word, rule), "outcome": outcome}
@@ -76,7 +76,7 @@ def cancel_json(generation: Generation, *, cancelled: bool, rule: FaultRule | No
 def result_json(
     world: World, origin: str, generation: Generation, *, with_cost: bool, rule: FaultRule | None
 ) -> dict[str, Any]:
-    """Word the answer of ``/result``."""
+    """Return the answer of ``/result``."""
     fault, params = (rule.fault, rule.params) if rule else ("", {})
     if fault == "pending" and generation.phase.is_over:
         word = str(params.get("word", "in_progress"))
@@ -150,7 +150,7 @@ def _link(world: World, origin: str, generation: Generation, name: str, rule: Fa
 
 
 def output(shape: str, videos: list[str], image: str) -> Any:
-    """Give links in one of the forms that models use."""
+    """Return links in one of the output forms that models use."""
     match shape:
         case "videos":
             return {"videos": videos}

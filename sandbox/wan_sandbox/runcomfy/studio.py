@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps the videos: encoded into files as soon as they are bought, or padded from one small real MP4."""
+"""Stores the videos: encoded into files as soon as they are bought, or padded from one small real MP4."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class FileVideo:
     etag: str
 
     def read(self, start: int, stop: int) -> Iterator[bytes]:
-        """Give the bytes from ``start`` to before ``stop`` in chunks."""
+        """Yield the bytes from ``start`` to before ``stop`` in chunks."""
         with self.path.open("rb") as file:
             file.seek(start)
             while start < stop and (chunk := file.read(min(CHUNK_BYTES, stop - start))):
@@ -70,7 +70,7 @@ class PaddedVideo:
         return hashlib.sha256(f"{self.label} {self.size_bytes}".encode()).hexdigest()[:32]
 
     def read(self, start: int, stop: int) -> Iterator[bytes]:
-        """Give the bytes from ``start`` to before ``stop`` in chunks."""
+        """Yield the bytes from ``start`` to before ``stop`` in chunks."""
         head = self._head()
         if start < len(head):
             yield head[start : min(stop, len(head))]
@@ -128,12 +128,12 @@ def small_video() -> bytes:
 
 
 def smallest_padded_bytes(video: bytes) -> int:
-    """Give the least size that a padded file can have."""
+    """Return the smallest size that a padded file can have."""
     return len(video) + 16 + _LABEL_BYTES
 
 
 def inputs_key(model_id: str, inputs: Mapping[str, Any], image: str | None, index: int = 0) -> str:
-    """Give what decides about the bytes of a video: model, image and inputs, but not the image's address."""
+    """Return a key of what determines a video's bytes: model, image and inputs, not the image's address."""
     asked = {name: value for name, value in inputs.items() if name != "img_url"}
     if image is None:
         asked["img_url"] = str(inputs.get("img_url", ""))
@@ -175,7 +175,7 @@ class Studio:
             job.add_done_callback(lambda done: on_done(not done.cancelled() and done.exception() is None))
 
     async def video(self, key: str, *, label: str, image: Path | None, resolution: str) -> Video:
-        """Give a video, once it is made."""
+        """Return a video as soon as it is encoded."""
         if self._padded_bytes is not None:
             return PaddedVideo(self._small, self._padded_bytes, label)
         return await asyncio.shield(self._job(key, image, resolution))

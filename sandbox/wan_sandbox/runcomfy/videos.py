@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes real MP4s: a slow pan and zoom over the very image that was sent, as Wan 2.2 gives them out.
+"""Encodes real videos: a slow pan and zoom over the image that was sent, in the format of Wan 2.2.
 
 H.264, yuv420p, 30 frames a second, five seconds, silent, index in front. The same image and inputs give the
 same bytes. The image is scaled as luma and chroma planes, not as RGB: half of the work.
@@ -30,7 +30,7 @@ _BT601, _VIDEO_RANGE = 6, 1  # FFmpeg's numbers
 
 
 def frame_size(width: int, height: int, resolution: str) -> tuple[int, int]:
-    """Give the even sides of a video: the image's aspect ratio at the resolution's number of pixels."""
+    """Return the size of a video, both sides even: the image's aspect ratio at the resolution's number of pixels."""
     scale = (PIXELS.get(resolution, PIXELS["480P"]) / (width * height)) ** 0.5
     return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
 
@@ -54,7 +54,7 @@ class _Move:
     end: tuple[float, float, float]
 
     def box(self, part: float, width: int, height: int) -> tuple[float, float, float, float]:
-        """Give the visible part of an image at a moment from 0 to 1, with a soft start and stop."""
+        """Return the visible part of an image at a moment from 0 to 1, eased in and out."""
         eased = part * part * (3 - 2 * part)
         x, y, size = (a + (b - a) * eased for a, b in zip(self.start, self.end, strict=True))
         half = size / 2

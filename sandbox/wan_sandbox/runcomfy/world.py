@@ -33,7 +33,7 @@ _WITHOUT_VIDEO = frozenset({"fail", "cancelled", "stuck_queue", "stuck_running"}
 
 
 class World:
-    """Everything that one sandbox knows.
+    """The state of one sandbox.
 
     :param settings: how it behaves.
     :param folder: for images and videos; the caller removes it.
@@ -51,7 +51,7 @@ class World:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything and start as at the beginning, with the rules of the beginning."""
+        """Restore the initial state, with the initial fault rules."""
         self.clock = Clock(self.settings.speed)
         self.ledger = Ledger()
         self.generations: dict[str, Generation] = {}
@@ -65,12 +65,12 @@ class World:
             self.faults.add_json(parse_rule(rule) if isinstance(rule, str) else rule)
 
     async def close(self) -> None:
-        """End what runs beside the event loop."""
+        """Stop the threads beside the event loop."""
         await self.pictures.close()
         self.studio.close()
 
     def account(self, name: str) -> Account:
-        """Give an account; a new one starts with the settings' balance and limits."""
+        """Return an account; a new one starts with the balance and limits of the settings."""
         if name not in self.accounts:
             lane = Lane(self.clock, concurrency=self.settings.concurrency, on_finish=self._on_time_over)
             self.accounts[name] = Account(
@@ -105,14 +105,14 @@ class World:
         return account
 
     def up_to_date(self) -> None:
-        """Bring every lane up to the present."""
+        """Advance every lane to the present."""
         for account in self.accounts.values():
             account.lane.advance()
 
     def buy(
         self, account: Account, model: Model, inputs: dict[str, Any], picture: Picture | None
     ) -> Generation:
-        """Accept a request: from here on it is paid for, unless it is cancelled in the queue or fails."""
+        """Accept a request. It is charged unless it is cancelled in the queue or fails."""
         generation = Generation(
             request_id=str(uuid.uuid4()),
             account=account.name,
@@ -181,7 +181,7 @@ class World:
             self.conclude(generation, self.clock.wall_time(moment))
 
     def conclude(self, generation: Generation, at: float) -> None:
-        """End a generation as its fate says, and take the money."""
+        """End a generation according to its fate, and charge it."""
         params = generation.fate_params
         charged = True
         match generation.fate:
@@ -195,7 +195,7 @@ class World:
         self._settle(generation, at, charged=charged)
 
     def cancel(self, generation: Generation) -> bool:
-        """Cancel what is still queued; false for all else."""
+        """Cancel a queued generation; False for any other."""
         account = self.accounts[generation.account]
         if not account.lane.cancel(generation):
             return False
@@ -208,7 +208,7 @@ class World:
         self.accounts[generation.account].settle(generation.price_micro, charged=charged)
 
     async def video(self, generation: Generation, index: int) -> Video:
-        """Give the file of a generation's video.
+        """Return the file of a generation's video.
 
         :param index: 0 is the first; others are other takes of the same image.
         """

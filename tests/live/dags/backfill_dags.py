@@ -11,7 +11,7 @@ EXAMPLE = Path(__file__).resolve().parents[3] / "dags" / "wan_backfill_dataset.p
 
 
 def example(dag_id: str) -> DAG:
-    """Give the example's Dag under another name."""
+    """Return the example's Dag under another name."""
     source = EXAMPLE.read_text()
     names: dict[str, object] = {"__name__": dag_id, "__doc__": __doc__}
     assert source.count('"wan_backfill_dataset"') == 1
