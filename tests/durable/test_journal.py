@@ -115,7 +115,7 @@ def test_a_refusing_bucket_is_named_with_the_role_that_is_needed(
     bucket.sandbox.add_fault("bucket.*", "forbidden")
     with pytest.raises(WanStorageError, match=f"{JOURNAL}/{FINGERPRINT}.json.*storage.objectUser") as read:
         journal.read(FINGERPRINT)
-    assert read.value.retry_helps
+    assert not read.value.retry_helps, "only a person can help"
     with pytest.raises(WanStorageError, match="Writing"):
         journal.write(intent(), replaces=None)
 
