@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_wan.batch.budget import Budget
 from airflow_provider_wan.batch.checkpoint import BatchFiles, Checkpoint
 from airflow_provider_wan.batch.engine import BatchEngine
-from airflow_provider_wan.batch.plan import Plan
+from airflow_provider_wan.batch.plan import Item, Plan
 from airflow_provider_wan.batch.planner import Planner
 from airflow_provider_wan.batch.pool import BatchWork
+from airflow_provider_wan.batch.prices import PriceBook
 from airflow_provider_wan.batch.report import (
     SHOWN_ERRORS,
     BatchListener,
@@ -89,7 +90,17 @@ class Batch:
         self._journal = BucketJournal(client, spec.journal)
         self._files = BatchFiles(client, spec.journal, owner)
         self._sources = sources
-        self._planner = Planner(spec, hook, client, self._journal, sources, log)
+        self._planner = Planner(spec, client, self._journal, sources, log)
+        self._prices = PriceBook(
+            hook,
+            client,
+            spec.journal,
+            spec.model_id,
+            log,
+            given=spec.price_usd,
+            limits=spec.budget,
+            owner=owner,
+        )
         self._checkpoint = Checkpoint(time.time())
 
     @property
@@ -105,10 +116,10 @@ class Batch:
         :raises WanBudgetError: there is a limit in USD and no price; nothing was bought.
         :raises WanInputError: the dataset can't be read.
         """
-        Budget(self._spec.budget, self._planner.find_price())  # before anything that takes long
+        self._prices.load_page()  # before anything that takes long
         before = self._files.read_plan(self._log)
         plan = self._planner.plan(before.fingerprints() if before else ())
-        self._checkpoint.price_usd = self._planner.price_of(plan)
+        self._prices.load(plan, self._usable(plan))
         self._files.write_plan(plan, self._owner)
         done = sum(plan.is_done(fingerprint) for fingerprint in plan.items)
         self._log.info(
@@ -133,9 +144,8 @@ class Batch:
         )
         saved = self._files.read_plan(self._log)
         plan = self._planner.plan_again(saved) if saved else self._planner.plan()
-        if checkpoint is None:
-            self._planner.find_price()
-            self._checkpoint.price_usd = self._planner.price_of(plan)
+        self._prices.load_page()
+        self._prices.load(plan, self._usable(plan))
         engine = self._engine(plan, poller, started=started)
         engine.state.mark_finished(event.get("ready") or ())
         engine.state.mark_missing(event.get("gone") or ())
@@ -165,29 +175,31 @@ class Batch:
 
     def dry_run(self) -> Report:
         """Plan only, and report how many videos would be bought and at what cost."""
-        Budget(self._spec.budget, self._planner.find_price())
+        self._prices.load_page()
         plan = self._planner.plan()
-        price = self._planner.price_of(plan)
+        self._prices.load(plan, self._usable(plan))
         check = self._planner.check
         to_do = plan.to_do()
         refused = [item for item in to_do if check.problem(item) is not None]
         for item in refused[:SHOWN_ERRORS]:
             self._log.warning("%s would be refused: %s", item.source.shown, check.problem(item))
-        in_journal = sum(plan.is_in_journal(item.fingerprint) for item in to_do)
-        to_buy = len(to_do) - len(refused) - in_journal
+        usable = self._usable(plan)
+        to_buy = [item for item in usable if not plan.is_in_journal(item.fingerprint)]
         summary = {
             "dry_run": True,
             "total": plan.total,
             "reused": len(plan.items) - len(to_do),
-            "in_journal": in_journal,
+            "in_journal": len(to_do) - len(refused) - len(to_buy),
             "refused": len(plan.refused) + len(refused),
-            "to_buy": to_buy,
-            "price_usd": price,
-            "cost_usd": None if price is None else round(price * to_buy, 6),
+            "to_buy": len(to_buy),
             "journal": self._spec.journal,
+            **self._prices.summary(to_buy),
         }
         self._log.info("Dry run, nothing is bought: %s", summary)
         return Report(summary)
+
+    def _usable(self, plan: Plan) -> list[Item]:
+        return [item for item in plan.to_do() if self._planner.check.problem(item) is None]
 
     def _engine(
         self, plan: Plan, poller: RequestPoller, *, started: Mapping[str, float] | None = None
@@ -195,12 +207,13 @@ class Batch:
         spec = self._spec
         state = BatchState(
             plan,
-            Budget(spec.budget, self._checkpoint.price_usd),
+            Budget(spec.budget),
             poller,
             self._log,
             checkpoint=self._checkpoint,
             owner=self._owner,
             started=started or {},
+            prices=self._prices,
             listener=self._listener,
         )
 
@@ -246,6 +259,7 @@ class Batch:
             image_field=self._sources.input_name,
             bucket_name=spec.bucket_name,
             owner=self._owner,
+            prices=self._prices,
             if_exists=spec.if_exists,
         )
 

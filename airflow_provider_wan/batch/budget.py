@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from airflow_provider_wan.exceptions import WanBudgetError, WanInputError
+
+GivenPrice = float | Mapping[str, float] | None
 
 _MICRO = 1_000_000
 
@@ -66,31 +69,17 @@ def _part(whole: int, index: int, of: int) -> int:
 class Budget:
     """Allows purchases one by one, and counts what they cost. Thread-safe.
 
-    A purchase counts with the price at which it was reserved until its real cost is known. A real cost above the price
-    raises the price of later purchases, and never the amount of one that is reserved already.
+    A purchase counts with the price at which it was reserved until its real cost is known.
 
-    :param limits: how much may be bought.
-    :param price_usd: of one request; None: not known.
-    :raises WanBudgetError: there is a limit in USD and no price to keep it with.
-    :raises WanInputError: the price is not a positive number.
+    :param limits: how much may be bought; of a mapped task, the limit in USD is the whole until :meth:`set_share`.
     """
 
-    def __init__(self, limits: BudgetLimits, price_usd: float | None) -> None:
-        if limits.max_cost_usd is not None and price_usd is None:
-            raise WanBudgetError(
-                "max_cost_usd can't be kept: the price of a request is not known, because the model's page states "
-                "none. Nothing was bought. Set price_usd, or limit the number with max_requests."
-            )
-        if price_usd is not None and not 0 < price_usd < 1e6:
-            raise WanInputError(
-                f"price_usd={price_usd!r} must be more than 0: it is what one request costs, in USD."
-            )
-        mine = limits.part(price_usd)
+    def __init__(self, limits: BudgetLimits) -> None:
         self._limits = limits
-        self._limit = None if mine.max_cost_usd is None else round(mine.max_cost_usd * _MICRO)
-        self._max_requests = mine.max_requests
-        self._price = 0 if price_usd is None else round(price_usd * _MICRO)
-        self.price_usd = price_usd
+        self._limit = None if limits.max_cost_usd is None else round(limits.max_cost_usd * _MICRO)
+        self._max_requests = limits.part(None).max_requests
+        #: Whether the limit in USD is the share of this task.
+        self.has_share = limits.of == 1
         self._lock = threading.Lock()
         #: The amount of each reservation, and of the latest purchase of each fingerprint until its cost is known.
         self._reserved: dict[str, int] = {}
@@ -100,33 +89,54 @@ class Budget:
         self._known = 0
         self._known_count = 0
 
-    def bought_before(self, fingerprint: str, *, purchases: int, cost_usd: float | None) -> None:
+    def set_share(
+        self, limits: BudgetLimits, price_usd: float, learning_usd: float, *, is_first: bool
+    ) -> None:
+        """Reduce the limit in USD to the share of this task.
+
+        :param price_usd: of one request, at which the shares were cut.
+        :param learning_usd: what the task that cut the shares had spent before.
+        :param is_first: whether this is that task.
+        """
+        assert limits.max_cost_usd is not None
+        rest = replace(limits, max_cost_usd=max(0.0, limits.max_cost_usd - learning_usd))
+        share = (rest.part(price_usd).max_cost_usd or 0.0) + (learning_usd if is_first else 0.0)
+        with self._lock:
+            self._limit = round(share * _MICRO)
+            self.has_share = True
+
+    def bought_before(
+        self, fingerprint: str, *, purchases: int, cost_usd: float | None, price_usd: float
+    ) -> None:
         """Count what this task instance bought earlier.
 
         :param purchases: requests for this fingerprint, including failed ones.
         :param cost_usd: of the latest one, if known.
+        :param price_usd: of those whose cost is not known.
         """
+        amount = round(price_usd * _MICRO)
         with self._lock:
             self._count += purchases
-            self._spent += self._price * purchases
-            self._unsettled[fingerprint] = self._price
+            self._spent += amount * purchases
+            self._unsettled[fingerprint] = amount
         if cost_usd is not None:
             self.settle(fingerprint, cost_usd)
 
-    def reserve(self, fingerprint: str) -> None:
+    def reserve(self, fingerprint: str, price_usd: float) -> None:
         """Allow one purchase and count it; a second call before the purchase is made changes nothing.
 
         :raises WanBudgetError: it would exceed a limit.
         """
+        amount = round(price_usd * _MICRO)
         with self._lock:
             if fingerprint in self._reserved:
                 return
-            why = self._why_not()
+            why = self._why_not(amount)
             if why:
                 raise WanBudgetError(why)
-            self._reserved[fingerprint] = self._price
+            self._reserved[fingerprint] = amount
             self._count += 1
-            self._spent += self._price
+            self._spent += amount
 
     def made(self, fingerprint: str) -> None:
         """Record that the reserved purchase was made, or may have been."""
@@ -153,27 +163,26 @@ class Budget:
             self._spent += cost - amount
             self._known += cost
             self._known_count += 1
-            if self._limit is not None:
-                self._price = max(self._price, cost)
 
-    def why_not(self) -> str | None:
-        """Return which limit another purchase would exceed; None if it may be made."""
+    def why_not(self, price_usd: float) -> str | None:
+        """Return which limit a purchase at this price would exceed; None if it may be made."""
         with self._lock:
-            return self._why_not()
+            return self._why_not(round(price_usd * _MICRO))
 
-    def _why_not(self) -> str | None:
+    def _why_not(self, amount: int) -> str | None:
         if self._max_requests is not None and self._count >= self._max_requests:
             return f"max_requests={self._limits.max_requests}{self._share(self._max_requests)} is reached."
-        if self._limit is not None and self._spent + self._price > self._limit:
+        if self._limit is not None and self._spent + amount > self._limit:
             return (
                 f"max_cost_usd={self._limits.max_cost_usd:g}{self._share(self._limit / _MICRO)} would be exceeded: "
                 f"{self._spent / _MICRO:.2f} USD are spent or reserved, and the next request costs "
-                f"{self._price / _MICRO:g}."
+                f"{amount / _MICRO:g}."
             )
         return None
 
     def _share(self, mine: float) -> str:
-        return f" (of which {mine:g} is this mapped task's share)" if self._limits.of > 1 else ""
+        is_part = self._limits.of > 1 and self.has_share
+        return f" (of which {mine:g} is this mapped task's share)" if is_part else ""
 
     @property
     def bought(self) -> int:

@@ -87,6 +87,7 @@ class Retries:
     :param writes: ids of purchased requests that can't be written to the journal.
     :param images: images that can't be fetched, by fingerprint.
     :param results: requests that have finished by their status and have no result, by request id.
+    :param prices: when to ask again how far the clip is that teaches the price of a combination.
     """
 
     api: ApiState = ApiState.OPEN
@@ -95,6 +96,7 @@ class Retries:
     writes: RetryState = field(default_factory=RetryState)
     images: dict[str, RetryState] = field(default_factory=dict)
     results: dict[str, RetryState] = field(default_factory=dict)
+    prices: dict[str, RetryState] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -105,12 +107,12 @@ class Retries:
         """Read what :meth:`as_dict` returned; missing entries count as no failure."""
         given = plain or {}
         submits, writes = (RetryState(*given.get(kind) or ()) for kind in ("submits", "writes"))
-        images, results = (
+        images, results, prices = (
             {name: RetryState(*retry) for name, retry in (given.get(kind) or {}).items()}
-            for kind in ("images", "results")
+            for kind in ("images", "results", "prices")
         )
         api = ApiState(given.get("api") or ApiState.OPEN)
-        return cls(api, int(given.get("lost_trials") or 0), submits, writes, images, results)
+        return cls(api, int(given.get("lost_trials") or 0), submits, writes, images, results, prices)
 
 
 @dataclass(slots=True)
@@ -125,7 +127,6 @@ class Checkpoint:
     :param done_before: the number of videos that were there when it began.
     :param retries: what fails for now: pauses get longer, and limits are reached, across waits too.
     :param unwritten: ids of purchased requests that the journal does not name, by fingerprint.
-    :param price_usd: of one request, if known.
     :param shown_at: when the status file was last written, in unix seconds.
     """
 
@@ -136,7 +137,6 @@ class Checkpoint:
     done_before: int | None = None
     retries: Retries = field(default_factory=Retries)
     unwritten: dict[str, str] = field(default_factory=dict)
-    price_usd: float | None = None
     shown_at: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -149,7 +149,6 @@ class Checkpoint:
             "done_before": self.done_before,
             "retries": self.retries.as_dict(),
             "unwritten": self.unwritten,
-            "price_usd": self.price_usd,
             "shown_at": self.shown_at,
         }
 
@@ -167,7 +166,6 @@ class Checkpoint:
             int(plain["done_before"]),
             Retries.from_dict(plain.get("retries")),
             dict(plain.get("unwritten") or {}),
-            plain.get("price_usd"),
             float(plain.get("shown_at") or 0.0),
         )
 

@@ -151,6 +151,8 @@ class BatchEngine:
                 self._landings.on_completion(completion.about, completion.outcome, now)
             case "check":
                 self._submits.on_check(completion.outcome, now)
+            case "price":
+                self._submits.prices.on_check(completion.about, completion.outcome, now)
             case "write":
                 self._submits.on_write(completion.about, completion.outcome, now)
             case "poll":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans a batch: reads the dataset, the journal, the destination and the price. Nothing is bought."""
+"""Plans a batch: reads the dataset, the journal and the destination. Nothing is bought."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ from airflow_provider_wan.durable.journal import BucketJournal, RecordSummary, a
 from airflow_provider_wan.durable.record import Stage
 from airflow_provider_wan.exceptions import WanError, WanRecordError
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
-from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.images.dataset import Columns
 from airflow_provider_wan.images.dataset_reader import DatasetReader
 from airflow_provider_wan.images.source import ImageSources
-from airflow_provider_wan.model_api.inputs import clip_seconds, load_schema
-from airflow_provider_wan.model_api.values import ModelInfo
+from airflow_provider_wan.model_api.inputs import load_schema
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -41,19 +39,16 @@ class Planner:
     def __init__(
         self,
         spec: BatchSpec,
-        hook: WanHook,
         client: storage.Client,
         journal: BucketJournal,
         sources: ImageSources,
         log: Logger,
     ) -> None:
         self._spec = spec
-        self._hook = hook
         self._client = client
         self._journal = journal
         self._sources = sources
         self._log = log
-        self._model: ModelInfo | None = None
         #: Validates inputs; shared by the whole batch, since it caches its verdicts.
         self.check = InputCheck(spec.model_id, sources.input_name)
 
@@ -151,41 +146,6 @@ class Planner:
     def _taken(self, names: Collection[str]) -> set[str]:
         most = max(_LIST_AT_LEAST, _LIST_PER_IMAGE * len(names))
         return names_taken(self._client, self._spec.bucket_name, names, list_at_most=most)
-
-    # -- the price -----------------------------------------------------------------------------------------
-
-    def find_price(self) -> float | None:
-        """Return the price of a request, or of a second, in USD; None if it is not known and no limit needs it.
-
-        :raises WanError: a limit needs the price, and the model's page can't be read.
-        """
-        spec = self._spec
-        if spec.price_usd is not None:
-            return spec.price_usd
-        try:
-            self._model = self._hook.get_model(spec.model_id)
-        except WanError as error:
-            if spec.budget.max_cost_usd is not None:
-                raise
-            self._log.info("The price of a request is not known: %s", error)
-            return None
-        return self._model.base_price_usd or None
-
-    def price_of(self, plan: Plan) -> float | None:
-        """Return the highest price of a request of this plan, in USD; None if it is not known.
-
-        Where a second has a price, the longest clip counts for all, so that no limit is exceeded by a longer row.
-        """
-        if self._model is None:
-            return self._spec.price_usd
-        seconds = self._longest_clip_s(plan) if self._model.is_priced_by_the_second else None
-        return self._model.price_of(seconds) or None
-
-    def _longest_clip_s(self, plan: Plan) -> float | None:
-        model_id = self._spec.model_id
-        usable = (item.inputs for item in plan.to_do() if self.check.problem(item) is None)
-        lengths = {clip_seconds(model_id, inputs) for inputs in usable} or {clip_seconds(model_id, {})}
-        return None if None in lengths else max(filter(None, lengths))
 
 
 def names_taken(

@@ -17,6 +17,7 @@ from logging import Logger
 from typing import Any, Literal, NamedTuple, Self
 
 from airflow_provider_wan.batch.plan import Item
+from airflow_provider_wan.batch.prices import PriceBook
 from airflow_provider_wan.batch.report import Landed
 from airflow_provider_wan.batch.spec import BatchLimits
 from airflow_provider_wan.durable.journal import Journal, RecordConflict, VersionedRecord
@@ -44,7 +45,7 @@ from airflow_provider_wan.landing.landing import Destination, IfExists, Landing,
 from airflow_provider_wan.model_api.calls import RequestStatus
 from airflow_provider_wan.model_api.video_spec import SourceImage, VideoSpec, make_video_spec
 
-Kind = Literal["submit", "land", "poll", "check", "write"]
+Kind = Literal["submit", "land", "poll", "check", "write", "price"]
 
 _CANCEL_THREADS = 8
 
@@ -71,6 +72,7 @@ class WorkerPool:
             "poll": limits.poll_threads,
             "check": 1,
             "write": 1,
+            "price": 2,
         }
         self._pools: dict[Kind, ThreadPoolExecutor] = {}
         self._completions: queue.SimpleQueue[Completion] = queue.SimpleQueue()
@@ -123,6 +125,7 @@ class BatchWork:
     image_field: str
     bucket_name: str
     owner: str
+    prices: PriceBook
     if_exists: IfExists = "skip"
     #: The known costs of requests whose video can't land, by request id.
     costs: dict[str, float] = field(default_factory=dict)
@@ -200,6 +203,7 @@ class BatchWork:
             raise
         took_s = time.monotonic() - started
         self._record_landed(versioned, landed)
+        self.prices.learn(self.prices.key_of(item), landed.cost_usd, request_id)
         return Landed(landed, took_s, is_first_seen=not versioned.record.succeeded_once)
 
     def _record_of(self, item: Item, request_id: str) -> VersionedRecord:

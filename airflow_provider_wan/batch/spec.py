@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from airflow_provider_wan.batch.budget import BudgetLimits
+from airflow_provider_wan.batch.budget import BudgetLimits, GivenPrice
 from airflow_provider_wan.batch.report import MaxFailures
 from airflow_provider_wan.durable.decide import OnUnknownSubmission
 from airflow_provider_wan.landing.landing import IfExists
@@ -24,6 +24,8 @@ class BatchLimits:
     :param landing_threads: landings at the same time; each holds up to one chunk of its video in memory.
     :param poll_threads: status calls at the same time, while the batch waits in a worker.
     :param progress_every_s: seconds between two lines of progress.
+    :param price_check_s: seconds between two looks at a price that another task learns.
+    :param cost_wait_s: how long the cost of a finished request may be missing before a batch gives up on learning it.
     :param outage_s: for how long submits may meet nothing but outages before the batch gives up.
     """
 
@@ -35,6 +37,8 @@ class BatchLimits:
     poll_threads: int = 6
     progress_every_s: float = 30.0
     outage_s: float = 600.0
+    price_check_s: float = 30.0
+    cost_wait_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class BatchSpec:
     :param limits: how much at once, and for how long.
     :param inputs: the inputs of all rows; the columns of a row override them.
     :param budget: how much may be bought.
-    :param price_usd: of one request; None: what the model's page states.
+    :param price_usd: of one request, or of each combination of inputs; None: learned, or what the model's page states.
     """
 
     images: Any
@@ -60,7 +64,7 @@ class BatchSpec:
     variation: str | None = None
     passthrough: tuple[str, ...] = ()
     budget: BudgetLimits = field(default_factory=BudgetLimits)
-    price_usd: float | None = None
+    price_usd: GivenPrice = None
     max_failures: MaxFailures = field(default_factory=lambda: MaxFailures(count=0))
     on_unknown_submission: OnUnknownSubmission = "fail"
     resolve: Mapping[str, str] = field(default_factory=dict)

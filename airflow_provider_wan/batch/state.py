@@ -19,6 +19,7 @@ from typing import Any
 from airflow_provider_wan.batch.budget import Budget
 from airflow_provider_wan.batch.checkpoint import Checkpoint, RetryState, pause_after_s
 from airflow_provider_wan.batch.plan import Item, Plan
+from airflow_provider_wan.batch.prices import PriceBook
 from airflow_provider_wan.batch.report import BatchListener, Outcome, Progress
 from airflow_provider_wan.durable.journal import RecordSummary
 from airflow_provider_wan.durable.record import Record, Stage
@@ -33,6 +34,7 @@ class BatchState:
     :param checkpoint: of an earlier process of this try; it is kept up to date.
     :param owner: the name of this task instance in records.
     :param started: when requests in flight began to run, as far as known.
+    :param prices: what each request costs.
     :param listener: receives the events.
     """
 
@@ -46,9 +48,11 @@ class BatchState:
         checkpoint: Checkpoint,
         owner: str,
         started: Mapping[str, float],
+        prices: PriceBook,
         listener: BatchListener | None = None,
     ) -> None:
         self.plan = plan
+        self.prices = prices
         self.budget = budget
         self.poller = poller
         self.listener = listener or BatchListener()
@@ -62,6 +66,8 @@ class BatchState:
         #: A limit that one image has met; others may still be within it.
         self.over_budget: WanBudgetError | None = None
         self.to_submit: deque[Item] = deque()
+        #: Items that wait until the price of their combination is learned, by combination.
+        self.waiting_for_price: dict[str, deque[Item]] = {}
         self.submitting: set[str] = set()
         #: Fingerprints by request id: requests in flight, and finished ones until they have a result.
         self.in_flight: dict[str, str] = {}
@@ -125,7 +131,14 @@ class BatchState:
         purchases = known.bought_by(self._owner)
         if purchases:
             cost_usd = known.cost_usd if self._is_mine(known) else None
-            self.budget.bought_before(known.fingerprint, purchases=purchases, cost_usd=cost_usd)
+            item = self.plan.items.get(known.fingerprint)
+            key = self.prices.key_of(item) if item else self.prices.key_of_defaults()
+            self.budget.bought_before(
+                known.fingerprint,
+                purchases=purchases,
+                cost_usd=cost_usd,
+                price_usd=self.prices.usd_of(key),
+            )
 
     def _restore_retries(self) -> None:
         """Keep what this try bought without a record in flight, and failed images waiting for their time."""
@@ -255,7 +268,7 @@ class BatchState:
 
     def is_over(self) -> bool:
         """Return whether nothing is in flight and nothing will be."""
-        more = not self.halted and (self.to_submit or self._later)
+        more = not self.halted and (self.to_submit or self._later or self.waiting_for_price)
         return not self.in_flight and not more
 
     def leave_in_flight(self, error: str) -> None:
@@ -301,7 +314,10 @@ class BatchState:
             running=len(self.in_flight) - queued,
             queued=queued,
             ready=len(self.to_land) + len(self.landing),
-            to_submit=len(self.to_submit) + len(self._later) + len(self.submitting),
+            to_submit=len(self.to_submit)
+            + len(self._later)
+            + len(self.submitting)
+            + sum(map(len, self.waiting_for_price.values())),
             cost_usd=self.budget.spent_usd,
             cost_is_exact=not self.budget.unpriced,
             elapsed_s=time.time() - self._checkpoint.started_at,

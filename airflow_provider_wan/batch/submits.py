@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
 from logging import Logger
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ from airflow_provider_wan.batch.budget import Budget
 from airflow_provider_wan.batch.checkpoint import ApiState, RetryState, pause_after_s
 from airflow_provider_wan.batch.plan import InputCheck, Item
 from airflow_provider_wan.batch.pool import BatchWork, WorkerPool
+from airflow_provider_wan.batch.prices import Learning, PriceNotLearned
 from airflow_provider_wan.batch.report import Outcome
 from airflow_provider_wan.batch.spec import BatchLimits
 from airflow_provider_wan.batch.state import BatchState, unix
@@ -51,6 +54,114 @@ class _Failed(NamedTuple):
     was_sent: bool
 
 
+class _PriceLearning:
+    """Holds images back until the first clip of their combination has taught its price."""
+
+    def __init__(self, state: BatchState, limits: BatchLimits, pool: WorkerPool, log: Logger) -> None:
+        self._state = state
+        self._limits = limits
+        self._pool = pool
+        self._log = log
+        self._held = state.waiting_for_price
+        #: The image whose clip teaches each combination, while it is under way.
+        self._first: dict[str, str] = {}
+        self._checking: set[str] = set()
+        self._free: set[str] = set()
+        for fingerprint in state.in_flight.values():
+            key = state.prices.key_of(state.plan.items[fingerprint])
+            if state.prices.must_learn(key):
+                self._first.setdefault(key, fingerprint)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a thread asks for a price."""
+        return bool(self._checking)
+
+    def must_wait(self, item: Item) -> bool:
+        """Hold an item back whose price has to be learned by another one; otherwise it may be the first."""
+        key = self._state.prices.key_of(item)
+        if not self._state.prices.must_learn(key):
+            return False
+        is_elsewhere = key in self._state.retries.prices or key in self._checking
+        if is_elsewhere or self._first.get(key, item.fingerprint) != item.fingerprint:
+            self._held.setdefault(key, deque()).append(item)
+            return True
+        self._first[key] = item.fingerprint
+        return False
+
+    def may_take_over(self, item: Item) -> bool:
+        """Return whether the claim of another task on this combination was seen to teach nothing."""
+        return self._state.prices.key_of(item) in self._free
+
+    def wait_for_other(self, item: Item, now: float) -> None:
+        """Another task learns the price: look again later."""
+        key = self._state.prices.key_of(item)
+        self._first.pop(key, None)
+        self._held.setdefault(key, deque()).appendleft(item)
+        self._state.retries.prices.setdefault(key, RetryState(at=now + self._limits.price_check_s))
+
+    def next_at(self) -> float | None:
+        """Return when to ask again for a price that images wait for."""
+        retries = self._state.retries.prices
+        return min((retries[key].at for key in self._held if key in retries), default=None)
+
+    def begin(self, now: float) -> None:
+        """Release the images whose price is known, and ask for prices that others learn."""
+        state = self._state
+        for key, fingerprint in list(self._first.items()):
+            if not self._is_under_way(fingerprint):
+                del self._first[key]
+                result = state.results.get(fingerprint)
+                if result is not None and result.outcome.is_there and state.prices.must_learn(key):
+                    state.retries.prices.setdefault(key, RetryState(at=now))  # its cost appears late
+        for key in list(self._held):
+            if not state.prices.must_learn(key):
+                state.retries.prices.pop(key, None)
+                self._release(key)
+            elif key in state.retries.prices:
+                if key not in self._checking and now >= state.retries.prices[key].at:
+                    self._checking.add(key)
+                    self._pool.run("price", key, partial(state.prices.check, key))
+            elif key not in self._first:
+                self._release(key)
+
+    def _is_under_way(self, fingerprint: str) -> bool:
+        state = self._state
+        return fingerprint in state.submitting or any(
+            fingerprint == name for name in chain(state.in_flight.values(), state.finished.values())
+        )
+
+    def _release(self, key: str) -> None:
+        self._state.to_submit.extendleft(reversed(self._held.pop(key)))
+
+    def on_check(self, key: str, outcome: Learning | BaseException, now: float) -> None:
+        """Handle the answer about a price that another request teaches."""
+        self._checking.discard(key)
+        retry = self._state.retries.prices.get(key, RetryState())
+        match outcome:
+            case Learning.LEARNED | Learning.FREE:
+                self._state.retries.prices.pop(key, None)
+                if outcome is Learning.FREE:
+                    self._free.add(key)
+                return
+            case Learning.NO_COST:
+                if retry.times and now - retry.since > self._limits.cost_wait_s:
+                    self._state.halt(
+                        WanBudgetError(
+                            f"max_cost_usd can't be kept: a clip with {key} has succeeded, and RunComfy reports no "
+                            f"cost for it after {self._limits.cost_wait_s / 60:.0f} minutes. Nothing more was bought. "
+                            "Set price_usd."
+                        )
+                    )
+                retry = retry.later(now, min(pause_after_s(retry.times + 1), self._limits.price_check_s))
+            case BaseException():
+                self._log.warning("The price of a combination can't be read yet: %s", outcome)
+                retry = retry._replace(at=now + self._limits.price_check_s)
+            case _:
+                retry = RetryState(at=now + self._limits.price_check_s)
+        self._state.retries.prices[key] = retry
+
+
 class Submits:
     """Starts submits as long as there is room and money, and handles their ends.
 
@@ -80,13 +191,14 @@ class Submits:
         self._settings: dict[str, WanSettings] = {}
         self._retries = state.retries
         self._is_checking = self._is_writing = False
+        self.prices = _PriceLearning(state, limits, pool, log)
 
     # -- starting ------------------------------------------------------------------------------------------
 
     @property
     def is_busy(self) -> bool:
         """Whether a thread submits, asks the API or writes an id."""
-        return bool(self._state.submitting) or self._is_checking or self._is_writing
+        return bool(self._state.submitting) or self._is_checking or self._is_writing or self.prices.is_busy
 
     def _has_room(self) -> bool:
         state, limits = self._state, self._limits
@@ -111,7 +223,7 @@ class Submits:
             return None
         if state.unwritten:
             return self._retries.writes.at
-        moments = [state.next_retry_at()]
+        moments = [state.next_retry_at(), self.prices.next_at()]
         if state.to_submit and self._has_room():
             moments.append(self._retries.submits.at)
         return min((at for at in moments if at is not None), default=None)
@@ -120,6 +232,7 @@ class Submits:
         """Start as many submits as there is room for."""
         state = self._state
         state.take_due_retries(now)
+        self.prices.begin(now)
         self._halt_if_pause_is_too_long(now)
         self._begin_write(now)
         self._begin_check(now)
@@ -129,13 +242,21 @@ class Submits:
             if problem is not None:
                 state.refuse(item.fingerprint, problem)
                 continue
+            if self.prices.must_wait(item):
+                continue
             is_new = item.fingerprint not in state.plan.known and not state.failures[item.fingerprint]
-            why_not = state.budget.why_not()
+            why_not = state.budget.why_not(state.prices.usd_of(state.prices.key_of(item)))
             if is_new and why_not:
-                state.to_submit.appendleft(item)
-                state.halt(WanBudgetError(why_not))
-                return
+                self._on_budget(item, WanBudgetError(why_not))
+                continue
             self._begin_one(item, is_new=is_new)
+
+    def _on_budget(self, item: Item, error: WanBudgetError) -> None:
+        """Leave an image that would exceed a limit; a cheaper one, or another's request, may still be within it."""
+        self._state.end(item.fingerprint, Outcome.LEFT, error=str(error))
+        if self._state.over_budget is None:
+            self._log.warning("%s What is paid for is finished.", error)
+        self._state.over_budget = error
 
     def _begin_write(self, now: float) -> None:
         """Write the id of a purchased request that the journal does not name."""
@@ -172,7 +293,10 @@ class Submits:
     def _begin_one(self, item: Item, *, is_new: bool) -> None:
         self._state.submitting.add(item.fingerprint)
         self._settings[item.fingerprint] = self._work.settings
-        obtain = partial(_obtain, self._work, self._state.budget, self._check, item, is_new=is_new)
+        takes_over = self.prices.may_take_over(item)
+        obtain = partial(
+            _obtain, self._work, self._state.budget, self._check, item, is_new=is_new, takes_over=takes_over
+        )
         self._pool.run("submit", item.fingerprint, obtain)
 
     # -- ends ----------------------------------------------------------------------------------------------
@@ -306,8 +430,9 @@ class Submits:
             case WanAuthError() if self._work.refresh(settings):
                 state.to_submit.appendleft(item)
             case WanBudgetError():
-                state.end(fingerprint, Outcome.LEFT, error=str(error))
-                state.over_budget = error
+                self._on_budget(item, error)
+            case PriceNotLearned():
+                self.prices.wait_for_other(item, now)
             case WanBalanceError() | WanAuthError():
                 state.to_submit.appendleft(item)
                 state.halt(error)
@@ -362,16 +487,21 @@ def _utc(at: float) -> str:
 
 
 def _obtain(
-    work: BatchWork, budget: Budget, check: InputCheck, item: Item, *, is_new: bool
+    work: BatchWork, budget: Budget, check: InputCheck, item: Item, *, is_new: bool, takes_over: bool
 ) -> SubmitResult | _Failed:
     """Obtain the request for an image, on a thread; a purchase is counted exactly where it is made."""
-    fingerprint = item.fingerprint
+    fingerprint, prices = item.fingerprint, work.prices
+    key = prices.key_of(item)
+    is_first = False
     may_be_sent = False
 
     def make_inputs() -> Mapping[str, Any]:
-        nonlocal may_be_sent
+        nonlocal may_be_sent, is_first
         may_be_sent = False
-        budget.reserve(fingerprint)
+        if is_first := prices.must_learn(key):
+            prices.claim(key, may_take_over=takes_over)
+        prices.apply_share(budget, key)
+        budget.reserve(fingerprint, prices.usd_of(key))
         inputs = check.validated(item, item.source.make_address())
         may_be_sent = True
         return inputs
@@ -395,6 +525,8 @@ def _obtain(
             f"It could not be prepared ({type(error).__name__}: {error}), and nothing was sent. The log has the "
             "traceback. Check the image and its inputs; if they are correct, report this."
         ) from error
+    if is_first:
+        prices.on_first_clip(key, obtained.request_id)
     if obtained.how == "submitted":
         budget.made(fingerprint)
     else:

@@ -94,7 +94,10 @@ class WanBatchOperator(BaseOperator):
         across retries and clears. (templated)
     :param max_requests: stop buying after this many requests, including failed ones. (templated)
     :param share_of: of a mapped task: the number of chunks that share the two limits. (templated)
-    :param price_usd: of one request; None (default): what the model's page states. (templated)
+    :param price_usd: of one request, in USD, or a price for each combination of inputs, such as
+        ``{"resolution=1080P": 0.5, "": 0.1}``, of which the entry that names most inputs counts. None (default): with
+        ``max_cost_usd`` one clip of each combination is bought first and its real cost is learned; without it, what
+        was learned before, or the base price of the model's page. (templated)
     :param dry_run: plan only: the summary says how many videos would be bought and at what cost. From a template also
         a word such as ``"true"`` or ``"on"``; any other word is refused before anything is bought. (templated)
     :param max_failures: how many images may have no video: a count, or a share such as ``0.05`` or ``"5%"``; default 0.
@@ -174,7 +177,7 @@ class WanBatchOperator(BaseOperator):
         max_cost_usd: float | str | None = None,
         max_requests: int | str | None = None,
         share_of: int | str | None = None,
-        price_usd: float | str | None = None,
+        price_usd: float | str | Mapping[str, float] | None = None,
         dry_run: bool | str = False,
         max_failures: int | float | str = 0,
         retries_per_image: int = 0,
@@ -396,7 +399,7 @@ class WanBatchOperator(BaseOperator):
             variation=given_or_none(self.variation),
             passthrough=tuple(self.passthrough),
             budget=self._budget(context),
-            price_usd=_number(self.price_usd, "price_usd"),
+            price_usd=_price(self.price_usd),
             max_failures=max_failures,
             on_unknown_submission=self.on_unknown_submission,
             resolve=mapping_of(self.resolve, name="resolve"),
@@ -460,6 +463,15 @@ class WanBatchOperator(BaseOperator):
         emit_batch_hook_lineage(WanHook(self.wan_conn_id), end, self.log)
         if report.error is None:
             emit_batch_outlets(context, self.outlets, end)
+
+
+def _price(given: float | str | Mapping[str, float] | None) -> float | dict[str, float] | None:
+    if isinstance(given, Mapping) or (isinstance(given, str) and given.strip().startswith("{")):
+        prices = {
+            key: _number(price, "price_usd") for key, price in mapping_of(given, name="price_usd").items()
+        }
+        return {key: price for key, price in prices.items() if price is not None}
+    return _number(given, "price_usd")
 
 
 def _number(given: float | str | None, name: str) -> float | None:

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from airflow_provider_wan.batch.budget import Budget, BudgetLimits
+from airflow_provider_wan.batch.prices import check_given
 from airflow_provider_wan.exceptions import WanBudgetError, WanInputError
 
 
-def buy(budget: Budget, count: int, first: int = 0) -> int:
-    """Buy until a limit says no; tells how many."""
+def buy(budget: Budget, count: int, price_usd: float | None = 0.1, first: int = 0) -> int:
+    """Buy until a limit says no; return how many."""
     for number in range(first, first + count):
         try:
-            budget.reserve(str(number))
+            budget.reserve(str(number), price_usd or 0.0)
         except WanBudgetError:
             return number - first
         budget.made(str(number))
@@ -40,59 +41,47 @@ def buy(budget: Budget, count: int, first: int = 0) -> int:
     ],
 )
 def test_a_limit_is_reached_and_never_passed(limits: BudgetLimits, price: float | None, bought: int) -> None:
-    assert buy(Budget(limits, price), 100) == bought
-
-
-def test_a_limit_in_money_needs_a_price() -> None:
-    with pytest.raises(WanBudgetError, match="price_usd"):
-        Budget(BudgetLimits(max_cost_usd=1.0), None)
+    assert buy(Budget(limits), 100, price) == bought
 
 
 def test_a_refused_purchase_costs_nothing() -> None:
-    budget = Budget(BudgetLimits(max_cost_usd=0.2), 0.1)
-    budget.reserve("a")
+    budget = Budget(BudgetLimits(max_cost_usd=0.2))
+    budget.reserve("a", 0.1)
     budget.release("a")
     assert buy(budget, 5) == 2
 
 
 def test_reserving_again_before_the_purchase_counts_once() -> None:
-    budget = Budget(BudgetLimits(max_requests=2), None)
-    budget.reserve("a")
-    budget.reserve("a")
+    budget = Budget(BudgetLimits(max_requests=2))
+    budget.reserve("a", 0.1)
+    budget.reserve("a", 0.1)
     assert budget.bought == 1
 
 
 def test_a_second_request_for_the_same_image_counts_again() -> None:
-    budget = Budget(BudgetLimits(max_cost_usd=0.25), 0.1)
+    budget = Budget(BudgetLimits(max_cost_usd=0.25))
     for _ in range(2):
-        budget.reserve("a")
+        budget.reserve("a", 0.1)
         budget.made("a")
     assert budget.spent_usd == pytest.approx(0.2)
     with pytest.raises(WanBudgetError):
-        budget.reserve("a")
+        budget.reserve("a", 0.1)
 
 
 def test_a_real_cost_takes_the_place_of_the_price() -> None:
-    budget = Budget(BudgetLimits(max_cost_usd=1.0), 0.5)
-    buy(budget, 1)
+    budget = Budget(BudgetLimits(max_cost_usd=1.0))
+    buy(budget, 1, 0.5)
     budget.settle("0", 0.1)
     assert budget.spent_usd == pytest.approx(0.1)
     assert budget.unpriced == 0
-    assert buy(budget, 5, first=1) == 1  # 0.1 + 0.5; another 0.5 would pass the limit
-
-
-def test_a_real_cost_above_the_price_raises_it_for_the_next() -> None:
-    budget = Budget(BudgetLimits(max_cost_usd=1.0), 0.1)
-    buy(budget, 1)
-    budget.settle("0", 0.4)
-    assert buy(budget, 5, first=1) == 1
+    assert buy(budget, 5, 0.5, first=1) == 1  # 0.1 + 0.5; another 0.5 would pass the limit
 
 
 @pytest.mark.parametrize("seed", range(200))
 def test_reported_cost_equals_the_ledger_or_says_how_many_costs_are_unknown(seed: int) -> None:
     """Random prices, refusals, late and missing costs, in any order of events."""
     random = Random(seed)
-    budget = Budget(BudgetLimits(max_cost_usd=random.choice([None, 30.0])), random.choice([0.1, 0.2, 0.5]))
+    budget = Budget(BudgetLimits(max_cost_usd=random.choice([None, 30.0])))
     open_reservations: list[str] = []
     unsettled: list[str] = []
     charged: dict[str, int] = {}  # in thousandths of a dollar
@@ -102,7 +91,7 @@ def test_reported_cost_equals_the_ledger_or_says_how_many_costs_are_unknown(seed
             case 0:
                 name = str(next(names))
                 try:
-                    budget.reserve(name)
+                    budget.reserve(name, random.choice([0.1, 0.2, 0.5]))
                 except WanBudgetError:
                     continue
                 open_reservations.append(name)
@@ -130,9 +119,9 @@ def test_reported_cost_equals_the_ledger_or_says_how_many_costs_are_unknown(seed
 
 
 def test_a_real_cost_that_arrives_between_reservation_and_purchase_is_counted() -> None:
-    budget = Budget(BudgetLimits(max_cost_usd=100.0), 0.1)
+    budget = Budget(BudgetLimits(max_cost_usd=100.0))
     for name in ("a", "b"):
-        budget.reserve(name)
+        budget.reserve(name, 0.1)
     budget.made("a")
     budget.settle("a", 0.6)
     budget.made("b")
@@ -142,15 +131,15 @@ def test_a_real_cost_that_arrives_between_reservation_and_purchase_is_counted() 
 
 
 def test_what_was_bought_before_a_kill_counts() -> None:
-    budget = Budget(BudgetLimits(max_cost_usd=1.0), 0.1)
-    budget.bought_before("b", purchases=1, cost_usd=None)
-    budget.bought_before("a", purchases=2, cost_usd=0.3)
+    budget = Budget(BudgetLimits(max_cost_usd=1.0))
+    budget.bought_before("b", purchases=1, cost_usd=None, price_usd=0.1)
+    budget.bought_before("a", purchases=2, cost_usd=0.3, price_usd=0.1)
     assert budget.spent_usd == pytest.approx(0.5)
     assert budget.bought == 3
 
 
 def test_what_others_bought_is_not_settled() -> None:
-    budget = Budget(BudgetLimits(max_cost_usd=1.0), 0.1)
+    budget = Budget(BudgetLimits(max_cost_usd=1.0))
     budget.settle("theirs", 0.7)
     assert budget.spent_usd == 0
 
@@ -166,26 +155,50 @@ def test_shares_make_the_whole_exactly(of: int, price: float | None) -> None:
     assert sum(round((share.max_cost_usd or 0) * 1e6) for share in shares) == 10_000_000
 
 
+def shared(limits: BudgetLimits, price_usd: float) -> Budget:
+    """A budget whose share is cut at this price."""
+    budget = Budget(limits)
+    if limits.max_cost_usd is not None:
+        budget.set_share(limits, price_usd, 0.0, is_first=False)
+    return budget
+
+
+@pytest.mark.parametrize("learner", range(7))
+def test_shares_and_the_clip_that_taught_the_price_make_the_whole(learner: int) -> None:
+    bought = 0
+    for index in range(7):
+        limits = BudgetLimits(max_cost_usd=3.0, index=index, of=7)
+        budget = Budget(limits)
+        if index == learner:
+            budget.reserve("first", 0.1)
+            budget.made("first")
+            budget.settle("first", 0.5)
+        budget.set_share(limits, 0.5, 0.5, is_first=index == learner)
+        bought += buy(budget, 5, 0.5) + (index == learner)
+    assert bought == 6
+
+
 @pytest.mark.parametrize(
     ("whole", "bought"),
     [({"max_cost_usd": 2.1}, 10), ({"max_requests": 7}, 7), ({"max_cost_usd": 2.1, "max_requests": 4}, 4)],
 )
 def test_many_tasks_together_buy_what_the_whole_can_pay(whole: dict[str, Any], bought: int) -> None:
-    parts = [Budget(BudgetLimits(**whole, index=index, of=100), 0.2) for index in range(100)]
-    assert sum(buy(part, 5) for part in parts) == bought
+    parts = [shared(BudgetLimits(**whole, index=index, of=100), 0.2) for index in range(100)]
+    assert sum(buy(part, 5, 0.2) for part in parts) == bought
 
 
 def test_a_share_that_is_used_up_names_the_whole() -> None:
-    budget = Budget(BudgetLimits(max_cost_usd=2.0, index=1, of=4), 0.5)
-    assert buy(budget, 5) == 1
-    assert "max_cost_usd=2 (of which 0.5 is this mapped task's share)" in str(budget.why_not())
+    budget = shared(BudgetLimits(max_cost_usd=2.0, index=1, of=4), 0.5)
+    assert buy(budget, 5, 0.5) == 1
+    assert "max_cost_usd=2 (of which 0.5 is this mapped task's share)" in str(budget.why_not(0.5))
 
 
-@pytest.mark.parametrize("price", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_price_that_is_none_is_refused_whatever_the_limit(price: float) -> None:
-    for limits in (BudgetLimits(), BudgetLimits(max_cost_usd=1.0)):
-        with pytest.raises(WanInputError, match="price_usd"):
-            Budget(limits, price)
+@pytest.mark.parametrize(
+    "price", [0.0, -1.0, float("nan"), float("inf"), {"": 0.0}, {"resolution=480P": -1.0}]
+)
+def test_a_price_that_is_not_positive_is_refused(price: Any) -> None:
+    with pytest.raises(WanInputError, match="price_usd"):
+        check_given(price)
 
 
 @pytest.mark.parametrize(("index", "of"), [(0, 0), (3, 3), (-1, 3), (0, -1)])
@@ -203,7 +216,7 @@ def test_a_limit_below_nothing_is_refused(limits: dict[str, float]) -> None:
 
 
 def test_threads_together_stay_below_a_limit() -> None:
-    budget = Budget(BudgetLimits(max_requests=50), None)
+    budget = Budget(BudgetLimits(max_requests=50))
     with ThreadPoolExecutor(8) as pool:
         counts = pool.map(lambda worker: buy(budget, 20, first=1000 * worker), range(8))
     assert sum(counts) == 50

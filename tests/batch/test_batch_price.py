@@ -40,9 +40,12 @@ def rows(*durations: Any) -> list[dict[str, Any]]:
     return [{"image": image, "duration": given} for image, given in zip(images, durations, strict=True)]
 
 
-def test_the_longest_clip_is_the_price_of_all(sandbox: Sandbox) -> None:
+def test_a_plan_adds_up_the_price_of_each_length(sandbox: Sandbox) -> None:
     summary = batch(rows(5, "15", 10), **any_length()).dry_run().summary
-    assert (summary["price_usd"], summary["cost_usd"]) == (pytest.approx(0.6), pytest.approx(1.8))
+    assert (summary["price_usd"], summary["cost_usd"]) == (pytest.approx(0.6), pytest.approx(1.2))
+    assert summary["price_source"] == "base"
+    assert "USD per second" in summary["pricing_note"]
+    assert [(price["count"], price["source"]) for price in summary["prices"]] == [(1, "base")] * 3
 
 
 def test_a_limit_is_not_passed_because_a_row_is_longer(sandbox: Sandbox) -> None:
