@@ -56,7 +56,7 @@ def dag(airflow_db: Path, monkeypatch: pytest.MonkeyPatch) -> DAG:
     return wan_backfill_dataset.dag
 
 
-def run(dag: DAG, day: pendulum.DateTime, **conf: Any) -> tuple[str, list[dict[str, Any]]]:
+def run(dag: DAG, day: pendulum.DateTime | None, **conf: Any) -> tuple[str, list[dict[str, Any]]]:
     """Run one day; gives the run's state and the summaries of its chunks."""
     result = dag.test(logical_date=day, run_conf={**CONF, **conf})
     chunks = [ti for ti in result.get_task_instances() if ti.task_id == "make_videos"]
@@ -83,6 +83,22 @@ def test_every_day_becomes_videos_once_however_often_it_runs(dag: DAG, sandbox: 
     assert state == "success"
     assert summary["total"] == summary["landed"] + summary["reused"] == 2
     assert len(sandbox.ledger()["purchases"]) == 5
+
+
+def test_a_run_without_a_logical_date_takes_the_present_day(dag: DAG, sandbox: Sandbox) -> None:
+    from google.cloud import storage
+
+    for day in (pendulum.now("UTC"), pendulum.now("UTC").add(days=1)):  # midnight may come in between
+        blob = storage.Client().bucket("photos").blob(f"set/dt={day.to_date_string()}/coffee.jpg")
+        blob.upload_from_filename(str(PHOTOS / "coffee.jpg"))
+    state, (summary,) = run(dag, None)
+    assert state == "success"
+    assert summary["landed"] == 1
+
+
+def test_unpausing_runs_no_day_of_the_past_and_each_day_has_a_small_limit(dag: DAG) -> None:
+    assert not dag.catchup
+    assert dag.params["max_cost_usd"] <= 10
 
 
 def test_a_day_that_may_cost_no_more_says_what_is_left(dag: DAG, sandbox: Sandbox) -> None:
