@@ -280,7 +280,8 @@ class Batch:
             manifest = ""
         self._log.info("%s. Manifest: %s", progress.line(), manifest)
         summary = summary_of(state, progress) | {"manifest": manifest, "journal": self._spec.journal}
-        return Report(summary, error_of(state, self._spec.max_failures, manifest))
+        resubmits = self._spec.on_unknown_submission == "resubmit"
+        return Report(summary, error_of(state, self._spec.max_failures, manifest, resubmits=resubmits))
 
 
 def finish(batch: Batch, engine: BatchEngine) -> Report:

@@ -17,6 +17,7 @@ from airflow_provider_wan.exceptions import (
     WanDownloadError,
     WanError,
     WanGenerationFailedError,
+    WanNoOutputError,
     WanStorageError,
     WanTransientError,
 )
@@ -72,7 +73,7 @@ class Landings:
                 cost_usd = self._settle(fingerprint, request_id)
                 state.end(
                     fingerprint,
-                    Outcome.NOT_LANDED,
+                    Outcome.NO_OUTPUT if isinstance(outcome, WanNoOutputError) else Outcome.NOT_LANDED,
                     request_id=request_id,
                     error=str(outcome),
                     cost_usd=cost_usd,

@@ -37,6 +37,8 @@ class Outcome(StrEnum):
     UNKNOWN = "unknown"
     #: It was paid for, and its video could not be written to the bucket; a rerun tries again.
     NOT_LANDED = "not_landed"
+    #: It was paid for and succeeded without a video, as after content moderation; it is never bought again unasked.
+    NO_OUTPUT = "no_output"
     #: Not finished, bought or not: a limit, a deadline or an empty account came first. A rerun continues.
     LEFT = "left"
 
@@ -288,9 +290,12 @@ def summary_of(state: BatchState, progress: Progress) -> dict[str, Any]:
     }
 
 
-def error_of(state: BatchState, max_failures: MaxFailures, manifest: str) -> WanError | None:
+def error_of(
+    state: BatchState, max_failures: MaxFailures, manifest: str, *, resubmits: bool = False
+) -> WanError | None:
     """Return what the task fails with: what halted it, or too many failures; None if it succeeded.
 
+    :param resubmits: whether a retry sends submits again whose answer was lost.
     :param manifest: the manifest's address, for the message.
     """
     outcomes, total = _outcomes(state), state.plan.total
@@ -308,12 +313,13 @@ def error_of(state: BatchState, max_failures: MaxFailures, manifest: str) -> Wan
     if max_failures.allows(failures, total):
         return None
     bad = [result for result in all_results(state) if result.outcome.is_failure]
+    hopeless = {Outcome.REFUSED, Outcome.NO_OUTPUT, *(() if resubmits else (Outcome.UNKNOWN,))}
     first = "; ".join(f"{result.image}: {result.error}" for result in bad[:SHOWN_ERRORS])
     more = f" and {len(bad) - SHOWN_ERRORS} more" if len(bad) > SHOWN_ERRORS else ""
     return WanBatchError(
         f"{failures} of {total} images have no video, more than max_failures allows; all others were finished. "
         f"{first}{more}. Manifest: {manifest}",
-        retry_helps=any(result.outcome not in (Outcome.REFUSED, Outcome.UNKNOWN) for result in bad),
+        retry_helps=any(result.outcome not in hopeless for result in bad),
     )
 
 

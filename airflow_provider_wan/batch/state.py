@@ -76,6 +76,8 @@ class BatchState:
         self.landing: set[str] = set()
         #: When finished requests began to run, where known.
         self.running_since: dict[str, float] = {}
+        #: The fingerprint that has each request, of all requests that this batch knows.
+        self._holders: dict[str, str] = {}
         self._later: list[tuple[float, str]] = []
         self._checkpoint = checkpoint
         self._owner = owner
@@ -101,6 +103,8 @@ class BatchState:
             if known is None:
                 if fingerprint not in self.results:
                     self.to_submit.append(item)
+            elif known.request_id and (other := self.other_holder_of(known.request_id, fingerprint)):
+                self.end_as_shared(fingerprint, known.request_id, other)
             elif self.plan.is_done(fingerprint):
                 self._has_landed(item, known)
             elif fingerprint in self.results:
@@ -198,6 +202,21 @@ class BatchState:
         late = before.later(now, pause_after_s(before.times + 1))
         self.retries.results[request_id] = late
         self.poller.add_apart(request_id, now, look_at=late.at)
+
+    def other_holder_of(self, request_id: str, fingerprint: str) -> Item | None:
+        """Return another item of this batch that has this request; one request is one video."""
+        holder = self._holders.setdefault(request_id, fingerprint)
+        return None if holder == fingerprint else self.plan.items[holder]
+
+    def end_as_shared(self, fingerprint: str, request_id: str, other: Item) -> None:
+        """End an image whose request belongs to another image of this batch; nothing was bought for it."""
+        error = (
+            f"Its record names request {request_id}, which belongs to {other.source.shown} (fingerprint "
+            f"{other.fingerprint}): one of the two was settled with the wrong id. Nothing is bought and nothing lands "
+            f"for this one; correct or delete the journal record {fingerprint}.json."
+        )
+        self._log.error("%s: %s", self.plan.items[fingerprint].source.shown, error)
+        self.end(fingerprint, Outcome.UNKNOWN, error=error)
 
     def poll_at(self) -> dict[str, float]:
         """Return when to poll again the requests that had finished by their status and had no result."""

@@ -29,6 +29,7 @@ from airflow_provider_wan.exceptions import (
     WanError,
     WanInputError,
     WanJournalError,
+    WanNoOutputError,
     WanRecordError,
     WanRefusedError,
     WanStorageError,
@@ -375,6 +376,9 @@ class Submits:
 
     def _on_request(self, fingerprint: str, obtained: SubmitResult, now: float) -> None:
         state, record = self._state, obtained.record
+        if other := state.other_holder_of(obtained.request_id, fingerprint):
+            state.end_as_shared(fingerprint, obtained.request_id, other)
+            return
         state.listener.on_request(obtained.how)
         if record.stage is Stage.LANDED:
             if self._has_just_landed(fingerprint, record):
@@ -445,6 +449,8 @@ class Submits:
                 state.retry_at(fingerprint, retry.at)
             case WanInputError() | WanDownloadError():
                 self._refuse(item, error)
+            case WanNoOutputError():
+                state.end(fingerprint, Outcome.NO_OUTPUT, request_id=request_id, error=str(error))
             case WanRefusedError() if request_id is not None:
                 state.end(fingerprint, Outcome.NOT_LANDED, request_id=request_id, error=str(error))
             case WanRefusedError():

@@ -46,6 +46,7 @@ _STATE_OF_OUTCOME = {
     "refused": CardState.REFUSED,
     "unknown": CardState.UNKNOWN,
     "not_landed": CardState.NOT_LANDED,
+    "no_output": CardState.NOT_LANDED,
     "in_flight": CardState.OPEN,
     "to_do": CardState.WAITING,
     "left": CardState.LEFT,

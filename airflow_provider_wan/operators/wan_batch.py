@@ -58,9 +58,9 @@ class WanBatchOperator(BaseOperator):
     An outlet gets one event, whose extra has the summary's figures, and ``videos`` where there are at most 20.
 
     Returns the summary: ``total``, a count for each outcome (``landed``, ``reused``, ``failed``, ``cancelled``,
-    ``refused``, ``unknown``, ``not_landed``, ``left``), ``bought``, ``cost_usd``, ``size_bytes``, ``duration_s``,
-    ``manifest`` and ``journal``. The XCom ``summary`` is the same and is there for a failed task too; ``progress`` has
-    the present figures.
+    ``refused``, ``unknown``, ``not_landed``, ``no_output``, ``left``), ``bought``, ``cost_usd``, ``size_bytes``,
+    ``duration_s``, ``manifest`` and ``journal``. The XCom ``summary`` is the same and is there for a failed task too;
+    ``progress`` has the present figures.
 
     :param images: ``gs://bucket/prefix/`` (all images under it), the address of a manifest (``.csv``, ``.jsonl``;
         also a chunk that ``WanPrepareImagesOperator`` wrote), or a list of addresses and rows. The columns of a row

@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from google.cloud import storage
 from airflow_provider_wan.batch.budget import BudgetLimits
 from airflow_provider_wan.batch.engine import Pause
 from airflow_provider_wan.batch.report import MaxFailures
+from airflow_provider_wan.durable.journal import BucketJournal
 from airflow_provider_wan.exceptions import (
     WanAuthError,
     WanBalanceError,
@@ -21,7 +23,17 @@ from airflow_provider_wan.exceptions import (
     WanBudgetError,
     WanTimeoutError,
 )
-from tests.batch.batch_support import addresses, batch, bought, connection, manifest, outcomes, run, videos
+from tests.batch.batch_support import (
+    JOURNAL,
+    addresses,
+    batch,
+    bought,
+    connection,
+    manifest,
+    outcomes,
+    run,
+    videos,
+)
 from tests.image_samples import encoded, photo
 from wan_sandbox.server import Sandbox
 
@@ -215,7 +227,7 @@ def test_a_request_without_a_video_is_reported_and_neither_tried_nor_bought_agai
     for _ in range(2):  # a rerun takes it over
         report = run(addresses(2), limits={"retries_per_image": 2}, max_failures=MaxFailures(count=1))
         assert report.error is None
-        assert outcomes(report) == {"landed": 1, "not_landed": 1}
+        assert outcomes(report) == {"landed": 1, "no_output": 1}
         line = manifest(report)[1]
         assert f"Request {line['request_id']} succeeded, but its output has no video" in line["error"]
         assert "variation" in line["error"]
@@ -225,6 +237,24 @@ def test_a_request_without_a_video_is_reported_and_neither_tried_nor_bought_agai
     assert sandbox.ledger()["calls"]["result"] < 12
     sandbox.clear_faults()
     assert run(addresses(2)).error is None
+    assert bought(sandbox) == dict.fromkeys(addresses(2), 1)
+
+
+def test_two_images_of_a_batch_never_share_a_request(sandbox: Sandbox) -> None:
+    sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
+    pause = batch(addresses(2)).begin().run(may_pause=True)
+    assert pause is not None
+    journal = BucketJournal(storage.Client(), JOURNAL)
+    records = [journal.read(summary.fingerprint) for summary in journal.listing()]
+    first, second = sorted((found for found in records if found), key=lambda found: str(found.record.image))
+    wrong = replace(second.record, request_id=first.record.request_id)
+    journal.write(wrong, replaces=second)
+    sandbox.control("speed", {"speed": 100_000})
+    report = run(addresses(2))
+    assert outcomes(report) == {"landed": 1, "unknown": 1}
+    line = next(line for line in manifest(report) if line["outcome"] == "unknown")
+    assert str(first.record.request_id) in line["error"]
+    assert "belongs to" in line["error"]
     assert bought(sandbox) == dict.fromkeys(addresses(2), 1)
 
 
