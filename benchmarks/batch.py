@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch costs beside the calls and writes that it can't do without.
+"""Measure the overhead of a batch over its necessary calls and writes.
 
     python benchmarks/batch.py throughput [--images 1000]   against a bare asyncio loop with the same calls
     python benchmarks/batch.py memory [--land 100]          of a worker with 500 requests in flight, 20 MB videos
@@ -41,7 +41,7 @@ def addresses(count: int) -> list[str]:
 
 @contextlib.contextmanager
 def sandbox(*options: str) -> Iterator[dict[str, Any]]:
-    """Run a sandbox in a process of its own; gives its addresses and environment."""
+    """Run a sandbox in a process of its own; return its addresses and environment."""
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "state.json"
         command = [sys.executable, "-m", "wan_sandbox", "--port", "0", "--bucket-port", "0"]
@@ -74,7 +74,7 @@ def in_own_process(way: str, env: dict[str, str], *arguments: str) -> dict[str, 
 
 
 def run_batch(images: list[str], *, in_flight: int, land: int | None = None) -> dict[str, Any]:
-    """Carry a batch out in this process, as a task with ``deferrable=False`` does."""
+    """Run a batch in this process, as a task with ``deferrable=False`` does."""
     from airflow_provider_wan.batch.batch import Batch
     from airflow_provider_wan.batch.spec import BatchLimits, BatchSpec
     from airflow_provider_wan.hooks.gcs import storage_client
@@ -105,19 +105,19 @@ def run_batch(images: list[str], *, in_flight: int, land: int | None = None) -> 
     planned_s = time.time() - started
     peak = {"mb": 0.0}
 
-    def watch_memory() -> None:
+    def measure_memory() -> None:
         while not stop.wait(0.05):
             peak["mb"] = max(peak["mb"], resident_mb())
             done = sum(1 for result in list(engine.results.values()) if result.outcome == "landed")
             if land is not None and done >= land:
                 stop.set()
 
-    watching = threading.Thread(target=watch_memory, daemon=True)
-    watching.start()
+    measuring = threading.Thread(target=measure_memory, daemon=True)
+    measuring.start()
     engine.run(may_pause=False)
     ended = time.time()
     stop.set()
-    watching.join()
+    measuring.join()
     return {
         "planned_s": planned_s,
         "ended": ended,
@@ -185,7 +185,7 @@ async def run_loop(images: list[str], *, in_flight: int, poll_s: float = 1.0) ->
     return {"ended": time.time(), "cpu_s": time.process_time() - cpu, "landed": running.qsize()}
 
 
-# -- what is measured --------------------------------------------------------------------------------------
+# -- measurements ------------------------------------------------------------------------------------------
 
 
 def throughput(count: int) -> None:

@@ -17,7 +17,7 @@ IMAGES = [f"https://images.example.com/{number:03d}.jpg" for number in range(12)
 
 
 class TaskInstance:
-    """What the operator needs of one, with its XComs."""
+    """The part of a task instance that the operator uses."""
 
     dag_id, run_id, task_id, map_index, try_number = "dag", "run", "batch", -1, 1
 
@@ -56,7 +56,7 @@ class Played:
 
     @property
     def links(self) -> list[dict[str, str]]:
-        """What the buttons led to after each part."""
+        """Return where the links led after each part."""
         return [
             {link.name: link.get_link(task, ti_key=None) for link in task.operator_extra_links}
             for task in self.tasks
@@ -64,7 +64,7 @@ class Played:
 
 
 def play_try(ti: TaskInstance, *, outlet_events: Any = None, **changes: Any) -> Played:
-    """Run it as a worker and a triggerer do, and keep what it raises."""
+    """Run a try as a worker and a triggerer do, and keep what it raises."""
     played = Played()
     context = {"ti": ti, "outlet_events": outlet_events}
     event: dict[str, Any] | None = None

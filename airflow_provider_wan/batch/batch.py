@@ -243,6 +243,7 @@ class Batch:
             on_unknown_submission=spec.on_unknown_submission,
             resolve=spec.resolve,
             retry=RetryPolicy(tries=1),  # the engine pauses all submits together instead
+            is_retry=True,  # one free call before the first claim: an API that is down puts no image in doubt
         )
         policy = DownloadPolicy(
             hook.settings.download_hosts,

@@ -233,13 +233,21 @@ class PriceBook:
         keys = {self.key_of(item) for item in items}
         with ThreadPoolExecutor(_READ_THREADS, "wan-price") as pool:
             list(pool.map(self.refresh, keys))
+        self._learn_from_records(plan)
+        if self._limits.max_cost_usd is not None and any(self.price_of(key).usd is None for key in keys):
+            raise self._no_price()
+
+    def _learn_from_records(self, plan: Plan) -> None:
+        """Learn the highest cost of each combination in the journal."""
+        highest: dict[str, tuple[float, str | None]] = {}
         for fingerprint, known in plan.known.items():
             if known.stage in (Stage.LANDED, Stage.SUCCEEDED) and known.cost_usd:
                 key = self.key_of(plan.items[fingerprint])
-                if key in keys and key not in self._learned:
-                    self.learn(key, known.cost_usd, known.request_id)
-        if self._limits.max_cost_usd is not None and any(self.price_of(key).usd is None for key in keys):
-            raise self._no_price()
+                highest[key] = max(
+                    highest.get(key, (0.0, None)), (known.cost_usd, known.request_id), key=_cost
+                )
+        for key, (cost_usd, request_id) in highest.items():
+            self.learn(key, cost_usd, request_id)
 
     def learn(self, key: str, cost_usd: float | None, request_id: str | None = None) -> None:
         """Learn from the real cost of a clip that succeeded. Makes calls; a clip that was not charged teaches nothing.
@@ -453,6 +461,10 @@ def _is_old(claimed_at: Any) -> bool:
     except (TypeError, ValueError):
         return True
     return age.total_seconds() > _CLAIM_WITHOUT_REQUEST_S
+
+
+def _cost(charged: tuple[float, str | None]) -> float:
+    return charged[0]
 
 
 def _hash(*parts: Any) -> str:

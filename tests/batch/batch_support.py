@@ -31,12 +31,12 @@ LOG = logging.getLogger("batch")
 
 
 def addresses(count: int, *, first: int = 0) -> list[str]:
-    """Addresses of images that the sandbox does not look at."""
+    """Return addresses of images that the sandbox does not read."""
     return [f"https://images.example.com/{number:05d}.jpg" for number in range(first, first + count)]
 
 
 def connection(sandbox: Sandbox, **extra: Any) -> str:
-    """The connection to a sandbox, with other values in its extra."""
+    """Return the connection to a sandbox, with other values in its extra."""
     given = json.loads(sandbox.env()["AIRFLOW_CONN_WAN_DEFAULT"])
     given["extra"] |= {"timeout": 2, "not_found_patience": 0.4, **extra}
     return json.dumps(given)
@@ -55,7 +55,7 @@ def batch(
     sources: ImageSources | None = None,
     **spec: Any,
 ) -> Batch:
-    """A batch of images that nobody looks at before they are bought."""
+    """Return a batch of images that are not read before they are bought."""
     hook = WanHook("wan_default")
     given = {"bucket_name": BUCKET, "object_name": "out/", "journal": JOURNAL, "inputs": {"prompt": "waves"}}
     return Batch(
@@ -85,13 +85,13 @@ def batch(
 
 
 def run(images: Any, **more: Any) -> Report:
-    """Carry a whole batch out."""
+    """Run a whole batch."""
     one = batch(images, **more)
     return finish(one, one.begin())
 
 
 def wait(pause: Pause, deadline_s: float = 60.0) -> dict[str, Any]:
-    """Wait as a triggerer does; gives its event."""
+    """Wait as a triggerer does; return its event."""
     trigger = WanBatchTrigger(
         wan_conn_id="wan_default",
         request_ids=pause.request_ids,

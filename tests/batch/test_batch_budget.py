@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch may buy, as tables."""
+"""The budget of a batch, as tables."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_real_cost_that_arrives_between_reservation_and_purchase_is_counted() 
     assert budget.unpriced == 0
 
 
-def test_what_was_bought_before_a_kill_counts() -> None:
+def test_purchases_before_a_kill_count() -> None:
     budget = Budget(BudgetLimits(max_cost_usd=1.0))
     budget.bought_before("b", purchases=1, cost_usd=None, price_usd=0.1)
     budget.bought_before("a", purchases=2, cost_usd=0.3, price_usd=0.1)
@@ -138,7 +138,7 @@ def test_what_was_bought_before_a_kill_counts() -> None:
     assert budget.bought == 3
 
 
-def test_what_others_bought_is_not_settled() -> None:
+def test_purchases_of_others_are_not_settled() -> None:
     budget = Budget(BudgetLimits(max_cost_usd=1.0))
     budget.settle("theirs", 0.7)
     assert budget.spent_usd == 0
@@ -202,7 +202,7 @@ def test_a_price_that_is_not_positive_is_refused(price: Any) -> None:
 
 
 @pytest.mark.parametrize(("index", "of"), [(0, 0), (3, 3), (-1, 3), (0, -1)])
-def test_a_share_that_can_not_be_is_refused(index: int, of: int) -> None:
+def test_an_invalid_share_is_refused(index: int, of: int) -> None:
     with pytest.raises(WanInputError, match="share_of"):
         BudgetLimits(max_requests=5, index=index, of=of)
 
@@ -210,7 +210,7 @@ def test_a_share_that_can_not_be_is_refused(index: int, of: int) -> None:
 @pytest.mark.parametrize(
     "limits", [{"max_cost_usd": -1}, {"max_requests": -1}, {"max_cost_usd": float("nan")}]
 )
-def test_a_limit_below_nothing_is_refused(limits: dict[str, float]) -> None:
+def test_a_negative_limit_is_refused(limits: dict[str, float]) -> None:
     with pytest.raises(WanInputError):
         BudgetLimits(**limits)  # type: ignore[arg-type]
 

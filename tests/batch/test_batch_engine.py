@@ -72,13 +72,13 @@ def test_a_rerun_of_a_finished_batch_buys_nothing_and_reads_no_record(sandbox: S
     assert len(manifest(report)) == 30
 
 
-def test_rows_that_want_the_same_are_one_video(sandbox: Sandbox) -> None:
+def test_equal_rows_become_one_video(sandbox: Sandbox) -> None:
     report = run(addresses(3) + addresses(3))
     assert report.error is None
     assert len(sandbox.ledger()["purchases"]) == 3
 
 
-def test_one_bad_image_stops_nobody_else(sandbox: Sandbox) -> None:
+def test_a_bad_image_does_not_stop_the_others(sandbox: Sandbox) -> None:
     sandbox.add_fault("submit", "invalid", img_url_contains="00003.jpg")
     report = run([*addresses(12), "ftp://nowhere/x.jpg", {"image": addresses(20)[19], "seed": "many"}])
     assert isinstance(report.error, WanBatchError)
@@ -88,7 +88,7 @@ def test_one_bad_image_stops_nobody_else(sandbox: Sandbox) -> None:
     assert len(sandbox.ledger()["purchases"]) == 11
 
 
-def test_an_error_that_nobody_expects_before_anything_is_sent_counts_as_a_refusal(
+def test_an_unexpected_error_before_the_submit_counts_as_a_refusal(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     resolve = socket.getaddrinfo
@@ -112,12 +112,12 @@ def test_an_error_that_nobody_expects_before_anything_is_sent_counts_as_a_refusa
     assert bought(sandbox) == {images[1]: 1}
 
 
-def test_as_many_failures_as_are_allowed_fail_nothing(sandbox: Sandbox) -> None:
+def test_failures_within_max_failures_do_not_fail_the_batch(sandbox: Sandbox) -> None:
     sandbox.add_fault("submit", "invalid", img_url_contains="00003.jpg")
     assert run(addresses(10), max_failures=MaxFailures.of("10%")).error is None
 
 
-def test_a_failed_generation_is_tried_again_as_often_as_asked(sandbox: Sandbox) -> None:
+def test_a_failed_generation_is_retried_retries_per_image_times(sandbox: Sandbox) -> None:
     sandbox.add_fault("generation", "fail", img_url_contains="00002.jpg", count=1)
     sandbox.add_fault("generation", "fail", img_url_contains="00004.jpg")
     report = run(addresses(8), limits={"retries_per_image": 1})
@@ -129,7 +129,7 @@ def test_a_failed_generation_is_tried_again_as_often_as_asked(sandbox: Sandbox) 
     assert sum(counts.values()) == 10
 
 
-def test_failed_requests_are_tried_again_within_the_limits(sandbox: Sandbox) -> None:
+def test_failed_requests_are_retried_within_the_limits(sandbox: Sandbox) -> None:
     sandbox.add_fault("generation", "fail", img_url_contains="00001.jpg")
     report = run(addresses(3), limits={"retries_per_image": 5}, budget=BudgetLimits(max_requests=5))
     assert isinstance(report.error, WanBudgetError)
@@ -137,7 +137,7 @@ def test_failed_requests_are_tried_again_within_the_limits(sandbox: Sandbox) -> 
     assert bought(sandbox)[addresses(3)[1]] == 3
 
 
-def test_an_empty_wallet_leaves_the_rest_clear_and_a_rerun_goes_on(sandbox: Sandbox) -> None:
+def test_an_empty_account_leaves_the_rest_and_a_rerun_continues(sandbox: Sandbox) -> None:
     sandbox.control("account", {"balance_usd": 3.0})
     report = run(addresses(25))
     assert isinstance(report.error, WanBalanceError)
@@ -149,7 +149,7 @@ def test_an_empty_wallet_leaves_the_rest_clear_and_a_rerun_goes_on(sandbox: Sand
 
 
 @pytest.mark.parametrize("limits", [BudgetLimits(max_requests=10), BudgetLimits(max_cost_usd=2.19)])
-def test_a_limit_is_kept_over_every_retry_of_the_task(sandbox: Sandbox, limits: BudgetLimits) -> None:
+def test_a_limit_holds_across_retries_of_the_task(sandbox: Sandbox, limits: BudgetLimits) -> None:
     for _ in range(2):
         report = run(addresses(25), budget=limits)
         assert isinstance(report.error, WanBudgetError)
@@ -178,7 +178,7 @@ def test_a_dry_run_sends_nothing(sandbox: Sandbox) -> None:
     assert len(sandbox.ledger()["submits"]) == 5
 
 
-def test_a_dry_run_counts_what_has_failed_and_not_what_is_under_way(sandbox: Sandbox) -> None:
+def test_a_dry_run_counts_failed_images_and_not_images_in_flight(sandbox: Sandbox) -> None:
     sandbox.add_fault("generation", "fail", img_url_contains="00001.jpg", count=1)
     run(addresses(3))
     sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
@@ -193,7 +193,7 @@ def test_a_dry_run_counts_what_has_failed_and_not_what_is_under_way(sandbox: San
     assert (summary["reused"], summary["in_journal"], summary["to_buy"]) == (5, 0, 1)
 
 
-def test_a_lost_submit_is_reported_and_never_sent_again_unasked(sandbox: Sandbox) -> None:
+def test_a_lost_submit_is_reported_and_not_resent(sandbox: Sandbox) -> None:
     lost = addresses(8)[5]
     sandbox.add_fault("submit", "no_id", img_url_contains="00005.jpg", count=1)
     for _ in range(2):
@@ -206,7 +206,7 @@ def test_a_lost_submit_is_reported_and_never_sent_again_unasked(sandbox: Sandbox
     assert bought(sandbox)[lost] == 2
 
 
-def test_failing_calls_cost_time_and_nothing_else(sandbox: Sandbox) -> None:
+def test_failing_calls_only_cost_time(sandbox: Sandbox) -> None:
     for call in ("status", "result", "media", "bucket.get", "bucket.list"):
         sandbox.add_fault(call, "status", rate=0.1, status=503)
     report = run(addresses(60))
@@ -215,14 +215,14 @@ def test_failing_calls_cost_time_and_nothing_else(sandbox: Sandbox) -> None:
     assert len(videos()) == 60
 
 
-def test_a_result_that_is_not_there_yet_is_waited_for(sandbox: Sandbox) -> None:
+def test_a_pending_result_is_waited_for(sandbox: Sandbox) -> None:
     sandbox.add_fault("result", "pending", img_url_contains="0000", rate=0.5)
     report = run(addresses(8))
     assert report.error is None
     assert bought(sandbox) == dict.fromkeys(addresses(8), 1)
 
 
-def test_a_request_without_a_video_is_reported_and_neither_tried_nor_bought_again(sandbox: Sandbox) -> None:
+def test_a_request_without_a_video_is_reported_and_never_bought_again(sandbox: Sandbox) -> None:
     sandbox.add_fault("result", "output_shape", shape="image", img_url_contains="00001.jpg")
     for _ in range(2):  # a rerun takes it over
         report = run(addresses(2), limits={"retries_per_image": 2}, max_failures=MaxFailures(count=1))
@@ -269,14 +269,14 @@ def test_two_runs_at_once_buy_each_image_once(sandbox: Sandbox) -> None:
     assert len(videos()) == 50
 
 
-def test_an_outage_of_the_bucket_is_sat_out(sandbox: Sandbox) -> None:
+def test_a_bucket_outage_is_waited_for(sandbox: Sandbox) -> None:
     sandbox.add_fault("bucket.*", "status", status=503, skip=60, count=25)
     report = run(addresses(40))
     assert report.error is None
     assert bought(sandbox) == dict.fromkeys(addresses(40), 1)
 
 
-def test_a_limit_on_submits_is_kept_and_waited_for(sandbox: Sandbox) -> None:
+def test_a_rate_limit_on_submits_is_respected(sandbox: Sandbox) -> None:
     sandbox.add_fault("submit", "overloaded", rate=0.2, retry_after=1)
     report = run(addresses(20))
     assert report.error is None
@@ -284,9 +284,7 @@ def test_a_limit_on_submits_is_kept_and_waited_for(sandbox: Sandbox) -> None:
     assert sandbox.ledger()["too_early"] == []
 
 
-def test_a_token_that_is_rotated_in_the_middle_ends_nothing(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rotated_token_does_not_end_the_batch(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     one = batch(addresses(10), limits={"max_in_flight": 3})
     engine = one.begin()
     sandbox.control("tokens", {"add": "new-token", "revoke": sandbox.token})
@@ -298,7 +296,7 @@ def test_a_token_that_is_rotated_in_the_middle_ends_nothing(
         sandbox.control("tokens", {"add": sandbox.token})
 
 
-def test_a_token_that_is_refused_ends_the_batch_before_it_buys(
+def test_a_refused_token_ends_the_batch_before_it_buys(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox).replace(sandbox.token, "wrong"))
@@ -307,7 +305,7 @@ def test_a_token_that_is_refused_ends_the_batch_before_it_buys(
     assert outcomes(report) == {"left": 10}
 
 
-def test_at_the_deadline_what_is_queued_is_cancelled(sandbox: Sandbox) -> None:
+def test_queued_requests_are_cancelled_at_the_deadline(sandbox: Sandbox) -> None:
     sandbox.control("account", {"concurrency": 2})
     sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
     report = run(addresses(10), deadline_s=4.0)
@@ -320,7 +318,7 @@ def test_at_the_deadline_what_is_queued_is_cancelled(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize(("call", "fault"), [("submit", "delay"), ("result", "hang")])
-def test_what_comes_to_flight_after_the_deadline_is_left_too(
+def test_requests_accepted_after_the_deadline_are_left_too(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, call: str, fault: str
 ) -> None:
     monkeypatch.setenv(
@@ -335,7 +333,7 @@ def test_what_comes_to_flight_after_the_deadline_is_left_too(
     assert [(line["outcome"], bool(line["request_id"])) for line in manifest(report)] == [("left", True)]
 
 
-def test_a_batch_that_is_stopped_leaves_nothing_unrecorded(sandbox: Sandbox) -> None:
+def test_a_stopped_batch_has_recorded_every_request(sandbox: Sandbox) -> None:
     stop = threading.Event()
     one = batch(addresses(40), stop=stop)
     engine = one.begin()
@@ -349,7 +347,7 @@ def test_a_batch_that_is_stopped_leaves_nothing_unrecorded(sandbox: Sandbox) -> 
     assert bought(sandbox) == dict.fromkeys(addresses(40), 1)
 
 
-def test_a_pause_comes_when_there_is_nothing_to_do_and_the_rest_goes_on(sandbox: Sandbox) -> None:
+def test_a_batch_pauses_when_it_only_waits_and_resumes_in_another_process(sandbox: Sandbox) -> None:
     sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
     sandbox.add_fault("submit", "invalid", img_url_contains="00001.jpg")
     one = batch(addresses(12), limits={"max_in_flight": 8})
@@ -361,7 +359,7 @@ def test_a_pause_comes_when_there_is_nothing_to_do_and_the_rest_goes_on(sandbox:
     sandbox.control("speed", {"speed": 100_000})
     refused = [line for line in sandbox.ledger()["refusals"] if line["call"] == "submit"]
 
-    # Another process, which knows what the note, the journal and the trigger say.
+    # Another process, which knows only checkpoint, journal and event.
     again = batch(addresses(12), limits={"max_in_flight": 8}, max_failures=MaxFailures(count=1))
     engine = again.resume({"ready": list(pause.request_ids), "learned": pause.learned})
     assert engine.run(may_pause=False) is None
@@ -371,7 +369,7 @@ def test_a_pause_comes_when_there_is_nothing_to_do_and_the_rest_goes_on(sandbox:
     assert [line for line in sandbox.ledger()["refusals"] if line["call"] == "submit"] == refused
 
 
-def test_a_note_that_is_lost_or_broken_loses_nothing(sandbox: Sandbox) -> None:
+def test_a_lost_or_broken_checkpoint_loses_nothing(sandbox: Sandbox) -> None:
     run(addresses(6))
     again = batch(addresses(8))
     for blob in storage.Client().list_blobs("videos", prefix="_journal/_notes/"):
@@ -382,7 +380,7 @@ def test_a_note_that_is_lost_or_broken_loses_nothing(sandbox: Sandbox) -> None:
     assert bought(sandbox) == dict.fromkeys(addresses(8), 1)
 
 
-def test_in_a_journal_of_many_batches_only_what_is_wanted_is_read(
+def test_in_a_large_journal_only_the_records_of_the_batch_are_read(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from airflow_provider_wan.batch import planner as module
@@ -396,7 +394,7 @@ def test_in_a_journal_of_many_batches_only_what_is_wanted_is_read(
 
 
 @pytest.mark.parametrize("listed_up_to", [5_000, 1])
-def test_a_record_that_can_not_be_read_ends_its_own_image(
+def test_an_unreadable_record_fails_only_its_own_image(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, listed_up_to: int
 ) -> None:
     from google.cloud import storage

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the videos of a batch go, and which rows of a dataset it can use."""
+"""Object names of a batch, and the rows of a dataset that it can use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sandbox(batch_sandbox: Sandbox) -> Sandbox:
     [{"object_name": "other/{fingerprint}.mp4"}, {"bucket_name": "more", "object_name": "other/"}],
     ids=["name", "bucket"],
 )
-def test_what_has_landed_elsewhere_is_copied_and_not_bought(
+def test_video_landed_under_another_name_is_copied_not_bought(
     sandbox: Sandbox, elsewhere: dict[str, Any]
 ) -> None:
     from google.cloud import storage
@@ -35,12 +35,12 @@ def test_what_has_landed_elsewhere_is_copied_and_not_bought(
         assert report.error is None
         assert outcomes(report) == {outcome: 4}
     bucket = elsewhere.get("bucket_name", "videos")
-    told = {line["uri"] for line in manifest(report)}
-    assert told == {f"gs://{bucket}/{name}" for name in videos(bucket, "other/")}
+    landed = {line["uri"] for line in manifest(report)}
+    assert landed == {f"gs://{bucket}/{name}" for name in videos(bucket, "other/")}
     assert sandbox.ledger()["calls"] == calls
 
 
-def test_videos_that_were_deleted_are_landed_again(sandbox: Sandbox) -> None:
+def test_deleted_videos_are_landed_again(sandbox: Sandbox) -> None:
     from google.cloud import storage
 
     run(addresses(4))
@@ -54,7 +54,7 @@ def test_videos_that_were_deleted_are_landed_again(sandbox: Sandbox) -> None:
     assert sum(bought(sandbox).values()) == 4
 
 
-def test_what_is_deleted_everywhere_is_not_bought_again_unasked(sandbox: Sandbox) -> None:
+def test_a_video_deleted_everywhere_is_not_bought_again(sandbox: Sandbox) -> None:
     from google.cloud import storage
 
     first = manifest(run(addresses(2)))[0]
@@ -66,7 +66,7 @@ def test_what_is_deleted_everywhere_is_not_bought_again_unasked(sandbox: Sandbox
     assert sum(bought(sandbox).values()) == 2
 
 
-def test_in_a_folder_of_many_videos_only_what_is_wanted_is_looked_for(
+def test_in_a_large_folder_only_the_names_of_the_batch_are_checked(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from google.cloud import storage
@@ -84,7 +84,7 @@ def test_in_a_folder_of_many_videos_only_what_is_wanted_is_looked_for(
 
 
 @pytest.mark.parametrize("if_exists", ["skip", "fail", "overwrite"])
-def test_nothing_is_bought_for_a_name_that_is_taken(sandbox: Sandbox, if_exists: str) -> None:
+def test_nothing_is_bought_for_a_taken_name(sandbox: Sandbox, if_exists: str) -> None:
     taken = {"object_name": "out/{name}.mp4", "if_exists": if_exists}
     run(addresses(3), **taken)
     snow = {"inputs": {"prompt": "snow"}, "owner": "dag/2/task/-1"}
@@ -105,7 +105,7 @@ def test_nothing_is_bought_for_a_name_that_is_taken(sandbox: Sandbox, if_exists:
     ("object_name", "problem"),
     [("out/video.mp4", "fingerprint"), ("out/{what}.mp4", "known are"), ("/{name}.mp4", "starts with")],
 )
-def test_names_that_can_not_work_are_refused_before_anything_is_bought(
+def test_unusable_name_patterns_are_refused_before_anything_is_bought(
     sandbox: Sandbox, object_name: str, problem: str
 ) -> None:
     with pytest.raises(WanInputError, match=problem):
@@ -124,7 +124,7 @@ def test_columns_and_names_of_a_manifest_make_object_names(sandbox: Sandbox) -> 
     assert {purchase["prompt"] for purchase in sandbox.ledger()["purchases"]} == {"snow", "waves"}
 
 
-def test_rows_that_give_no_name_are_refused_alone(sandbox: Sandbox) -> None:
+def test_rows_without_a_name_are_refused_alone(sandbox: Sandbox) -> None:
     skus = ["1", None, "", "..", "."]
     rows = [{"image": image, "sku": sku} for image, sku in zip(addresses(5), skus, strict=True)]
     report = run(rows, object_name="out/{sku}/{name}.mp4", passthrough=("sku",))
@@ -137,7 +137,7 @@ def test_rows_that_give_no_name_are_refused_alone(sandbox: Sandbox) -> None:
     assert bought(sandbox) == {addresses(1)[0]: 1}
 
 
-def test_rows_that_can_not_be_used_are_refused_alone(sandbox: Sandbox) -> None:
+def test_unusable_rows_are_refused_alone(sandbox: Sandbox) -> None:
     odd: list[Any] = [
         "https://[bad/x.jpg",
         "https://x.example:99999999/a.jpg",
@@ -157,7 +157,7 @@ def test_rows_that_can_not_be_used_are_refused_alone(sandbox: Sandbox) -> None:
     assert sum(bought(sandbox).values()) == 2
 
 
-def test_an_image_that_may_not_be_read_any_more_is_refused_alone(sandbox: Sandbox) -> None:
+def test_an_image_that_became_unreadable_is_refused_alone(sandbox: Sandbox) -> None:
     from google.cloud import storage
 
     storage.Client().bucket("videos").blob("in/a.jpg").upload_from_string("x")

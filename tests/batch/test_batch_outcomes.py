@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a batch has failed, and how far it says to be."""
+"""When a batch fails, and its progress figures."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def test_max_failures_is_a_count_or_a_share(given: Any, failures: int, total: in
 
 
 @pytest.mark.parametrize("given", [-1, 1.5, "150%", "many", "", -0.1])
-def test_max_failures_that_is_neither_is_refused(given: Any) -> None:
+def test_an_invalid_max_failures_is_refused(given: Any) -> None:
     with pytest.raises(ValueError, match=r"max_failures|invalid literal|could not convert"):
         MaxFailures.of(given)
 
 
-def test_an_ending_survives_a_note() -> None:
-    ending = ImageResult(
+def test_a_result_survives_a_checkpoint() -> None:
+    result = ImageResult(
         "gs://b/ü.jpg", Outcome.FAILED, "f", "r", cost_usd=0.2, error="no", row="set.csv, line 3"
     )
-    assert ImageResult.from_dict(ending.as_dict()) == ending
-    assert "\n" not in ending.to_json()
+    assert ImageResult.from_dict(result.as_dict()) == result
+    assert "\n" not in result.to_json()
 
 
 def progress(**changes: Any) -> Progress:
@@ -80,7 +80,7 @@ def progress(**changes: Any) -> Progress:
         ),
     ],
 )
-def test_a_line_of_progress_says_what_people_ask(changes: dict[str, Any], line: str) -> None:
+def test_a_line_of_progress_has_the_figures(changes: dict[str, Any], line: str) -> None:
     assert progress(**changes).line() == line
 
 

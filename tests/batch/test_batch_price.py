@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch expects to pay where the model's page states a price for a second."""
+"""Prices of a batch where the model's page states a price for a second."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch keeps to over waits, clears and reruns: its plan, its limits, and what it says at the end."""
+"""Waits, clears and reruns of a batch: its plan, its limits and its report."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def put(rows: list[str], prompt: str = "waves") -> None:
     storage.Client().bucket("videos").blob("set.csv").upload_from_string("\n".join(lines))
 
 
-def wait_and_go_on(sandbox: Sandbox, meanwhile: Any, **more: Any) -> Report:
-    """Begin a batch over the set, let something happen while it waits, and let another process finish it."""
+def wait_and_resume(sandbox: Sandbox, meanwhile: Any, **more: Any) -> Report:
+    """Start a batch, let something happen while it waits, and finish it in another process."""
     sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
     one = batch(SET, **more)
     engine = one.begin()
@@ -43,19 +43,19 @@ def wait_and_go_on(sandbox: Sandbox, meanwhile: Any, **more: Any) -> Report:
 # -- the plan ----------------------------------------------------------------------------------------------
 
 
-def test_a_dataset_that_changes_meanwhile_changes_nothing_that_was_begun(sandbox: Sandbox) -> None:
+def test_a_dataset_that_changes_during_a_wait_does_not_change_the_batch(sandbox: Sandbox) -> None:
     put(addresses(3))
     limits = BudgetLimits(max_requests=3)
-    report = wait_and_go_on(sandbox, lambda: put(addresses(5), "snow"), budget=limits)
+    report = wait_and_resume(sandbox, lambda: put(addresses(5), "snow"), budget=limits)
     assert report.error is None
     assert [line["image"] for line in manifest(report)] == addresses(3)
     assert outcomes(report) == {"landed": 3}
     assert bought(sandbox) == dict.fromkeys(addresses(3), 1)
 
 
-def test_a_dataset_that_is_gone_meanwhile_loses_nothing(sandbox: Sandbox) -> None:
+def test_a_dataset_deleted_during_a_wait_loses_nothing(sandbox: Sandbox) -> None:
     put([*addresses(2), "not an address"])
-    report = wait_and_go_on(
+    report = wait_and_resume(
         sandbox,
         lambda: storage.Client().bucket("videos").blob("set.csv").delete(),
         limits={"max_in_flight": 1},
@@ -64,7 +64,7 @@ def test_a_dataset_that_is_gone_meanwhile_loses_nothing(sandbox: Sandbox) -> Non
 
 
 @pytest.mark.parametrize(("stays", "ends"), [(True, {"landed": 2}), (False, {"landed": 1, "refused": 1})])
-def test_a_signed_address_is_not_noted_down_and_found_again(
+def test_a_signed_address_is_not_saved_and_is_looked_up_again(
     sandbox: Sandbox, stays: bool, ends: dict[str, int]
 ) -> None:
     put([f"{address}?{SIGNATURE}" for address in addresses(2)])
@@ -73,12 +73,12 @@ def test_a_signed_address_is_not_noted_down_and_found_again(
         texts = [
             blob.download_as_text() for blob in storage.Client().list_blobs("videos", prefix="_journal/")
         ]
-        assert len(texts) == 4  # a record, the plan, the note, and where each stands
+        assert len(texts) == 4  # a record, the plan, the checkpoint and the status file
         assert not any(SIGNATURE in text for text in texts)
         if not stays:
             put(addresses(1, first=7))
 
-    report = wait_and_go_on(sandbox, meanwhile, limits={"max_in_flight": 1})
+    report = wait_and_resume(sandbox, meanwhile, limits={"max_in_flight": 1})
     assert outcomes(report) == ends
     assert "not in the dataset any more" in str([line["error"] for line in manifest(report)]) or stays
 
@@ -86,7 +86,7 @@ def test_a_signed_address_is_not_noted_down_and_found_again(
 # -- limits ------------------------------------------------------------------------------------------------
 
 
-def test_limits_count_what_the_task_bought_for_what_it_wants_no_more(sandbox: Sandbox) -> None:
+def test_limits_count_earlier_purchases_of_other_images_and_prompts(sandbox: Sandbox) -> None:
     limits = BudgetLimits(max_requests=5)
     assert run(addresses(4), budget=limits).error is None
     for more in ({"inputs": {"prompt": "snow"}}, {"inputs": {"prompt": "rain"}}):
@@ -108,7 +108,7 @@ def test_each_task_instance_counts_its_own_purchases(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("deferrable", [True, False])
-def test_what_a_limit_has_left_fails_the_task_after_a_wait_too(sandbox: Sandbox, deferrable: bool) -> None:
+def test_images_left_by_a_limit_fail_the_task_after_a_wait_too(sandbox: Sandbox, deferrable: bool) -> None:
     sandbox.control("account", {"concurrency": 1})
     sandbox.add_fault("generation", "fail", img_url_contains="000.jpg")
     images = IMAGES[:4]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch that goes on in another process after each wait, while something fails: it comes back seldom, and ends."""
+"""A batch that continues in another process after each wait, while something fails: it returns rarely, and ends."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
 
 
 class Process:
-    """Parts of one batch, each as in a process of its own.
+    """The parts of one batch, each as in a process of its own.
 
-    :param make: makes the batch anew.
+    :param make: creates the batch again.
     """
 
     def __init__(self, make: Callable[[], Batch]) -> None:
@@ -48,12 +48,12 @@ class Process:
         return pause
 
     def resume(self, event: dict[str, Any]) -> None:
-        """Begin the next part."""
+        """Start the next part."""
         self.batch = self._make()
         self.engine = self.batch.resume(event)
 
-    def run_until_nothing_else_is_due(self, waits: int) -> Pause:
-        """Run and wait as often as that, at most, until only a request can end the wait."""
+    def run_until_only_requests_are_due(self, waits: int) -> Pause:
+        """Run and wait, up to this many times, until only a request can end the wait."""
         for _ in range(waits):
             pause = self.run()
             assert pause is not None
@@ -63,7 +63,7 @@ class Process:
         raise AssertionError(f"after {waits} waits there is something else to do again and again")
 
 
-def test_a_result_that_is_not_ready_is_looked_at_less_and_less_often(sandbox: Sandbox) -> None:
+def test_a_result_that_is_not_ready_is_polled_less_and_less_often(sandbox: Sandbox) -> None:
     sandbox.control("speed", {"speed": 100_000})
     sandbox.add_fault("result", "not_ready")
     process = Process(lambda: batch(addresses(1)))
@@ -76,12 +76,12 @@ def test_a_result_that_is_not_ready_is_looked_at_less_and_less_often(sandbox: Sa
         assert pause is not None
         assert pause.poll_at[pause.request_ids[0]] >= before + 2 ** (times - 1)
 
-    process.resume({"outcome": "due"})  # as for other requests: nobody looks at this one before its time
+    process.resume({"outcome": "due"})  # a return for other requests: this one is not polled before its time
     pause = process.run()
     assert pause is not None
     event = wait(pause, deadline_s=0.3)
     assert (event["outcome"], event["ready"]) == ("timeout", [])
-    assert "status" not in sandbox.ledger()["calls"]
+    assert sandbox.ledger()["calls"]["status"] == 1  # the free call before the purchase, and no poll
 
     sandbox.clear_faults()
     process.resume(wait(pause))
@@ -89,12 +89,12 @@ def test_a_result_that_is_not_ready_is_looked_at_less_and_less_often(sandbox: Sa
     assert process.batch.report(process.engine).error is None
 
 
-def test_submits_that_are_refused_over_many_waits_end_the_batch_when_the_outage_lasts_too_long(
+def test_a_submit_outage_over_several_waits_ends_the_batch_after_its_limit(
     sandbox: Sandbox,
 ) -> None:
     sandbox.add_fault("submit", "overloaded", skip=1)
     process = Process(lambda: batch(addresses(3), limits={"outage_s": 2.0}))
-    pause = process.run_until_nothing_else_is_due(5)
+    pause = process.run_until_only_requests_are_due(5)
     assert isinstance(process.engine.state.halted, WanTransientError)
 
     sandbox.control("speed", {"speed": 100_000})
@@ -106,13 +106,13 @@ def test_submits_that_are_refused_over_many_waits_end_the_batch_when_the_outage_
 
 
 @pytest.mark.parametrize("bought_first", [0, 1])
-def test_a_wait_that_is_asked_for_and_is_too_long_ends_the_batch_when_its_requests_are_over(
+def test_a_too_long_retry_after_ends_the_batch_when_its_requests_have_finished(
     sandbox: Sandbox, bought_first: int
 ) -> None:
     sandbox.add_fault("submit", "overloaded", skip=bought_first, retry_after=86_400)
     process = Process(lambda: batch(addresses(3), limits={"submit_threads": 1}))
     if bought_first:
-        pause = process.run_until_nothing_else_is_due(1)
+        pause = process.run_until_only_requests_are_due(1)
         sandbox.control("speed", {"speed": 100_000})
         process.resume(wait(pause))
     assert process.run() is None
@@ -124,7 +124,7 @@ def test_a_wait_that_is_asked_for_and_is_too_long_ends_the_batch_when_its_reques
     assert sandbox.ledger()["calls"]["submit"] == bought_first + 1  # and not one more before its time
 
 
-def test_an_image_that_can_not_be_fetched_is_refused_after_some_tries_over_as_many_waits(
+def test_an_unreadable_image_is_refused_after_several_tries_across_waits(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from airflow_provider_wan.batch import submits as batch_submits
@@ -136,7 +136,7 @@ def test_an_image_that_can_not_be_fetched_is_refused_after_some_tries_over_as_ma
     sandbox.add_fault("bucket.get", "status", status=503, object_contains="bad.jpg")
     images = [f"{sandbox.bucket_url}/images/{name}" for name in ("good.jpg", "bad.jpg")]
     process = Process(lambda: batch(images, check_images=True))
-    process.run_until_nothing_else_is_due(4)
+    process.run_until_only_requests_are_due(4)
     (ending,) = process.engine.results.values()
     assert ending.outcome == "refused"
     assert ending.image == images[1]

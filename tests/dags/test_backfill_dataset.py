@@ -101,14 +101,14 @@ def test_unpausing_runs_no_day_of_the_past_and_each_day_has_a_small_limit(dag: D
     assert dag.params["max_cost_usd"] <= 10
 
 
-def test_a_day_that_may_cost_no_more_says_what_is_left(dag: DAG, sandbox: Sandbox) -> None:
+def test_a_day_that_reaches_its_limit_reports_what_is_left(dag: DAG, sandbox: Sandbox) -> None:
     state, (summary,) = run(dag, DAYS[0], max_cost_usd=0.3)
     assert state == "failed"
     assert summary["landed"] == summary["left"] == 1
     assert len(sandbox.ledger()["purchases"]) == 1
 
 
-def test_a_bad_image_stops_nobody_else_and_a_day_without_any_is_skipped(dag: DAG, sandbox: Sandbox) -> None:
+def test_a_bad_image_does_not_stop_the_others_and_an_empty_day_is_skipped(dag: DAG, sandbox: Sandbox) -> None:
     from google.cloud import storage
 
     folder = f"set/dt={DAYS[0].to_date_string()}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The batch operator in Airflow: it waits in the triggerer, comes back, and tells how it ended."""
+"""The batch operator in Airflow: it waits in the triggerer, returns, and reports how it ended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def sandbox(queueing_sandbox: Sandbox) -> Sandbox:
     return queueing_sandbox
 
 
-def test_one_trigger_at_a_time_watches_all_and_comes_back_seldom(sandbox: Sandbox) -> None:
+def test_one_trigger_polls_all_requests_and_returns_rarely(sandbox: Sandbox) -> None:
     ti = TaskInstance()
     summary, triggers = play(ti, resume_when_ready=3)
     assert summary["landed"] == 12
@@ -29,7 +29,7 @@ def test_one_trigger_at_a_time_watches_all_and_comes_back_seldom(sandbox: Sandbo
     assert summary["journal"] == "gs://videos/out/_journal"
 
 
-def test_nothing_secret_and_nothing_large_passes_through_the_trigger(sandbox: Sandbox) -> None:
+def test_the_trigger_carries_nothing_secret_and_nothing_large(sandbox: Sandbox) -> None:
     _, triggers = play(TaskInstance())
     for trigger in triggers:
         text = json.dumps(trigger.serialize()[1])
@@ -38,13 +38,13 @@ def test_nothing_secret_and_nothing_large_passes_through_the_trigger(sandbox: Sa
         assert len(text) < 2000
 
 
-def test_in_a_worker_alone_it_does_the_same(sandbox: Sandbox) -> None:
+def test_a_batch_that_is_not_deferrable_runs_in_the_worker(sandbox: Sandbox) -> None:
     summary, triggers = play(TaskInstance(), deferrable=False)
     assert summary["landed"] == 12
     assert triggers == []
 
 
-def test_a_failed_task_tells_its_summary_too(sandbox: Sandbox) -> None:
+def test_a_failed_task_pushes_its_summary_too(sandbox: Sandbox) -> None:
     from airflow.providers.common.compat.sdk import AirflowFailException
 
     from airflow_provider_wan.exceptions import WanBudgetError
@@ -84,7 +84,7 @@ def test_a_dry_run_from_a_template_plans_only(sandbox: Sandbox, word: str) -> No
         {"on_unknown_submission": "what"},
     ],
 )
-def test_parameters_that_can_not_be_fail_the_dag_file(changes: dict[str, Any]) -> None:
+def test_invalid_parameters_fail_the_dag_file(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         operator(**changes)
 
@@ -99,7 +99,7 @@ def test_parameters_that_can_not_be_fail_the_dag_file(changes: dict[str, Any]) -
         {"bucket_name": "no bucket"},
     ],
 )
-def test_templates_that_make_nonsense_fail_before_anything_is_bought(
+def test_invalid_rendered_parameters_fail_before_anything_is_bought(
     sandbox: Sandbox, changes: dict[str, Any]
 ) -> None:
     from airflow_provider_wan.exceptions import WanInputError
@@ -110,12 +110,12 @@ def test_templates_that_make_nonsense_fail_before_anything_is_bought(
 
 
 @pytest.mark.parametrize("word", ["off", "F", "0", "", "None", None])
-def test_no_dry_run_from_a_template_buys(sandbox: Sandbox, word: str | None) -> None:
+def test_a_false_dry_run_from_a_template_buys(sandbox: Sandbox, word: str | None) -> None:
     summary, _ = play(TaskInstance(), images=IMAGES[:1], dry_run=word)
     assert summary["landed"] == 1
 
 
-def test_a_killed_worker_leaves_what_is_in_flight_to_the_next_try(sandbox: Sandbox) -> None:
+def test_a_killed_worker_leaves_requests_in_flight_to_the_next_try(sandbox: Sandbox) -> None:
     import threading
 
     from airflow.providers.common.compat.sdk import AirflowException
@@ -132,7 +132,7 @@ def test_a_killed_worker_leaves_what_is_in_flight_to_the_next_try(sandbox: Sandb
     assert len(sandbox.ledger()["purchases"]) == 12
 
 
-def test_where_each_image_stands_is_told_while_the_batch_waits(sandbox: Sandbox) -> None:
+def test_the_status_file_has_each_image_while_the_batch_waits(sandbox: Sandbox) -> None:
     from airflow.providers.common.compat.sdk import TaskDeferred
     from google.cloud import storage
 
@@ -152,13 +152,13 @@ def test_where_each_image_stands_is_told_while_the_batch_waits(sandbox: Sandbox)
 
 
 @pytest.mark.parametrize("price_usd", [0, "-1", "nan"])
-def test_a_price_that_is_none_buys_nothing(sandbox: Sandbox, price_usd: Any) -> None:
+def test_an_invalid_price_buys_nothing(sandbox: Sandbox, price_usd: Any) -> None:
     played = play_try(TaskInstance(), price_usd=price_usd, max_cost_usd=0.1)
     assert "price_usd=" in str(played.error)
     assert sandbox.ledger()["purchases"] == []
 
 
-def test_a_bucket_that_takes_nothing_fails_the_task_at_once(sandbox: Sandbox) -> None:
+def test_an_unwritable_bucket_fails_the_task_at_once(sandbox: Sandbox) -> None:
     sandbox.add_fault("bucket.upload*", "forbidden")
     played = play_try(TaskInstance())
     assert "roles/storage.objectUser" in str(played.error)
@@ -167,6 +167,6 @@ def test_a_bucket_that_takes_nothing_fails_the_task_at_once(sandbox: Sandbox) ->
 
 
 @pytest.mark.parametrize("timeout", [0, -5.0])
-def test_a_timeout_that_is_over_at_once_is_refused(timeout: float) -> None:
+def test_a_timeout_that_is_not_positive_is_refused(timeout: float) -> None:
     with pytest.raises(ValueError, match="must be more than 0"):
         operator(timeout=timeout)
