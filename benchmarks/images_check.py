@@ -73,8 +73,8 @@ def by_headers(client: Any) -> int:
     sources = ImageSources(MODEL, lambda: client, logging.getLogger(), options=ImageOptions())
     counts = Counts()
     rows = DatasetReader(lambda: client).rows("gs://photos/set/")
-    for one in Preparation(sources, MODEL, workers=WORKERS).look(rows):
-        counts.saw(one)
+    for one in Preparation(sources, MODEL, workers=WORKERS).plan(rows):
+        counts.add(one)
     return counts.fixed
 
 

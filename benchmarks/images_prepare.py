@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepare 12-megapixel photographs with ``prepare_many`` against a plain Pillow loop, both in JPEG draft mode.
+"""Prepare 12-megapixel photographs in threads against a plain Pillow loop, both in JPEG draft mode.
 
     python benchmarks/images_prepare.py [--photographs 200] [--size 4000x3000] [--ways loop threads processes]
 
@@ -27,8 +27,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from airflow_provider_wan.images.many import prepare_many, usable_cores
 from airflow_provider_wan.images.prepare import PreparedImage, prepare
+from airflow_provider_wan.images.workers import map_in_order, usable_cores
 from airflow_provider_wan.model_api.inputs import ImageRules, image_rules
 
 PHOTOS = Path(__file__).resolve().parent.parent / "demo" / "photos"
@@ -76,9 +76,9 @@ def pillow_loop(paths: list[Path], rules: ImageRules) -> int:
 def in_threads(paths: list[Path], rules: ImageRules) -> int:
     """The package's way."""
     total = 0
-    for name, result in prepare_many(((path.name, path) for path in paths), rules=rules):
+    for path, result in map_in_order(partial(prepare, rules=rules), paths):
         if not isinstance(result, PreparedImage):
-            raise SystemExit(f"{name}: {result}")
+            raise SystemExit(f"{path}: {result}")
         total += result.size_bytes
     return total
 

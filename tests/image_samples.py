@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of every odd kind, made by Pillow while the tests run, and a far file that counts what is read of it."""
+"""Images of every odd kind, made by Pillow while the tests run, and a remote file that records what is read of it."""
 
 from __future__ import annotations
 
+import gzip
 import io
 import random
 import struct
@@ -13,20 +14,23 @@ from typing import Any
 
 from PIL import Image, ImageCms
 
+from airflow_provider_wan.images.readers import RangedFile
+from tests.sandboxes import Bucket
+
 PHOTOS = Path(__file__).resolve().parents[1] / "demo" / "photos"
 
 RED, GREEN, BLUE, WHITE = (220, 30, 30), (30, 200, 30), (30, 30, 220), (255, 255, 255)
 
 
-class FarFile:
-    """A ranged reader that notes each read, as a bucket or a web server would see it."""
+class FarFile(RangedFile):
+    """A file that records each range that is read, as a bucket or a web server would see it."""
 
     def __init__(self, data: bytes, *, size_known: bool = True) -> None:
+        super().__init__(self._range, lambda: len(data) if size_known else None)
         self._data = data
         self.reads: list[tuple[int, int]] = []
-        self.size_bytes = len(data) if size_known else None
 
-    def read(self, start: int, length: int) -> bytes:
+    def _range(self, start: int, length: int) -> bytes:
         part = self._data[start : start + length]
         self.reads.append((start, len(part)))
         return part
@@ -34,6 +38,13 @@ class FarFile:
     @property
     def bytes_read(self) -> int:
         return sum(length for _, length in self.reads)
+
+
+def put_gzip(bucket: Bucket, name: str, data: bytes) -> None:
+    """Put an object that is stored compressed, with ``Content-Encoding: gzip``."""
+    blob = bucket.client.bucket(bucket.name).blob(name)
+    blob.content_encoding = "gzip"
+    blob.upload_from_string(gzip.compress(data), content_type="application/octet-stream")
 
 
 def encoded(image: Image.Image, fmt: str, **options: Any) -> bytes:

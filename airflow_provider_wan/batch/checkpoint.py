@@ -27,8 +27,8 @@ from airflow_provider_wan.batch.plan import BatchSource, Item, Plan
 from airflow_provider_wan.batch.report import ImageResult
 from airflow_provider_wan.exceptions import WanError, WanInputError
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
-from airflow_provider_wan.images.dataset import DatasetRow, ObjectFacts
-from airflow_provider_wan.images.rows import PreparedRow
+from airflow_provider_wan.images.dataset import DatasetRow, PreparedRow
+from airflow_provider_wan.images.readers import ObjectFacts
 from airflow_provider_wan.images.source import ImageSources
 from airflow_provider_wan.model_api.inputs import without_signatures
 

@@ -267,7 +267,8 @@ class Fetcher:
 
         :param deadline: ``time.monotonic()`` by which it must be there.
         :param limit_bytes: a larger file is not loaded.
-        :raises FetchError: as in :meth:`open`, or it is too large, or was cut off.
+        :raises FetchError: as in :meth:`open`, or it is too large, was cut off, or differs from a checksum of the
+            server's.
         """
         too_large = FetchError("too large", f"it has more than {limit_bytes:,} bytes, which are not loaded")
         with self.open(url, deadline=deadline) as part:
@@ -278,6 +279,7 @@ class Fetcher:
             raise too_large
         if part.length is not None and len(data) != part.length:
             raise FetchError("broken", f"it was cut off after {len(data):,} of {part.length:,} bytes")
+        _check_sums(data, part.checksums)
         return data
 
     def download(
@@ -473,6 +475,19 @@ class _Progress:
     def result(self) -> Downloaded:
         crc32c = base64.b64encode(self.hashes["crc32c"].digest()).decode()
         return Downloaded(self.size, crc32c, self.promised is not None)
+
+
+def _check_sums(data: bytes, expected: Mapping[str, bytes]) -> None:
+    """Compare a whole body with the checksums that the server gives."""
+    import google_crc32c
+
+    for name, digest in expected.items():
+        if name == "crc32c":
+            found = google_crc32c.value(data).to_bytes(4, "big")
+        else:
+            found = hashlib.new(name, data, usedforsecurity=False).digest()
+        if found != digest:
+            raise FetchError("broken", f"its {name} differs from the one that the server gives")
 
 
 def _checksums(headers: Mapping[str, str]) -> dict[str, bytes]:

@@ -1,51 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find every rule of a model that an image breaks, before anything is paid.
+"""Find every rule of a model that an image breaks, and the size it would be scaled to, before anything is paid.
 
-The rules themselves stand in the model's schema file, see
-:func:`~airflow_provider_wan.model_api.inputs.image_rules`.
+The rules come from the model's schema, see :func:`~airflow_provider_wan.model_api.inputs.image_rules`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from airflow_provider_wan.images import codecs
-from airflow_provider_wan.images.facts import ImageFacts
-from airflow_provider_wan.images.sizes import TooSmall, fit_size
+from airflow_provider_wan.images.facts import BrokenRule, ImageFacts
+from airflow_provider_wan.images.readers import MAX_SOURCE_BYTES
 
 if TYPE_CHECKING:
     from airflow_provider_wan.model_api.inputs import ImageRules
 
-#: A source larger than this is not loaded to be prepared.
-MAX_SOURCE_BYTES = 256 * 1024 * 1024
+TooSmall = Literal["upscale", "reject"]
 
-
-@dataclass(frozen=True, slots=True)
-class BrokenRule:
-    """One rule that an image breaks.
-
-    :param rule: the rule's name in the model's schema file: ``formats``, ``alpha``, ``min_side_px``,
-        ``max_side_px`` or ``max_size_bytes_exclusive``.
-    :param value: what the image has.
-    :param limit: what the rule allows.
-    :param message: both in a sentence, without the image's name.
-    :param fixable: whether :func:`~airflow_provider_wan.images.prepare.prepare` can mend it.
-    """
-
-    rule: str
-    value: str | int
-    limit: str | int
-    message: str
-    fixable: bool
+#: An image enlarged by more is a blur that is not worth a video.
+MAX_UPSCALE = 8
+_NO_LIMIT_PX = 1_000_000
 
 
 def check(facts: ImageFacts, rules: ImageRules, *, too_small: TooSmall = "upscale") -> tuple[BrokenRule, ...]:
-    """Return every rule that an image breaks; nothing where the model takes it as it is.
+    """Return every rule that an image breaks; nothing if the model takes it as it is.
 
-    :param facts: from :func:`~airflow_provider_wan.images.inspect.inspect`. Where the size of the file is not
-        known, its rule is not checked.
+    Plan, preparation and submit all decide by this.
+
+    :param facts: from :func:`~airflow_provider_wan.images.inspect.inspect`. A size of the file that is not known is
+        not checked.
     :param rules: the model's image rules.
     :param too_small: what would be done with a small image; decides only ``fixable``.
     """
@@ -59,6 +44,11 @@ def _broken(facts: ImageFacts, rules: ImageRules, too_small: TooSmall) -> Iterat
         hint = f" ({missing})" if missing else ""
         message = f"it is {facts.format}, the model takes {taken}{hint}"
         yield BrokenRule("formats", facts.format, taken, message, missing is None)
+    if facts.bits > codecs.MAX_BITS:
+        message = (
+            f"it has {facts.bits} bits a channel, and nothing says which of them is white: export it with 8"
+        )
+        yield BrokenRule("decodable", facts.bits, codecs.MAX_BITS, message, fixable=False)
     if facts.has_alpha and not rules.alpha:
         message = "it has transparency, the model takes none"
         yield BrokenRule("alpha", "transparency", "none", message, missing is None)
@@ -74,7 +64,7 @@ def _broken_sides(facts: ImageFacts, rules: ImageRules, too_small: TooSmall) -> 
     width, height = facts.displayed_width, facts.displayed_height
     short, long = min(width, height), max(width, height)
     reason = fit_size(width, height, rules=rules, too_small=too_small).reason
-    why = f", and cannot be scaled: it {reason}" if reason else ""
+    why = f", and it cannot be scaled: {reason}" if reason else ""
     if rules.min_side_px is not None and short < rules.min_side_px:
         message = f"it is {width}x{height} px, a side must have at least {rules.min_side_px} px{why}"
         yield BrokenRule("min_side_px", short, rules.min_side_px, message, reason is None)
@@ -93,3 +83,52 @@ def explain(facts: ImageFacts, broken: Iterable[BrokenRule]) -> str:
         else "Nothing was bought. Use another image, or fix this one by hand."
     )
     return f"{facts.name} would be refused: {'; '.join(rule.message for rule in rules)}. {what_now}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The size to scale to, or why there is none.
+
+    :param reason: None where the size fits; else why no size does.
+    """
+
+    width: int
+    height: int
+    reason: str | None = None
+
+
+def fit_size(width: int, height: int, *, rules: ImageRules, too_small: TooSmall = "upscale") -> Fit:
+    """Return the size that an image of this size is scaled to.
+
+    A size within the rules stays as it is, the limits included. Where scaling is needed the result stays strictly
+    inside them, because the model's page states the limits as exclusive and its messages as inclusive.
+
+    :param width: displayed width in px.
+    :param height: displayed height in px.
+    :param too_small: ``"upscale"`` (default) enlarges up to 8 times, ``"reject"`` never enlarges.
+    """
+    short, long = sorted((width, height))
+    least, most = rules.min_side_px or 1, rules.max_side_px or _NO_LIMIT_PX
+    if least <= short and long <= most:
+        return Fit(width, height)
+    low, high = least + 1, most - 1
+    if _scaled(short, high, long) < low:
+        reason = f"no size of that aspect has both sides inside {least} to {most} px, crop it"
+        return Fit(width, height, reason)
+    if long > most:
+        return _oriented(width, height, _scaled(short, high, long), high)
+    if too_small == "reject":
+        return Fit(width, height, f"a side is under {least} px, and enlarging is off")
+    if short * MAX_UPSCALE < low:
+        reason = f"too small even to enlarge, {MAX_UPSCALE} times at most, to over {least} px a side"
+        return Fit(width, height, reason)
+    return _oriented(width, height, low, min(_scaled(long, low, short), high))
+
+
+def _scaled(value: int, numerator: int, denominator: int) -> int:
+    """Scale and round half up, in whole numbers: the same on every machine."""
+    return (2 * value * numerator + denominator) // (2 * denominator)
+
+
+def _oriented(width: int, height: int, short: int, long: int) -> Fit:
+    return Fit(long, short) if width >= height else Fit(short, long)

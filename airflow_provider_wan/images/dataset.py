@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a dataset's manifest: which images, and what each row wants different from the rest.
+"""Rows of a dataset: what a manifest says, and what was prepared.
 
-Rows are given one at a time, as they are read; a row that cannot be used is given as an error with its line, and the
-rest goes on. Nothing here opens a file: lines come from the caller, be it a disk or a bucket.
+Rows are yielded one at a time, as they are read; a row that cannot be used is yielded as an error with its line, and
+the others are not affected. Nothing here opens a file: the caller supplies the lines, from a disk or a bucket.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from typing import Any, NoReturn
 from urllib.parse import quote, urljoin, urlsplit
 
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.images.readers import shown_name
-from airflow_provider_wan.images.rows import PreparedRow, is_prepared_row
+from airflow_provider_wan.images.readers import ObjectFacts, shown_name
 
 _IMAGE, _VARIATION = "image", "variation"
-#: What people call the image column elsewhere.
+_TEXTS = ("source", "staged_uri")
+_NUMBERS = ("width", "height", "size_bytes")
+#: Common names of the image column elsewhere.
 _IMAGE_ALIASES = frozenset(
     ("img_url", "image_url", "img", "url", "uri", "file", "filename", "file_name", "path", "source")
 )
-#: No row is longer; one that is comes from a quote that was never closed, or from another kind of file.
+#: A longer row comes from a quote that was never closed, or from another kind of file.
 MAX_LINE_CHARS = 1024 * 1024
 _SHOWN_CHARS = 80
 _UNDECODED = re.compile("[\udc80-\udcff]")
@@ -34,36 +35,96 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 @dataclass(frozen=True, slots=True)
-class ObjectFacts:
-    """What a bucket tells of an object without reading it.
+class PreparedRow:
+    """One image that was checked, fixed and published, as it can be submitted.
 
-    :param md5: of its content, in hex; None for a composite object, of which no bucket knows it.
+    :param source: address of the image that it came from, without signature.
+    :param staged_uri: address of what is submitted: a staged copy (``gs://``), or the source where it fits as it is.
+    :param width: in px.
+    :param size_bytes: size of the file.
+    :param sha256: of the file, in hex.
+    :param changes: what was done to the source, in words; empty where nothing was.
+    :param identity: what identifies the image in a fingerprint (``md5:...`` of the source's content); None: its
+        address.
+    :param inputs: the row's own inputs of the model.
+    :param variation: as in :class:`~airflow_provider_wan.operators.wan.WanSubmitOperator`.
     """
 
-    bucket: str
-    name: str
-    generation: int
+    source: str
+    staged_uri: str
+    width: int
+    height: int
     size_bytes: int
-    md5: str | None
+    sha256: str
+    changes: tuple[str, ...] = ()
+    identity: str | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    variation: str | None = None
+    passthrough: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def uri(self) -> str:
-        """Its ``gs://`` address."""
-        return f"gs://{self.bucket}/{self.name}"
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON values: one line of a chunk manifest."""
+        plain = {
+            "source": self.source,
+            "staged_uri": self.staged_uri,
+            "width": self.width,
+            "height": self.height,
+            "size_bytes": self.size_bytes,
+            "sha256": self.sha256,
+            "changes": list(self.changes),
+            "identity": self.identity,
+            "inputs": dict(self.inputs),
+            "variation": self.variation,
+        }
+        return plain | ({"passthrough": dict(self.passthrough)} if self.passthrough else {})
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> PreparedRow:
+        """Read what :meth:`as_dict` wrote; other columns are ignored.
+
+        :raises WanInputError: it is not a prepared row.
+        """
+        row = cls(
+            source=plain.get("source", ""),
+            staged_uri=plain.get("staged_uri", ""),
+            width=plain.get("width", 0),
+            height=plain.get("height", 0),
+            size_bytes=plain.get("size_bytes", 0),
+            sha256=str(plain.get("sha256") or ""),
+            changes=tuple(plain.get("changes") or ()),
+            identity=plain.get("identity"),
+            inputs=plain.get("inputs") or {},
+            variation=plain.get("variation"),
+            passthrough=plain.get("passthrough") or {},
+        )
+        wrong = [name for name in _TEXTS if not isinstance(getattr(row, name), str) or not getattr(row, name)]
+        wrong += [name for name in _NUMBERS if not isinstance(getattr(row, name), int)]
+        wrong += [name for name in ("inputs", "passthrough") if not isinstance(getattr(row, name), Mapping)]
+        if wrong:
+            raise WanInputError(
+                f"This is not a prepared row: {', '.join(wrong)} is missing or of the wrong type. Use a row that "
+                "WanPrepareImagesOperator wrote, or the address of an image."
+            )
+        return row
+
+
+def is_prepared_row(plain: Mapping[str, Any]) -> bool:
+    """Return whether a row is a prepared row, not one of a user's manifest."""
+    return "staged_uri" in plain
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetRow:
-    """One wanted video of a dataset.
+    """One video of a dataset.
 
     :param image: address of the image: ``gs://``, ``https://`` or a path.
     :param inputs: the model's inputs for it: the task's defaults, overridden by what the row says.
-    :param variation: see :class:`~airflow_provider_wan.operators.wan.WanSubmitOperator`; None where nobody gave one.
-    :param passthrough: the columns that are carried along and not looked at.
+    :param variation: see :class:`~airflow_provider_wan.operators.wan.WanSubmitOperator`; None if not given.
+    :param passthrough: columns that are carried along and not read.
     :param origin: the manifest, without the query of its address.
     :param line: the row's first line in it, counted from 1.
-    :param known: what a listing has told of the image.
-    :param prepared: what was prepared of the image, for a row of a chunk manifest.
+    :param known: what a listing has said of the image.
+    :param prepared: the prepared image, for a row of a chunk manifest.
     """
 
     image: str
@@ -100,7 +161,7 @@ class Columns:
     :param inputs: names of the model's inputs; None where they are not known, and any column is one.
     :param defaults: the task's inputs, for what a row does not say.
     :param variation: the task's variation, for rows that give none.
-    :param passthrough: further columns, carried along and not looked at.
+    :param passthrough: further columns, carried along and not read.
     """
 
     inputs: Collection[str] | None = None
@@ -109,7 +170,7 @@ class Columns:
     passthrough: Collection[str] = ()
 
     def unknown(self, names: Iterable[str]) -> list[str]:
-        """Return a message for each column that is none, with the nearest one that is."""
+        """Return a message for each unknown column, with the nearest known one."""
         return [self._unknown(name) for name in names if not self._is_known(name)]
 
     def _is_known(self, name: str) -> bool:
@@ -129,11 +190,11 @@ class Columns:
 def read_manifest(
     lines: Iterable[str | bytes], *, origin: str, columns: Columns
 ) -> Iterator[DatasetRow | RowError]:
-    """Give the rows of a manifest one by one, in order.
+    """Yield the rows of a manifest, in order.
 
     :param lines: its lines, as a text file gives them, or as bytes in UTF-8.
-    :param origin: its address or path: the suffix ``.csv``, ``.jsonl`` or ``.ndjson`` says what it is, and images
-        with a relative address are looked for beside it.
+    :param origin: its address or path: the suffix ``.csv``, ``.jsonl`` or ``.ndjson`` says what it is, and relative
+        addresses of images are relative to it.
     :param columns: what its columns may be. A cell that is empty, or null, means what the task says.
     :raises WanInputError: the file as a whole is wrong: of another kind, without an ``image`` column, or with an
         unknown column in a CSV file's first line. (In JSONL an unknown column is an error of its row.)
@@ -142,7 +203,9 @@ def read_manifest(
     readers = {"csv": _read_csv, "jsonl": _read_jsonl, "ndjson": _read_jsonl}
     reader = readers.get(shown.rpartition(".")[2].lower())
     if reader is None:
-        raise WanInputError(f"{shown} is not a manifest that can be read: use .csv, .jsonl or .ndjson.")
+        raise WanInputError(
+            f"{shown} is not a manifest that can be read: use .csv, .jsonl, .ndjson or .parquet."
+        )
     return _rows(reader(_texts(lines, shown), shown, columns), shown, columns)
 
 
@@ -170,9 +233,9 @@ def _rows(raw: Iterable[_RawRow], origin: str, columns: Columns) -> Iterator[Dat
 
 
 def row_of_cells(cells: Mapping[str, Any], *, origin: str, line: int, columns: Columns) -> DatasetRow:
-    """Make a row of its cells, or of a prepared row, whose columns were checked.
+    """Return a row of a manifest, or of a prepared row, whose columns were checked.
 
-    :raises ValueError: it names no image, or nonsense.
+    :raises ValueError: it names no image, or the image cannot be used.
     """
     if is_prepared_row(cells):
         return _prepared_row(cells, origin, line, columns)
@@ -211,7 +274,7 @@ def _prepared_row(cells: Mapping[str, Any], origin: str, line: int, columns: Col
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 #: Made once: each new decoder leaves a reference cycle behind, which adds up over a hundred thousand rows.
@@ -259,7 +322,7 @@ def _read_csv(texts: Iterator[str], origin: str, columns: Columns) -> Iterator[_
 
 
 def _csv_rows(reader: Any) -> Iterator[tuple[int, list[str] | str]]:
-    """Give each row that is not blank with its first line; a row that breaks the rules of CSV as words."""
+    """Yield each row that is not blank with its first line; a message for a row that breaks the rules of CSV."""
     while True:
         line = reader.line_num + 1
         try:
@@ -287,7 +350,7 @@ def _check_header(header: list[str], origin: str, columns: Columns) -> None:
 
 
 def resolve_image(image: str, *, origin: str) -> str:
-    """Return an image's full address: a relative one is looked for beside the manifest.
+    """Return an image's full address: a relative one is relative to the manifest.
 
     :param image: ``gs://bucket/object``, ``https://...``, a path, or any of them relative to the manifest.
     :param origin: the manifest's address or path.

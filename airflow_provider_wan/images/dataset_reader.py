@@ -1,60 +1,145 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A dataset's rows, one at a time: of a prefix in a bucket, of addresses, of manifests, or of all of these.
+"""Read the rows of a dataset one at a time: of a prefix in a bucket, of addresses, of manifests, or of all of these.
 
-Nothing is held but the page or the megabyte that is being read, however long the dataset is.
+Only the page of a listing, the megabyte of a manifest or the row group of a Parquet file that is being read is held in
+memory, however long the dataset is.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from logging import getLogger
+from typing import IO, TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
-from airflow_provider_wan.images.dataset import Columns, DatasetRow, RowError, read_manifest, row_of_cells
-from airflow_provider_wan.images.origins import facts_of, look_up_object
-from airflow_provider_wan.images.readers import shown_name
-from airflow_provider_wan.images.rows import is_prepared_row
+from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri
+from airflow_provider_wan.images.dataset import (
+    Columns,
+    DatasetRow,
+    RowError,
+    is_prepared_row,
+    read_manifest,
+    row_of_cells,
+)
+from airflow_provider_wan.images.inspect import SUFFIXES, UNUSABLE_SUFFIXES
+from airflow_provider_wan.images.readers import (
+    BucketReader,
+    bucket_errors,
+    bucket_of,
+    facts_of,
+    look_up_object,
+    shown_name,
+)
 
 if TYPE_CHECKING:
     from google.cloud import storage
 
-#: What a prefix is filtered by: images that can be used or made usable, and such as people take for images, so
-#: that they are in the report and not silently left out.
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"),
-    *(".heic", ".heif", ".avif", ".svg", ".pdf"),
+log = getLogger(__name__)
+
+#: Objects of a prefix that are rows: images that can be used or made usable, and what people take for images, which is
+#: then in the report and not silently left out.
+IMAGE_SUFFIXES = tuple(f".{suffix}" for suffix in (*SUFFIXES, *UNUSABLE_SUFFIXES))
+_LINE_MANIFESTS = (".csv", ".jsonl", ".ndjson")
+_TABLES = (
+    *(
+        ".tsv",
+        ".tab",
+        ".psv",
+        ".txt",
+        ".json",
+        ".yaml",
+        ".yml",
+        ".xml",
+        ".html",
+        ".xls",
+        ".xlsx",
+        ".xlsm",
+        ".ods",
+    ),
+    *(
+        ".avro",
+        ".orc",
+        ".feather",
+        ".arrow",
+        ".ipc",
+        ".pkl",
+        ".pickle",
+        ".npz",
+        ".h5",
+        ".sqlite",
+        ".db",
+        ".tfrecord",
+    ),
+    *(".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z"),
 )
-_MANIFESTS = (".csv", ".jsonl", ".ndjson")
 _BLOCK_BYTES = 1024 * 1024
-#: A manifest with longer lines is another kind of file.
+#: A file with longer lines is not a manifest.
 _LONGEST_LINE_BYTES = 8 * 1024 * 1024
+_NAMED = 20
+_LINE_END = re.compile(rb"\r\n|\n|\r(?=[^\n])")
 
 Row = DatasetRow | RowError
 
 
+@dataclass(slots=True)
+class PassedOver:
+    """Objects of prefixes that are no images by their name, and so no rows.
+
+    :param kinds: how many of each kind: a suffix, ``no suffix`` or ``macOS companion file``.
+    :param names: addresses of the first ones.
+    """
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    names: list[str] = field(default_factory=list)
+
+    def add(self, uri: str) -> None:
+        """Count one object."""
+        name = uri.rpartition("/")[2]
+        stem, dot, suffix = name.rpartition(".")
+        kind = f".{suffix.lower()}" if dot and stem else "no suffix"
+        self.kinds["macOS companion file" if name.startswith("._") else kind] += 1
+        if len(self.names) < _NAMED:
+            self.names.append(uri)
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self.kinds.values())
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
+        more = ", ..." if self.total > len(self.names) else ""
+        return f"{kinds} ({', '.join(self.names)}{more})"
+
+
 @dataclass(frozen=True, slots=True)
 class DatasetReader:
-    """Gives the rows of whatever a user calls a dataset.
+    """Yields the rows of whatever a user calls a dataset.
 
-    :param client: gives the Cloud Storage client; asked only where one is needed.
+    :param client: returns the Cloud Storage client; called only if one is needed.
     :param columns: what a manifest's columns may be, and the task's defaults for what a row does not say.
-    :param suffixes: which objects of a prefix are images, in lower case with their dot.
-    :param may_be_empty: whether a prefix without any image has no rows, rather than being wrong.
+    :param suffixes: which objects of a prefix are images, in lower case with their dot. None (default):
+        :data:`IMAGE_SUFFIXES`, and objects whose content type says so.
+    :param may_be_empty: whether a prefix without any image has no rows instead of being an error.
+    :param passed_over: counts the objects of prefixes that are no images.
     """
 
     client: Callable[[], storage.Client]
     columns: Columns = field(default_factory=Columns)
-    suffixes: Sequence[str] = IMAGE_SUFFIXES
+    suffixes: Sequence[str] | None = None
     may_be_empty: bool = False
+    passed_over: PassedOver = field(default_factory=PassedOver)
 
     def rows(self, dataset: Any) -> Iterator[Row]:
-        """Give the rows in order; one that can't be used is given as an error, and the rest goes on.
+        """Yield the rows in order; a row that can't be used is yielded as an error, and the others are not affected.
 
-        :param dataset: ``gs://bucket/prefix/`` (all images under it), the address or path of a manifest
-            (``.csv``, ``.jsonl``, ``.ndjson``, also what a ``WanPrepareImagesOperator`` wrote), the address of an
+        :param dataset: ``gs://bucket/prefix/`` (all images under it), the address or path of a manifest (``.csv``,
+            ``.jsonl``, ``.ndjson``, ``.parquet``, also one that ``WanPrepareImagesOperator`` wrote), the address of an
             image, a row as a mapping, or a list of any of these, also as JSON text.
         :raises WanInputError: it is none of these, or a manifest as a whole is wrong.
         :raises WanStorageError: the bucket can't be read.
@@ -80,11 +165,16 @@ class DatasetReader:
     def _of_address(self, address: str, where: str, number: int) -> Iterator[Row]:
         try:
             shown = shown_name(address).lower()
-        except ValueError:  # no URL: its row says so
+        except ValueError:  # not a URL: its row says so
             shown = address.lower()
-        if shown.endswith(_MANIFESTS):
-            yield from self._manifest(address)
-        elif address.startswith("gs://") and not shown.endswith(tuple(self.suffixes)):
+        if shown.endswith((*_LINE_MANIFESTS, ".parquet")):
+            yield from self._manifest(address, shown)
+        elif shown.endswith(_TABLES):
+            raise WanInputError(
+                f"{shown_name(address)} is not a manifest of a kind that is read, and not an image: use .csv, .jsonl, "
+                ".ndjson or .parquet. Nothing was bought."
+            )
+        elif address.startswith("gs://") and not shown.endswith(tuple(self.suffixes or IMAGE_SUFFIXES)):
             yield from self._prefix(address)
         else:
             yield self._given_row({"image": address}, where, number)
@@ -98,28 +188,35 @@ class DatasetReader:
         except ValueError as error:
             return RowError(where, number, str(error))
 
+    # -- prefixes ----------------------------------------------------------------------------------------------------
+
     def _prefix(self, uri: str) -> Iterator[Row]:
         """List a prefix page by page."""
         bucket, prefix = split_gs_uri(uri, name="dataset")
-        with storage_errors(f"Listing {uri}"):
+        client = self.client()
+        with bucket_errors(f"Listing {uri}"):
             blobs = iter(
-                self.client().list_blobs(
-                    bucket,
+                client.list_blobs(
+                    bucket_of(client, bucket),
                     prefix=prefix,
-                    fields="items(name,bucket,generation,size,md5Hash),nextPageToken",
+                    fields="items(name,bucket,generation,size,md5Hash,contentType,contentEncoding),nextPageToken",
                     timeout=TIMEOUT_S,
                     retry=retry_policy(),
                 )
             )
-        seen = 0
+        images = 0
+        passed_over = PassedOver()
         for number in range(1, 2**63):
-            with storage_errors(f"Listing {uri}"):
+            with bucket_errors(f"Listing {uri}"):
                 blob = next(blobs, None)
             if blob is None:
                 break
-            if not blob.name.lower().endswith(tuple(self.suffixes)):
+            if not self._is_image(blob):
+                if not blob.name.endswith("/"):  # an empty object that stands for a folder
+                    passed_over.add(f"gs://{bucket}/{blob.name}")
+                    self.passed_over.add(f"gs://{bucket}/{blob.name}")
                 continue
-            seen += 1
+            images += 1
             known = facts_of(blob)
             yield DatasetRow(
                 image=known.uri,
@@ -129,68 +226,123 @@ class DatasetReader:
                 line=number,
                 known=known,
             )
-        if not seen and not self.may_be_empty:
-            raise WanInputError(
-                f"There is no image under {uri}: no object's name starts so and ends with one of "
-                f"{', '.join(self.suffixes)}."
+        if passed_over.total:
+            log.warning(
+                "%d objects under %s are not images by their name and were passed over: %s",
+                passed_over.total,
+                uri,
+                passed_over,
             )
+        if not images and not self.may_be_empty:
+            raise WanInputError(self._no_image(uri, passed_over))
 
-    def _manifest(self, address: str) -> Iterator[Row]:
-        if address.startswith("gs://"):
-            yield from read_manifest(self._lines(address), origin=address, columns=self.columns)
-        elif "://" in address:
+    def _is_image(self, blob: storage.Blob) -> bool:
+        name: str = blob.name.rpartition("/")[2].lower()
+        if name.startswith("._") or not name:
+            return False
+        if self.suffixes is not None:
+            return name.endswith(tuple(self.suffixes))
+        return name.endswith(IMAGE_SUFFIXES) or str(blob.content_type).startswith("image/")
+
+    def _no_image(self, uri: str, passed_over: PassedOver) -> str:
+        if not passed_over.total:
+            return f"There is no image under {uri}: no object's name starts so. Nothing was bought."
+        if passed_over.names == [uri]:
+            return (
+                f"There is no image under {uri}: it is one object, by its name neither an image nor a manifest of a "
+                "kind that is read (.csv, .jsonl, .ndjson, .parquet). Nothing was bought."
+            )
+        suffixes = ", ".join(self.suffixes or IMAGE_SUFFIXES)
+        return (
+            f"There is no image under {uri}: none of its {passed_over.total} objects has a name that ends with one of "
+            f"{suffixes}. Passed over: {passed_over}. Nothing was bought."
+        )
+
+    # -- manifests ---------------------------------------------------------------------------------------------------
+
+    def _manifest(self, address: str, shown: str) -> Iterator[Row]:
+        if "://" in address and not address.startswith("gs://"):
             raise WanInputError(
-                f"The manifest {shown_name(address)} must lie in a bucket (gs://...) or on disk; images in it may be "
+                f"The manifest {shown_name(address)} must be in a bucket (gs://...) or on disk; images in it may be "
                 "anywhere."
             )
-        else:
+        if not address.startswith("gs://"):
             try:
                 with open(address, "rb") as file:
-                    yield from read_manifest(file, origin=address, columns=self.columns)
+                    yield from self._rows_of_file(file, address, shown)
             except OSError as error:
                 raise WanInputError(
                     f"The manifest {address} can't be read: {error.strerror or error}."
                 ) from error
-
-    def _lines(self, uri: str) -> Iterator[bytes]:
-        """Read an object line by line, a megabyte at a time, all of one generation."""
+            return
         client = self.client()
-        facts = look_up_object(client, uri)
-        blob = client.bucket(facts.bucket).blob(facts.name)
-        rest = b""
-        for start in range(0, facts.size_bytes, _BLOCK_BYTES):
-            with storage_errors(f"Reading {uri}"):
-                block = blob.download_as_bytes(
-                    start=start,
-                    end=start + _BLOCK_BYTES - 1,
-                    raw_download=True,
-                    if_generation_match=facts.generation,
-                    checksum=None,
-                    timeout=TIMEOUT_S,
-                    retry=retry_policy(),
-                )
-            *lines, rest = (rest + block).split(b"\n")
-            yield from (line + b"\n" for line in lines)
-            if len(rest) > _LONGEST_LINE_BYTES:
-                raise WanInputError(
-                    f"{uri} has a line of more than {_LONGEST_LINE_BYTES:,} bytes: it is no manifest."
-                )
-        if rest:
-            yield rest
+        reader = BucketReader(client, look_up_object(client, address))
+        with reader.open() as file:
+            yield from self._rows_of_file(file, address, shown)
+
+    def _rows_of_file(self, file: IO[bytes], address: str, shown: str) -> Iterator[Row]:
+        if shown.endswith(".parquet"):
+            yield from self._parquet(file, address)
+            return
+        yield from read_manifest(lines_of(file, address), origin=address, columns=self.columns)
+
+    def _parquet(self, file: IO[bytes], address: str) -> Iterator[Row]:
+        try:
+            from pyarrow import ArrowException, parquet
+        except ImportError as error:
+            raise WanInputError(
+                f"{address} is a Parquet table, and reading it needs pyarrow: pip install pyarrow. Or use .csv or "
+                ".jsonl. Nothing was bought."
+            ) from error
+        try:
+            table = parquet.ParquetFile(file)
+            broken = self.columns.unknown(table.schema_arrow.names)
+            if "staged_uri" not in table.schema_arrow.names:
+                broken += [] if "image" in table.schema_arrow.names else ["there is no column 'image'"]
+                if broken:
+                    raise WanInputError(f"{address}: {'; '.join(broken)}.")
+            line = 0
+            for batch in table.iter_batches(batch_size=1000):
+                for cells in batch.to_pylist():
+                    line += 1
+                    try:
+                        yield row_of_cells(cells, origin=address, line=line, columns=self.columns)
+                    except ValueError as error:
+                        yield RowError(address, line, str(error))
+        except ArrowException as error:
+            raise WanInputError(f"{address} is not a Parquet table that can be read: {error}.") from error
+
+
+def lines_of(file: IO[bytes], name: str) -> Iterator[bytes]:
+    r"""Yield the lines of a file, whether they end with ``\n``, ``\r\n`` or ``\r``.
+
+    :raises WanInputError: a line is too long for a manifest.
+    """
+    rest = b""
+    while block := file.read(_BLOCK_BYTES):
+        rest += block
+        start = 0
+        for match in _LINE_END.finditer(rest):
+            yield rest[start : match.end()]
+            start = match.end()
+        rest = rest[start:]
+        if len(rest) > _LONGEST_LINE_BYTES:
+            raise WanInputError(
+                f"{name} has a line of more than {_LONGEST_LINE_BYTES:,} bytes: it is not a manifest."
+            )
+    if rest:
+        yield rest
 
 
 def _plain(dataset: Any) -> Any:
-    """Read a list that Jinja has made text of."""
+    """Read a list that Jinja has rendered as text."""
     if not isinstance(dataset, str) or not dataset.lstrip().startswith(("[", "{")):
         return dataset
-    try:
+    with suppress(ValueError):
         return json.loads(dataset)
-    except ValueError:
-        import ast
+    import ast
 
-        try:
-            return ast.literal_eval(dataset)
-        except (ValueError, SyntaxError):
-            raise WanInputError(
-                f"dataset={dataset[:80]!r} is neither an address nor a list in JSON."
-            ) from None
+    try:
+        return ast.literal_eval(dataset)
+    except (ValueError, SyntaxError):
+        raise WanInputError(f"dataset={dataset[:80]!r} is neither an address nor a list in JSON.") from None

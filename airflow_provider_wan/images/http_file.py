@@ -6,18 +6,20 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 from airflow_provider_wan.exceptions import WanDownloadError, WanInputError
 from airflow_provider_wan.http.addresses import refuse_private_literal
-from airflow_provider_wan.http.fetch import Fetcher, FetchError, FetchRules
+from airflow_provider_wan.http.fetch import Fetcher, FetchError, FetchRules, FilePart
+from airflow_provider_wan.images.readers import shown_name
 
-#: How much is kept of a file whose server ignores Range, unless more is asked for.
-_WITHOUT_RANGES_BYTES = 1024 * 1024
+#: A file that is read from a server without ranges is held in memory up to this size.
+_MOST_BYTES = 64 * 1024 * 1024
 
 
 class UrlReader:
     """A file behind a URL, read in ranges.
+
+    A server that ignores ranges, or refuses them, is asked once for the whole file, which is read as far as needed.
 
     :param url: http or https.
     :param allow_private: whether private, loopback and link-local addresses are read too.
@@ -30,13 +32,15 @@ class UrlReader:
         check = (lambda url: None) if allow_private else refuse_private_literal
         self._fetcher = Fetcher(FetchRules(check, refuse_private=not allow_private), pool_size=1)
         self._size: int | None = None
-        self._head: bytes | None = None
+        self._validator: str | None = None
+        self._whole: FilePart | None = None
+        self._pieces: Iterator[bytes] = iter(())
+        self._head = bytearray()
 
     @property
     def name(self) -> str:
         """The address without anything secret in it."""
-        parts = urlsplit(self._url)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return shown_name(self._url)
 
     @property
     def size_bytes(self) -> int | None:
@@ -47,26 +51,42 @@ class UrlReader:
         """Return ``length`` bytes from ``start`` on; fewer only where the file ends.
 
         :raises WanInputError: the server refuses the file to an anonymous reader, or sends it encoded.
-        :raises WanDownloadError: the address is private, or the server is out or too slow.
+        :raises WanDownloadError: the address is private, or the server is down or too slow.
         """
-        if self._head is not None:
-            return self._head[start : start + length]
         with self._errors():
-            try:
-                part = self._fetcher.open(self._url, deadline=self._deadline, start=start, length=length)
-            except FetchError as error:
-                if error.status == 416:
-                    return b""
-                raise
-            with part:
+            if self._whole is None:
+                try:
+                    part = self._fetcher.open(self._url, deadline=self._deadline, start=start, length=length)
+                except FetchError as error:
+                    if error.status == 416 and start:  # beyond the end
+                        return b""
+                    raise
                 if not part.is_whole:
-                    self._size = part.size_bytes
-                    return part.read(length)
-                enough = max(_WITHOUT_RANGES_BYTES, start + length)
-                self._head = part.read(enough)
-                ended = len(self._head) < enough
-                self._size = part.length if part.length is not None else len(self._head) if ended else None
-                return self._head[start : start + length]
+                    with part:
+                        self._check_unchanged(part)
+                        return part.read(length)
+                self._whole, self._pieces = part, part.pieces()
+                self._size = part.length
+            return self._read_whole(start, length)
+
+    def _check_unchanged(self, part: FilePart) -> None:
+        self._size = part.size_bytes
+        if self._validator is not None and part.validator != self._validator:
+            raise FetchError("broken", "it was replaced while it was read")
+        self._validator = part.validator
+
+    def _read_whole(self, start: int, length: int) -> bytes:
+        if start + length > _MOST_BYTES:
+            raise FetchError("too large", f"more than {_MOST_BYTES:,} bytes, from a server without ranges")
+        while len(self._head) < start + length:
+            piece = next(self._pieces, None)
+            if piece is None:
+                if self._size is not None and len(self._head) < self._size:
+                    raise FetchError("broken", "the connection ended early")
+                self._size = len(self._head)
+                break
+            self._head += piece
+        return bytes(self._head[start : start + length])
 
     def read_all(self, limit_bytes: int) -> bytes:
         """Return the whole file.
@@ -111,4 +131,6 @@ class UrlReader:
 
     def close(self) -> None:
         """Close the connections."""
+        if self._whole is not None:
+            self._whole.close()
         self._fetcher.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a preparation leaves in a bucket: chunk manifests of prepared rows, and the report of what can't be used."""
+"""Write the result of a preparation: chunk manifests of prepared rows, and the report of unusable images."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _CONTENT_TYPE = "application/x-ndjson"
 
 
 class Manifests:
-    """Writes prepared rows into objects of ``chunk_size`` lines each; writing them again gives the same objects.
+    """Writes prepared rows into objects of ``chunk_size`` lines each; the same rows give the same objects.
 
-    :param uri: ``gs://bucket/prefix`` that they lie under.
+    :param uri: ``gs://bucket/prefix`` of the objects.
     """
 
     def __init__(self, client: storage.Client, uri: str, *, chunk_size: int) -> None:
@@ -51,7 +51,7 @@ class Manifests:
         self._report.write(_line(problem).encode("utf-8", "backslashreplace"))
 
     def finish(self) -> str:
-        """Write what is left; gives the address of the report."""
+        """Write the remaining rows and the report; return the address of the report."""
         if self._lines:
             self._write_chunk()
         size = self._report.tell()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A dataset made ready, or looked at before that: each row prepared, or told why it can't be used.
+"""Prepare the rows of a dataset, or plan it: each row is ready, or says why it cannot be used.
 
-Rows stream: a few a worker are under way, and what is done is given on in the dataset's order.
+Rows stream: a few per worker are in progress, and results are yielded in the dataset's order.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 
 from airflow_provider_wan.exceptions import WanDownloadError, WanInputError, WanStorageError
 from airflow_provider_wan.images.check import check
-from airflow_provider_wan.images.dataset import DatasetRow, RowError
+from airflow_provider_wan.images.dataset import DatasetRow, PreparedRow, RowError
 from airflow_provider_wan.images.dataset_reader import Row
-from airflow_provider_wan.images.many import map_in_order
-from airflow_provider_wan.images.origins import BucketOrigin, Origin
+from airflow_provider_wan.images.facts import BrokenRule, UnusableImageError
 from airflow_provider_wan.images.prepare import fits_as_it_is
-from airflow_provider_wan.images.rows import PreparedRow
-from airflow_provider_wan.images.source import ImageSources, look, needs_copy
+from airflow_provider_wan.images.readers import BucketReader, ImageReader
+from airflow_provider_wan.images.source import ImageSources, inspect_header, needs_copy
+from airflow_provider_wan.images.workers import map_in_order
 from airflow_provider_wan.model_api.inputs import canonical_url, load_schema, validate_inputs
 from airflow_provider_wan.model_api.video_spec import SourceImage, make_video_spec
 
-#: Fills in for inputs that a dataset's rows need not have: whoever submits them gives the rest.
+#: Takes the place of required inputs that a row lacks: the submitting task supplies them.
 _FILLING = "x"
-_SEEN_INPUTS = 256
+_CACHED_INPUTS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ class Problem:
 
     :param image: address of the image, without signature; the row's place where there is none.
     :param row: the row's place in the dataset.
-    :param rule: what it breaks: a rule of the model (``max_side_px``...), or ``row``, ``inputs``, ``address``,
+    :param rule: the rule that it breaks: one of the model (``max_side_px``...), or ``row``, ``inputs``, ``address``,
         ``reachable``, ``image``, ``decodable``.
     :param value: what it has.
-    :param limit: what is allowed.
+    :param limit: what the rule allows.
     :param message: both in a sentence.
     """
 
@@ -51,13 +51,13 @@ class Problem:
     message: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Give it as plain JSON values: one line of the report."""
+        """Return it as plain JSON values: one line of the report."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """A row that can't be used, with all that is wrong with it."""
+    """A row that can't be used, with all its problems."""
 
     problems: tuple[Problem, ...]
 
@@ -66,141 +66,152 @@ class Unusable:
 class Ready:
     """A row that was prepared.
 
-    :param was_there: whether an earlier run had done it.
+    :param was_prepared: whether an earlier run had done it.
+    :param notes: remarks about the source image.
     """
 
     row: PreparedRow
-    was_there: bool
+    was_prepared: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def image(self) -> str:
+        """Address of the image."""
+        return self.row.source
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether the image is sent as it is."""
+        return not self.row.changes
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class Planned:
     """A row as it was found, before anything is done to it.
 
     :param is_fit: whether it is sent as it is; else it can be fixed.
     :param was_prepared: whether an earlier run has fixed or passed it already.
+    :param notes: remarks about the source image.
     """
 
+    image: str
     fingerprint: str
     is_fit: bool
     was_prepared: bool
+    notes: tuple[str, ...] = ()
 
 
 class Preparation:
-    """Prepares the rows of a dataset, or only looks at them.
+    """Prepares the rows of a dataset, or only inspects them.
 
     :param sources: opens the images; its staging prefix takes the copies.
     :param model_id: the model.
-    :param workers: threads; most of the time of each is waiting for the network.
+    :param workers: threads; each spends most of its time waiting for the network.
     """
 
     def __init__(self, sources: ImageSources, model_id: str, *, workers: int) -> None:
         self._sources = sources
         self._model_id = model_id
         self._workers = workers
-        self._check_inputs = functools.lru_cache(_SEEN_INPUTS)(self._checked)
-        _ = sources.recipe  # refuses a model of whose images nothing is known
+        self._check_inputs = functools.lru_cache(_CACHED_INPUTS)(self._problem_of_inputs)
+        _ = sources.recipe  # refuses a model whose rules for images are unknown
 
     def run(self, rows: Iterable[Row]) -> Iterator[Ready | Unusable]:
         """Prepare each row.
 
-        :raises WanStorageError: a bucket is out, or not allowed: that is no fault of one image.
+        :raises WanStorageError: a bucket cannot be reached, or not be used: that is not about one image.
         """
         return self._each(rows, self._prepare)
 
-    def look(self, rows: Iterable[Row]) -> Iterator[Looked | Unusable]:
-        """Look at each row's header, and at what earlier runs have left; nothing is written."""
-        return self._each(rows, self._look)
+    def plan(self, rows: Iterable[Row]) -> Iterator[Planned | Unusable]:
+        """Inspect the header of each row's image, and what earlier runs have left; nothing is written."""
+        return self._each(rows, self._plan)
 
     def _each(self, rows: Iterable[Row], function: Any) -> Iterator[Any]:
         for row, result in map_in_order(function, rows, workers=self._workers):
             if isinstance(result, WanStorageError):
                 raise result
             if isinstance(result, Exception):
-                yield _unusable(row, "image", None, str(result))
+                yield _unusable(row, "image", str(result))
             else:
                 yield result
 
     def _prepare(self, row: Row) -> Ready | Unusable:
-        wrong = self._wrong(row)
-        if wrong is not None:
-            return wrong
+        problem = self._problem_of_row(row)
+        if problem is not None:
+            return problem
         assert isinstance(row, DatasetRow)
         if row.prepared is not None:
             return Ready(replace(row.prepared, inputs=dict(row.inputs), variation=row.variation), True)
-        origin = self._open(row)
-        if isinstance(origin, Unusable):
-            return origin
+        reader = self._open(row)
+        if isinstance(reader, Unusable):
+            return reader
         try:
-            staged, was_there = self._sources.prepare(origin)
-        except WanDownloadError as error:
-            return _unusable(row, "reachable", None, str(error))
-        except WanInputError as error:
-            return self._diagnosed(row, origin, error)
-        return Ready(
-            PreparedRow(
-                source=origin.address,
-                staged_uri=self._sources.address_of(origin, staged),
-                width=staged.width,
-                height=staged.height,
-                size_bytes=staged.size_bytes,
-                sha256=staged.sha256,
-                changes=staged.changes,
-                identity=origin.identity,
-                inputs=dict(row.inputs),
-                variation=row.variation,
-                passthrough=dict(row.passthrough),
-            ),
-            was_there,
+            staged, was_prepared = self._sources.prepare(reader)
+        except (WanInputError, WanDownloadError) as error:
+            return _refused(row, error)
+        prepared = PreparedRow(
+            source=reader.address,
+            staged_uri=self._sources.address_of(reader, staged),
+            width=staged.width,
+            height=staged.height,
+            size_bytes=staged.size_bytes,
+            sha256=staged.sha256,
+            changes=staged.changes,
+            identity=reader.identity,
+            inputs=dict(row.inputs),
+            variation=row.variation,
+            passthrough=dict(row.passthrough),
         )
+        return Ready(prepared, was_prepared, staged.notes)
 
-    def _look(self, row: Row) -> Looked | Unusable:
-        wrong = self._wrong(row)
-        if wrong is not None:
-            return wrong
+    def _plan(self, row: Row) -> Planned | Unusable:
+        problem = self._problem_of_row(row)
+        if problem is not None:
+            return problem
         assert isinstance(row, DatasetRow)
         if row.prepared is not None:
-            return Looked(self._fingerprint(row, row.prepared.identity), not row.prepared.changes, True)
-        origin = self._open(row)
-        if isinstance(origin, Unusable):
-            return origin
-        rules = self._sources.recipe.rules
+            fingerprint = self._fingerprint(row, row.prepared.identity)
+            return Planned(row.image, fingerprint, not row.prepared.changes, True)
+        reader = self._open(row)
+        if isinstance(reader, Unusable):
+            return reader
+        recipe = self._sources.recipe
         try:
-            found = self._found_before(origin)
+            found = self._sources.find_prepared(reader)
             if found is not None:
-                return Looked(self._fingerprint(row, origin.identity), not found, True)
-            facts = look(origin)
-        except WanDownloadError as error:
-            return _unusable(row, "reachable", None, str(error))
-        except WanInputError as error:
-            return _unusable(row, "image", None, str(error))
-        broken = check(facts, rules, too_small=self._sources.recipe.too_small)
-        hopeless = [rule for rule in broken if not rule.fixable]
+                fingerprint = self._fingerprint(row, reader.identity)
+                return Planned(reader.address, fingerprint, not found.changes, True)
+            facts = inspect_header(reader)
+        except (WanInputError, WanDownloadError) as error:
+            return _refused(row, error)
+        hopeless = [
+            rule for rule in check(facts, recipe.rules, too_small=recipe.too_small) if not rule.fixable
+        ]
         if hopeless:
-            return Unusable(
-                tuple(_problem(row, rule.rule, rule.value, rule.message, rule.limit) for rule in hopeless)
-            )
-        is_fit = fits_as_it_is(facts, rules) and not needs_copy(origin)
-        return Looked(self._fingerprint(row, origin.identity), is_fit, False)
+            return Unusable(tuple(_problem(row, rule) for rule in hopeless))
+        is_fit = fits_as_it_is(facts, recipe.rules) and not needs_copy(reader)
+        fingerprint = self._fingerprint(row, reader.identity)
+        return Planned(reader.address, fingerprint, is_fit, False, facts.notes)
 
-    def _wrong(self, row: Row) -> Unusable | None:
-        """Say what is wrong with a row before its image is looked for."""
+    def _problem_of_row(self, row: Row) -> Unusable | None:
+        """Return what is wrong with a row before its image is read."""
         if isinstance(row, RowError):
-            return _unusable(row, "row", None, row.message)
-        wrong = self._check_inputs(json.dumps(dict(row.inputs), sort_keys=True, default=str))
-        return None if wrong is None else _unusable(row, "inputs", None, wrong)
+            return _unusable(row, "row", row.message)
+        problem = self._check_inputs(json.dumps(dict(row.inputs), sort_keys=True, default=str))
+        return None if problem is None else _unusable(row, "inputs", problem)
 
-    def _open(self, row: DatasetRow) -> Origin | Unusable:
+    def _open(self, row: DatasetRow) -> ImageReader | Unusable:
         try:
-            origin = self._sources.origin_of(row.image, row.known)
-            if isinstance(origin, BucketOrigin):
-                _ = origin.identity  # of a composite object it has to be read, and that can fail
-            return origin
+            reader = self._sources.reader_of(row.image, row.known)
+            if isinstance(reader, BucketReader):
+                _ = reader.identity  # a composite object has to be read for it, and that can fail
+            return reader
         except WanInputError as error:
-            return _unusable(row, "address", None, str(error))
+            return _unusable(row, "address", str(error))
 
-    def _checked(self, inputs: str) -> str | None:
-        """Say what is wrong with the inputs that a row has; those it has not may still come."""
+    def _problem_of_inputs(self, inputs: str) -> str | None:
+        """Return what is wrong with the inputs of a row; the submitting task may supply missing ones."""
         schema = load_schema(self._model_id)
         filling = dict.fromkeys(schema.required, _FILLING) if schema else {}
         image = {self._sources.input_name: "https://storage.googleapis.com/image"}
@@ -216,41 +227,17 @@ class Preparation:
         spec = make_video_spec(self._model_id, inputs, image=image, variation=row.variation, validate=False)
         return spec.fingerprint
 
-    def _found_before(self, origin: Origin) -> tuple[str, ...] | None:
-        """Give what an earlier run has changed, None where there was none."""
-        staging, identity = self._sources.staging, origin.identity
-        if staging is None or identity is None:
-            return None
-        found = staging.find(self._sources.recipe.key(identity), copy=needs_copy(origin))
-        return found.changes if found is not None else None
-
-    def _diagnosed(self, row: DatasetRow, origin: Origin, error: WanInputError) -> Unusable:
-        """Name the rule behind a refusal: a second look at the header tells."""
-        rules = self._sources.recipe.rules
-        try:
-            facts = look(origin)
-        except (WanInputError, WanDownloadError):
-            return _unusable(row, "image", None, str(error))
-        hopeless = [
-            rule for rule in check(facts, rules, too_small=self._sources.recipe.too_small) if not rule.fixable
-        ]
-        if not hopeless:
-            return _unusable(row, "decodable", facts.format, str(error))
-        return Unusable(
-            tuple(_problem(row, rule.rule, rule.value, rule.message, rule.limit) for rule in hopeless)
-        )
-
 
 @dataclass(slots=True)
 class Counts:
-    """What became of a dataset's rows, or would.
+    """The result of a preparation or of a plan, in numbers.
 
     :param fit: usable as they are.
     :param fixed: usable once fixed.
     :param unusable: not usable.
     :param prepared_before: of ``fit`` and ``fixed``: those that an earlier run has prepared.
-    :param bought_before: of them: those whose video is bought already.
-    :param repeated: of them: those that want the same video as a row before.
+    :param bought_before: of them: those whose video was bought before.
+    :param repeated: of them: those that ask for the same video as an earlier row.
     :param by_rule: how many rows break which rule.
     """
 
@@ -272,19 +259,18 @@ class Counts:
         """Videos that would be bought."""
         return self.fit + self.fixed - self.bought_before - self.repeated
 
-    def saw(self, one: Ready | Looked | Unusable) -> None:
+    def add(self, result: Ready | Planned | Unusable) -> None:
         """Count one row."""
-        if isinstance(one, Unusable):
+        if isinstance(result, Unusable):
             self.unusable += 1
-            self.by_rule.update({problem.rule for problem in one.problems})
+            self.by_rule.update({problem.rule for problem in result.problems})
             return
-        is_fit = one.is_fit if isinstance(one, Looked) else not one.row.changes
-        self.fit += is_fit
-        self.fixed += not is_fit
-        self.prepared_before += one.was_prepared if isinstance(one, Looked) else one.was_there
+        self.fit += result.is_fit
+        self.fixed += not result.is_fit
+        self.prepared_before += result.was_prepared
 
     def as_dict(self) -> dict[str, Any]:
-        """Give it as plain JSON values."""
+        """Return it as plain JSON values."""
         return {
             "images": self.total,
             "usable_as_they_are": self.fit,
@@ -295,36 +281,42 @@ class Counts:
         }
 
 
-class Wishes:
-    """Which videos of a dataset would be bought: each once, and none that is bought already.
+class Purchases:
+    """Which videos of a dataset would be bought: each once, and none that was bought before.
 
     :param bought: fingerprints that were bought before.
     """
 
     def __init__(self, bought: Iterable[str]) -> None:
-        self._bought: Collection[int] = {_short(one) for one in bought}
-        self._wanted: set[int] = set()
+        self._bought: Collection[int] = {_short(fingerprint) for fingerprint in bought}
+        self._counted: set[int] = set()
 
-    def take(self, fingerprint: str, counts: Counts) -> None:
-        """Count one wish."""
+    def add(self, fingerprint: str, counts: Counts) -> None:
+        """Count one video."""
         short = _short(fingerprint)
-        if short in self._wanted:
+        if short in self._counted:
             counts.repeated += 1
             return
-        self._wanted.add(short)
+        self._counted.add(short)
         counts.bought_before += short in self._bought
 
 
 def _short(fingerprint: str) -> int:
-    """A hundred thousand whole ones would take 15 MB; these are for counting only."""
+    """Shorten a fingerprint for counting: a hundred thousand whole ones would take 15 MB."""
     return int(fingerprint[:15], 16)
 
 
-def _unusable(row: Row, rule: str, value: str | int | None, message: str) -> Unusable:
-    return Unusable((_problem(row, rule, value, message, None),))
+def _refused(row: DatasetRow, error: WanInputError | WanDownloadError) -> Unusable:
+    if isinstance(error, UnusableImageError):
+        return Unusable(tuple(_problem(row, rule) for rule in error.broken))
+    return _unusable(row, "reachable" if isinstance(error, WanDownloadError) else "image", str(error))
 
 
-def _problem(row: Row, rule: str, value: str | int | None, message: str, limit: str | int | None) -> Problem:
+def _unusable(row: Row, rule: str, message: str) -> Unusable:
+    return Unusable((_problem(row, BrokenRule(rule, None, None, message, fixable=False)),))
+
+
+def _problem(row: Row, broken: BrokenRule) -> Problem:
     where = f"{row.origin}, line {row.line}" if row.line else row.origin
     image = canonical_url(row.image) if isinstance(row, DatasetRow) else where
-    return Problem(image, where, rule, value, limit, message)
+    return Problem(image, where, broken.rule, broken.value, broken.limit, broken.message)

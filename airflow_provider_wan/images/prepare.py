@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make an image acceptable to a model with the least harm to it.
+"""Make an image acceptable to a model with the least loss.
 
-In order of harm: pass it through byte for byte; leave private metadata out of the file; decode, mend and encode once.
-The same bytes in give the same bytes out.
+In order of loss: pass it through byte for byte; leave private metadata out of the file; decode, fix and encode once.
+The same input bytes always give the same output bytes.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING
 
-from PIL import Image
+from PIL import Image, ImageCms, ImageColor
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images import codecs
-from airflow_provider_wan.images.check import MAX_SOURCE_BYTES
-from airflow_provider_wan.images.colour import described, parse_background, to_srgb, workable
-from airflow_provider_wan.images.facts import ImageFacts
+from airflow_provider_wan.images.check import TooSmall, check, explain, fit_size
+from airflow_provider_wan.images.facts import ImageFacts, UnusableImageError
 from airflow_provider_wan.images.inspect import inspect
-from airflow_provider_wan.images.sizes import TooSmall, fit_size
+from airflow_provider_wan.images.readers import FileReader
 from airflow_provider_wan.images.strip import strip_metadata
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ RECIPE_VERSION = 1
 
 _JPEG_QUALITIES = (95, 90, 85, 80, 70, 60, 50)
 _FULL_CHROMA_FROM = 90
-_MOST_BITS = 16
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,6 +44,14 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+_MODE_OF_SPACE = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab ": "LAB"}
+_SIXTEEN_BIT = frozenset(("I;16", "I;16L", "I;16B", "I;16N", "I"))
+_WORDS = {
+    "1": "black and white", "L": "grey", "LA": "grey", "P": "palette", "PA": "palette", "LAB": "Lab",
+}  # fmt: skip
+#: A profile that moves no channel of any probe by more than this is sRGB under another name.
+_SAME_COLOUR = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,28 +98,26 @@ def prepare(
     :param background: what transparent parts are put on; a colour name or ``#rrggbb``, default white.
     :param too_small: ``"upscale"`` (default) enlarges an image that is too small, up to 8 times; ``"reject"``
         refuses it.
-    :raises WanInputError: not an image, cut off, too large to decode, of an aspect that fits no size, too small,
-        or HEIC without the extra ``[heif]``.
+    :raises UnusableImageError: it breaks a rule that cannot be fixed, or is cut off.
+    :raises WanInputError: not an image, or too large to decode.
     """
     colour = parse_background(background)
-    facts = inspect(source, name=name)
-    if facts.size_bytes is not None and facts.size_bytes > MAX_SOURCE_BYTES:
-        raise WanInputError(
-            f"{facts.name} has {facts.size_bytes:,} bytes; more than {MAX_SOURCE_BYTES:,} are not loaded."
-        )
+    data = source if isinstance(source, bytes) else FileReader(os.fspath(source)).read_all()
+    facts = inspect(data, name=name or (None if isinstance(source, bytes) else os.fspath(source)))
+    hopeless = tuple(rule for rule in check(facts, rules, too_small=too_small) if not rule.fixable)
+    if hopeless:
+        raise UnusableImageError(explain(facts, hopeless), hopeless)
     fit = fit_size(facts.displayed_width, facts.displayed_height, rules=rules, too_small=too_small)
-    if fit.reason:
-        raise WanInputError(f"{facts.name} {fit.reason}.")
     target = fit.width, fit.height
     if _pixels_fit(facts, rules) and target == (facts.width, facts.height):
-        kept = _keep(source, facts, rules)
+        kept = _keep(data, facts, rules)
         if kept is not None:
             return kept
-    return _render(source, facts, rules, target=target, background=colour)
+    return _render(data, facts, rules, target=target, background=colour)
 
 
 def fits_as_it_is(facts: ImageFacts, rules: ImageRules) -> bool:
-    """Tell from the header whether :func:`prepare` would pass an image through byte for byte.
+    """Return whether, by its header, :func:`prepare` would pass an image through byte for byte.
 
     An image can be acceptable and still not fit: turned by its EXIF orientation, or with private metadata.
     """
@@ -140,29 +145,31 @@ def _pixels_fit(facts: ImageFacts, rules: ImageRules) -> bool:
     )
 
 
-def _keep(source: PathOrBytes, facts: ImageFacts, rules: ImageRules) -> PreparedImage | None:
-    """Pass the file through, without its private metadata; None where it is too large in bytes."""
-    data = _all_bytes(source)
-    stripped, removed = strip_metadata(data, fmt=facts.format, name=facts.name)
+def _keep(data: bytes, facts: ImageFacts, rules: ImageRules) -> PreparedImage | None:
+    """Pass the file through, without its private metadata; None if it is too large in bytes, or incomplete."""
+    kept = strip_metadata(data, fmt=facts.format)
+    if kept is None:
+        return None
+    stripped, removed = kept
     if not _is_small_enough(stripped, rules):
         return None
-    codecs.check_decodes(stripped, facts)
+    codecs.check_whole(stripped, facts)
     changes = (f"removed {', '.join(removed)}",) if removed else ()
     return _prepared(facts, stripped, facts.format, (facts.width, facts.height), changes)
 
 
 def _render(
-    source: PathOrBytes,
+    data: bytes,
     facts: ImageFacts,
     rules: ImageRules,
     *,
     target: tuple[int, int],
     background: tuple[int, int, int],
 ) -> PreparedImage:
-    """Decode, mend and encode once."""
+    """Decode, fix and encode once."""
     changes: list[str] = []
-    with codecs.decoding(facts.name):
-        image, icc = _decode_scaled(source, facts, target, changes)
+    with codecs.decoding(facts.name, facts.format):
+        image, icc = _decode_scaled(data, facts, target, changes)
         if facts.orientation != 1:
             changes.append(f"turned upright (orientation {facts.orientation})")
             image = image.transpose(_UPRIGHT[facts.orientation]) if _is_turned_here(facts) else image
@@ -170,26 +177,22 @@ def _render(
         if shown != target:
             changes.append(f"scaled from {shown[0]}x{shown[1]} to {target[0]}x{target[1]}")
         image, said = to_srgb(image, icc=icc, background=background)
-    data, fmt, encoded = _encode_to_fit(image, facts, rules)
+    output, fmt, encoded = _encode_to_fit(image, facts, rules)
     if facts.private:
         said.append(f"removed {', '.join(facts.private)}")
-    return _prepared(facts, data, fmt, image.size, (*changes, *said, encoded))
+    return _prepared(facts, output, fmt, image.size, (*changes, *said, encoded))
 
 
 def _decode_scaled(
-    source: PathOrBytes, facts: ImageFacts, target: tuple[int, int], changes: list[str]
+    data: bytes, facts: ImageFacts, target: tuple[int, int], changes: list[str]
 ) -> tuple[Image.Image, bytes | None]:
     """Return the first frame at its final size, not yet turned upright, and its ICC profile.
 
     Scaled before anything else: all later steps then work on a few megapixels, whatever the source has.
     """
-    if facts.bits > _MOST_BITS:
-        raise WanInputError(
-            f"{facts.name} has {facts.bits} bits a channel, and nothing says which of them is white. Export it with 8."
-        )
     turned = _is_turned_here(facts) and facts.orientation >= 5
     stored_target = (target[1], target[0]) if turned else target
-    with _file(source) as file, codecs.open_image(file, facts) as opened:
+    with codecs.open_image(io.BytesIO(data), facts) as opened:
         frames = int(getattr(opened, "n_frames", 1))
         if frames > 1:
             changes.append(f"first of {frames} frames")
@@ -207,11 +210,11 @@ def _decode_scaled(
 
 
 def _at_size(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale; or where the decoder came within a pixel of the size (2000 of 4000 px, for 1999), cut that pixel off.
+    """Scale; or if the decoder came within a pixel of the size (2000 of 4000 px, for 1999), cut that pixel off.
 
-    Resampling every pixel to get rid of one blurs them all, and takes half the time of everything.
+    Resampling every pixel to remove one blurs them all, and takes half of the whole time.
     """
-    if all(0 <= has - wanted <= 1 for has, wanted in zip(image.size, size, strict=True)):
+    if all(0 <= has - target <= 1 for has, target in zip(image.size, size, strict=True)):
         return image.crop((0, 0, *size))
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
@@ -272,12 +275,124 @@ def _prepared(
     )
 
 
-def _file(source: PathOrBytes) -> IO[bytes]:
-    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+# -- colour: any pixels to 8-bit sRGB without alpha, by the ICC profile ----------------------------------------------
 
 
-def _all_bytes(source: PathOrBytes) -> bytes:
-    if isinstance(source, bytes):
-        return source
-    with open(source, "rb") as file:
-        return file.read()
+def parse_background(background: str | tuple[int, int, int]) -> tuple[int, int, int]:
+    """Read a colour: a name, ``#rrggbb``, ``rgb(...)`` or three numbers.
+
+    :raises WanInputError: it is none.
+    """
+    try:
+        colour = ImageColor.getrgb(background) if isinstance(background, str) else background
+        red, green, blue = colour[:3]
+        if not all(0 <= part <= 255 for part in (red, green, blue)):
+            raise ValueError
+    except (ValueError, TypeError):
+        raise WanInputError(
+            f"background: {background!r} is no colour; use a name such as 'white', or '#rrggbb'."
+        ) from None
+    return int(red), int(green), int(blue)
+
+
+def workable(image: Image.Image) -> Image.Image:
+    """Return an image whose pixels can be scaled: no palette, no 16 bits, no transparent colour set aside."""
+    if image.has_transparency_data and image.mode in ("1", "L", "P", "RGB"):
+        return image.convert("RGBA")
+    if image.mode in _SIXTEEN_BIT:
+        return _eight_bit(image)
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode in ("P", "PA"):
+        return image.convert("RGB" if image.mode == "P" else "RGBA")
+    if image.mode in ("RGBX", "YCbCr", "HSV"):
+        return image.convert("RGB")
+    return image
+
+
+def described(mode: str, bits: int) -> str | None:
+    """Return how pixels of another kind become 8-bit RGB, None if they are that already."""
+    if mode in ("RGB", "RGBA"):
+        return f"{bits}-bit colour to 8-bit" if bits > 8 else None
+    if mode in _SIXTEEN_BIT:
+        return "16-bit grey to RGB"
+    return f"{_WORDS.get(mode, mode)} to RGB"
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey to 8: Pillow's own conversion clips at 255 instead of scaling."""
+    return image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
+
+
+def to_srgb(
+    image: Image.Image, *, icc: bytes | None, background: tuple[int, int, int]
+) -> tuple[Image.Image, list[str]]:
+    """Return an image as 8-bit sRGB without alpha, and what was done, in words.
+
+    :param icc: its ICC profile. An unreadable profile, or one for other kinds of pixels, is ignored,
+        and the changes say so.
+    :param background: what shows through where the image is transparent.
+    """
+    changes: list[str] = []
+    alpha: Image.Image | None = None
+    if image.mode in ("LA", "La", "RGBA", "RGBa", "PA"):
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode))
+        alpha = image.getchannel("A")
+        image = image.convert("L" if image.mode == "LA" else "RGB")
+    image, said = _by_profile(image, icc)
+    changes += said
+    if alpha is not None:
+        canvas = Image.new("RGB", image.size, background)
+        canvas.paste(image, mask=alpha)
+        image = canvas
+        changes.append("transparency flattened on " + "#{:02x}{:02x}{:02x}".format(*background))
+    return image, changes
+
+
+def _by_profile(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, list[str]]:
+    if icc is None and image.mode != "LAB":
+        return (image if image.mode == "RGB" else image.convert("RGB")), []
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc) if icc else ImageCms.createProfile("LAB"))
+        mode = _MODE_OF_SPACE.get(profile.profile.xcolor_space)
+        if mode == "RGB" and image.mode == "L":
+            image = image.convert("RGB")
+        if mode != image.mode:
+            return image.convert("RGB"), ["ICC profile for other pixels ignored"]
+        transform = ImageCms.buildTransform(
+            profile,
+            _srgb(),
+            mode,
+            "RGB",
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+        if mode == "RGB" and _changes_nothing(transform):
+            return image, []
+        converted = ImageCms.applyTransform(image, transform)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return image.convert("RGB"), ["unreadable ICC profile ignored"]
+    if converted is None:  # only where asked to work in place
+        return image.convert("RGB"), []
+    return converted, ["colours converted to sRGB by the ICC profile"]
+
+
+def _srgb() -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+@cache
+def _probe() -> Image.Image:
+    """125 colours across the cube."""
+    steps = (0, 64, 128, 192, 255)
+    image = Image.new("RGB", (125, 1))
+    image.putdata([(red, green, blue) for red in steps for green in steps for blue in steps])
+    return image
+
+
+def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
+    after = ImageCms.applyTransform(_probe(), transform)
+    if after is None:
+        return False
+    before_bytes, after_bytes = _probe().tobytes(), after.tobytes()
+    return max(abs(a - b) for a, b in zip(before_bytes, after_bytes, strict=True)) <= _SAME_COLOUR

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links under which RunComfy, which reads anonymously, sees an object of a private bucket.
+"""Sign links under which RunComfy, which reads anonymously, can read an object of a private bucket.
 
-A link is made at the moment of a purchase and goes into that one call: whoever holds it can read the object, so it
-enters no fingerprint, record, log or XCom.
+A link is made immediately before a purchase, for that one call: whoever holds it can read the object, so it enters no
+fingerprint, record, log or XCom.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class ObjectLinks:
         self._signer: Any = None
 
     def link_to(self, bucket: str, object_name: str) -> str:
-        """Give a link under which anybody can read one object for a while.
+        """Return a link under which anyone can read one object for a limited time.
 
-        :raises WanInputError: the credentials can't sign, or not for that long. Nothing was bought.
+        :raises WanInputError: the credentials can't sign, or not for that long.
         :raises WanStorageError: IAM did not sign.
         """
         what = f"Signing a link to gs://{bucket}/{object_name}"
@@ -71,7 +71,7 @@ class ObjectLinks:
         return (self._client.api_endpoint or "https://storage.googleapis.com").rstrip("/")
 
     def _signing(self) -> tuple[Any, bool]:
-        """Find what signs, and whether it is IAM that does."""
+        """Return the credentials that sign, and whether they sign through IAM."""
         from google.auth import impersonated_credentials
         from google.auth.credentials import Signing
 
@@ -86,9 +86,9 @@ class ObjectLinks:
 
 
 def check_lifetime(lifetime_s: float, *, through_iam: bool) -> None:
-    """Refuse a link that is to live longer than it can.
+    """Refuse a lifetime that is longer than signed links allow.
 
-    :raises WanInputError: it is.
+    :raises WanInputError: the lifetime is too long.
     """
     longest_s = LONGEST_THROUGH_IAM_S if through_iam else LONGEST_WITH_KEY_S
     if 0 < lifetime_s <= longest_s:
@@ -115,7 +115,7 @@ def _is_anonymous(client: storage.Client) -> bool:
 
 
 def _signer_through_iam(credentials: Any) -> Any:
-    """Make credentials that sign through IAM as the service account that these belong to."""
+    """Return credentials that sign through IAM as the service account of these credentials."""
     from google.auth import iam
     from google.auth.transport.requests import Request
     from google.oauth2 import service_account
@@ -125,7 +125,7 @@ def _signer_through_iam(credentials: Any) -> Any:
         raise _cannot_sign()
     if hasattr(credentials, "with_scopes"):  # those of a storage client are for storage alone
         credentials = credentials.with_scopes(_IAM_SCOPES)
-    credentials.refresh(request)  # only then a machine's credentials know whose they are
+    credentials.refresh(request)  # only then a machine's credentials know their account
     email = credentials.service_account_email
     if not email or email == "default":
         raise _cannot_sign()

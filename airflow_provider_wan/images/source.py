@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one way from a source image to what RunComfy can fetch.
+"""From a source image to an address that RunComfy can fetch.
 
 ``ImageSources.open(image)`` takes whatever a user gives: a ``gs://`` or ``https://`` address, a path, or a prepared
-row. What comes back knows what the image counts as (for the fingerprint), and makes the address that is sent only
-when a purchase is about to be made: :meth:`ImageSource.wanted` puts both together.
+row. The :class:`ImageSource` that it returns identifies the image (for the fingerprint), and makes the address that is
+sent only immediately before a purchase.
 """
 
 from __future__ import annotations
@@ -15,26 +15,25 @@ from logging import Logger
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.images.check import check, explain
-from airflow_provider_wan.images.codecs import check_decodes
-from airflow_provider_wan.images.dataset import DatasetRow, ObjectFacts
-from airflow_provider_wan.images.facts import ImageFacts
+from airflow_provider_wan.images.check import TooSmall, check, explain
+from airflow_provider_wan.images.codecs import check_whole
+from airflow_provider_wan.images.dataset import DatasetRow, PreparedRow, is_prepared_row
+from airflow_provider_wan.images.facts import ImageFacts, UnusableImageError
 from airflow_provider_wan.images.inspect import inspect
-from airflow_provider_wan.images.limits import Limits
-from airflow_provider_wan.images.origins import (
+from airflow_provider_wan.images.prepare import fits_as_it_is, prepare
+from airflow_provider_wan.images.readers import (
     WEB_TOTAL_S,
-    BucketOrigin,
-    FileOrigin,
-    Origin,
-    WebOrigin,
+    BucketReader,
+    FileReader,
+    ImageReader,
+    ObjectFacts,
+    WebReader,
     look_up_object,
     md5_identity,
 )
-from airflow_provider_wan.images.prepare import fits_as_it_is, prepare
-from airflow_provider_wan.images.rows import PreparedRow, is_prepared_row
 from airflow_provider_wan.images.signed_urls import DEFAULT_LIFETIME_S, ObjectLinks
-from airflow_provider_wan.images.sizes import TooSmall
 from airflow_provider_wan.images.staging import Recipe, Staged, Staging
+from airflow_provider_wan.images.workers import Limits
 from airflow_provider_wan.model_api.inputs import canonical_url, image_rules
 from airflow_provider_wan.model_api.video_spec import SourceImage, VideoSpec, make_video_spec
 
@@ -46,13 +45,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ImageOptions:
-    """How images become acceptable and visible.
+    """How images are made acceptable and readable.
 
-    :param staging: ``gs://bucket/prefix`` of prepared copies; None: nothing is fixed, and what does not fit is
+    :param staging: ``gs://bucket/prefix`` of prepared copies; None: nothing is fixed, and an image that does not fit is
         refused.
     :param background: what transparent parts are put on.
     :param too_small: ``"upscale"`` or ``"reject"``.
-    :param check: whether an image is looked at before it is bought for.
+    :param check: whether an image is checked before the purchase.
     :param allow_private: whether images are read from private addresses too.
     :param link_lifetime_s: how long a signed link works, in seconds.
     :param web_total_s: what all reads of one image from the web may take together, in seconds.
@@ -71,11 +70,11 @@ class ImageOptions:
 class ImageSource:
     """A source image, as submissions take it.
 
-    :param shown: its address as it may be shown and remembered.
-    :param identity: what it counts as in a fingerprint; None: its address.
+    :param shown: its address as it may be shown and recorded.
+    :param identity: what identifies its content in a fingerprint; None: its address.
     :param input_name: the model's input that takes its address.
-    :param make_address: checks, fixes, stages and signs; gives what is sent. Call it only when a purchase is about to
-        be made, and keep the answer nowhere.
+    :param make_address: checks, fixes, stages and signs the image, and returns the address to send. Call it only
+        immediately before a purchase, and keep the result nowhere.
     :param inputs: the row's own inputs of the model.
     :param variation: the row's own.
     """
@@ -87,7 +86,7 @@ class ImageSource:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     variation: str | None = None
 
-    def wanted(
+    def video_spec(
         self,
         model_id: str,
         inputs: Mapping[str, Any] | None = None,
@@ -95,7 +94,7 @@ class ImageSource:
         variation: str | None = None,
         owner: str | None = None,
     ) -> VideoSpec:
-        """Say which video is wanted of this image.
+        """Return the spec of one video of this image.
 
         :param inputs: the task's inputs; the row's own override them.
         :param variation: the task's; the row's own overrides it.
@@ -114,7 +113,7 @@ class ImageSources:
     """Opens source images; safe to use from several threads.
 
     :param model_id: the model: its rules decide what fits, its schema which input takes the image.
-    :param make_client: gives a Cloud Storage client; called once, and only where one is needed.
+    :param make_client: returns a Cloud Storage client; called once, and only if one is needed.
     :param image_field: the input that takes the image, for a model whose schema is not known here.
     """
 
@@ -166,7 +165,7 @@ class ImageSources:
         """
         if self._recipe is None:
             raise WanInputError(
-                "What this model asks of images is not known here, so they can't be prepared."
+                "The rules of this model for images are not known here, so images can't be prepared for it."
             )
         return self._recipe
 
@@ -175,7 +174,7 @@ class ImageSources:
 
         :param image: ``gs://``, ``https://`` or a path; a row of a dataset, or a prepared row (also as a dict).
         :raises WanInputError: it is none of these, or there is no such object or file.
-        :raises WanStorageError: the bucket can't be asked.
+        :raises WanStorageError: the bucket cannot be reached.
         """
         if isinstance(image, Mapping):
             image = _row_of(image)
@@ -184,62 +183,54 @@ class ImageSources:
         if isinstance(image, DatasetRow):
             if image.prepared is not None:
                 return self._open_prepared(image.prepared, image)
-            origin = self.origin_of(image.image, image.known)
-            return self._source(origin, inputs=image.inputs, variation=image.variation)
-        return self._source(self.origin_of(str(image).strip()))
+            reader = self.reader_of(image.image, image.known)
+            return self._source(reader, inputs=image.inputs, variation=image.variation)
+        return self._source(self.reader_of(str(image).strip()))
 
-    def origin_of(self, address: str, known: ObjectFacts | None = None) -> Origin:
-        """Find where an image lies.
+    def reader_of(self, address: str, known: ObjectFacts | None = None) -> ImageReader:
+        """Return a reader of an image.
 
-        :param known: what a listing has told of it already.
+        :param known: what a listing has said of it already.
         """
         if address.startswith("gs://"):
-            return BucketOrigin(self.client, known or look_up_object(self.client, address))
+            return BucketReader(self.client, known or look_up_object(self.client, address))
         if address.startswith(("http://", "https://")):
             options = self.options
-            return WebOrigin(address, allow_private=options.allow_private, total_s=options.web_total_s)
+            return WebReader(address, allow_private=options.allow_private, total_s=options.web_total_s)
         if not address or "://" in address or address[:5].lower() == "data:":
             raise WanInputError(
                 f"image={address[:80]!r} is not an address that can be used: give gs://bucket/object, https://... or "
                 "a path. Nothing was bought."
             )
-        return FileOrigin(address)
+        return FileReader(address)
 
-    def prepare(self, origin: Origin) -> tuple[Staged, bool]:
+    def prepare(self, reader: ImageReader) -> tuple[Staged, bool]:
         """Make an image acceptable, and keep the copy in the staging prefix.
 
-        :return: what is known of it, and whether it was there already.
+        :return: what is known of it, and whether an earlier run had prepared it.
         :raises WanInputError: it can't be made acceptable.
         """
-        staging, recipe = self.staging, self.recipe
-        assert staging is not None
-        identity = origin.identity
-        copy = needs_copy(origin)
-        found = staging.find(recipe.key(identity), copy=copy) if identity is not None else None
-        if found is not None:
+        identity = reader.identity
+        if identity is not None and (found := self._find(identity, needs_copy(reader))) is not None:
             return found, True
-        with self._limits.holding(origin.size_bytes):
-            data = origin.read_all()
-            key = recipe.key(identity or md5_identity(data))
-            if identity is None:  # on the web: only now can be told whether it was prepared before
-                found = staging.find(key, copy=copy)
+        with self._limits.holding(reader.size_bytes):
+            data = reader.read_all()
+            if identity is None:  # from the web: only the content shows whether it was prepared before
+                found = self._find(md5_identity(data), needs_copy(reader))
                 if found is not None:
                     return found, True
-            with self._limits.decoding:
-                prepared = prepare(
-                    data,
-                    rules=recipe.rules,
-                    name=origin.address,
-                    background=recipe.background,
-                    too_small=recipe.too_small,
-                )
-            del data
-            return staging.put(key, prepared, copy=copy), False
+            return self._prepare_data(reader, data), False
 
-    def address_of(self, origin: Origin, staged: Staged) -> str:
-        """Give the address of what is submitted, as it may be remembered."""
+    def find_prepared(self, reader: ImageReader) -> Staged | None:
+        """Return what an earlier run has prepared of an image whose content is known without reading it."""
+        if self.staging is None or reader.identity is None:
+            return None
+        return self._find(reader.identity, needs_copy(reader))
+
+    def address_of(self, reader: ImageReader, staged: Staged) -> str:
+        """Return the address of what is submitted, as it may be recorded."""
         if staged.object_name is None:
-            return origin.address
+            return reader.address
         assert self.options.staging is not None
         return f"gs://{Staging(self.client, self.options.staging).bucket}/{staged.object_name}"
 
@@ -248,16 +239,35 @@ class ImageSources:
         bucket, _, name = uri.removeprefix("gs://").partition("/")
         return ObjectLinks(self.client, lifetime_s=self.options.link_lifetime_s).link_to(bucket, name)
 
+    def _find(self, identity: str, copy: bool) -> Staged | None:
+        staging = self.staging
+        assert staging is not None
+        return staging.find(self.recipe.key(identity), copy=copy)
+
+    def _prepare_data(self, reader: ImageReader, data: bytes) -> Staged:
+        staging, recipe = self.staging, self.recipe
+        assert staging is not None
+        with self._limits.decoding:
+            prepared = prepare(
+                data,
+                rules=recipe.rules,
+                name=reader.address,
+                background=recipe.background,
+                too_small=recipe.too_small,
+            )
+        key = recipe.key(reader.identity or md5_identity(data))
+        return staging.put(key, prepared, copy=needs_copy(reader))
+
     # -- one image -----------------------------------------------------------------------------------------
 
     def _source(
-        self, origin: Origin, *, inputs: Mapping[str, Any] | None = None, variation: str | None = None
+        self, reader: ImageReader, *, inputs: Mapping[str, Any] | None = None, variation: str | None = None
     ) -> ImageSource:
         return ImageSource(
-            shown=origin.address,
-            identity=origin.identity,
+            shown=reader.address,
+            identity=reader.identity,
             input_name=self.input_name,
-            make_address=lambda: self._make_address(origin),
+            make_address=lambda: self._make_address(reader),
             inputs=inputs or {},
             variation=variation,
         )
@@ -272,87 +282,125 @@ class ImageSources:
             variation=of.variation if of else row.variation,
         )
 
-    def _make_address(self, origin: Origin) -> str:
+    def _make_address(self, reader: ImageReader) -> str:
         if self.rules is None or not (self.options.check or self.options.staging):
-            return self._url_as_it_is(origin)
+            return self._url_as_it_is(reader)
         if self.options.staging is None:
-            self._check_as_it_is(origin, self.rules)
-            return self._url_as_it_is(origin)
-        if isinstance(origin, WebOrigin) and fits_as_it_is(look(origin), self.rules):
-            return origin.url
-        staged, was_there = self.prepare(origin)
-        if staged.changes and not was_there:
-            self._log.info("Prepared %s: %s.", origin.address, "; ".join(staged.changes))
-        address = self.address_of(origin, staged)
-        return self.link_to(address) if address.startswith("gs://") else self._url_as_it_is(origin)
+            with self._limits.holding(reader.size_bytes):
+                facts = check_sent_as_it_is(reader, self.rules, too_small=self.options.too_small)
+            self._warn_of(facts)
+            return self._url_as_it_is(reader)
+        if isinstance(reader, WebReader):
+            return self._web_address(reader, self.rules)
+        return self._address_of_prepared(reader, *self.prepare(reader))
 
-    def _url_as_it_is(self, origin: Origin) -> str:
-        if isinstance(origin, WebOrigin):
-            return origin.url
-        if isinstance(origin, BucketOrigin):
-            return self.link_to(origin.address)
+    def _web_address(self, reader: WebReader, rules: ImageRules) -> str:
+        """Return the address itself if the image fits, else that of its copy; it is read once for both."""
+        with self._limits.holding(None):
+            data = reader.read_all()
+            facts = inspect(data, name=reader.address)
+            if fits_as_it_is(facts, rules):
+                check_whole(data, facts)
+                return reader.url
+            found = self._find(md5_identity(data), needs_copy(reader))
+            if found is not None:
+                return self._address_of_prepared(reader, found, True)
+            return self._address_of_prepared(reader, self._prepare_data(reader, data), False)
+
+    def _address_of_prepared(self, reader: ImageReader, staged: Staged, was_prepared: bool) -> str:
+        if staged.changes and not was_prepared:
+            self._log.info("Prepared %s: %s.", reader.address, "; ".join(staged.changes))
+        for note in staged.notes:
+            self._log.warning("%s: %s.", reader.address, note)
+        address = self.address_of(reader, staged)
+        return self.link_to(address) if address.startswith("gs://") else self._url_as_it_is(reader)
+
+    def _url_as_it_is(self, reader: ImageReader) -> str:
+        if isinstance(reader, WebReader):
+            return reader.url
+        if isinstance(reader, BucketReader):
+            return self.link_to(reader.address)
         raise WanInputError(
-            f"{origin.address} is a file of this machine, and RunComfy can't read it. Nothing was bought. Give "
-            'staging="gs://bucket/prefix", and a copy is put there.'
+            f"{reader.address} is a file of this machine, and RunComfy can't read it. Nothing was bought. Set "
+            'staging="gs://bucket/prefix", and a copy is uploaded there.'
         )
 
-    def _check_as_it_is(self, origin: Origin, rules: ImageRules) -> None:
-        """Refuse what the model would refuse; without staging nothing can be fixed.
-
-        :raises WanInputError: it would.
-        """
-        facts = look(origin)
-        broken = check(facts, rules, too_small=self.options.too_small)
-        if broken:
-            hint = ' staging="gs://bucket/prefix" does it.' if all(rule.fixable for rule in broken) else ""
-            raise WanInputError(explain(facts, broken) + hint)
-        if isinstance(origin, BucketOrigin):
-            check_decodes(origin.read_all(), facts)  # cut off inside the pixels: the header does not tell
-        if facts.orientation != 1 or facts.has_private_metadata:
-            about = (
-                [f"it is stored turned (orientation {facts.orientation})"] if facts.orientation != 1 else []
-            )
-            about += [f"it holds {', '.join(facts.private)}"] if facts.private else []
+    def _warn_of(self, facts: ImageFacts) -> None:
+        about = [f"it is stored turned (orientation {facts.orientation})"] if facts.orientation != 1 else []
+        about += [f"it holds {', '.join(facts.private)}"] if facts.private else []
+        if about:
             self._log.warning(
-                "%s goes to RunComfy as it is, though %s. staging= would give it a copy without.",
-                origin.address,
+                "%s goes to RunComfy as it is, though %s. With staging= a copy without that is sent.",
+                facts.name,
                 " and ".join(about),
             )
+        for note in facts.notes:
+            self._log.warning("%s: %s.", facts.name, note)
 
     def _url_of_prepared(self, row: PreparedRow) -> str:
-        """Give the address of a prepared image, if it is still what was prepared."""
+        """Return the address of a prepared image, if it is still what was prepared."""
         if not row.staged_uri.startswith("gs://"):
             return row.staged_uri
         facts = look_up_object(self.client, row.staged_uri)
         is_source = row.staged_uri == row.source
-        changed = facts.size_bytes != row.size_bytes or (
+        changed = (facts.size_bytes != row.size_bytes and not facts.is_gzip) or (
             is_source and facts.md5 is not None and row.identity not in (None, f"md5:{facts.md5}")
         )
         if changed:
             raise WanInputError(
-                f"{row.staged_uri} is not what was prepared any more. Nothing was bought. Prepare the images again."
+                f"{row.staged_uri} has changed since it was prepared. Nothing was bought. Prepare the images again."
             )
         return self.link_to(row.staged_uri)
 
 
-def needs_copy(origin: Origin) -> bool:
-    """Tell whether an image needs a copy in a bucket although it fits: a file, or a link that may not be kept."""
-    return isinstance(origin, FileOrigin) or (isinstance(origin, WebOrigin) and origin.is_signed)
+def check_sent_as_it_is(
+    reader: ImageReader, rules: ImageRules, *, too_small: TooSmall = "upscale"
+) -> ImageFacts:
+    """Refuse an image that is sent as it is and that the model would refuse, or that is cut off.
+
+    It is read once: whole, or only its header if its size alone is too large.
+
+    :raises UnusableImageError: the model would refuse it.
+    """
+    limit = rules.max_size_bytes_exclusive
+    if limit is not None and reader.size_bytes is not None and reader.size_bytes >= limit:
+        facts, data = inspect_header(reader), None
+    else:
+        data = reader.read_all()
+        facts = inspect(data, name=reader.address)
+    broken = check(facts, rules, too_small=too_small)
+    if broken:
+        hint = ' staging="gs://bucket/prefix" does it.' if all(rule.fixable for rule in broken) else ""
+        raise UnusableImageError(explain(facts, broken) + hint, broken)
+    if data is not None:
+        check_whole(data, facts)
+    return facts
 
 
-def look(origin: Origin) -> ImageFacts:
-    """Look at an image's header.
+def check_public_image(url: str, model_id: str, *, allow_private: bool) -> None:
+    """Refuse an image behind a public address that the model would refuse.
+
+    :raises WanInputError: the model would refuse it, or it cannot be read anonymously.
+    :raises WanDownloadError: it cannot be read now.
+    """
+    rules = image_rules(model_id)
+    if rules is not None and url.startswith(("http://", "https://")):
+        check_sent_as_it_is(WebReader(url, allow_private=allow_private), rules)
+
+
+def needs_copy(reader: ImageReader) -> bool:
+    """Return whether an image needs a copy in a bucket although it fits: a file, or a link that may not be kept."""
+    return isinstance(reader, FileReader) or (isinstance(reader, WebReader) and reader.is_signed)
+
+
+def inspect_header(reader: ImageReader) -> ImageFacts:
+    """Inspect an image by ranges.
 
     :raises WanInputError: it is no image, or no longer there.
-    :raises WanDownloadError: it can't be read just now, or may not be.
+    :raises WanDownloadError: it cannot be read now, or may not be.
     """
-    reader = origin.reader()
-    try:
-        return inspect(reader, name=origin.address)
-    finally:
-        close = getattr(reader, "close", None)
-        if close is not None:
-            close()
+    with reader.open() as file:
+        return inspect(file, name=reader.address, size_bytes=reader.size_bytes)
 
 
 def _row_of(plain: Mapping[str, Any]) -> PreparedRow | DatasetRow:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prepared copies in a bucket, each named by the content of its source and what was done to it.
 
-So a second run finds them by one listing call an image, and reads and writes nothing. An image that fits as it is
-gets no copy but a mark of no bytes beside the copies, which remembers the same about it.
+A second run finds a copy with one listing call, and reads and writes nothing. An image that fits as it is gets no copy
+but an empty object beside the copies, a mark that records the same about it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from airflow_provider_wan.hooks.gcs import (
     split_gs_uri,
     storage_errors,
 )
-from airflow_provider_wan.images.prepare import RECIPE_VERSION, PreparedImage
-from airflow_provider_wan.images.sizes import TooSmall
+from airflow_provider_wan.images.check import TooSmall
+from airflow_provider_wan.images.prepare import RECIPE_VERSION, PreparedImage, parse_background
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -35,7 +35,7 @@ _META = "wan-prepared"
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What is done to images: the model's rules and the user's choices.
+    """What is done to images: the model's rules and the user's options.
 
     :param background: what transparent parts are put on; a colour name or ``#rrggbb``.
     :param too_small: ``"upscale"`` or ``"reject"``.
@@ -46,16 +46,12 @@ class Recipe:
     too_small: TooSmall = "upscale"
 
     def __post_init__(self) -> None:
-        from airflow_provider_wan.images.colour import parse_background
-
         parse_background(self.background)
         if self.too_small not in ("upscale", "reject"):
             raise WanInputError('too_small must be "upscale" or "reject".')
 
     def key(self, identity: str) -> str:
-        """Name what comes out for a source: equal names are equal bytes."""
-        from airflow_provider_wan.images.colour import parse_background
-
+        """Return the name of the prepared copy of a source; equal names are equal bytes."""
         rules = self.rules
         recipe = [
             RECIPE_VERSION,
@@ -75,6 +71,7 @@ class Staged:
     """What is known of an image that was prepared, now or earlier.
 
     :param object_name: of the copy in the staging bucket; None: the source fits as it is.
+    :param notes: remarks about the source; known only when it was prepared now.
     """
 
     object_name: str | None
@@ -83,6 +80,7 @@ class Staged:
     size_bytes: int
     sha256: str
     changes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 class Staging:
@@ -105,10 +103,10 @@ class Staging:
         return f"gs://{self.bucket}/{self.prefix}".rstrip("/")
 
     def find(self, key: str, *, copy: bool = False) -> Staged | None:
-        """Find what an earlier run has prepared.
+        """Return what an earlier run has prepared, or None.
 
-        :param copy: whether only a copy will do, and no mark.
-        :raises WanStorageError: the bucket can't be asked.
+        :param copy: whether a copy is needed, and a mark is not enough.
+        :raises WanStorageError: the bucket cannot be reached.
         """
         name = self._name(key)
         with storage_errors(f"Looking for a staged copy in {self.uri}"):
@@ -122,10 +120,10 @@ class Staging:
         return None
 
     def put(self, key: str, prepared: PreparedImage, *, copy: bool = False) -> Staged:
-        """Write a copy, or for an image that is unchanged its mark; what is there already stays as it is.
+        """Write a copy, or the mark of an unchanged image; an existing object stays as it is.
 
         :param copy: whether an unchanged image gets a copy too.
-        :raises WanStorageError: it can't be written.
+        :raises WanStorageError: it cannot be written.
         """
         is_copy = copy or not prepared.is_unchanged
         name = f"{self._name(key)}.{_SUFFIXES[prepared.format] if is_copy else _MARK}"
@@ -136,6 +134,7 @@ class Staging:
             prepared.size_bytes,
             prepared.sha256,
             prepared.changes,
+            prepared.notes,
         )
         data = prepared.data if is_copy else b""
         self._write(name, data, prepared.content_type if is_copy else "application/octet-stream", staged)
@@ -157,7 +156,7 @@ class Staging:
                     retry=retry_policy(),
                 )
             except PreconditionFailed:
-                return  # another task was faster, or our own acknowledgement got lost: the bytes are the same
+                return  # another task was faster, or our own acknowledgement was lost: the bytes are the same
 
     def _name(self, key: str) -> str:
         return f"{self.prefix}{key[:2]}/{key}"
@@ -171,7 +170,7 @@ def _written(staged: Staged) -> str:
 
 
 def _read(blob: storage.Blob) -> Staged | None:
-    """Read what :func:`_written` wrote; an object of somebody else's is none of ours."""
+    """Read what :func:`_written` wrote; None for an object that something else wrote."""
     try:
         about: Any = json.loads((blob.metadata or {})[_META])
         width, height, size_bytes, sha256, changes = about

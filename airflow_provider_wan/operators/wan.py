@@ -258,7 +258,7 @@ class WanSubmitOperator(BaseOperator):
         with self._skips_invalid(task):
             if image is not None:
                 source = self._image_sources(hook).open(image)
-                return source.wanted(self.model_id, given, variation=variation, owner=task.owner)
+                return source.video_spec(self.model_id, given, variation=variation, owner=task.owner)
             return video_spec_of(
                 given,
                 model_id=self.model_id,

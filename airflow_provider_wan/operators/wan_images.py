@@ -23,17 +23,17 @@ from airflow_provider_wan.utils.task import bucket_journal
 if TYPE_CHECKING:
     from airflow_provider_wan.hooks.wan import WanHook
     from airflow_provider_wan.images.dataset_reader import DatasetReader
-    from airflow_provider_wan.images.preparation import Counts, Preparation, Unusable
+    from airflow_provider_wan.images.preparation import Counts, Planned, Preparation, Ready, Unusable
     from airflow_provider_wan.images.source import ImageSources
 
 _SHOWN_PROBLEMS = 20
-_TELL_EVERY = 1000
-#: ``[core] max_map_length`` of an Airflow that nobody has changed it in.
+_LOG_EVERY = 1000
+#: The default of ``[core] max_map_length``.
 _USUAL_MAP_LENGTH = 1024
 
 
 class WanPrepareImagesOperator(BaseOperator):
-    """Check all images of a dataset, fix what can be fixed, and write what is ready into chunk manifests.
+    """Check all images of a dataset, fix what can be fixed, and write the usable ones into chunk manifests.
 
     Returns the ``gs://`` addresses of the chunk manifests, ready for ``expand``: JSON lines with ``source``,
     ``staged_uri``, ``width``, ``height``, ``size_bytes``, ``sha256``, ``changes``, ``identity``, and the row's own
@@ -46,11 +46,12 @@ class WanPrepareImagesOperator(BaseOperator):
     With ``dry_run`` it returns a plan instead, from the images' headers and what earlier runs have left, and writes
     nothing: ``images``, ``usable_as_they_are``, ``fixable``, ``unusable``, ``by_rule``, ``prepared_before``,
     ``bought_before``, ``repeated``, ``videos_to_buy``, ``price_usd``, ``expected_cost_usd`` and ``problems`` (the
-    first of them).
+    first of them). Both name what was passed over under a prefix: ``passed_over``, ``passed_over_by_kind`` and
+    ``passed_over_first``.
 
-    :param dataset: ``gs://bucket/prefix/`` (its images), the address of a manifest (``.csv``, ``.jsonl``, in a bucket
-        or on disk, with columns ``image``, the model's inputs and ``variation``), a list of ``gs://`` and
-        ``https://`` addresses or of rows, or a list of all of these. (templated)
+    :param dataset: ``gs://bucket/prefix/`` (its images), the address of a manifest (``.csv``, ``.jsonl`` or
+        ``.parquet``, in a bucket or on disk, with columns ``image``, the model's inputs and ``variation``), a
+        list of ``gs://`` and ``https://`` addresses or of rows, or a list of all of these. (templated)
     :param staging: ``gs://bucket/prefix`` of the prepared copies. (templated)
     :param manifests: ``gs://bucket/prefix`` of chunk manifests and report; None (default): below ``staging``, by DAG,
         run and task. (templated)
@@ -58,22 +59,23 @@ class WanPrepareImagesOperator(BaseOperator):
     :param inputs: inputs of the model for rows that do not say otherwise. (templated)
     :param variation: the same for the variation, see ``WanSubmitOperator``. (templated)
     :param passthrough: further columns of manifests, which are carried along.
-    :param suffixes: which objects of a prefix are images; None (default): all usual suffixes of images.
+    :param suffixes: which objects of a prefix are images; None (default): all usual suffixes of images, and objects
+        whose content type is an image's.
     :param background: what transparent parts are put on, a colour name or ``#rrggbb``; default white. (templated)
     :param too_small: ``upscale`` (default) enlarges a small image up to 8 times, ``reject`` refuses it.
-    :param on_invalid: ``fail`` (default, without retry) where any row can't be used, or ``skip``: leave them out, as
-        long as their share is at most ``tolerated_share``. The report is written in either case, and what could be
-        prepared is kept.
-    :param tolerated_share: with ``skip``, default 0.1. Where no row can be used at all, the task fails.
-    :param on_empty: what to do where there is no image at all: ``fail`` (default, without retry), or ``skip`` the task
-        and what comes after it, as for a day of a partitioned dataset that has none.
-    :param dry_run: whether only to plan, default False; also a word such as ``"true"`` or ``"on"`` from a template,
-        and what is no such word is refused. (templated)
-    :param journal: where the videos of earlier runs are remembered: the plan counts what is bought already. Give the
+    :param on_invalid: ``fail`` (default, without retry) if any row can't be used, or ``skip``: leave such rows out, as
+        long as their share is at most ``tolerated_share``. The report is written in either case, and prepared images
+        are kept.
+    :param tolerated_share: with ``skip``, default 0.1. If no row can be used at all, the task fails.
+    :param on_empty: what to do if there is no image at all: ``fail`` (default, without retry), or ``skip`` the task
+        and what comes after it, as for a day of a partitioned dataset without images.
+    :param dry_run: whether only to plan, default False; also a word such as ``"true"`` or ``"on"`` from a template;
+        any other word is refused. (templated)
+    :param journal: the journal of earlier runs: the plan counts what was bought before. Give the
         same ``inputs`` and ``variation`` as the submitting task. (templated)
     :param workers: threads, default 8. At most as many images are decoded at once as there are cores, and 256 MiB of
         files are in memory.
-    :param model_id: the model whose rules count; default ``wan-ai/wan-2-2/image-to-video``. (templated)
+    :param model_id: the model whose rules apply; default ``wan-ai/wan-2-2/image-to-video``. (templated)
     :param wan_conn_id: for the price, and for whether private addresses may be read; None: without both. (templated)
     :param gcp_conn_id: None (default): Application Default Credentials. (templated)
     :param impersonation_chain: a service account to act as. (templated)
@@ -154,7 +156,7 @@ class WanPrepareImagesOperator(BaseOperator):
         self.impersonation_chain = impersonation_chain
 
     def __setattr__(self, key: str, value: Any) -> None:
-        """Hide signatures of what a template became before Airflow keeps it."""
+        """Mask signatures in a rendered template before Airflow stores it."""
         if key == "dataset":
             mask_signatures(value)
         super().__setattr__(key, value)
@@ -181,26 +183,26 @@ class WanPrepareImagesOperator(BaseOperator):
         from airflow_provider_wan.images.manifests import Manifests
         from airflow_provider_wan.images.preparation import Counts, Unusable
 
-        counts, shown = Counts(), _Table()
+        counts, shown, notes = Counts(), _Table(), _Notes()
         written = Manifests(sources.client, self._manifests_uri(context), chunk_size=self.chunk_size)
-        for one in preparation.run(reader.rows(self.dataset)):
-            counts.saw(one)
-            if isinstance(one, Unusable):
-                shown.add(one)
-                for problem in one.problems:
+        for result in preparation.run(reader.rows(self.dataset)):
+            counts.add(result)
+            if isinstance(result, Unusable):
+                shown.add(result)
+                for problem in result.problems:
                     written.report(problem.as_dict())
             else:
-                written.add(one.row.as_dict())
-            if counts.total % _TELL_EVERY == 0:
+                notes.add(result)
+                written.add(result.row.as_dict())
+            if counts.total % _LOG_EVERY == 0:
                 self.log.info("%d images so far, %d of them can't be used.", counts.total, counts.unusable)
         if not counts.total and self.on_empty == "skip":
             raise AirflowSkipException(f"There is no image in {self.dataset!s:.200}: nothing is prepared.")
         report = written.finish()
-        self._tell(counts, shown, "fixed")
-        context["ti"].xcom_push(
-            key="summary", value={**counts.as_dict(), "chunks": len(written.chunks), "report": report}
-        )
-        self._judge(counts, report)
+        self._log_counts(counts, shown, notes, "fixed")
+        summary = {**counts.as_dict(), "chunks": len(written.chunks), "report": report}
+        context["ti"].xcom_push(key="summary", value={**summary, **_passed_over(reader)})
+        self._check_share(counts, report)
         if len(written.chunks) > _USUAL_MAP_LENGTH:
             self.log.warning(
                 "%d chunks are more than Airflow maps a task over by default ([core] max_map_length, %d). A larger "
@@ -210,26 +212,26 @@ class WanPrepareImagesOperator(BaseOperator):
             )
         return written.chunks
 
-    def _judge(self, counts: Counts, report: str) -> None:
-        """Fail where more can't be used than is tolerated.
+    def _check_share(self, counts: Counts, report: str) -> None:
+        """Fail if more images are unusable than ``tolerated_share``.
 
-        :raises WanInputError: so it is.
+        :raises WanInputError: more are.
         """
         if not counts.unusable:
             return
         share = counts.unusable / counts.total
         what = f"{counts.unusable} of {counts.total} images ({share:.1%}) can't be used; see {report}."
         if counts.unusable == counts.total:
-            raise WanInputError(f"{what} There is nothing to go on with.")
+            raise WanInputError(f"{what} No usable image is left.")
         if self.on_invalid == "fail":
             raise WanInputError(
-                f'{what} What could be prepared is kept. Take them out of the dataset, or use on_invalid="skip".'
+                f'{what} Prepared images are kept. Remove the others from the dataset, or use on_invalid="skip".'
             )
         if share > self.tolerated_share:
             raise WanInputError(
-                f"{what} Tolerated are {self.tolerated_share:.1%} (tolerated_share). What could be prepared is kept."
+                f"{what} tolerated_share is {self.tolerated_share:.1%}. Prepared images are kept."
             )
-        self.log.warning("%s They are left out.", what)
+        self.log.warning("%s They are skipped.", what)
 
     def _manifests_uri(self, context: Any) -> str:
         given = given_or_none(self.manifests)
@@ -244,18 +246,19 @@ class WanPrepareImagesOperator(BaseOperator):
     # -- planning ------------------------------------------------------------------------------------------
 
     def _plan(self, reader: DatasetReader, preparation: Preparation, hook: WanHook | None) -> dict[str, Any]:
-        from airflow_provider_wan.images.preparation import Counts, Unusable, Wishes
+        from airflow_provider_wan.images.preparation import Counts, Purchases, Unusable
 
-        counts, shown = Counts(), _Table()
-        wishes = Wishes(self._bought())
-        for one in preparation.look(reader.rows(self.dataset)):
-            counts.saw(one)
-            if isinstance(one, Unusable):
-                shown.add(one)
+        counts, shown, notes = Counts(), _Table(), _Notes()
+        purchases = Purchases(self._bought())
+        for result in preparation.plan(reader.rows(self.dataset)):
+            counts.add(result)
+            if isinstance(result, Unusable):
+                shown.add(result)
             else:
-                wishes.take(one.fingerprint, counts)
+                notes.add(result)
+                purchases.add(result.fingerprint, counts)
         price = self._price(hook)
-        self._tell(counts, shown, "fixable")
+        self._log_counts(counts, shown, notes, "fixable")
         plan = {
             **counts.as_dict(),
             "bought_before": counts.bought_before,
@@ -264,18 +267,17 @@ class WanPrepareImagesOperator(BaseOperator):
             "price_usd": price,
             "expected_cost_usd": None if price is None else round(price * counts.to_buy, 6),
             "problems": shown.rows,
+            **_passed_over(reader),
         }
         self.log.info(
             "%d videos would be bought, for %s.",
             counts.to_buy,
-            "a price that is not known"
-            if price is None
-            else f"{plan['expected_cost_usd']} USD ({price} USD each)",
+            "an unknown price" if price is None else f"{plan['expected_cost_usd']} USD ({price} USD each)",
         )
         return plan
 
     def _bought(self) -> Iterator[str]:
-        """Give the fingerprints of what needs no purchase any more."""
+        """Yield the fingerprints of videos that were bought before."""
         from airflow_provider_wan.durable.journal import BucketJournal
         from airflow_provider_wan.durable.record import Stage
 
@@ -291,7 +293,7 @@ class WanPrepareImagesOperator(BaseOperator):
                 yield fingerprint
 
     def _price(self, hook: WanHook | None) -> float | None:
-        """Ask what one video costs."""
+        """Return the price of one video, or None if it is unknown."""
         if hook is None:
             return None
         from airflow_provider_wan.model_api.inputs import clip_seconds
@@ -299,7 +301,7 @@ class WanPrepareImagesOperator(BaseOperator):
         try:
             model = hook.get_model(self.model_id)
         except WanError as error:
-            self.log.warning("What a video costs is not known: %s", error)
+            self.log.warning("The price of a video is unknown: %s", error)
             return None
         return model.price_of(clip_seconds(self.model_id, mapping_of(self.inputs, name="inputs")))
 
@@ -326,7 +328,7 @@ class WanPrepareImagesOperator(BaseOperator):
 
     def _reader(self, sources: ImageSources) -> DatasetReader:
         from airflow_provider_wan.images.dataset import Columns
-        from airflow_provider_wan.images.dataset_reader import IMAGE_SUFFIXES, DatasetReader
+        from airflow_provider_wan.images.dataset_reader import DatasetReader
         from airflow_provider_wan.model_api.inputs import load_schema
 
         schema = load_schema(self.model_id)
@@ -336,11 +338,11 @@ class WanPrepareImagesOperator(BaseOperator):
             variation=given_or_none(self.variation),
             passthrough=tuple(self.passthrough),
         )
-        suffixes = IMAGE_SUFFIXES if self.suffixes is None else tuple(one.lower() for one in self.suffixes)
+        suffixes = None if self.suffixes is None else tuple(suffix.lower() for suffix in self.suffixes)
         may_be_empty = self.on_empty == "skip"
         return DatasetReader(lambda: sources.client, columns, suffixes, may_be_empty)
 
-    def _tell(self, counts: Counts, shown: _Table, fixed: str) -> None:
+    def _log_counts(self, counts: Counts, shown: _Table, notes: _Notes, fixed: str) -> None:
         self.log.info(
             "%d images: %d usable as they are, %d %s, %d not usable; %d of them prepared before.",
             counts.total,
@@ -352,16 +354,41 @@ class WanPrepareImagesOperator(BaseOperator):
         )
         if counts.unusable:
             self.log.warning("Not usable:\n%s", shown.text(counts.unusable))
+        if notes.total:
+            self.log.warning("Notes on %d images:\n%s", notes.total, "\n".join(notes.lines))
+
+
+class _Notes:
+    """The first notes on images that can be used."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.total = 0
+
+    def add(self, result: Ready | Planned) -> None:
+        self.total += bool(result.notes)
+        if result.notes and len(self.lines) < _SHOWN_PROBLEMS:
+            self.lines.append(f"{result.image}: {'; '.join(result.notes)}")
+
+
+def _passed_over(reader: DatasetReader) -> dict[str, Any]:
+    """Return the objects of prefixes that are no images, as plain JSON values."""
+    found = reader.passed_over
+    return {
+        "passed_over": found.total,
+        "passed_over_by_kind": dict(sorted(found.kinds.items())),
+        "passed_over_first": list(found.names),
+    }
 
 
 class _Table:
-    """The first problems, for people."""
+    """The first problems, as a table for the log."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, one: Unusable) -> None:
-        for problem in one.problems:
+    def add(self, result: Unusable) -> None:
+        for problem in result.problems:
             if len(self.rows) < _SHOWN_PROBLEMS:
                 self.rows.append(
                     {name: problem.as_dict()[name] for name in ("image", "rule", "value", "message")}
@@ -384,5 +411,5 @@ class _Table:
 
 
 def _safe(part: str) -> str:
-    """Make a run id part of an object's name."""
+    """Return a run id as part of an object name."""
     return "".join(c if c.isalnum() or c in "-_.+:=" else "_" for c in part).strip(".") or "_"

@@ -31,7 +31,7 @@ def given_image(image: Any) -> str | Mapping[str, Any] | None:
 
 
 def shown_image(image: Any) -> str | None:
-    """Give the address of ``image=`` as it may be shown."""
+    """Return the address of ``image=`` as it may be shown."""
     from airflow_provider_wan.model_api.inputs import canonical_url
 
     given = given_image(image)
@@ -55,11 +55,11 @@ def image_sources(
     waits_for_s: float = 0.0,
     workers: int = 10,
 ) -> ImageSources:
-    """Make what opens the images of a task; no connection is opened before one is needed.
+    """Return what opens the images of a task; no connection is opened before one is needed.
 
     :param link_lifetime: how long a signed link works; None: 12 hours, or as long as the task waits.
     :param waits_for_s: the most that the task waits for a result, in seconds.
-    :param workers: threads that will use it.
+    :param workers: threads that use it.
     :raises WanInputError: the link would not work for as long as the task waits.
     """
     from airflow_provider_wan.hooks.gcs import storage_client

@@ -194,11 +194,12 @@ def video_spec_of(
     """Return the video that a task's inputs ask for.
 
     :param given: as :func:`given_inputs` returns it.
-    :param check_image: whether to check the image's header, immediately before a purchase.
+    :param check_image: whether to check the image, immediately before a purchase.
     :raises WanInputError: the model would refuse them.
     """
     from dataclasses import replace
 
+    from airflow_provider_wan.images.source import check_public_image
     from airflow_provider_wan.model_api.calls import check_model_id
     from airflow_provider_wan.model_api.inputs import load_schema
     from airflow_provider_wan.model_api.video_spec import make_video_spec
@@ -211,7 +212,7 @@ def video_spec_of(
     def make_inputs() -> Mapping[str, Any]:
         for name in schema.image_fields:
             if name in spec.inputs:
-                _check_image(
+                check_public_image(
                     str(spec.inputs[name]), model_id, allow_private=hook.settings.allow_private_images
                 )
         return spec.inputs
@@ -224,26 +225,3 @@ def shown_url(url: Any) -> str | None:
     from airflow_provider_wan.model_api.inputs import canonical_url
 
     return canonical_url(str(url)) if url else None
-
-
-def _check_image(url: str, model_id: str, *, allow_private: bool) -> None:
-    """Check an image's header against the rules of the model.
-
-    :raises WanInputError: the model would refuse it.
-    """
-    from airflow_provider_wan.images.check import check, explain
-    from airflow_provider_wan.images.http_file import UrlReader
-    from airflow_provider_wan.images.inspect import inspect
-    from airflow_provider_wan.model_api.inputs import image_rules
-
-    rules = image_rules(model_id)
-    if rules is None or not url.startswith(("http://", "https://")):
-        return
-    reader = UrlReader(url, allow_private=allow_private)
-    try:
-        facts = inspect(reader, name=reader.name)
-    finally:
-        reader.close()
-    broken = check(facts, rules)
-    if broken:
-        raise WanInputError(explain(facts, broken))

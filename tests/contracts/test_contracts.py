@@ -31,9 +31,8 @@ from airflow_provider_wan.durable.journal import BucketJournal, TaskStateJournal
 from airflow_provider_wan.durable.record import Record
 from airflow_provider_wan.get_provider_info import get_provider_info
 from airflow_provider_wan.hooks.gcs import storage_client
-from airflow_provider_wan.images.dataset import DatasetRow
+from airflow_provider_wan.images.dataset import DatasetRow, PreparedRow
 from airflow_provider_wan.images.preparation import Preparation
-from airflow_provider_wan.images.rows import PreparedRow
 from airflow_provider_wan.images.source import ImageSources
 from airflow_provider_wan.model_api.fingerprints import fingerprint
 from airflow_provider_wan.operators.wan import WanCancelOperator, WanSubmitOperator
@@ -112,7 +111,7 @@ def in_submit_of_an_image(case: Mapping[str, Any]) -> str:
     """As ``WanSubmitOperator`` does with ``image=``."""
     row = row_of(case, is_prepared=True)
     source = ImageSources(case["model_id"], storage_client, LOG, image_field=image_field(case)).open(row)
-    return source.wanted(case["model_id"]).fingerprint
+    return source.video_spec(case["model_id"]).fingerprint
 
 
 def in_batch(case: Mapping[str, Any]) -> str:
@@ -128,7 +127,7 @@ def in_preparation(case: Mapping[str, Any]) -> str:
     preparation = Preparation(
         ImageSources(case["model_id"], storage_client, LOG), case["model_id"], workers=1
     )
-    (looked,) = preparation.look([row_of(case, is_prepared=True)])
+    (looked,) = preparation.plan([row_of(case, is_prepared=True)])
     return str(getattr(looked, "fingerprint", looked))
 
 

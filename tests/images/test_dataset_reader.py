@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import pytest
 
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.images.dataset import Columns, DatasetRow, RowError
+from airflow_provider_wan.images.dataset import Columns, DatasetRow, PreparedRow, RowError
 from airflow_provider_wan.images.dataset_reader import DatasetReader, Row
-from airflow_provider_wan.images.rows import PreparedRow
+from tests.image_samples import put_gzip
 from tests.sandboxes import Bucket
 
 COLUMNS = Columns(inputs=("prompt", "seed"), defaults={"prompt": "waves"}, variation="v")
@@ -29,7 +30,7 @@ def images(rows: list[Row]) -> list[str]:
     return [row.image if isinstance(row, DatasetRow) else f"error: {row.message}" for row in rows]
 
 
-def test_a_prefix_gives_its_images_with_what_the_listing_tells(bucket: Bucket, read: Read) -> None:
+def test_prefix_yields_its_images_with_facts_of_the_listing(bucket: Bucket, read: Read) -> None:
     for name in (
         "shoes/b.JPG",
         "shoes/a ä.png",
@@ -87,7 +88,7 @@ def test_a_manifest_larger_than_a_block_loses_no_line(bucket: Bucket, read: Read
     assert images(read("gs://videos/m.jsonl")) == [f"gs://videos/{number:05}.jpg" for number in range(4000)]
 
 
-def test_a_list_mixes_what_it_likes(bucket: Bucket, read: Read) -> None:
+def test_list_mixes_addresses_rows_prefixes_and_manifests(bucket: Bucket, read: Read) -> None:
     prepared = PreparedRow(
         "gs://videos/p.jpg", "gs://videos/staged/p.jpg", 640, 480, 9, "ab", inputs={"seed": 3}
     )
@@ -132,6 +133,126 @@ def test_a_broken_row_leaves_the_rest_alone(bucket: Bucket, read: Read) -> None:
 @pytest.mark.parametrize(
     "dataset", ["gs://videos/none.csv", "https://h.example.com/set.csv", "[1,", 7, "gs://V/x/"]
 )
-def test_what_is_no_dataset_is_refused(dataset: Any, read: Read) -> None:
+def test_invalid_dataset_is_refused(dataset: Any, read: Read) -> None:
     with pytest.raises(WanInputError):
         read(dataset)
+
+
+# -- what a prefix passes over ---------------------------------------------------------------------------------------
+
+
+def test_objects_that_are_no_images_are_passed_over_counted_and_named(
+    bucket: Bucket, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.jpg", "notes.txt", "more.TXT", "README", "._a.jpg", "folder/", "set.backup.zip"):
+        bucket.put(f"in/{name}", b"x")
+    reader = DatasetReader(lambda: bucket.client, COLUMNS)
+    with caplog.at_level("WARNING"):
+        assert images(list(reader.rows("gs://videos/in/"))) == ["gs://videos/in/a.jpg"]
+    assert reader.passed_over.kinds == {".txt": 2, "no suffix": 1, "macOS companion file": 1, ".zip": 1}
+    assert "gs://videos/in/README" in reader.passed_over.names
+    assert "5 objects under gs://videos/in/ are not images by their name and were passed over" in caplog.text
+    assert "gs://videos/in/._a.jpg" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", ["hif", "jpe", "apng", "dib", "mpo", "jp2", "dng", "JFIF", "avif", "svg"])
+def test_every_suffix_that_people_take_for_an_image_is_a_row(suffix: str, bucket: Bucket, read: Read) -> None:
+    bucket.put(f"in/a.{suffix}", b"x")
+    assert images(read("gs://videos/in/")) == [f"gs://videos/in/a.{suffix}"]
+
+
+def test_object_without_suffix_is_an_image_by_its_content_type(bucket: Bucket, read: Read) -> None:
+    bucket.put("in/photo", b"x", content_type="image/jpeg")
+    bucket.put("in/other", b"x", content_type="text/plain")
+    assert images(read("gs://videos/in/")) == ["gs://videos/in/photo"]
+
+
+def test_given_suffixes_decide_alone(bucket: Bucket) -> None:
+    bucket.put("in/a.jpg", b"x")
+    bucket.put("in/b.raw1", b"x")
+    bucket.put("in/c", b"x", content_type="image/jpeg")
+    reader = DatasetReader(lambda: bucket.client, COLUMNS, (".raw1",))
+    assert images(list(reader.rows("gs://videos/in/"))) == ["gs://videos/in/b.raw1"]
+    assert reader.passed_over.total == 2
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "xlsx", "json", "avro", "orc", "csv.gz", "txt", "zip"])
+@pytest.mark.parametrize("place", ["bucket", "disk"])
+def test_table_of_another_kind_is_refused_by_name(
+    suffix: str, place: str, bucket: Bucket, read: Read, tmp_path: Path
+) -> None:
+    bucket.put(f"set.{suffix}", b"image\na.jpg\n")
+    (tmp_path / f"set.{suffix}").write_bytes(b"image\na.jpg\n")
+    address = f"gs://videos/set.{suffix}" if place == "bucket" else str(tmp_path / f"set.{suffix}")
+    with pytest.raises(WanInputError, match=r"is not a manifest of a kind that is read.*\.parquet"):
+        read(address)
+
+
+def test_object_of_an_unknown_kind_is_not_called_missing(bucket: Bucket, read: Read) -> None:
+    bucket.put("in/set.unknown", b"x")
+    with pytest.raises(WanInputError, match="it is one object, by its name neither an image nor a manifest"):
+        read("gs://videos/in/set.unknown")
+
+
+@pytest.mark.parametrize("place", ["bucket", "disk"])
+def test_parquet_is_read_where_pyarrow_is_installed(
+    place: str, bucket: Bucket, read: Read, tmp_path: Path
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "set.parquet"
+    table = pyarrow.table({"image": ["gs://videos/a.jpg", None, "b.jpg"], "seed": [7, 8, None]})
+    parquet.write_table(table, path)
+    bucket.put("sets/set.parquet", path.read_bytes())
+    rows = read("gs://videos/sets/set.parquet" if place == "bucket" else str(path))
+    beside = "gs://videos/sets/b.jpg" if place == "bucket" else str(tmp_path / "b.jpg")
+    assert images(rows) == ["gs://videos/a.jpg", "error: there is no image", beside]
+    assert isinstance(rows[0], DatasetRow)
+    assert rows[0].inputs == {"prompt": "waves", "seed": 7}
+    parquet.write_table(pyarrow.table({"image": ["a.jpg"], "promt": ["x"]}), path)
+    with pytest.raises(WanInputError, match="unknown column 'promt'; did you mean 'prompt'"):
+        read(str(path))
+    path.write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(WanInputError, match="is not a Parquet table that can be read"):
+        read(str(path))
+
+
+def test_parquet_without_pyarrow_names_the_package(
+    monkeypatch: pytest.MonkeyPatch, read: Read, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "set.parquet").write_bytes(b"PAR1")
+    with pytest.raises(WanInputError, match="pip install pyarrow"):
+        read(str(tmp_path / "set.parquet"))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("place", ["bucket", "disk"])
+def test_csv_is_read_with_any_line_end(
+    end: str, place: str, bucket: Bucket, read: Read, tmp_path: Path
+) -> None:
+    text = end.join(["image,prompt", "gs://videos/a.jpg,rain", 'gs://videos/b.jpg,"fog, mist"', ""])
+    bucket.put("set.csv", text.encode())
+    (tmp_path / "set.csv").write_bytes(text.encode())
+    rows = read("gs://videos/set.csv" if place == "bucket" else str(tmp_path / "set.csv"))
+    assert images(rows) == ["gs://videos/a.jpg", "gs://videos/b.jpg"]
+    assert [row.inputs["prompt"] for row in rows if isinstance(row, DatasetRow)] == ["rain", "fog, mist"]
+
+
+def test_line_ends_at_the_edge_of_a_block_are_not_counted_twice(read: Read, tmp_path: Path) -> None:
+    path = tmp_path / "set.csv"
+    first = "image,prompt\r\n"
+    row = f"a.jpg,{'x' * 100}\r\n"
+    filler = 1024 * 1024 - len(first) - len("b.jpg,\r")
+    count, rest = divmod(filler, len(row))
+    path.write_text(first + row * count + f"b.jpg,{'y' * rest}\r\nc.jpg,z\r\n", newline="")
+    rows = read(str(path))
+    assert [row.line for row in rows if isinstance(row, DatasetRow)][-2:] == [count + 2, count + 3]
+
+
+def test_manifest_that_is_stored_compressed_is_read(bucket: Bucket, read: Read) -> None:
+    put_gzip(bucket, "set.csv", b"image\ngs://videos/a.jpg\n")
+    assert images(read("gs://videos/set.csv")) == ["gs://videos/a.jpg"]

@@ -1,17 +1,214 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images behind addresses whose servers mean no good, over real sockets."""
+"""Images behind web addresses, over real sockets: parts of them and all of them, from servers good and bad."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 import socket
+import traceback
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
 
+import google_crc32c
 import pytest
 
 from airflow_provider_wan.exceptions import WanDownloadError, WanInputError
 from airflow_provider_wan.images.http_file import UrlReader
 from airflow_provider_wan.images.inspect import inspect
-from tests.image_samples import encoded, photo
-from tests.wires import Answer, Wire, always, drip, read_head, reply
+from airflow_provider_wan.images.readers import WebReader
+from tests.image_samples import encoded, noise, photo
+from tests.wires import Answer, Proxy, Wire, always, closed_port, drip, read_head, read_request, reply
+
+#: Not spelled out: a traceback shows the lines of this file too.
+SECRET = "ab" * 20
+FILE = bytes(range(256)) * 12_000  # 3 MB
+
+
+def ranged(heads: list[str], *, shift: int = 0, more: int = 0) -> Callable[[socket.socket], None]:
+    """Serve ranges of the file.
+
+    :param shift: serve another part than was asked for.
+    :param more: serve so many bytes more.
+    """
+
+    def answer(sock: socket.socket) -> None:
+        head = read_head(sock).decode()
+        heads.append(head)
+        asked = re.search(r"bytes=(\d+)-(\d+)", head)
+        assert asked
+        start, stop = int(asked[1]) + shift, min(len(FILE), int(asked[2]) + 1 + shift + more)
+        if start >= len(FILE):
+            sock.sendall(reply(status="416 No"))
+            return
+        where = f"bytes {start}-{stop - 1}/{len(FILE)}"
+        sock.sendall(reply(FILE[start:stop], "206 Partial Content", Content_Range=where))
+
+    return answer
+
+
+def read(url: str, start: int, length: int, *, allow_private: bool = True) -> tuple[bytes, int | None]:
+    with closing(UrlReader(url, allow_private=allow_private, total_s=5)) as reader:
+        return reader.read(start, length), reader.size_bytes
+
+
+@pytest.mark.parametrize(
+    ("start", "length"), [(0, 100), (777, 5), (0, 2_500_000), (2_999_000, 100), (3_071_990, 100)]
+)
+def test_range_returns_its_bytes_and_the_size_of_the_file(start: int, length: int) -> None:
+    heads: list[str] = []
+    with Wire(ranged(heads)) as wire:
+        assert read(wire.url, start, length) == (FILE[start : start + length], len(FILE))
+    assert len(heads) == 1
+
+
+def test_a_range_beyond_the_end_is_empty() -> None:
+    with Wire(ranged([])) as wire:
+        assert read(wire.url, len(FILE), 10) == (b"", None)
+
+
+def test_another_part_than_the_one_asked_for_is_refused() -> None:
+    with Wire(ranged([], shift=7)) as wire, pytest.raises(WanDownloadError, match="gave another one"):
+        read(wire.url, 0, 100)
+
+
+def test_more_than_was_asked_for_is_cut() -> None:
+    with Wire(ranged([], more=500_000)) as wire:
+        assert read(wire.url, 10, 100)[0] == FILE[10:110]
+
+
+@pytest.mark.parametrize("where", ["", "bytes */5", "bytes x-y/z", "bytes 0-9/" + "9" * 5000])
+def test_a_part_without_a_valid_content_range_is_refused(where: str) -> None:
+    with (
+        Wire(always(reply(b"0123456789", "206 Partial Content", Content_Range=where))) as wire,
+        pytest.raises(WanDownloadError),
+    ):
+        read(wire.url, 0, 10)
+
+
+def test_a_server_without_ranges_is_asked_once() -> None:
+    heads: list[str] = []
+    with (
+        Wire(always(reply(FILE), heads=heads)) as wire,
+        closing(UrlReader(wire.url, allow_private=True)) as reader,
+    ):
+        assert reader.read(5, 10) == FILE[5:15]
+        assert reader.read(500_000, 10) == FILE[500_000:500_010]
+        assert reader.size_bytes == len(FILE)
+    assert len(heads) == 1
+
+
+def test_a_server_without_ranges_gives_as_much_as_is_asked_for() -> None:
+    with Wire(always(reply(FILE))) as wire:
+        assert read(wire.url, 0, len(FILE)) == (FILE, len(FILE))
+
+
+def test_a_length_beyond_all_numbers_is_an_ordinary_error() -> None:
+    head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nbody"
+    with Wire(always(head)) as wire, suppress(WanDownloadError):
+        assert read(wire.url, 0, 4)[0] == b"body"
+
+
+@pytest.mark.parametrize("location", ["http://[broken/", "//[::1"])
+def test_a_redirect_to_a_malformed_address_is_refused(location: str) -> None:
+    with (
+        Wire(always(reply(status="302 Found", Location=location))) as wire,
+        pytest.raises(WanInputError, match="no address"),
+    ):
+        read(wire.url, 0, 10)
+
+
+def test_a_redirect_is_followed_and_its_target_checked() -> None:
+    with Wire(ranged([])) as there, Wire(always(reply(status="307 On", Location=f"{there.url}/b"))) as wire:
+        assert read(wire.url, 3, 10)[0] == FILE[3:13]
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "127.0.0.1", "127.1", "0x7f.1", "2130706433", "[::1]", "[::ffff:127.0.0.1]"]
+)
+def test_a_private_host_is_refused_unless_the_connection_allows_it(host: str) -> None:
+    with Wire(ranged([])) as wire:
+        with pytest.raises(WanDownloadError, match="allow_private_images") as caught:
+            read(f"http://{host}:{wire.port}/a.jpg", 0, 10, allow_private=False)
+        assert not caught.value.retry_helps
+        assert not wire.connections
+
+
+def test_nothing_is_sent_to_a_name_that_resolves_to_a_private_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    look_up = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *more, **kw: look_up("127.0.0.1", *more, **kw))
+    heads: list[str] = []
+    with Wire(ranged(heads)) as wire, pytest.raises(WanDownloadError, match="is not public") as caught:
+        read(f"http://images.example.com:{wire.port}/a.jpg", 0, 10, allow_private=False)
+    assert not caught.value.retry_helps
+    assert not heads
+
+
+def test_no_credentials_are_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "netrc").write_text("default login a password b\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    heads: list[str] = []
+    with Wire(ranged(heads)) as wire, closing(UrlReader(wire.url, allow_private=True)) as reader:
+        reader.read(0, 10)
+        reader.read(10, 10)
+    assert not [head for head in heads if "authorization" in head.lower() or "cookie" in head.lower()]
+    assert all("accept-encoding: identity" in head.lower() for head in heads)
+
+
+def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Wire(ranged([])) as wire, Proxy() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        assert read(f"{wire.url}/a.jpg", 0, 10)[0] == FILE[:10]
+        assert len(proxy.heads) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        ("401 Unauthorized", WanInputError),
+        ("403 Forbidden", WanInputError),
+        ("404 Not Found", WanInputError),
+        ("410 Gone", WanInputError),
+        ("408 Timeout", WanDownloadError),
+        ("429 Busy", WanDownloadError),
+        ("500 Error", WanDownloadError),
+        ("204 Nothing", WanDownloadError),
+    ],
+)
+def test_an_error_answer_is_reported(status: str, kind: type[Exception]) -> None:
+    with Wire(always(reply(status=status))) as wire, pytest.raises(kind, match="Nothing was"):
+        read(f"{wire.url}/a.jpg?X-Amz-Signature=secret", 0, 10)
+
+
+@pytest.mark.parametrize("where", ["refused", "cut", "garbage", "not tls"])
+def test_a_server_that_is_down_is_worth_a_retry(where: str) -> None:
+    def cut(sock: socket.socket) -> None:
+        read_request(sock)
+        sock.sendall(reply(FILE[:1000])[:500])
+
+    def no_tls(sock: socket.socket) -> None:
+        sock.recv(1000)
+        sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with Wire(cut) as cuts, Wire(always(b"\0\0\0\0")) as garbage, Wire(no_tls) as plain:
+        url = {
+            "refused": f"http://127.0.0.1:{closed_port()}",
+            "cut": cuts.url,
+            "garbage": garbage.url,
+            "not tls": f"https://127.0.0.1:{plain.port}",
+        }[where]
+        with pytest.raises(WanDownloadError, match="could not be read") as caught:
+            read(f"{url}/a.jpg?X-Amz-Signature={SECRET}", 0, 1000)
+    assert caught.value.retry_helps
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+# -- whole images ----------------------------------------------------------------------------------------------------
+
 
 JPEG = encoded(photo(), "JPEG")
 
@@ -43,9 +240,9 @@ def test_a_redirect_to_a_private_address_is_not_followed(
 ) -> None:
     with Wire(always(reply(status="302 Found", Location=location))) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
-        reader = UrlReader("http://images.example.com/a.jpg")
-        with pytest.raises(WanDownloadError, match="not a public address") as refused:
-            inspect(reader, name=reader.name)
+        image = WebReader("http://images.example.com/a.jpg")
+        with image.open() as file, pytest.raises(WanDownloadError, match="not a public address") as refused:
+            inspect(file)
         assert proxy.connections == 1
     assert not refused.value.retry_helps
 
@@ -56,13 +253,13 @@ def test_a_redirect_to_another_scheme_is_not_followed(location: str) -> None:
         whole(always(reply(status="302 Found", Location=location)))
 
 
-def test_a_server_that_leads_round_and_round_is_left() -> None:
+def test_too_many_redirects_are_refused() -> None:
     with pytest.raises(WanInputError, match="too many redirects"):
         whole(always(reply(status="302 Found", Location="/a.jpg")))
 
 
 @pytest.mark.parametrize("of", ["head", "body"])
-def test_a_host_that_drips_is_given_up(of: str) -> None:
+def test_a_host_that_sends_too_slowly_is_given_up(of: str) -> None:
     server: Wire
 
     def answer(sock: socket.socket) -> None:
@@ -72,13 +269,13 @@ def test_a_host_that_drips_is_given_up(of: str) -> None:
         drip(sock, server.over, b"HTTP/1.1 200 OK\r\nX-Long: a" if of == "head" else JPEG)
 
     with Wire(answer) as server:
-        reader = UrlReader(f"{server.url}/a.jpg", allow_private=True, total_s=0.4)
-        with pytest.raises(WanDownloadError, match="could not be read") as given_up:
-            reader.read_all(1_000_000) if of == "body" else inspect(reader, name=reader.name)
+        image = WebReader(f"{server.url}/a.jpg", allow_private=True, total_s=0.4)
+        with image.open() as file, pytest.raises(WanDownloadError, match="could not be read") as given_up:
+            image.read_all() if of == "body" else inspect(file)
     assert given_up.value.retry_helps
 
 
-def test_an_image_that_is_cut_off_on_its_way_is_no_image_of_another_kind() -> None:
+def test_an_image_that_is_cut_off_in_transit_is_a_download_error() -> None:
     def answer(sock: socket.socket) -> None:
         read_head(sock)
         sock.sendall(reply(JPEG)[:-100])
@@ -102,8 +299,123 @@ def test_more_than_the_limit_is_not_loaded(honest: bool) -> None:
 @pytest.mark.parametrize(
     ("status", "kind"), [("404 Not Found", WanInputError), ("503 Busy", WanDownloadError)]
 )
-def test_an_answer_that_is_no_image_is_told_without_the_signature(status: str, kind: type[Exception]) -> None:
+def test_an_error_answer_is_reported_without_the_signature(status: str, kind: type[Exception]) -> None:
     with pytest.raises(kind) as refused:
         whole(always(reply(b"no", status=status)))
     assert "/a.jpg answers" in str(refused.value)
     assert "s3cret" not in str(refused.value)
+
+
+# -- servers that are legal and unusual ------------------------------------------------------------------------------
+
+
+def test_a_part_of_a_file_of_unknown_size_is_read() -> None:
+    """``Content-Range: bytes a-b/*`` (RFC 9110)."""
+    data = encoded(noise(400, 400), "WEBP", lossless=True)
+
+    def answer(sock: socket.socket) -> None:
+        asked = re.search(r"bytes=(\d+)-(\d+)", read_head(sock).decode())
+        assert asked
+        start, stop = int(asked[1]), min(len(data), int(asked[2]) + 1)
+        if start >= len(data):
+            sock.sendall(reply(status="416 No"))
+        else:
+            where = f"bytes {start}-{stop - 1}/*"
+            sock.sendall(reply(data[start:stop], "206 Partial Content", Content_Range=where))
+
+    with Wire(answer) as wire, WebReader(wire.url, allow_private=True).open() as file:
+        facts = inspect(file)
+    assert (facts.format, facts.width, facts.height) == ("WEBP", 400, 400)
+
+
+def test_a_host_that_refuses_every_range_is_read_by_a_plain_get() -> None:
+    heads: list[str] = []
+
+    def answer(sock: socket.socket) -> None:
+        heads.append(read_head(sock).decode().lower())
+        sock.sendall(reply(status="416 No") if "\r\nrange:" in heads[-1] else reply(FILE))
+
+    with Wire(answer) as wire, closing(UrlReader(wire.url, allow_private=True)) as reader:
+        assert reader.read(0, 100) == FILE[:100]
+        assert reader.read(2_000_000, 100) == FILE[2_000_000:2_000_100]
+        assert reader.size_bytes == len(FILE)
+    assert len(heads) == 2
+
+
+@pytest.mark.parametrize("fmt", ["WEBP", "JPEG"])
+def test_a_large_image_from_a_server_without_ranges_is_read_as_far_as_needed(fmt: str) -> None:
+    options = {"lossless": True} if fmt == "WEBP" else {"quality": 100}
+    data = encoded(noise(1000, 1000), fmt, **options)
+    assert len(data) > 1_000_000
+    heads: list[str] = []
+    with (
+        Wire(always(reply(data), heads=heads)) as wire,
+        WebReader(wire.url, allow_private=True).open() as file,
+    ):
+        facts = inspect(file)
+    assert (facts.width, facts.height, facts.size_bytes) == (1000, 1000, len(data))
+    assert len(heads) == 1
+
+
+def test_an_image_that_is_replaced_between_two_ranges_is_not_mixed() -> None:
+    tags = iter("abcdef")
+
+    def answer(sock: socket.socket) -> None:
+        asked = re.search(r"bytes=(\d+)-(\d+)", read_head(sock).decode())
+        assert asked
+        start, stop = int(asked[1]), min(len(FILE), int(asked[2]) + 1)
+        where = f"bytes {start}-{stop - 1}/{len(FILE)}"
+        part = reply(FILE[start:stop], "206 Partial Content", Content_Range=where, ETag=f'"{next(tags)}"')
+        sock.sendall(part)
+
+    with Wire(answer) as wire, closing(UrlReader(wire.url, allow_private=True)) as reader:
+        reader.read(0, 100)
+        with pytest.raises(WanDownloadError, match="replaced while it was read"):
+            reader.read(500_000, 100)
+
+
+@pytest.mark.parametrize("whole_image", [True, False])
+def test_reads_of_images_name_this_provider(whole_image: bool) -> None:
+    """Wikimedia and others answer 403 to ``python-requests``."""
+    heads: list[str] = []
+    with Wire(always(reply(JPEG), heads=heads)) as wire:
+        image = WebReader(wire.url, allow_private=True)
+        if whole_image:
+            image.read_all()
+        else:
+            with image.open() as file:
+                inspect(file)
+    assert "user-agent: airflow-provider-wan" in heads[0].lower()
+
+
+def test_a_refusal_says_only_what_was_seen() -> None:
+    with Wire(always(reply(status="403 Forbidden"))) as wire, pytest.raises(WanInputError) as refused:
+        read(f"{wire.url}/a.jpg", 0, 10)
+    assert "answers an anonymous reader with HTTP 403" in str(refused.value)
+    assert "RunComfy" not in str(refused.value)
+
+
+def _base64(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()
+
+
+#: Checksums as servers write them: Cloud Storage, RFC 1864, RFC 3230 and RFC 9530.
+CHECKSUMS: dict[str, Callable[[bytes], dict[str, str]]] = {
+    "x-goog-hash crc32c": lambda data: {
+        "x-goog-hash": f"crc32c={_base64(google_crc32c.value(data).to_bytes(4, 'big'))}"  # type: ignore[no-untyped-call]
+    },
+    "x-goog-hash md5": lambda data: {"x-goog-hash": f"md5={_base64(hashlib.md5(data).digest())}"},
+    "MD5 ETag": lambda data: {"ETag": f'"{hashlib.md5(data).hexdigest()}"', "x-goog-generation": "1"},
+    "Content-MD5": lambda data: {"Content-MD5": _base64(hashlib.md5(data).digest())},
+    "Digest": lambda data: {"Digest": f"sha-256={_base64(hashlib.sha256(data).digest())}"},
+    "Repr-Digest": lambda data: {"Repr-Digest": f"sha-256=:{_base64(hashlib.sha256(data).digest())}:"},
+}
+
+
+@pytest.mark.parametrize("kind", CHECKSUMS)
+def test_a_checksum_that_the_server_gives_is_checked(kind: str) -> None:
+    right, wrong = (CHECKSUMS[kind](data) for data in (JPEG, JPEG + b"x"))
+    assert whole(always(reply(JPEG, **right))) == JPEG
+    with pytest.raises(WanDownloadError, match="differs from the one that the server gives") as refused:
+        whole(always(reply(JPEG, **wrong)))
+    assert refused.value.retry_helps

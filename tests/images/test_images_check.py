@@ -8,9 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from airflow_provider_wan.images.check import check, explain
+from airflow_provider_wan.images.check import check, explain, fit_size
 from airflow_provider_wan.images.facts import ImageFacts
-from airflow_provider_wan.images.sizes import fit_size
 from airflow_provider_wan.model_api.inputs import ImageRules, image_rules
 
 FOUND = image_rules("wan-ai/wan-2-2/image-to-video")
@@ -43,7 +42,7 @@ def _broken(**change: object) -> list[tuple[str, object, object, bool]]:
 @pytest.mark.parametrize(
     ("width", "height"), [(360, 360), (2000, 2000), (360, 2000), (2000, 360), (1200, 800)]
 )
-def test_what_the_model_takes_breaks_nothing_the_limits_included(fmt: str, width: int, height: int) -> None:
+def test_acceptable_image_breaks_no_rule_at_the_limits_either(fmt: str, width: int, height: int) -> None:
     assert _broken(format=fmt, width=width, height=height, size_bytes=9_999_999) == []
 
 
@@ -102,7 +101,7 @@ def test_heic_is_fixable_only_with_its_extra_and_the_message_names_it(
     assert "airflow-provider-wan[heif]" in rule.message
 
 
-def test_the_explanation_names_the_image_every_rule_and_what_to_do() -> None:
+def test_explanation_names_the_image_every_rule_and_the_remedy() -> None:
     big = replace(GOOD, format="GIF", width=4000, height=3000)
     text = explain(big, check(big, RULES))
     assert text == (

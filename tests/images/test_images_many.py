@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from airflow_provider_wan.exceptions import WanDownloadError, WanInputError
-from airflow_provider_wan.images.many import map_in_order, prepare_many
+from airflow_provider_wan.images.facts import UnusableImageError
 from airflow_provider_wan.images.prepare import PreparedImage, prepare
+from airflow_provider_wan.images.workers import map_in_order
 from airflow_provider_wan.model_api.inputs import ImageRules, image_rules
 from tests import image_samples as samples
 
@@ -23,9 +26,14 @@ def _vanished() -> bytes:
     raise WanDownloadError("gs://shoes/gone.jpg is not there any more.")
 
 
+def _prepared(source: tuple[str, Any]) -> PreparedImage:
+    name, data = source
+    return prepare(data() if callable(data) else data, rules=RULES, name=name)
+
+
 def test_each_source_gives_its_image_or_its_own_error_in_order() -> None:
     photo = samples.encoded(samples.photo(2400, 1600), "JPEG")
-    sources = [
+    sources: list[tuple[str, Any]] = [
         ("big.jpg", photo),
         ("page.jpg", samples.HTML),
         ("coffee", samples.PHOTOS / "coffee.jpg"),
@@ -34,16 +42,16 @@ def test_each_source_gives_its_image_or_its_own_error_in_order() -> None:
         ("late", lambda: photo),
     ]
 
-    results = list(prepare_many(sources, rules=RULES, workers=2))
+    results = list(map_in_order(_prepared, sources, workers=2))
 
-    assert [name for name, _ in results] == [name for name, _ in sources]
+    assert [item for item, _ in results] == sources
     kinds = [type(result) for _, result in results]
     assert kinds == [
         PreparedImage,
         WanInputError,
         PreparedImage,
         WanDownloadError,
-        WanInputError,
+        UnusableImageError,
         PreparedImage,
     ]
 
@@ -53,9 +61,7 @@ def test_threads_give_the_same_bytes_as_one_call() -> None:
     alone = [prepare(data, rules=RULES).sha256 for data in photos]
     together = [
         result.sha256
-        for _, result in prepare_many(
-            [(str(n), data) for n, data in enumerate(photos)], rules=RULES, workers=4
-        )
+        for _, result in map_in_order(partial(prepare, rules=RULES), photos, workers=4)
         if isinstance(result, PreparedImage)
     ]
     assert together == alone

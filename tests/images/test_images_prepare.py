@@ -100,7 +100,7 @@ def test_a_gps_position_is_removed_and_the_pixels_stay_the_same_to_the_bit(fmt: 
     assert result.changes == ("removed EXIF details, GPS position, maker notes",)
 
 
-def test_all_other_metadata_and_what_phones_append_is_removed() -> None:
+def test_other_metadata_and_data_behind_the_picture_are_removed() -> None:
     jpeg = samples.encoded(samples.photo(), "JPEG", progressive=True)
     busy = samples.with_segment(jpeg, 0xE1, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>")
     busy = samples.with_segment(busy, 0xED, b"Photoshop 3.0\x008BIM")
@@ -219,7 +219,7 @@ def test_transparent_parts_show_the_chosen_background(
     assert any(change.startswith("transparency flattened on #") for change in result.changes)
 
 
-def test_a_background_that_is_no_colour_is_refused() -> None:
+def test_invalid_background_is_refused() -> None:
     with pytest.raises(WanInputError, match="background: 'whitish' is no colour"):
         prepare(samples.encoded(samples.photo(), "PNG"), rules=RULES, background="whitish")
 
@@ -232,7 +232,7 @@ def test_a_broken_profile_does_not_stop_an_image() -> None:
 
 
 def test_samples_of_32_bits_are_refused() -> None:
-    with pytest.raises(WanInputError, match="pic has 32 bits a channel"):
+    with pytest.raises(WanInputError, match=r"pic would be refused: .* 32 bits a channel"):
         _prepared(samples.encoded(Image.new("F", (400, 400), 0.5), "TIFF"))
 
 
@@ -265,7 +265,8 @@ def test_a_size_outside_is_scaled_to_strictly_inside(
 
 def test_small_images_are_refused_where_enlarging_is_off() -> None:
     with pytest.raises(
-        WanInputError, match=r"pic is 300x300 px, a side is under 360 px, and enlarging is off"
+        WanInputError,
+        match=r"pic would be refused: it is 300x300 px, .*a side is under 360 px, and enlarging is off",
     ):
         _prepared(samples.encoded(samples.photo(300, 300), "JPEG"), too_small="reject")
 
@@ -274,8 +275,10 @@ def test_small_images_are_refused_where_enlarging_is_off() -> None:
     ("size", "message"),
     [((1, 1), "too small even to enlarge"), ((2000, 100), "crop it"), ((1, 4000), "crop it")],
 )
-def test_a_size_that_cannot_be_mended_is_refused_in_words(size: tuple[int, int], message: str) -> None:
-    with pytest.raises(WanInputError, match=rf"pic is {size[0]}x{size[1]} px.*{message}"):
+def test_size_that_cannot_be_scaled_is_refused_with_its_reason(size: tuple[int, int], message: str) -> None:
+    with pytest.raises(
+        WanInputError, match=rf"pic would be refused: it is {size[0]}x{size[1]} px.*{message}"
+    ):
         _prepared(samples.encoded(Image.new("RGB", size), "PNG"))
 
 
@@ -343,7 +346,7 @@ def test_a_truncated_file_is_refused_whether_it_fits_or_not(
 
 
 @pytest.mark.parametrize("data", [samples.HTML, samples.SVG, samples.PDF, b"", b"\0" * 100])
-def test_what_is_no_image_is_refused(data: bytes) -> None:
+def test_file_that_is_no_image_is_refused(data: bytes) -> None:
     with pytest.raises(WanInputError, match=r"^photo\.jpg is not an image that can be used: it looks like "):
         prepare(data, rules=RULES, name="photo.jpg")
 
@@ -360,7 +363,7 @@ def test_a_file_that_claims_a_size_without_the_pixels_is_refused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Tag data larger than file")
-def test_any_garbage_behind_a_true_header_ends_in_our_own_error_or_an_image() -> None:
+def test_damaged_header_ends_in_our_own_error_or_an_image() -> None:
     for fmt in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
         data = samples.encoded(samples.photo(400, 380), fmt)
         for at in range(20, 400, 23):
@@ -388,12 +391,12 @@ def test_the_same_bytes_in_give_the_same_bytes_out(tmp_path: Path) -> None:
     assert from_disk.name == str(path)
 
 
-def test_what_was_prepared_is_passed_through_the_next_time() -> None:
+def test_prepared_image_is_passed_through_unchanged() -> None:
     once = _prepared(samples.encoded(samples.photo(2600, 1800), "TIFF"))
     assert _prepared(once.data).is_unchanged
 
 
-def test_a_wrong_suffix_is_noted_and_changes_nothing() -> None:
+def test_wrong_suffix_is_noted_and_the_image_unchanged() -> None:
     data = samples.encoded(samples.photo(), "PNG")
     result = prepare(data, rules=RULES, name="photo.jpg")
     assert (result.data, result.notes) == (data, ("named as JPEG, and is PNG",))

@@ -159,7 +159,7 @@ def test_an_impersonated_account_signs_through_iam(
             ObjectLinks(client_with(acting, bucket), lifetime_s=13 * HOUR_S).link_to("videos", "a.jpg")
 
 
-def test_an_iam_that_says_no_is_told(bucket: Bucket, key: rsa.RSAPrivateKey, iam_url: Any) -> None:
+def test_refusal_by_iam_is_reported(bucket: Bucket, key: rsa.RSAPrivateKey, iam_url: Any) -> None:
     with Wire(Iam(key, "403 Forbidden")) as server:
         iam_url(server)
         with pytest.raises(WanStorageError, match=r"Signing a link to gs://videos/a\.jpg failed"):
@@ -205,9 +205,7 @@ def test_a_wait_longer_than_the_link_is_refused_before_anything_is_opened() -> N
         make(timedelta(hours=1), 6 * HOUR_S)
 
 
-def test_what_is_remembered_of_a_signed_image_has_no_signature(
-    bucket: Bucket, key: rsa.RSAPrivateKey
-) -> None:
+def test_record_of_a_signed_image_has_no_signature(bucket: Bucket, key: rsa.RSAPrivateKey) -> None:
     import logging
 
     from airflow_provider_wan.images.source import ImageSources
@@ -220,7 +218,7 @@ def test_what_is_remembered_of_a_signed_image_has_no_signature(
     wanted = (
         ImageSources(MODEL, lambda: signing, logging.getLogger(__name__))
         .open("gs://videos/a.jpg")
-        .wanted(MODEL, {"prompt": "waves"})
+        .video_spec(MODEL, {"prompt": "waves"})
     )
     assert "X-Goog-Signature" in wanted.make_inputs()["img_url"]
     assert "X-Goog" not in repr(wanted) + json.dumps(dict(wanted.recorded_inputs)) + str(wanted.image)

@@ -3,22 +3,32 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage
 from PIL import Image
 
-from airflow_provider_wan.exceptions import WanDownloadError, WanInputError
+from airflow_provider_wan.exceptions import WanDownloadError, WanInputError, WanStorageError
+from airflow_provider_wan.images.dataset import DatasetRow
+from airflow_provider_wan.images.dataset_reader import DatasetReader
+from airflow_provider_wan.images.inspect import inspect
+from airflow_provider_wan.images.preparation import Planned, Preparation
+from airflow_provider_wan.images.readers import look_up_object
 from airflow_provider_wan.images.source import ImageOptions, ImageSources
 from airflow_provider_wan.model_api.inputs import fingerprint
-from tests.image_samples import encoded, exif_with, photo, quadrants
+from tests.image_samples import encoded, exif_with, noise, photo, put_gzip, quadrants
 from tests.sandboxes import MODEL, Bucket
+from tests.wires import Wire, always, reply
 
 LOG = logging.getLogger(__name__)
 PROMPT = {"prompt": "a slow wave"}
@@ -42,7 +52,7 @@ def turned() -> bytes:
     return encoded(photo(640, 480), "JPEG", quality=90, exif=exif_with(orientation=6, gps=True))
 
 
-def test_what_counts_is_the_content_wherever_it_lies(
+def test_same_content_is_the_same_image_in_every_place(
     bucket: Bucket, sources: Sources, tmp_path: Path
 ) -> None:
     bucket.put("a.jpg", fits())
@@ -63,12 +73,12 @@ def test_what_counts_is_the_content_wherever_it_lies(
     ]
     opened = [sources().open(address) for address in addresses]
     assert {one.identity for one in opened} == {f"md5:{hashlib.md5(fits()).hexdigest()}"}
-    assert len({one.wanted(MODEL, PROMPT).fingerprint for one in opened}) == 1
+    assert len({one.video_spec(MODEL, PROMPT).fingerprint for one in opened}) == 1
 
 
-def test_an_image_on_the_web_counts_as_its_address_whichever_parameter_names_it(sources: Sources) -> None:
+def test_web_image_is_identified_by_its_address_under_either_parameter(sources: Sources) -> None:
     url = "https://images.example.com/a.jpg"
-    wanted = sources().open(f"{url}?X-Amz-Signature=abc").wanted(MODEL, PROMPT, variation="2")
+    wanted = sources().open(f"{url}?X-Amz-Signature=abc").video_spec(MODEL, PROMPT, variation="2")
     assert wanted.fingerprint == fingerprint(MODEL, {**PROMPT, "img_url": url}, variation="2")
     assert wanted.recorded_inputs == {**PROMPT, "img_url": url}
 
@@ -76,7 +86,7 @@ def test_an_image_on_the_web_counts_as_its_address_whichever_parameter_names_it(
 def test_nothing_is_read_staged_or_signed_before_a_purchase(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.jpg", turned())
     bucket.sandbox.bucket_control("calls", method="DELETE")
-    wanted = sources(staging="gs://videos/staged").open("gs://videos/a.jpg").wanted(MODEL, PROMPT)
+    wanted = sources(staging="gs://videos/staged").open("gs://videos/a.jpg").video_spec(MODEL, PROMPT)
     shown = bucket.sandbox.bucket_control("calls")
     assert shown["bytes_read"] == shown["bytes_written"] == 0
     assert wanted.recorded_inputs == {**PROMPT, "img_url": "gs://videos/a.jpg"}
@@ -91,7 +101,7 @@ def test_an_image_that_fits_is_sent_from_where_it_is(bucket: Bucket, sources: So
     assert copies == []
 
 
-def test_a_second_time_nothing_is_read_and_nothing_is_written(bucket: Bucket, sources: Sources) -> None:
+def test_second_run_reads_and_writes_nothing(bucket: Bucket, sources: Sources) -> None:
     bucket.put("turned.jpg", turned())
     bucket.put("fits.jpg", fits())
     first = [
@@ -127,7 +137,7 @@ def test_another_background_is_another_copy(bucket: Bucket, sources: Sources) ->
     assert urls[0] == urls[1] != urls[2]
 
 
-def test_without_staging_what_does_not_fit_is_refused_and_the_way_out_is_named(
+def test_unfit_image_without_staging_is_refused_and_staging_is_named(
     bucket: Bucket, sources: Sources
 ) -> None:
     bucket.put("a.png", encoded(quadrants().convert("RGBA"), "PNG"))
@@ -135,7 +145,7 @@ def test_without_staging_what_does_not_fit_is_refused_and_the_way_out_is_named(
         sources().open("gs://videos/a.png").make_address()
 
 
-def test_an_image_cut_off_inside_its_pixels_is_found(bucket: Bucket, sources: Sources) -> None:
+def test_image_cut_off_inside_its_pixels_is_refused(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.jpg", fits()[:-3000])
     for options in ({}, {"staging": "gs://videos/staged"}):
         with pytest.raises(WanInputError, match=r"gs://videos/a.jpg: the file is truncated or damaged"):
@@ -148,11 +158,11 @@ def test_an_object_that_is_not_there_is_named(bucket: Bucket, sources: Sources) 
         sources().open("gs://videos/nobody.jpg")
 
 
-def test_an_object_replaced_after_the_look_is_not_sent(bucket: Bucket, sources: Sources) -> None:
+def test_object_replaced_after_it_was_opened_is_not_sent(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.jpg", fits())
     opened = sources().open("gs://videos/a.jpg")
     bucket.put("a.jpg", turned())
-    with pytest.raises(WanInputError, match="replaced while it was looked at"):
+    with pytest.raises(WanInputError, match="replaced while it was read"):
         opened.make_address()
 
 
@@ -164,7 +174,7 @@ def test_an_address_on_the_web_that_fits_goes_as_it_is_with_its_signature(
     opened = sources(staging="gs://videos/staged").open(url)
     assert opened.make_address() == url
     assert "abc" not in repr(opened)
-    assert "abc" not in repr(opened.wanted(MODEL, PROMPT))
+    assert "abc" not in repr(opened.video_spec(MODEL, PROMPT))
 
 
 def test_an_address_on_the_web_that_does_not_fit_is_staged_once(bucket: Bucket, sources: Sources) -> None:
@@ -191,7 +201,7 @@ def test_a_file_is_staged_even_where_it_fits(bucket: Bucket, sources: Sources, t
 @pytest.mark.parametrize(
     "address", ["", "ftp://h/a.jpg", "data:image/png;base64,AAAA", "gs://videos", "gs://B/x"]
 )
-def test_what_is_no_image_address_is_refused(sources: Sources, address: str) -> None:
+def test_invalid_image_address_is_refused(sources: Sources, address: str) -> None:
     with pytest.raises(WanInputError):
         sources().open(address).make_address()
 
@@ -205,7 +215,7 @@ def test_a_private_address_is_not_read(bucket: Bucket, sources: Sources) -> None
 def test_an_input_given_twice_is_refused(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.jpg", fits())
     with pytest.raises(WanInputError, match="img_url and image"):
-        sources().open("gs://videos/a.jpg").wanted(
+        sources().open("gs://videos/a.jpg").video_spec(
             MODEL, {**PROMPT, "img_url": "https://x.example.com/a.jpg"}
         )
 
@@ -213,7 +223,7 @@ def test_an_input_given_twice_is_refused(bucket: Bucket, sources: Sources) -> No
 def test_a_row_overrides_the_task(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.jpg", fits())
     row = {"image": "gs://videos/a.jpg", "prompt": "rain", "seed": "7", "variation": "b"}
-    wanted = sources().open(row).wanted(MODEL, {**PROMPT, "resolution": "1080P"}, variation="a")
+    wanted = sources().open(row).video_spec(MODEL, {**PROMPT, "resolution": "1080P"}, variation="a")
     assert wanted.recorded_inputs == {
         "prompt": "rain",
         "seed": 7,
@@ -221,3 +231,83 @@ def test_a_row_overrides_the_task(bucket: Bucket, sources: Sources) -> None:
         "img_url": row["image"],
     }
     assert wanted.variation == "b"
+
+
+# -- buckets ---------------------------------------------------------------------------------------------------------
+
+
+def test_image_that_is_stored_compressed_is_read_as_the_image_it_is(bucket: Bucket, sources: Sources) -> None:
+    put_gzip(bucket, "fits.jpg", fits())
+    put_gzip(bucket, "turned.jpg", turned())
+    assert sources().open("gs://videos/fits.jpg").make_address().endswith("/fits.jpg")
+    url = sources(staging="gs://videos/staged").open("gs://videos/turned.jpg").make_address()
+    assert inspect(requests.get(url, timeout=10).content).displayed_width == 480
+    (planned,) = Preparation(sources(staging="gs://videos/other"), MODEL, workers=1).plan(
+        DatasetReader(lambda: bucket.client).rows(["gs://videos/fits.jpg"])
+    )
+    assert isinstance(planned, Planned)
+    assert planned.is_fit
+
+
+def test_compressed_object_that_is_cut_off_or_no_gzip_is_named(bucket: Bucket, sources: Sources) -> None:
+    for name, data in (("a.jpg", gzip.compress(fits())[:-500]), ("b.jpg", fits())):
+        blob = bucket.client.bucket("videos").blob(name)
+        blob.content_encoding = "gzip"
+        blob.upload_from_string(data, content_type="image/jpeg")
+        with pytest.raises(WanInputError, match=r"compressed content is cut off|is not gzip"):
+            sources().open(f"gs://videos/{name}").make_address()
+
+
+def test_listing_without_md5_costs_one_metadata_call_and_no_read(bucket: Bucket, sources: Sources) -> None:
+    """Listings leave out the MD5 of objects with a customer-managed key; the object's own metadata has it."""
+    bucket.put("a.jpg", fits())
+    known = replace(look_up_object(bucket.client, "gs://videos/a.jpg"), md5=None)
+    bucket.sandbox.bucket_control("calls", method="DELETE")
+    opened = sources().open(DatasetRow("gs://videos/a.jpg", known=known))
+    assert opened.identity == f"md5:{hashlib.md5(fits()).hexdigest()}"
+    shown = bucket.sandbox.bucket_control("calls")
+    assert (sum(shown["calls"].values()), shown["bytes_read"]) == (1, 0)
+
+
+class _WithQuotaProject(AnonymousCredentials):
+    quota_project_id = "who-pays"
+
+
+@pytest.mark.parametrize("credentials", [AnonymousCredentials(), _WithQuotaProject()])
+def test_requester_pays_bucket_is_read_on_the_quota_project(credentials: Any) -> None:
+    heads: list[str] = []
+    body = b'{"error": {"message": "Bucket is a requester pays bucket but no user project provided."}}'
+    refusal = reply(body, "400 Bad Request", Content_Type="application/json")
+    with Wire(always(refusal, heads=heads)) as wire:
+        client = storage.Client("p", credentials, client_options={"api_endpoint": wire.url})
+        with pytest.raises(WanStorageError, match=r"requester pays.*GOOGLE_CLOUD_QUOTA_PROJECT"):
+            look_up_object(client, "gs://paid-by-reader/a.jpg")
+        with pytest.raises(WanStorageError, match=r"requester pays.*GOOGLE_CLOUD_QUOTA_PROJECT"):
+            list(DatasetReader(lambda: client).rows("gs://paid-by-reader/in/"))
+    for head in (
+        head for head in heads if "/paid-by-reader/o" in head
+    ):  # the client asks for the bucket by itself
+        assert ("userProject=who-pays" in head) == isinstance(credentials, _WithQuotaProject)
+
+
+@pytest.mark.parametrize("staging", [None, "gs://videos/staged"])
+def test_no_image_is_read_by_ranges_and_then_whole(
+    staging: str | None, bucket: Bucket, sources: Sources
+) -> None:
+    bucket.put("a.jpg", encoded(noise(900, 900), "JPEG", quality=95))
+    size = bucket.objects()["a.jpg"]["size_bytes"]
+    url = f"{bucket.sandbox.bucket_url}/videos/a.jpg"
+    for address in ("gs://videos/a.jpg", url):
+        bucket.sandbox.bucket_control("calls", method="DELETE")
+        sources(staging=staging).open(address).make_address()
+        assert bucket.sandbox.bucket_control("calls")["bytes_read"] in (size, 0)
+
+
+def test_image_of_which_the_size_alone_is_too_large_is_refused_by_its_header(
+    bucket: Bucket, sources: Sources
+) -> None:
+    bucket.put("a.bmp", encoded(noise(1900, 1900), "BMP"))
+    bucket.sandbox.bucket_control("calls", method="DELETE")
+    with pytest.raises(WanInputError, match="the model takes less than 10,000,000"):
+        sources().open("gs://videos/a.bmp").make_address()
+    assert bucket.sandbox.bucket_control("calls")["bytes_read"] <= 16 * 1024

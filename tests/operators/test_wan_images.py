@@ -114,7 +114,7 @@ def test_a_dataset_comes_out_as_chunks_of_prepared_rows(
     assert lines(bucket, pushed["summary"]["report"]) == []
 
 
-def test_run_again_it_reads_and_stages_nothing_and_says_the_same(bucket: Bucket, run: Run) -> None:
+def test_rerun_reads_and_stages_nothing_and_returns_the_same(bucket: Bucket, run: Run) -> None:
     for number in range(3):
         bucket.put(f"in/{number}.jpg", fits(640 + number) if number else turned())
     first = run("gs://videos/in/")
@@ -163,7 +163,7 @@ def _heic() -> bytes:
     return encoded(photo(640, 480), "HEIF")
 
 
-def test_what_can_be_mended_is_and_what_cannot_is_told(
+def test_fixable_images_are_fixed_and_the_others_reported(
     bucket: Bucket, run: Run, pushed: dict[str, Any]
 ) -> None:
     for name, (data, _) in HOSTILE.items():
@@ -196,20 +196,20 @@ def test_one_bad_image_fails_the_task_after_the_rest_is_prepared(bucket: Bucket,
 def test_more_than_the_tolerated_share_fails(bucket: Bucket, run: Run) -> None:
     for number in range(4):
         bucket.put(f"in/{number}.jpg", fits() if number else b"x")
-    with pytest.raises(WanInputError, match=r"Tolerated are 20.0%"):
+    with pytest.raises(WanInputError, match=r"tolerated_share is 20.0%"):
         run("gs://videos/in/", on_invalid="skip", tolerated_share=0.2)
     assert run("gs://videos/in/", on_invalid="skip", tolerated_share=0.25)
 
 
-def test_a_dataset_of_which_nothing_can_be_used_fails_even_if_all_is_tolerated(
+def test_dataset_without_a_usable_image_fails_even_if_all_failures_are_tolerated(
     bucket: Bucket, run: Run
 ) -> None:
     bucket.put("in/0.jpg", b"x")
-    with pytest.raises(WanInputError, match="There is nothing to go on with"):
+    with pytest.raises(WanInputError, match="No usable image is left"):
         run("gs://videos/in/", on_invalid="skip", tolerated_share=1)
 
 
-def test_a_manifest_s_columns_override_the_task_and_its_bad_rows_are_told(
+def test_manifest_columns_override_the_task_and_bad_rows_are_reported(
     bucket: Bucket, run: Run, pushed: dict[str, Any]
 ) -> None:
     bucket.put("in/a.jpg", fits())
@@ -275,7 +275,7 @@ def test_a_bucket_that_is_out_is_no_fault_of_its_images(
         run("gs://videos/in/", staging="gs://nobody-has-this/staged")
 
 
-def test_an_image_that_vanishes_after_the_listing_is_told_and_harms_nobody(bucket: Bucket) -> None:
+def test_image_deleted_after_the_listing_is_reported_and_the_others_prepared(bucket: Bucket) -> None:
     from airflow_provider_wan.images.dataset_reader import DatasetReader
     from airflow_provider_wan.images.preparation import Preparation, Ready, Unusable
     from airflow_provider_wan.images.source import ImageOptions, ImageSources
@@ -293,7 +293,7 @@ def test_an_image_that_vanishes_after_the_listing_is_told_and_harms_nobody(bucke
     assert "no such object" in done[1].problems[0].message
 
 
-def test_nothing_signed_is_left_anywhere(
+def test_signatures_are_in_no_manifest_xcom_or_log(
     bucket: Bucket, run: Run, pushed: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -320,8 +320,8 @@ def test_a_plan_counts_and_prices_and_writes_nothing(bucket: Bucket, run: Run) -
     bucket.sandbox.bucket_control("calls", method="DELETE")
     plan = run("gs://videos/in/", dry_run="on", inputs={"prompt": "waves"})
     assert bucket.objects() == before
-    shown = {name: plan[name] for name in plan if name not in ("problems", "price_usd", "expected_cost_usd")}
-    assert shown == {
+    not_counts = ("problems", "price_usd", "expected_cost_usd", "passed_over_by_kind", "passed_over_first")
+    assert {name: plan[name] for name in plan if name not in not_counts} == {
         "images": 5,
         "usable_as_they_are": 2,
         "fixable": 1,
@@ -331,6 +331,7 @@ def test_a_plan_counts_and_prices_and_writes_nothing(bucket: Bucket, run: Run) -
         "bought_before": 0,
         "repeated": 1,
         "videos_to_buy": 2,
+        "passed_over": 0,
     }
     assert plan["expected_cost_usd"] == pytest.approx(2 * plan["price_usd"])
     assert plan["price_usd"] > 0
