@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of a request: asking for it, remembering it, and raising it."""
+"""The state of a request at RunComfy: ask for it, record it, raise it as an error."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from logging import Logger
+from typing import Any, Protocol
 
-from airflow_provider_wan.durable.api import Api
 from airflow_provider_wan.durable.decide import RemoteState
 from airflow_provider_wan.durable.journal import Journal, RecordConflict
 from airflow_provider_wan.durable.record import Record, Stage
@@ -22,7 +22,12 @@ from airflow_provider_wan.exceptions import (
     WanStorageError,
     WanTransientError,
 )
-from airflow_provider_wan.model_api.calls import RequestResult
+from airflow_provider_wan.model_api.calls import (
+    CancelOutcome,
+    RequestResult,
+    RequestStatus,
+    SubmittedRequest,
+)
 from airflow_provider_wan.model_api.faults import is_about_the_id
 from airflow_provider_wan.model_api.states import State, is_unpaid_word
 from airflow_provider_wan.polling.schedule import NotFoundCount
@@ -34,15 +39,53 @@ _STAGES = {
 }
 
 
-def look(
+class Api(Protocol):
+    """The part of :class:`~airflow_provider_wan.hooks.wan.WanHook` that ``durable`` and ``landing`` use."""
+
+    @property
+    def api_origin(self) -> str:
+        """Scheme, host and port of the API."""
+
+    @property
+    def submit_takes_at_most_s(self) -> float:
+        """The most that one attempt at a submit can take, in seconds."""
+
+    @property
+    def not_found_patience_s(self) -> float:
+        """For how long a request must be answered 404001 before it counts as gone, in seconds."""
+
+    def take_turn(self) -> None:
+        """Wait until the connection's rate limit allows one more call."""
+
+    def submit(
+        self,
+        model_id: str,
+        inputs: Mapping[str, Any],
+        *,
+        retry: bool = True,
+        send_by: float | None = None,
+    ) -> SubmittedRequest:
+        """Buy one generation; not sent at all after ``send_by`` (``time.monotonic()``)."""
+
+    def get_status(self, request_id: str, *, retry: bool = True) -> RequestStatus:
+        """Ask for the status."""
+
+    def get_result(self, request_id: str, *, retry: bool = True) -> RequestResult:
+        """Ask for the result."""
+
+    def cancel(self, request_id: str, *, retry: bool = True) -> CancelOutcome:
+        """Cancel, if it is still queued."""
+
+
+def read_state(
     hook: Api, request_id: str, *, sleep: Callable[[float], None] = time.sleep
 ) -> tuple[RemoteState, RequestResult | None]:
-    """Ask RunComfy where a request stands.
+    """Ask RunComfy for the state of a request.
 
     A request is gone only when the API itself says so three times over :attr:`Api.not_found_patience_s`: a new purchase
     rests on it.
 
-    :raises WanTransientError: no answer; the request is remembered, and a later try can ask again.
+    :raises WanTransientError: no answer; the request is recorded, and a later try asks again.
     """
     gone = RemoteState.GONE
     missing, waited_s = NotFoundCount(after_s=hook.not_found_patience_s), 0.0
@@ -63,7 +106,7 @@ def look(
             waited_s += missing.pause_s
         except WanAuthError as error:
             raise WanTransientError(
-                f"Request {request_id} is bought and remembered, but can't be asked for: {error}",
+                f"Request {request_id} is bought and recorded, but its state can't be read: {error}",
                 request_id=request_id,
             ) from error
         except WanRefusedError:
@@ -71,7 +114,7 @@ def look(
 
 
 def check_it_exists(hook: Api, request_id: str, *, named_in: str) -> None:
-    """Ask for a request that a person named, before anything rests on it: ids are mistyped.
+    """Ask for a request that a person named, before it is recorded: ids are mistyped.
 
     :param named_in: the parameter that names it, for the message.
     :raises WanRefusedError: RunComfy does not know it, or not as this account's.

@@ -21,7 +21,6 @@ from datetime import UTC, datetime
 from logging import Logger
 from typing import ClassVar, Literal
 
-from airflow_provider_wan.durable.api import Api
 from airflow_provider_wan.durable.decide import (
     Action,
     Decision,
@@ -36,12 +35,13 @@ from airflow_provider_wan.durable.decide import (
 )
 from airflow_provider_wan.durable.journal import Journal, RecordConflict, VersionedRecord
 from airflow_provider_wan.durable.reconcile import (
+    Api,
     amend,
     as_paid,
     check_it_exists,
-    look,
     no_output,
     raise_unless_succeeded,
+    read_state,
     with_result,
 )
 from airflow_provider_wan.durable.record import Record, Stage, new_claim, utc_text
@@ -65,7 +65,7 @@ __all__ = [
     "SubmitResult",
     "Submission",
     "amend",
-    "look",
+    "read_state",
     "raise_unless_succeeded",
     "with_result",
 ]
@@ -239,7 +239,7 @@ class Submission:
         decision = decide(held.record if held else None, spec.fingerprint, None, policy)
         if decision.do is Action.ASK:
             assert held is not None
-            there, held = self._look(held)
+            there, held = self._read_state(held)
             decision = decide(held.record, spec.fingerprint, there, policy)
         if decision.why:
             self._log.info(decision.why)
@@ -574,11 +574,11 @@ class Submission:
             record = self._journal.write(record, replaces=held).record
         return SubmitResult(record, "adopted")
 
-    def _look(self, held: VersionedRecord) -> tuple[RemoteState, VersionedRecord]:
+    def _read_state(self, held: VersionedRecord) -> tuple[RemoteState, VersionedRecord]:
         """Ask RunComfy about a recorded request, and record the answer."""
         record = held.record
         assert record.request_id is not None
-        there, result = look(self._hook, record.request_id, sleep=self._sleep)
+        there, result = read_state(self._hook, record.request_id, sleep=self._sleep)
         changed = with_result(record, result) if result else record
         if there is RemoteState.GONE and _has_surely_ended(record):
             there = RemoteState.RESULT_GONE

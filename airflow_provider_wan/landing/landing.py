@@ -14,8 +14,7 @@ from dataclasses import replace
 from logging import Logger
 from typing import TYPE_CHECKING
 
-from airflow_provider_wan.durable.api import Api
-from airflow_provider_wan.durable.reconcile import raise_unless_succeeded, with_result
+from airflow_provider_wan.durable.reconcile import Api, raise_unless_succeeded, with_result
 from airflow_provider_wan.durable.record import LandedVideo, Record, Stage, utc_text
 from airflow_provider_wan.exceptions import (
     WanAuthError,

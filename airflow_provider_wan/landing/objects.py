@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from logging import Logger
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from airflow_provider_wan.durable.api import Api
-from airflow_provider_wan.durable.reconcile import with_result
+from airflow_provider_wan.durable.reconcile import Api, with_result
 from airflow_provider_wan.durable.record import LandedVideo, Record, Stage
 from airflow_provider_wan.exceptions import WanConflictError, WanError, WanStorageError
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, check_object_name, retry_policy, storage_errors

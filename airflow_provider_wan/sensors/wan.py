@@ -174,7 +174,7 @@ class WanRequestSensor(BaseSensorOperator):
     def poke(self, context: Any) -> PokeReturnValue | bool:
         """Ask once in ``mode="reschedule"``; in ``mode="poke"`` wait here, as a worker does."""
         from airflow_provider_wan.durable.decide import RemoteState
-        from airflow_provider_wan.durable.reconcile import check_it_exists, look
+        from airflow_provider_wan.durable.reconcile import check_it_exists, read_state
 
         with as_airflow_errors(context):
             wait = self._awaited(context)
@@ -184,7 +184,7 @@ class WanRequestSensor(BaseSensorOperator):
             try:
                 if wait.ref.fingerprint is None and not self._has_polled(context):
                     check_it_exists(wait.hook, request_id, named_in="request=")
-                there, result = look(wait.hook, request_id)
+                there, result = read_state(wait.hook, request_id)
             except (WanTransientError, WanAuthError) as error:
                 self.log.warning("%s", error)
                 self._asked_to_wait_s = getattr(error, "retry_after_s", None) or 0.0
