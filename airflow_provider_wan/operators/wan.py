@@ -33,6 +33,7 @@ from airflow_provider_wan.utils.params import (
     timeout_of,
     video_spec_of,
 )
+from airflow_provider_wan.utils.price import with_limit
 from airflow_provider_wan.utils.results import AwaitedRequest
 from airflow_provider_wan.utils.task import LinkState, TaskRequest
 
@@ -103,6 +104,11 @@ class WanSubmitOperator(BaseOperator):
         longer. At most 7 days, and 12 hours where IAM signs: a longer one is refused.
     :param on_invalid: what to do about an input or image that the model would refuse: ``fail`` (default, without
         retry) or ``skip`` the task; the XCom ``refused`` then says why.
+    :param max_cost_usd: the most that the request may cost, in USD; None (default): no limit. It is not submitted if
+        its price is higher: the given one, else the one learned beside ``journal``, else the base price of the model's
+        page, which the log names as such. (templated)
+    :param price_usd: the price of a request in USD, or a mapping of prices by inputs, as for ``WanBatchOperator``.
+        (templated)
     :param wan_conn_id: the connection, default ``wan_default``. (templated)
     :param gcp_conn_id: for journal and images; None (default): Application Default Credentials. (templated)
     :param impersonation_chain: a service account to act as, for journal and images. (templated)
@@ -123,6 +129,8 @@ class WanSubmitOperator(BaseOperator):
         "journal",
         "resolve",
         "request",
+        "max_cost_usd",
+        "price_usd",
         "wan_conn_id",
         "gcp_conn_id",
         "impersonation_chain",
@@ -162,6 +170,8 @@ class WanSubmitOperator(BaseOperator):
         too_small: Literal["upscale", "reject"] = "upscale",
         link_lifetime: timedelta | float | None = None,
         on_invalid: Literal["fail", "skip"] = "fail",
+        max_cost_usd: float | str | None = None,
+        price_usd: float | str | Mapping[str, float] | None = None,
         wan_conn_id: str = "wan_default",
         gcp_conn_id: str | None = None,
         impersonation_chain: str | Sequence[str] | None = None,
@@ -202,6 +212,8 @@ class WanSubmitOperator(BaseOperator):
         self.too_small = too_small
         self.link_lifetime = link_lifetime
         self.on_invalid = on_invalid
+        self.max_cost_usd = max_cost_usd
+        self.price_usd = price_usd
         self.wan_conn_id = wan_conn_id
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
@@ -303,6 +315,14 @@ class WanSubmitOperator(BaseOperator):
             task.warn_about_protection()
         if request_id is not None:
             return submission.take_over(spec, request_id)
+        spec = with_limit(
+            spec,
+            task,
+            hook,
+            max_cost_usd=self.max_cost_usd,
+            price_usd=self.price_usd,
+            journal=given_or_none(self.journal) if self.durable else None,
+        )
         with self._skips_invalid(task):
             return submission.obtain(spec)
 

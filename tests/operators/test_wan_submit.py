@@ -7,6 +7,7 @@ import contextlib
 import copy
 import io
 import json
+import logging
 import time
 from datetime import timedelta
 from typing import Any
@@ -15,8 +16,11 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSkipException
 from PIL import Image
 
+from airflow_provider_wan.batch.budget import BudgetLimits
+from airflow_provider_wan.batch.prices import PriceBook, combination_of
 from airflow_provider_wan.durable.journal import TaskStateJournal
 from airflow_provider_wan.exceptions import (
+    WanBudgetError,
     WanCancelledError,
     WanDownloadError,
     WanError,
@@ -29,6 +33,7 @@ from airflow_provider_wan.exceptions import (
     WanTransientError,
     WanUnknownSubmissionError,
 )
+from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.operators.wan import WanSubmitOperator
 from tests.face_runs import Deferred, StoreInMemory, a_context, connect, posts, purchases, run, start
 from tests.sandboxes import INPUTS, MODEL, Bucket
@@ -386,6 +391,67 @@ def test_a_request_that_was_named_is_not_cancelled_at_the_timeout(
         with pytest.raises(WanTimeoutError, match="not cancelled: without a journal"):
             run(task, a_context(store=store))
     assert sandbox.ledger()["cancels"] == []
+
+
+# -- a limit in USD ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"max_cost_usd": 0.1}, "base price"),
+        ({"max_cost_usd": "0.1", "price_usd": "0.3"}, "0.3 USD (as price_usd says)"),
+        (
+            {"max_cost_usd": 1, "price_usd": {"resolution=1080P": 2.0, "": 0.1}, "resolution": "1080P"},
+            "costs 2 USD",
+        ),
+    ],
+)
+def test_a_request_above_its_limit_is_not_bought(
+    sandbox: Sandbox, store: StoreInMemory, options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(WanBudgetError) as error:
+        run(submit(**options), a_context(store=store))
+    assert says in str(error.value)
+    assert isinstance(error.value, AirflowFailException)
+    assert posts(sandbox) == 0
+    assert store.values == {}
+
+
+def test_a_request_within_its_limit_is_bought_and_the_log_names_a_base_price(
+    sandbox: Sandbox, store: StoreInMemory, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run(submit(max_cost_usd=5), a_context(store=store))
+    assert "base price of the model's page" in capfd.readouterr().out
+    again = run(submit(max_cost_usd=0.001), a_context(store=store))
+    assert [again["request_id"]] == purchases(sandbox), "adopting costs nothing"
+
+
+def test_a_price_learned_beside_the_journal_counts_more_than_the_base(
+    sandbox: Sandbox, bucket: Bucket
+) -> None:
+    run(submit(journal=JOURNAL, max_cost_usd=1), a_context())
+    book = PriceBook(
+        WanHook(),
+        bucket.client,
+        JOURNAL,
+        MODEL,
+        logging.getLogger(),
+        given=None,
+        limits=BudgetLimits(),
+        owner="o",
+    )
+    book.learn(json.dumps(combination_of(MODEL, INPUTS), sort_keys=True, default=str), 2.0)
+    with pytest.raises(WanBudgetError, match="real cost of an earlier request"):
+        run(submit(journal=JOURNAL, variation="2", max_cost_usd=1), a_context())
+    assert len(purchases(sandbox)) == 1
+
+
+@pytest.mark.parametrize("options", [{"max_cost_usd": "much"}, {"max_cost_usd": 1, "price_usd": -1}])
+def test_an_amount_that_is_none_is_refused(sandbox: Sandbox, options: dict[str, Any]) -> None:
+    with pytest.raises(WanInputError, match="must be more than 0"):
+        run(submit(**options), a_context())
+    assert posts(sandbox) == 0
 
 
 # -- taking over by id -------------------------------------------------------------------------------------
