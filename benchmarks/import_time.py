@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FACES = ("operators", "sensors", "transfers", "triggers", "links")
+AIRFLOW_ROOMS = ("operators", "sensors", "transfers", "triggers", "links")
 # The names that every DAG file imports anyway; airflow.sdk alone loads them lazily.
 BASELINE = "from airflow.sdk import DAG, BaseOperator, BaseSensorOperator"
 
@@ -32,8 +32,10 @@ print("MS", (middle - began) * 1000, (time.perf_counter() - middle) * 1000)
 """
 
 
-def face_modules() -> list[str]:
-    files = [file for face in FACES for file in sorted((ROOT / "airflow_provider_wan" / face).glob("*.py"))]
+def airflow_modules() -> list[str]:
+    files = [
+        file for room in AIRFLOW_ROOMS for file in sorted((ROOT / "airflow_provider_wan" / room).glob("*.py"))
+    ]
     return [
         f"airflow_provider_wan.{file.parent.name}.{file.stem}" for file in files if file.stem != "__init__"
     ]
@@ -54,7 +56,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7, help="processes for each module (default 7)")
     parser.add_argument("--json", type=Path, help="write the numbers to this file too")
     arguments = parser.parse_args()
-    modules = face_modules()
+    modules = airflow_modules()
     baselines: list[float] = []
     added: dict[str, list[float]] = {module: [] for module in modules}
     with tempfile.TemporaryDirectory() as home:

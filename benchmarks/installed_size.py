@@ -15,9 +15,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = (
-    ("Airflow alone", "apache-airflow"),
-    ("with airflow-provider-wan", f"{ROOT}"),
-    ("with airflow-provider-wan[sandbox]", f"{ROOT}[sandbox]"),
+    ("Airflow alone", ["apache-airflow"]),
+    ("with airflow-provider-wan", [f"{ROOT}"]),
+    ("with airflow-provider-wan[sandbox]", [f"{ROOT / 'sandbox'}", f"{ROOT}[sandbox]"]),
 )
 
 
@@ -36,8 +36,8 @@ def main() -> None:
         venv = Path(temporary) / "venv"
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
         install = [venv / "bin" / "python", "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt"]
-        for what, requirement in STEPS:
-            subprocess.run([*install, requirement], check=True, stderr=subprocess.DEVNULL)
+        for what, requirements in STEPS:
+            subprocess.run([*install, *requirements], check=True, stderr=subprocess.DEVNULL)
             print(f"{what:<36} {size_mb(venv):6.0f} MB", flush=True)
 
 

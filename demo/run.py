@@ -57,7 +57,8 @@ class Demo:
         self.airflow = LocalAirflow(
             HOME / "airflow",
             dags_folders=[ROOT / "dags"],
-            env=self.sandbox.env,
+            # Polls are as much more frequent as generations are shorter.
+            env={**self.sandbox.env, "WAN_POLL_INTERVAL_SCALE": str(1 / SPEED)},
         )
         stack.enter_context(self.airflow)
         self.airflow.wait_for_dags(daily_content.DAG_ID)

@@ -63,7 +63,7 @@ def live_airflow(
         LocalAirflow(
             home,
             dags_folders=[folder for folder in folders if any(folder.glob("*.py"))],
-            env=live_sandbox.env,
+            env={**live_sandbox.env, "WAN_POLL_INTERVAL_SCALE": "0.25"},  # a generation takes 3 s
             database=postgres.url,
             health_threshold_s=HEALTH_THRESHOLD_S,
             parallelism=8,

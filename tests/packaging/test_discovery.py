@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Airflow and its registry are told about this provider is true, and is all there is."""
+"""The provider info and the registry file name every public class, and nothing else."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from airflow_provider_wan.get_provider_info import get_provider_info
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGE = ROOT / "airflow_provider_wan"
-FACES = ("operators", "sensors", "triggers", "transfers")
+AIRFLOW_ROOMS = ("operators", "sensors", "triggers", "transfers")
 
 
-def told_modules() -> Iterator[str]:
+def provider_info_modules() -> Iterator[str]:
     info = get_provider_info()
     for kind in ("hooks", "operators", "sensors", "triggers"):
         for entry in info[kind]:
@@ -35,14 +35,14 @@ def registered() -> list[dict[str, str]]:
     return [entry for value in registry.values() if isinstance(value, list) for entry in value]
 
 
-def face_modules() -> list[str]:
+def airflow_modules() -> list[str]:
     """Modules that define an operator, a sensor, a trigger or a transfer."""
-    files = [file for face in FACES for file in sorted((PACKAGE / face).glob("*.py"))]
+    files = [file for room in AIRFLOW_ROOMS for file in sorted((PACKAGE / room).glob("*.py"))]
     names = [f"airflow_provider_wan.{f.parent.name}.{f.stem}" for f in files if not f.stem.startswith("_")]
-    return [name for name in names if public_faces(name)]
+    return [name for name in names if public_classes(name)]
 
 
-def public_faces(module_name: str) -> list[str]:
+def public_classes(module_name: str) -> list[str]:
     """Operators, sensors, triggers and transfers that a module defines."""
     module = importlib.import_module(module_name)
     endings = ("Operator", "Sensor", "Trigger")
@@ -66,7 +66,7 @@ def test_the_version_is_the_one_of_the_distribution() -> None:
 
 
 @pytest.mark.parametrize("schema_name", ["provider_info.schema.json", "provider.yaml.schema.json"])
-def test_airflow_accepts_what_it_is_told(schema_name: str) -> None:
+def test_airflow_accepts_the_provider_info(schema_name: str) -> None:
     import airflow
     import jsonschema
 
@@ -80,16 +80,18 @@ def test_airflow_accepts_what_it_is_told(schema_name: str) -> None:
     jsonschema.validate(info, schema)
 
 
-def test_every_module_of_a_face_is_told_to_airflow() -> None:
-    assert sorted(name for name in told_modules() if ".hooks." not in name) == sorted(face_modules())
+def test_every_public_module_is_in_the_provider_info() -> None:
+    assert sorted(name for name in provider_info_modules() if ".hooks." not in name) == sorted(
+        airflow_modules()
+    )
 
 
-@pytest.mark.parametrize("module", [*told_modules()])
-def test_what_is_told_can_be_imported(module: str) -> None:
+@pytest.mark.parametrize("module", [*provider_info_modules()])
+def test_every_module_of_the_provider_info_can_be_imported(module: str) -> None:
     importlib.import_module(module)
 
 
-def test_every_link_is_told_to_airflow() -> None:
+def test_every_link_is_in_the_provider_info() -> None:
     from airflow_provider_wan.links import wan
 
     links = {
@@ -104,13 +106,13 @@ def class_at(path: str) -> type:
     return found
 
 
-def test_the_registry_names_every_face_once_and_nothing_else() -> None:
-    # A face may be public in another module than the one that defines it: classes are compared, not paths.
+def test_the_registry_names_every_public_class_once_and_nothing_else() -> None:
+    # A class may be public in another module than the one that defines it: classes are compared, not paths.
     named = [class_at(entry["module"]) for entry in registered() if ".hooks." not in entry["module"]]
     assert len(set(named)) == len(named)
-    assert set(named) == {class_at(face) for module in face_modules() for face in public_faces(module)}
+    assert set(named) == {class_at(face) for module in airflow_modules() for room in public_classes(module)}
 
 
 @pytest.mark.parametrize("path", [entry["module"] for entry in registered()])
-def test_what_the_registry_names_exists(path: str) -> None:
+def test_every_class_of_the_registry_exists(path: str) -> None:
     assert isinstance(class_at(path), type)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent.parent / "airflow_provider_wan"
-FACES = ("operators", "sensors", "triggers", "transfers", "links", "decorators", "plugins")
+AIRFLOW_ROOMS = ("operators", "sensors", "triggers", "transfers", "links", "decorators", "plugins")
 HEAVY = ("requests", "aiohttp", "PIL", "jsonschema", "google.cloud", "google.auth", "google.api_core", "av")
 
 #: Imports what every DAG file has anyway once, then each module in a process forked from there.
@@ -35,8 +35,8 @@ for module in sys.argv[1:]:
 """
 
 
-def _face_modules() -> list[str]:
-    files = [file for face in FACES for file in sorted((PACKAGE / face).glob("*.py"))]
+def _airflow_modules() -> list[str]:
+    files = [file for room in AIRFLOW_ROOMS for file in sorted((PACKAGE / room).glob("*.py"))]
     found = [
         f"airflow_provider_wan.{file.parent.name}.{file.stem}" for file in files if file.stem != "__init__"
     ]
@@ -46,21 +46,23 @@ def _face_modules() -> list[str]:
 @pytest.fixture(scope="module")
 def newly_imported() -> dict[str, list[str]]:
     """By module, the modules that importing it brings in."""
-    command = [sys.executable, "-c", _PROBE, *_face_modules()]
+    command = [sys.executable, "-c", _PROBE, *_airflow_modules()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     lines = [line.removeprefix("NEW") for line in done.stdout.splitlines() if line.startswith("NEW")]
     return dict(json.loads(line) for line in lines)
 
 
-@pytest.mark.parametrize("module", _face_modules())
-def test_importing_a_face_brings_in_nothing_heavy(module: str, newly_imported: dict[str, list[str]]) -> None:
+@pytest.mark.parametrize("module", _airflow_modules())
+def test_importing_an_airflow_class_imports_nothing_heavy(
+    module: str, newly_imported: dict[str, list[str]]
+) -> None:
     new = newly_imported[module]
     heavy = [name for name in new if any(name == h or name.startswith(f"{h}.") for h in HEAVY)]
     assert not heavy, f"{module} makes every DAG parse import {heavy[:5]}; import it where it is used"
 
 
-def test_what_airflow_discovers_is_a_leaf() -> None:
+def test_the_provider_info_imports_nothing_else() -> None:
     code = "import sys, airflow_provider_wan.get_provider_info; print(*sys.modules, sep='\\n')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = done.stdout.split()
