@@ -338,6 +338,21 @@ def test_a_plan_counts_and_prices_and_writes_nothing(bucket: Bucket, run: Run) -
     assert [one["rule"] for one in plan["problems"]] == ["image", "min_side_px", "max_side_px"]
 
 
+def test_plan_and_summary_count_and_name_what_was_passed_over(
+    bucket: Bucket, run: Run, pushed: dict[str, Any]
+) -> None:
+    bucket.put("in/a.jpg", fits())
+    bucket.put("in/._a.jpg", b"companion")
+    bucket.put("in/notes.txt", b"x")
+    plan = run("gs://videos/in/", dry_run=True)
+    run("gs://videos/in/")
+    for result in (plan, pushed["summary"]):
+        assert result["images"] == 1
+        assert result["passed_over"] == 2
+        assert result["passed_over_by_kind"] == {".txt": 1, "macOS companion file": 1}
+        assert result["passed_over_first"] == ["gs://videos/in/._a.jpg", "gs://videos/in/notes.txt"]
+
+
 def test_a_plan_reads_headers_only(bucket: Bucket, run: Run) -> None:
     for number in range(5):
         bucket.put(f"in/{number}.jpg", encoded(noise(1000, 800 + number), "JPEG", quality=95))
