@@ -110,7 +110,7 @@ def test_the_registry_names_every_public_class_once_and_nothing_else() -> None:
     # A class may be public in another module than the one that defines it: classes are compared, not paths.
     named = [class_at(entry["module"]) for entry in registered() if ".hooks." not in entry["module"]]
     assert len(set(named)) == len(named)
-    assert set(named) == {class_at(face) for module in airflow_modules() for room in public_classes(module)}
+    assert set(named) == {class_at(name) for module in airflow_modules() for name in public_classes(module)}
 
 
 @pytest.mark.parametrize("path", [entry["module"] for entry in registered()])
