@@ -108,7 +108,7 @@ def test_marked_failed_it_leaves_what_another_run_counts_on(live: Live) -> None:
     live.client.set_state(case.task(MARK, first, "make"), "failed")
     case.harmed()
 
-    case.wait_log(case.task(MARK, first, "make"), "other tasks count on it")
+    case.wait_log(case.task(MARK, first, "make"), "other tasks depend on it")
     live.force(request_id, "succeeded")
     case.finish("scenario_wait", second)
     assert case.cancels() == []
