@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -118,7 +117,7 @@ def write_run(
             one = {**where, "task_id": task.task_id, "map_index": task.map_index}
             more = {"state": task.state, "operator": task.operator, "dag_version_id": version}
             more |= {"pool": "default_pool", "pool_slots": 1}
-            session.execute(insert(TaskInstance.__table__).values(**one, **more, id=uuid.uuid4()))
+            session.execute(insert(TaskInstance.__table__).values(**one, **more))
             if fields := (rendered or {}).get(task.task_id):
                 session.execute(
                     insert(RenderedTaskInstanceFields.__table__).values(**one, rendered_fields=fields)
