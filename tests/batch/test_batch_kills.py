@@ -80,7 +80,7 @@ def test_ten_kills_at_random_moments_buy_each_image_once(
         seen = number * IMAGES // KILLS + moments.randrange(1, IMAGES // KILLS)
         kill_worker_when(sandbox, workers, seen, moments.random() * 0.3)
 
-    report = run(addresses(IMAGES), max_failures=MaxFailures(share=1.0))
+    report = run(addresses(IMAGES), max_failures=MaxFailures(share=1.0), deadline_s=300)
     assert report.error is None
     ended = outcomes(report)
     # A kill between a POST and its answer leaves what only a person can tell; it is reported, and not sent again.
