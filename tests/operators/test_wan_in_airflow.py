@@ -113,8 +113,8 @@ def test_what_jinja_renders_from_the_run_reaches_the_api(sandbox: Sandbox, dags:
     }
     taken = run({"prompt": "another", "request": bought["request_id"]})
     assert taken.xcom("submit")["request_id"] == bought["request_id"]
-    resolved = run({"prompt": "a third", "resolve": {INPUTS["img_url"]: bought["request_id"]}})
-    assert resolved.xcom("submit")["request_id"] == bought["request_id"]
+    unsettled = run({"prompt": "a third", "resolve": {INPUTS["img_url"]: bought["request_id"]}})
+    assert "pass request=" in unsettled.xcom("submit", key="failed")["error"], "this run left no open claim"
     assert posts(sandbox) == 1
 
 
