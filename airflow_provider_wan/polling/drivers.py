@@ -19,6 +19,7 @@ from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 from airflow_provider_wan.exceptions import WanError, WanTransientError
+from airflow_provider_wan.hooks.connection import WanSettings
 from airflow_provider_wan.hooks.wan import WanAsyncHook, WanHook
 from airflow_provider_wan.polling.poller import RequestPoller
 from airflow_provider_wan.polling.schedule import DurationEstimate, policy_of
@@ -155,6 +156,7 @@ class SharedWaits:
         self._events: dict[RequestWait, asyncio.Event] = {}
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._settings: WanSettings | None = None
 
     async def wait(self, wait: RequestWait, log: Logger) -> Over:
         """Wait for one request; its log lines are written by this task."""
@@ -212,7 +214,9 @@ class SharedWaits:
     async def _ask(self, hook: WanAsyncHook, request_id: str, call: Call) -> None:
         try:
             settings = await hook.get_settings()
-            self._waits.poller.use_policy(policy_of(settings, polls_per_second=_POLLS_PER_SECOND))
+            if settings is not self._settings:
+                self._settings = settings
+                self._waits.poller.use_policy(policy_of(settings, polls_per_second=_POLLS_PER_SECOND))
             if call == "status":
                 self._waits.on_status(await hook.get_status(request_id, retry=False), time.time())
             else:

@@ -43,7 +43,7 @@ _QUEUE_SHARE = 0.06
 _UNORDERED_SHARE = 0.4
 #: As long as no generation time is known, a running request is polled at each so many of its age.
 _UNKNOWN_SHARE = 0.15
-#: Many such requests share the work of finding the first end: each is polled up to so many times less often.
+#: Many such requests share the work of finding the first ends: each is polled up to so many times less often.
 _UNKNOWN_STRETCH, _UNKNOWN_SHARERS = 4.0, 16
 #: A start or an end is known well enough to learn from if it lies within this share of the generation time.
 _SEEN_WITHIN = 0.5
@@ -254,20 +254,23 @@ class RequestPoller:
 
     def _running_s(self, request: PolledRequest, now: float) -> float:
         """Return the pause between two polls of a request that may be over."""
-        if request.interval_s is not None and self.durations.is_known:
-            return request.interval_s * (1 - 0.1 * request.jitter)
         since = next((at for at in (request.started_by, request.submitted_at) if at is not None), now)
         age_s = max(0.0, now - since)
-        if self.durations.is_known:
-            usual_s = self.durations.usual_s
-            wanted_s = _RUNNING_SHARE * (age_s if age_s > 1.5 * usual_s else usual_s)
-            return min(max(self._intervals.shortest_s, wanted_s), self._longest_s())
-        wanted_s = min(max(self._intervals.first_s, _UNKNOWN_SHARE * age_s), self._intervals.unknown_s)
         if request.interval_s is not None:
             wanted_s = request.interval_s
-        stretch = min(_UNKNOWN_STRETCH, max(1.0, self._running / _UNKNOWN_SHARERS))
+        elif self.durations.is_known:
+            usual_s = self.durations.usual_s
+            wanted_s = _RUNNING_SHARE * (age_s if age_s > 1.5 * usual_s else usual_s)
+            wanted_s = min(max(self._intervals.shortest_s, wanted_s), self._longest_s())
+        else:
+            wanted_s = min(max(self._intervals.first_s, _UNKNOWN_SHARE * age_s), self._intervals.unknown_s)
         longest_s = max(wanted_s, self._intervals.unknown_s)
-        return min(stretch * wanted_s, longest_s) * (1 - 0.2 * request.jitter)
+        return min(self._stretch() * wanted_s, longest_s) * (1 - 0.1 * request.jitter)
+
+    def _stretch(self) -> float:
+        """Return how much longer pauses are while many run and few of them, less than one in 32, have ended."""
+        sharers = _UNKNOWN_SHARERS * max(1, 2 * self.durations.count)
+        return min(_UNKNOWN_STRETCH, max(1.0, self._running / sharers))
 
     def _first_poll_at(self, request: PolledRequest, now: float) -> float:
         """Return when to poll a running request next: before it may be over, only so that it is not left alone."""

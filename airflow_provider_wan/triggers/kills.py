@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What triggers do when their task is taken away: look first whether anybody still owns what they watch."""
+"""What triggers do when their task is killed: check first whether anybody still owns the request."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger
 
-#: Task states in which nobody owns the request any more. Deferred, queued, scheduled and running mean that
-#: another try or another triggerer does; anything else is not certain.
+#: Task states in which nobody owns the request any more. In deferred, queued, scheduled and running another try or
+#: another triggerer owns it; anything else is not certain.
 OVER_FOR_GOOD = frozenset({"failed", "success", "skipped", "upstream_failed", "removed"})
-#: Strong references: Airflow cancels ``on_kill`` after about a second, and what it awaits with it; a task of its
-#: own survives, as long as somebody holds it.
+#: Strong references: Airflow cancels ``on_kill`` after about a second, with whatever it awaits. A separate task
+#: survives as long as something refers to it.
 _unfinished: set[asyncio.Task[None]] = set()
 
 
 async def cancel_if_over(
     trigger: BaseTrigger, cancel: Callable[[], Awaitable[None]], *, what: str, within_s: float
 ) -> None:
-    """Cancel what a trigger watches, if its task is certainly over.
+    """Cancel the requests of a trigger, if its task is certainly over.
 
-    ``on_kill`` is called by Airflow 3.3 and later when a person or a run's end takes the task away; also, falsely, by
-    a triggerer that was stalled and whose triggers another one runs already. So the task's state in the database is
-    looked at first, and whatever is not certain is left alone.
+    Airflow 3.3 and later call ``on_kill`` when a person or the end of a run ends the task; a triggerer that was stalled
+    also calls it, falsely, for triggers that another one runs already. So the task's state is read first, and whatever
+    is not certain is left alone.
 
-    :param cancel: does it.
-    :param what: for the log, such as ``Request 17``.
+    :param cancel: cancels them.
+    :param what: their name in the log, such as ``Request 17``.
     :param within_s: how long all of it may take, in seconds.
     """
 
@@ -50,7 +50,7 @@ async def cancel_if_over(
 
 
 def task_state(ti: Any) -> str | None:
-    """Look up a task instance's state; None where that is not certain. Blocks: on an event loop, use a thread."""
+    """Return the state of a task instance; None if it is not certain. Blocks: on an event loop, use a thread."""
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     mapped = ti.map_index is not None and ti.map_index >= 0
@@ -67,7 +67,7 @@ def task_state(ti: Any) -> str | None:
 
 
 def is_over_for_good(ti: Any) -> bool:
-    """Tell whether a task instance is certainly over, so that nobody owns its request; in doubt, no."""
+    """Return whether a task instance is certainly over, so that nobody owns its request."""
     try:
         return task_state(ti) in OVER_FOR_GOOD
     except Exception:

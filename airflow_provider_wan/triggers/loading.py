@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The imports of a wait, made in a thread: on the event loop all other triggers would stand still for a second."""
+"""Imports what a wait needs in a thread: on the event loop it would stop all other triggers for a second."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDict
 
 
 async def load() -> None:
-    """Return when what a wait needs is imported; thousands that have waited for it go on one after another."""
+    """Return when what a wait needs is imported; triggers that waited for it continue one after another."""
     loading = _loading()
     if loading.done():
         return

@@ -27,18 +27,18 @@ class WanRequestTrigger(BaseTrigger):
     """Waits until a request is finished, or its deadline has passed.
 
     Fires one event, ``{"request_id", "outcome", "fingerprint"}``, without links and without secrets: outcome is
-    ``succeeded``, ``failed``, ``cancelled``, ``gone``, ``refused`` or ``timeout``, and a ``message`` says more where
-    there is more to say, ``running_since`` (unix seconds) when it was first seen running.
+    ``succeeded``, ``failed``, ``cancelled``, ``gone``, ``refused`` or ``timeout``; ``message`` is the text of the
+    error, if there is one; ``running_since`` (unix seconds) is when it was first seen running.
 
     :param wan_conn_id: the connection.
     :param request_id: the request.
     :param deadline: the absolute end of the wait, in unix seconds; no restart of a triggerer moves it.
-    :param poll_interval: seconds between looks, less those that can tell nothing yet; None (default) adapts to the time
-        waited and the queue.
+    :param poll_interval: seconds between polls that may find it over; None (default) adapts to the queue and the usual
+        generation time.
     :param cancel_on_kill: whether a request that is still queued is cancelled when somebody marks the task, or
         its run, failed or successful (Airflow 3.3 and later).
     :param fingerprint: of the record, for the event.
-    :param journal: ``gs://bucket/prefix`` where the record lives, to see who else counts on the request.
+    :param journal: ``gs://bucket/prefix`` where the record lives, to see who else owns the request.
     :param watchers: how the record names this task instance, and the one that submitted on its behalf.
     :param is_known: whether a task submitted the request, default True. An id that a person typed in may be
         wrong: where the first answer says so, the outcome is ``refused``.
@@ -83,7 +83,7 @@ class WanRequestTrigger(BaseTrigger):
         self.impersonation_chain = impersonation_chain
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Give what another triggerer needs to go on."""
+        """Return the arguments with which another triggerer goes on."""
         return (
             "airflow_provider_wan.triggers.wan.WanRequestTrigger",
             {
@@ -104,7 +104,7 @@ class WanRequestTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait."""
+        """Wait, and yield the one event."""
         await load()
         from airflow_provider_wan.polling.drivers import start_wait, wait_in_triggerer
 
@@ -149,14 +149,14 @@ class WanRequestTrigger(BaseTrigger):
             self.log.info("Request %s was still queued: it is cancelled and not charged.", self.request_id)
         else:
             self.log.warning(
-                "Request %s can't be cancelled any more (%s): it runs on and is charged.",
+                "Request %s can't be cancelled any more (%s): it keeps running and is charged.",
                 self.request_id,
                 outcome.word,
             )
 
 
 def event_of(over: Over, wait: RequestWait) -> dict[str, Any]:
-    """Say how a wait ended, without links and without secrets."""
+    """Return the event for the end of a wait, without links and secrets."""
     event: dict[str, Any] = {"outcome": over.outcome}
     if over.error is not None:
         event["message"] = str(over.error)
@@ -168,5 +168,5 @@ def event_of(over: Over, wait: RequestWait) -> dict[str, Any]:
 
 
 def deadline_in(seconds: float) -> float:
-    """Give the absolute end, in unix seconds, of a wait that begins now."""
+    """Return the deadline of a wait that begins now, in unix seconds."""
     return time.time() + seconds

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wait for all requests of a batch in the triggerer: one trigger, however many they are."""
+"""The wait for all requests of a batch in the triggerer: one trigger, whatever their number."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ _MOST_STARTED = 300
 
 
 class WanBatchTrigger(BaseTrigger):
-    """Watches many requests of one account, and comes back when it is worth a worker.
+    """Waits for many requests of one account, and fires when it is worth a worker.
 
     Fires one event, ``{"outcome", "deadline", "ready", "gone", "started", "learned"}``, without links and without
     secrets: outcome is ``ready`` (``ready`` names requests that are over), ``due`` (there is something else to do) or
     ``timeout``.
 
     :param wan_conn_id: the connection.
-    :param request_ids: what is in flight, in order of submission.
+    :param request_ids: the requests in flight, in order of submission.
     :param deadline: the absolute end of the wait, in unix seconds; no restart of a triggerer moves it.
-    :param resume_when_ready: come back when so many are over.
-    :param resume_after: or when the oldest of those that are over has waited so long, in seconds.
-    :param not_later_than: come back at this moment in any case, in unix seconds; None: only by the deadline.
-    :param started: of requests that run, when they began, in unix seconds.
-    :param learned: what the watch has learned so far.
-    :param look_at: requests that were over by their status and had no result: when to look at each again, in unix
+    :param resume_when_ready: fire when so many are over.
+    :param resume_after: or when the first that was over has waited so long, in seconds.
+    :param not_later_than: fire at this time in any case, in unix seconds; None: only at the deadline.
+    :param started: when running requests started, in unix seconds.
+    :param learned: what the poller has learned so far.
+    :param look_at: requests that were over by their status and had no result: when to poll each again, in unix
         seconds.
     :param cancel_on_kill: whether requests that are still queued are cancelled when somebody marks the task, or its
         run, failed or successful (Airflow 3.3 and later).
-    :param journal: ``gs://bucket/prefix`` where the records live, to see who else counts on a request.
+    :param journal: ``gs://bucket/prefix`` where the records live, to see who else owns a request.
     :param watcher: how records name this task instance.
     :param gcp_conn_id: for the journal.
     :param impersonation_chain: for the journal.
@@ -88,7 +88,7 @@ class WanBatchTrigger(BaseTrigger):
         self.impersonation_chain = impersonation_chain
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Give what another triggerer needs to go on."""
+        """Return the arguments with which another triggerer goes on."""
         return (
             "airflow_provider_wan.triggers.wan_batch.WanBatchTrigger",
             {
@@ -110,7 +110,7 @@ class WanBatchTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Watch."""
+        """Wait, and yield the one event."""
         await load()
         from airflow_provider_wan.hooks.wan import WanAsyncHook
 
@@ -208,7 +208,7 @@ class WanBatchTrigger(BaseTrigger):
         return min(moments)
 
     async def on_kill(self) -> None:
-        """Cancel what is still queued, if nobody owns it any more."""
+        """Cancel the requests that are still queued, if nobody owns them any more."""
         if self.cancel_on_kill:
             what = f"A batch with {len(self.request_ids)} requests"
             await cancel_if_over(self, self._cancel_queued, what=what, within_s=_ON_KILL_S)
@@ -217,7 +217,7 @@ class WanBatchTrigger(BaseTrigger):
         from airflow_provider_wan.exceptions import WanError
         from airflow_provider_wan.hooks.wan import WanAsyncHook
 
-        mine = await asyncio.to_thread(self._watched_by_nobody_else)
+        mine = await asyncio.to_thread(self._owned_by_nobody_else)
         gate = asyncio.Semaphore(_CANCELS_AT_ONCE)
         async with WanAsyncHook(self.wan_conn_id) as hook:
 
@@ -237,8 +237,8 @@ class WanBatchTrigger(BaseTrigger):
             len(self.request_ids),
         )
 
-    def _watched_by_nobody_else(self) -> list[str]:
-        """Tell, by one listing of the journal, on which requests no other task counts. Blocks."""
+    def _owned_by_nobody_else(self) -> list[str]:
+        """Return the requests that no other task owns, by one listing of the journal. Blocks."""
         if self.journal is None or self.watcher is None:
             return []
         journal: Any = bucket_journal(

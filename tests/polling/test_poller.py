@@ -50,7 +50,7 @@ def test_an_outage_teaches_no_generation_time(outage_s: float, single_waits: boo
         (Account(requests=1000, concurrency=100, usual_s=30.0), 8),
         (Account(requests=1000, concurrency=100, spread=0.02), 8),
         (Account(requests=1000, concurrency=100, spread=0.5), 9),
-        (Account(requests=40, concurrency=1, first_position=1), 9),
+        (Account(requests=40, concurrency=1, first_position=1), 10),
         (Account(requests=500, concurrency=50, others=1), 8),
         (Account(requests=100, concurrency=4, others=3), 14),
         (Account(requests=1000, concurrency=100, overtaking=8), 8),
