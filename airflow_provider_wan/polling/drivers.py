@@ -28,7 +28,7 @@ from airflow_provider_wan.polling.wait import Call, Over, RequestWait, WaitSet
 _T = TypeVar("_T")
 _LONGEST_SLEEP_S = 5.0
 #: The loop of a set runs at most once in so many seconds: answers that come together are handled together.
-_TICK_S = 0.02
+_TICK_S = 0.05
 #: Single waits are limited by their own intervals, and by the connection's ``requests_per_second``.
 _POLLS_PER_SECOND = 2000.0
 _POLLS_AT_ONCE = 100

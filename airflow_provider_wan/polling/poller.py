@@ -43,7 +43,7 @@ _QUEUE_SHARE = 0.06
 _UNORDERED_SHARE = 0.4
 #: As long as no generation time is known, a running request is polled at each so many of its age.
 _UNKNOWN_SHARE = 0.15
-#: Many such requests share the work of finding the first ends: each is polled up to so many times less often.
+#: Many such requests share the work of finding the first end: each is polled up to so many times less often.
 _UNKNOWN_STRETCH, _UNKNOWN_SHARERS = 4.0, 16
 #: A start or an end is known well enough to learn from if it lies within this share of the generation time.
 _SEEN_WITHIN = 0.5
@@ -268,9 +268,12 @@ class RequestPoller:
         return min(self._stretch() * wanted_s, longest_s) * (1 - 0.1 * request.jitter)
 
     def _stretch(self) -> float:
-        """Return how much longer pauses are while many run and few of them, less than one in 32, have ended."""
-        sharers = _UNKNOWN_SHARERS * max(1, 2 * self.durations.count)
-        return min(_UNKNOWN_STRETCH, max(1.0, self._running / sharers))
+        """Return how much longer pauses are while many run and none has ended."""
+        return (
+            1.0
+            if self.durations.is_known
+            else min(_UNKNOWN_STRETCH, max(1.0, self._running / _UNKNOWN_SHARERS))
+        )
 
     def _first_poll_at(self, request: PolledRequest, now: float) -> float:
         """Return when to poll a running request next: before it may be over, only so that it is not left alone."""
