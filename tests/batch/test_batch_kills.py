@@ -95,7 +95,11 @@ def test_ten_kills_at_random_moments_buy_each_image_once(
     assert len(sandbox.ledger()["purchases"]) == purchases
 
 
-def test_two_runs_through_outages_and_an_empty_wallet_buy_each_image_once(sandbox: Sandbox) -> None:
+def test_two_runs_through_outages_and_an_empty_wallet_buy_each_image_once(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No process dies here, so no claim has to expire soon; a short timeout would lose answers on a busy machine.
+    monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox, timeout=60))
     images = addresses(IMAGES)
     sandbox.control("account", {"balance_usd": 20.0})  # for half of them
     sandbox.add_fault("bucket.*", "status", status=503, skip=250, count=25)
