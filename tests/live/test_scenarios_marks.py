@@ -16,7 +16,7 @@ CHAIN, MARK, MAPPED, TIMEOUT = (
     "scenario_mark_mapped",
     "scenario_run_timeout",
 )
-LEFT = "it runs on and is charged"
+LEFT = "it keeps running and is charged"
 
 
 @scenario
