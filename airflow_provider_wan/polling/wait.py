@@ -209,7 +209,8 @@ class WaitSet:
         """Return what to ask now; a wait whose deadline has passed is polled a last time, or ends."""
         while self._deadlines and self._deadlines[0][0] <= now:
             _, _, wait = heapq.heappop(self._deadlines)
-            if wait.over is None and wait.request_id not in self._asked:
+            is_here = wait in self._waits.get(wait.request_id, ())
+            if is_here and wait.over is None and wait.request_id not in self._asked:
                 self._on_deadline(wait, now)
         requests = self.poller.due(now, limit)
         self._asked.update(requests)

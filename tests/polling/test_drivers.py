@@ -328,3 +328,21 @@ def test_what_waits_have_learned_outlives_the_last_of_them(sandbox: Sandbox) -> 
 
     sandbox.control("speed", {"generation_seconds": 0.6})
     asyncio.run(one_after_another())
+
+
+def test_a_wait_that_was_cancelled_ends_no_other_wait_at_its_deadline(sandbox: Sandbox) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    first, second = buy("first"), buy("second")
+
+    async def wait_for_both() -> Over:
+        now = time.time()
+        waits = [
+            start_wait(first, deadline=now + 0.6, poll_interval_s=0.05),
+            start_wait(second, deadline=now + 1.5, poll_interval_s=0.05),
+        ]
+        killed, other = (asyncio.ensure_future(wait_in_triggerer("wan_default", one, LOG)) for one in waits)
+        await asyncio.sleep(0.2)
+        killed.cancel()
+        return await other
+
+    assert asyncio.run(wait_for_both()).outcome == "timeout"

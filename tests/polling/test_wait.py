@@ -381,3 +381,14 @@ def test_one_request_that_always_fails_does_not_delay_the_others() -> None:
                     waits.on_status(RequestStatus("good", State.RUNNING, "in_progress"), now)
             now = max(now + 0.01, waits.next_at(now))
         assert max(b - a for a, b in itertools.pairwise(polled)) < 6.0, error
+
+
+def test_a_wait_that_was_removed_does_not_come_back_at_its_deadline() -> None:
+    waits = WaitSet(RequestPoller())
+    removed, other = RequestWait("r-1", deadline=10.0), RequestWait("r-2", deadline=100.0)
+    waits.add(removed, 0.0)
+    waits.add(other, 0.0)
+    waits.remove(removed)
+    waits.due(11.0, 10)
+    assert removed.over is None
+    assert not waits.changed
