@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.batch.budget import Budget
 from airflow_provider_wan.batch.checkpoint import BatchFiles, Checkpoint
-from airflow_provider_wan.batch.engine import BatchEngine
+from airflow_provider_wan.batch.engine import BatchEngine, Pause
 from airflow_provider_wan.batch.plan import Item, Plan
 from airflow_provider_wan.batch.planner import Planner
 from airflow_provider_wan.batch.pool import BatchWork
@@ -150,6 +150,25 @@ class Batch:
         engine.state.mark_finished(event.get("ready") or ())
         engine.state.mark_missing(event.get("gone") or ())
         return engine
+
+    def run(self, engine: BatchEngine, *, may_pause: bool) -> Pause | None:
+        """Run up to a wait, which is saved, or to the end.
+
+        While the ids of purchases can't be saved anywhere, this process is all that knows them: it goes on itself.
+
+        :raises WanStorageError: a wait can't be saved; every purchase is in the journal.
+        """
+        pause = engine.run(may_pause=may_pause)
+        if pause is None or self._stop.is_set():
+            return None
+        try:
+            self.save(engine)
+        except WanStorageError as error:
+            if not engine.state.unwritten:
+                raise
+            self._log.warning("The batch waits in this worker, because its state can't be saved: %s", error)
+            return engine.run(may_pause=False)
+        return pause
 
     def save(self, engine: BatchEngine) -> None:
         """Save, before a wait, what the journal does not hold."""

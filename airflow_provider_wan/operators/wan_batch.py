@@ -253,10 +253,11 @@ class WanBatchOperator(BaseOperator):
         self.impersonation_chain = impersonation_chain
         self.link_state = LinkState()
         self._end: BatchEnd | None = None
-        self._stop = threading.Event()
+        self._stop: threading.Event | None = None  # set in execute: an event can't be copied
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Run the batch up to its first wait, or its end. Earlier purchases are found in the journal."""
+        self._stop = threading.Event()
         with as_airflow_errors(context):
             is_dry_run = flag_of(self.dry_run, name="dry_run")
             deadline = deadline_in(seconds_of(self.timeout))
@@ -269,6 +270,7 @@ class WanBatchOperator(BaseOperator):
 
     def execute_complete(self, context: Any, event: Mapping[str, Any]) -> dict[str, Any]:
         """Continue after a wait in the triggerer."""
+        self._stop = threading.Event()
         with as_airflow_errors(context):
             deadline = float(event["deadline"])
             batch = self._batch(context, deadline)
@@ -284,14 +286,14 @@ class WanBatchOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """Start nothing more; what was started is finished and recorded."""
-        self._stop.set()
+        if self._stop is not None:
+            self._stop.set()
 
     def _run(self, context: Any, batch: Batch, engine: BatchEngine, deadline: float) -> dict[str, Any]:
-        pause = engine.run(may_pause=self.deferrable)
-        if self._stop.is_set():
+        pause = batch.run(engine, may_pause=self.deferrable)
+        if self._stop is not None and self._stop.is_set():
             raise self._was_killed(context, engine)
         if pause is not None:
-            batch.save(engine)
             self._set_links(engine, next(iter(pause.request_ids), None))
             self._show(context, batch, engine.progress())
             self._wait_in_triggerer(context, pause, deadline)

@@ -147,3 +147,19 @@ def test_after_an_id_that_can_not_be_written_nothing_more_is_bought_and_every_id
     assert lost
     assert all(request_id in str(error) for request_id in lost for error in (refused.error, report.error))
     assert len(purchases) <= 14
+
+
+def test_a_wait_that_can_not_be_saved_ends_with_an_error_that_names_the_unwritten_ids(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_provider_wan.durable import submission
+
+    monkeypatch.setattr(submission, "WRITE_ID_FOR_S", -1.0)
+    # Plan, check (twice) and claim are written, the id and the checkpoint are not.
+    sandbox.add_fault("bucket.upload", "forbidden", skip=4)
+    one = batch(addresses(1), deadline_s=8)
+    engine = one.begin()
+    assert one.run(engine, may_pause=True) is None
+    report = one.report(engine)
+    (purchase,) = sandbox.ledger()["purchases"]
+    assert purchase["request_id"] in str(report.error)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -170,3 +171,9 @@ def test_an_unwritable_bucket_fails_the_task_at_once(sandbox: Sandbox) -> None:
 def test_a_timeout_that_is_not_positive_is_refused(timeout: float) -> None:
     with pytest.raises(ValueError, match="must be more than 0"):
         operator(timeout=timeout)
+
+
+def test_airflow_can_copy_the_task() -> None:
+    copied = copy.deepcopy(operator())
+    assert copied.prompt == operator().prompt
+    copied.on_kill()
