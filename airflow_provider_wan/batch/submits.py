@@ -104,7 +104,8 @@ class _PriceLearning:
     def next_at(self) -> float | None:
         """Return when to ask again for a price that images wait for."""
         retries = self._state.retries.prices
-        return min((retries[key].at for key in self._held if key in retries), default=None)
+        keys = retries.keys() & self._held.keys() - self._checking
+        return min((retries[key].at for key in keys), default=None)
 
     def begin(self, now: float) -> None:
         """Release the images whose price is known, and ask for prices that others learn."""
@@ -218,14 +219,14 @@ class Submits:
         return self._has_items(now) and self._has_room() and now >= self._retries.submits.at
 
     def next_at(self) -> float | None:
-        """Return when the next call may start; None if that depends on something else."""
+        """Return when the next call may start; None if that depends on something else, as on a call under way."""
         state = self._state
         if state.halted:
             return None
         if state.unwritten:
-            return self._retries.writes.at
+            return None if self._is_writing else self._retries.writes.at
         moments = [state.next_retry_at(), self.prices.next_at()]
-        if state.to_submit and self._has_room():
+        if state.to_submit and self._has_room() and not self._is_checking:
             moments.append(self._retries.submits.at)
         return min((at for at in moments if at is not None), default=None)
 
