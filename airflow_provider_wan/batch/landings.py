@@ -52,15 +52,19 @@ class Landings:
         state = self._state
         state.landing.discard(request_id)
         fingerprint = state.finished[request_id]
+        asked_s = getattr(outcome, "retry_after_s", None) or 0.0
         match outcome:
             case WanTransientError():  # not finished after all, or no answer
-                state.mark_not_finished(request_id, now)
+                state.mark_not_finished(request_id, now, asked_s=asked_s)
                 return
-            case WanDownloadError() | WanStorageError() if outcome.retry_helps and self._may_retry(
-                fingerprint
+            case WanDownloadError() | WanStorageError() if (
+                outcome.retry_helps and asked_s <= self._limits.outage_s and self._may_retry(fingerprint)
             ):
                 self._log.warning("Landing again: %s", outcome)
-                state.to_land.append(request_id)
+                if asked_s:
+                    state.mark_not_finished(request_id, now, asked_s=asked_s)
+                else:
+                    state.to_land.append(request_id)
                 return
         state.forget_finished(request_id)
         match outcome:

@@ -195,11 +195,14 @@ class BatchState:
         else:
             self.poller.add_apart(request_id, late.since, look_at=late.at)
 
-    def mark_not_finished(self, request_id: str, now: float) -> None:
-        """Record that a request that seemed finished is not, or that there is no answer about it."""
+    def mark_not_finished(self, request_id: str, now: float, *, asked_s: float = 0.0) -> None:
+        """Record that a request that seemed finished is not, or that there is no answer about it.
+
+        :param asked_s: how long the server asked to wait, in seconds.
+        """
         self.in_flight[request_id] = self.finished.pop(request_id)
         before = self.retries.results.get(request_id, RetryState())
-        late = before.later(now, pause_after_s(before.times + 1))
+        late = before.later(now, max(pause_after_s(before.times + 1), asked_s))
         self.retries.results[request_id] = late
         self.poller.add_apart(request_id, now, look_at=late.at)
 

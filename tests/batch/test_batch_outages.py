@@ -7,11 +7,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from airflow_provider_wan.batch.report import MaxFailures
-from airflow_provider_wan.exceptions import WanStorageError, WanTransientError
+from airflow_provider_wan.exceptions import WanDownloadError, WanStorageError, WanTransientError
 from tests.batch.batch_support import (
     addresses,
     batch,
@@ -163,3 +164,41 @@ def test_a_wait_that_can_not_be_saved_ends_with_an_error_that_names_the_unwritte
     report = one.report(engine)
     (purchase,) = sandbox.ledger()["purchases"]
     assert purchase["request_id"] in str(report.error)
+
+
+def test_a_batch_sleeps_while_a_call_is_under_way(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow_provider_wan.batch.submits import Submits
+
+    begin, begun = Submits.begin, []
+
+    def counted(submits: Submits, now: float) -> None:
+        begun.append(now)
+        begin(submits, now)
+
+    monkeypatch.setattr(Submits, "begin", counted)
+    sandbox.add_fault("submit", "status", status=503, count=1)  # the answer is lost
+    sandbox.add_fault("status", "hang", skip=1, count=1)  # the free call after it takes 4 s
+    report = run(addresses(2), max_failures=ANY, limits={"submit_threads": 1})
+    assert outcomes(report) == {"landed": 1, "unknown": 1}
+    assert len(begun) < 150
+
+
+@pytest.mark.parametrize(("asked_s", "fetched", "outcome"), [(7200, 1, "not_landed"), (2, 2, "landed")])
+def test_a_download_is_not_tried_again_before_the_server_allows_it(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, asked_s: int, fetched: int, outcome: str
+) -> None:
+    from airflow_provider_wan.landing.download import Downloader
+
+    fetch, times = Downloader.fetch, []
+
+    def refused_at_first(downloader: Downloader, url: str, *, request_id: str) -> Any:
+        times.append(time.monotonic())
+        if len(times) == 1:
+            raise WanDownloadError("It is busy.", request_id=request_id, retry_after_s=asked_s)
+        return fetch(downloader, url, request_id=request_id)
+
+    monkeypatch.setattr(Downloader, "fetch", refused_at_first)
+    report = run(addresses(1), max_failures=ANY)
+    assert outcomes(report) == {outcome: 1}
+    assert len(times) == fetched
+    assert all(later - times[0] >= asked_s for later in times[1:])
