@@ -21,14 +21,9 @@ from airflow_provider_wan.batch.prices import PriceBook
 from airflow_provider_wan.batch.report import Landed
 from airflow_provider_wan.batch.spec import BatchLimits
 from airflow_provider_wan.durable.journal import Journal, RecordConflict, VersionedRecord
+from airflow_provider_wan.durable.reconcile import amend, raise_unless_succeeded, with_result
 from airflow_provider_wan.durable.record import Record, Stage
-from airflow_provider_wan.durable.submission import (
-    Submission,
-    SubmitResult,
-    amend,
-    raise_unless_succeeded,
-    with_result,
-)
+from airflow_provider_wan.durable.submission import Submission, SubmitResult
 from airflow_provider_wan.exceptions import (
     WanCancelledError,
     WanDownloadError,

@@ -36,11 +36,9 @@ from airflow_provider_wan.durable.decide import (
 from airflow_provider_wan.durable.journal import Journal, RecordConflict, VersionedRecord
 from airflow_provider_wan.durable.reconcile import (
     Api,
-    amend,
     as_paid,
     check_it_exists,
     no_output,
-    raise_unless_succeeded,
     read_state,
     with_result,
 )
@@ -59,16 +57,6 @@ from airflow_provider_wan.model_api.calls import SubmittedRequest, check_request
 from airflow_provider_wan.model_api.faults import RetryPolicy
 from airflow_provider_wan.model_api.fingerprints import canonical_url, encoded_url
 from airflow_provider_wan.model_api.video_spec import VideoSpec
-
-__all__ = [
-    "Api",
-    "SubmitResult",
-    "Submission",
-    "amend",
-    "read_state",
-    "raise_unless_succeeded",
-    "with_result",
-]
 
 #: How long writing the id of a bought request is retried, in seconds, before the task fails.
 WRITE_ID_FOR_S = 900.0

@@ -123,7 +123,7 @@ class WanToGCSOperator(BaseOperator):
 
     def _land(self, ref: RequestRef) -> Record:
         from airflow_provider_wan.durable.journal import BucketJournal
-        from airflow_provider_wan.durable.submission import amend
+        from airflow_provider_wan.durable.reconcile import amend
         from airflow_provider_wan.exceptions import WanInputError
         from airflow_provider_wan.hooks.gcs import split_gs_uri, storage_client
         from airflow_provider_wan.hooks.wan import WanHook
