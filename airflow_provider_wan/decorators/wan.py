@@ -15,9 +15,9 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_wan.exceptions import WanInputError
+from airflow_provider_wan.model_api import INPUT_PARAMETERS
 from airflow_provider_wan.operators.wan import WanSubmitOperator
 from airflow_provider_wan.utils.errors import as_airflow_errors
-from airflow_provider_wan.utils.params import INPUT_PARAMETERS
 
 
 class WanDecoratedOperator(DecoratedOperator, WanSubmitOperator):

@@ -25,6 +25,7 @@ from airflow_provider_wan.gallery.cards import (
     TaskInstanceKey,
     XComRef,
 )
+from airflow_provider_wan.model_api import INPUT_PARAMETERS
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -33,17 +34,6 @@ if TYPE_CHECKING:
 _LONGEST_XCOM = 1_000_000
 #: Task instances in one query: SQLite allows 32,766 parameters.
 _TASKS_A_QUERY = 1000
-#: Template fields of the model's inputs, as a task shows them before it has returned anything.
-_INPUTS = (
-    "prompt",
-    "img_url",
-    "negative_prompt",
-    "template",
-    "resolution",
-    "duration",
-    "prompt_extend",
-    "seed",
-)
 
 
 class RunData:
@@ -142,6 +132,6 @@ def _plain(value: Any) -> Any:
 def _with_fields(card: Card, fields: Mapping[str, Any] | None) -> Card:
     if not fields or not _lacks_inputs(card):
         return card
-    inputs = {name: fields[name] for name in _INPUTS if fields.get(name) not in (None, "", "None")}
+    inputs = {name: fields[name] for name in INPUT_PARAMETERS if fields.get(name) not in (None, "", "None")}
     image = card.image or str(inputs.get("img_url") or "")
     return replace(card, inputs=inputs, image=image.split("?")[0] or None)

@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowSkipExc
 from airflow_provider_wan import metrics
 from airflow_provider_wan.exceptions import WanInputError, WanTransientError
 from airflow_provider_wan.links.wan import WanGenerationsLink, WanVideoLink
+from airflow_provider_wan.model_api import INPUT_PARAMETERS
 from airflow_provider_wan.operators.wan_cancel import WanCancelOperator
 from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in, event_of, is_over_for_good
 from airflow_provider_wan.utils.errors import as_airflow_errors
@@ -21,7 +22,6 @@ from airflow_provider_wan.utils.images import given_image, image_sources, shown_
 from airflow_provider_wan.utils.params import (
     DEFAULT_MODEL_ID,
     DEFAULT_TIMEOUT,
-    INPUT_PARAMETERS,
     RequestRef,
     given_inputs,
     given_or_none,

@@ -15,12 +15,12 @@ from airflow.providers.common.compat.sdk import AirflowException, BaseOperator
 from airflow_provider_wan import metrics
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.links.wan import WanBucketLink, WanGenerationsLink
+from airflow_provider_wan.model_api import INPUT_PARAMETERS
 from airflow_provider_wan.triggers.wan import WanBatchTrigger, deadline_in, is_over_for_good
 from airflow_provider_wan.utils.errors import as_airflow_errors
 from airflow_provider_wan.utils.images import image_sources
 from airflow_provider_wan.utils.params import (
     DEFAULT_MODEL_ID,
-    INPUT_PARAMETERS,
     flag_of,
     given_inputs,
     given_or_none,

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanInputError
+from airflow_provider_wan.model_api import INPUT_PARAMETERS
 
 if TYPE_CHECKING:
     from airflow_provider_wan.hooks.wan import WanHook
@@ -18,18 +19,6 @@ if TYPE_CHECKING:
 DEFAULT_MODEL_ID = "wan-ai/wan-2-2/image-to-video"
 #: An account that runs two requests at a time can have a long queue.
 DEFAULT_TIMEOUT = timedelta(hours=6)
-#: The inputs that have a parameter of their own: those of the default model.
-INPUT_PARAMETERS = (
-    "prompt",
-    "img_url",
-    "negative_prompt",
-    "template",
-    "resolution",
-    "duration",
-    "prompt_extend",
-    "seed",
-)
-
 _ALWAYS = ("request_id", "model_id", "fingerprint", "submitted_at")
 #: XCom keys that are left out if empty, and the attribute of each.
 _IF_KNOWN = {
