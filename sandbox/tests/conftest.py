@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from sandbox.tests.api_client import Client
+from sandbox.tests.bucket_support import BucketServer
 from wan_sandbox.server import Sandbox
 
 VIDEO_BYTES = 50_000
@@ -24,3 +25,17 @@ def sandbox() -> Iterator[Sandbox]:
 @pytest.fixture
 def client(sandbox: Sandbox) -> Client:
     return Client(sandbox)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[BucketServer]:
+    """One bucket server for all tests of a file."""
+    with BucketServer() as server:
+        yield server
+
+
+@pytest.fixture
+def server(running: BucketServer) -> BucketServer:
+    """The bucket server of the file, emptied and without faults."""
+    running.reset()
+    return running

@@ -2,25 +2,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
 
 from sandbox.tests.bucket_support import BUCKET, MIB, BucketServer, bytes_of
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[BucketServer]:
-    with BucketServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: BucketServer) -> BucketServer:
-    running.reset()
-    return running
 
 
 def test_the_server_says_that_it_is_up(server: BucketServer) -> None:

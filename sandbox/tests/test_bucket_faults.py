@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,18 +17,6 @@ from google.api_core.exceptions import (
 from google.cloud.storage.exceptions import DataCorruption
 
 from sandbox.tests.bucket_support import BUCKET, MIB, QUICK_RETRY, BucketServer, bytes_of
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[BucketServer]:
-    with BucketServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: BucketServer) -> BucketServer:
-    running.reset()
-    return running
 
 
 def upload(server: BucketServer, name: str = "n", data: bytes = b"data", **options: Any) -> None:

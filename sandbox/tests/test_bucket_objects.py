@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import google_crc32c
@@ -10,18 +9,6 @@ import pytest
 from google.api_core.exceptions import BadRequest, Conflict, NotFound, PreconditionFailed
 
 from sandbox.tests.bucket_support import BUCKET, MIB, BucketServer, bytes_of
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[BucketServer]:
-    with BucketServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: BucketServer) -> BucketServer:
-    running.reset()
-    return running
 
 
 def test_a_bucket_is_made_listed_and_removed_when_empty(server: BucketServer) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import gzip
 import io
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -17,18 +16,6 @@ from google.api_core.exceptions import NotFound, PreconditionFailed, RequestRang
 from google.oauth2 import service_account
 
 from sandbox.tests.bucket_support import BUCKET, MIB, BucketServer, bytes_of
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[BucketServer]:
-    with BucketServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: BucketServer) -> BucketServer:
-    running.reset()
-    return running
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import base64
 import hashlib
 import io
 import socket
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from urllib.parse import urlsplit
@@ -18,18 +17,6 @@ from google.api_core.exceptions import BadRequest, NotFound, PreconditionFailed
 from sandbox.tests.bucket_support import BUCKET, MIB, BucketServer, bytes_of
 from wan_sandbox.bucket.errors import StorageError
 from wan_sandbox.bucket.multipart import RelatedParser
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[BucketServer]:
-    with BucketServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: BucketServer) -> BucketServer:
-    running.reset()
-    return running
 
 
 def md5_of(data: bytes) -> str:
