@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``airflow wan ...`` (Airflow 3.3), and ``python -m airflow_provider_wan ...`` elsewhere.
 
-Airflow imports this module for every one of its commands: it imports nothing heavy itself.
+Airflow imports this module for every command, so it imports nothing heavy itself.
 """
 
 from __future__ import annotations
@@ -126,17 +126,17 @@ def _row(claim: VersionedRecord) -> dict[str, Any]:
 
 
 def _settle_claims(args: argparse.Namespace) -> None:
-    from airflow_provider_wan.durable.submission import ClaimWatch
+    from airflow_provider_wan.durable.submission import ClaimWindow
     from airflow_provider_wan.hooks.wan import WanHook
 
     journal = _journal(args)
     answers = dict(_answers(args, journal))
     hook = WanHook(args.wan_conn_id)
-    watch = ClaimWatch(hook, journal, _LOG, sleep=time.sleep)
+    window = ClaimWindow(hook, journal, _LOG, sleep=time.sleep)
     rows = []
     for fingerprint, answer in answers.items():
         try:
-            outcome = _settle(hook, journal, watch, fingerprint, answer)
+            outcome = _settle(hook, journal, window, fingerprint, answer)
         except WanError as error:
             outcome = f"failed: {error}"
         rows.append({"fingerprint": fingerprint, "answer": answer, "outcome": outcome})
@@ -145,7 +145,7 @@ def _settle_claims(args: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-def _settle(hook: Any, journal: BucketJournal, watch: Any, fingerprint: str, answer: str) -> str:
+def _settle(hook: Any, journal: BucketJournal, window: Any, fingerprint: str, answer: str) -> str:
     from airflow_provider_wan.durable.journal import RecordConflict
     from airflow_provider_wan.durable.submission import release, settle_as
     from airflow_provider_wan.model_api.calls import check_request_id
@@ -153,7 +153,7 @@ def _settle(hook: Any, journal: BucketJournal, watch: Any, fingerprint: str, ans
     claim = journal.read(fingerprint)
     if claim is None or claim.record.request_id is not None:
         return "failed: there is no open claim of this fingerprint"
-    if watch.may_be_alive(claim):
+    if window.may_be_alive(claim):
         return "failed: the submit may still be under way; try again in a few minutes"
     try:
         if answer == NOT_BOUGHT:
@@ -168,7 +168,7 @@ def _settle(hook: Any, journal: BucketJournal, watch: Any, fingerprint: str, ans
 def _answers(args: argparse.Namespace, journal: BucketJournal) -> Iterator[tuple[str, str]]:
     """Yield each fingerprint with its request id or :data:`NOT_BOUGHT`.
 
-    :raises WanInputError: the options do not go together.
+    :raises WanInputError: the options contradict each other.
     """
     if sum(map(bool, (args.not_bought, args.request_id, args.file))) != 1:
         raise WanInputError("Give one of --not-bought, --request-id and --file.")

@@ -98,7 +98,7 @@ class WanTimeoutError(WanError):
 
 
 class WanDownloadError(WanError):
-    """A file from outside (a video, an image) could not be fetched whole, or has the wrong content.
+    """A file from outside (a video, an image) could not be fetched whole, or has unexpected content.
 
     :param retry_helps: true for a temporary fault (cut, stalled, server error), false if the address itself is not
         acceptable.

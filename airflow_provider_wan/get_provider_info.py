@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Airflow discovers about this provider.
+"""The provider info that Airflow discovers.
 
 Every ``airflow`` command imports this module, so it imports nothing itself.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 _INTEGRATION = "Wan (RunComfy)"
 
-#: What the extra of a connection may hold, with the form of each.
+#: The fields of a connection's extra, with the form of each.
 CONN_FIELDS: dict[str, dict[str, Any]] = {
     "requests_per_second": {
         "label": "Requests per second",
@@ -56,7 +56,7 @@ def get_provider_info() -> dict[str, Any]:
     ``package-name`` must equal the name of the distribution, or Airflow's whole discovery fails, for
     every provider that is installed.
 
-    :return: what Airflow's ``provider_info.schema.json`` asks for; ``conn-fields`` and
+    :return: a mapping by Airflow's ``provider_info.schema.json``; ``conn-fields`` and
         ``ui-field-behaviour`` are read by Airflow 3.2 and later.
     """
     return {

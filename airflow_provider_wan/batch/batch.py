@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 
 #: The status file of a larger batch is not written at every wait, but at most this many lines a second.
 _STATUS_ALWAYS_UP_TO, _STATUS_LINES_PER_SECOND = 2_000, 200.0
-#: Outcomes that the checkpoint leaves out: the journal has the first two, and the last is submitted again, so that the
-#: end names the limit.
+#: Outcomes that the checkpoint leaves out: the journal has the first two, and the last is submitted again,
+#: so that the final error names the limit.
 _NOT_IN_CHECKPOINT = (Outcome.LANDED, Outcome.REUSED, Outcome.LEFT)
 
 
@@ -62,7 +62,7 @@ class Batch:
     :param sources: opens source images.
     :param owner: the name of the task instance in records.
     :param stop: set to end early.
-    :param on_progress: is called with the figures at intervals.
+    :param on_progress: called at intervals with the progress figures.
     :param listener: receives the events.
     """
 
@@ -111,12 +111,12 @@ class Batch:
     # -- start and resume ----------------------------------------------------------------------------------
 
     def begin(self) -> BatchEngine:
-        """Plan, and sort out what is there already.
+        """Plan the batch, and subtract what the journal and the destination already hold.
 
         :raises WanBudgetError: there is a limit in USD and no price; nothing was bought.
         :raises WanInputError: the dataset can't be read.
         """
-        self._prices.load_page()  # before anything that takes long
+        self._prices.load_page()  # before any slow step
         before = self._files.read_plan(self._log)
         plan = self._planner.plan(before.fingerprints() if before else ())
         self._prices.load(plan, self._usable(plan))
@@ -171,7 +171,7 @@ class Batch:
         return pause
 
     def save(self, engine: BatchEngine) -> None:
-        """Save, before a wait, what the journal does not hold."""
+        """Save the state that the journal does not hold, before a wait."""
         self._checkpoint.results = {
             fingerprint: result
             for fingerprint, result in engine.results.items()
@@ -295,7 +295,7 @@ class Batch:
         except WanStorageError as error:
             if not state.unwritten:
                 raise
-            # The error of this task is all that names the purchased requests now: it must be raised.
+            # Only the error of this task still names the purchased requests: raise it.
             self._log.error("The manifest could not be written: %s", error)
             manifest = ""
         self._log.info("%s. Manifest: %s", progress.line(), manifest)

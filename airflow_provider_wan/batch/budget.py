@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch may still buy. Amounts are counted in millionths of a dollar, so that three times 0.1 is 0.3."""
+"""How much a batch may still spend. Amounts are counted in millionths of a dollar, so that three times 0.1 is 0.3."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MICRO = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class BudgetLimits:
-    """What one task instance may buy.
+    """The limits of one task instance.
 
     :param max_cost_usd: in USD; None: no limit.
     :param max_requests: number of requests; None: no limit.
@@ -94,8 +94,8 @@ class Budget:
     ) -> None:
         """Reduce the limit in USD to the share of this task.
 
-        :param price_usd: of one request, at which the shares were cut.
-        :param learning_usd: what the task that cut the shares had spent before.
+        :param price_usd: of one request, from which the shares were computed.
+        :param learning_usd: the amount that the task that set the shares had spent before.
         :param is_first: whether this is that task.
         """
         assert limits.max_cost_usd is not None
@@ -108,7 +108,7 @@ class Budget:
     def bought_before(
         self, fingerprint: str, *, purchases: int, cost_usd: float | None, price_usd: float
     ) -> None:
-        """Count what this task instance bought earlier.
+        """Count earlier purchases of this task instance.
 
         :param purchases: requests for this fingerprint, including failed ones.
         :param cost_usd: of the latest one, if known.
@@ -201,5 +201,5 @@ class Budget:
 
     @property
     def spent_usd(self) -> float:
-        """What was spent; a purchase whose real cost is not known counts with its price."""
+        """The amount spent so far in USD; a purchase whose real cost is not known counts with its price."""
         return self._spent / _MICRO

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch keeps in the bucket beside journal and videos: manifest, plan, checkpoint and status file.
+"""The files of a batch in the bucket, next to journal and videos: manifest, plan, checkpoint and status file.
 
-The *plan* lets a batch continue after a wait with what it began, whatever the dataset has become, and lets the limits
+The *plan* lets a batch continue after a wait with the same images even if the dataset has changed, and lets the limits
 of a task instance count what an earlier plan bought. Signed addresses are secrets and are left out of it: after a wait
 those rows are looked up in the dataset again.
 
@@ -50,7 +50,7 @@ def pause_after_s(times: int) -> float:
 
 
 class RetryState(NamedTuple):
-    """Something that fails for now and is tried again.
+    """An operation that failed and will be retried.
 
     :param times: failures in a row.
     :param since: when it first failed, in unix seconds.
@@ -79,7 +79,7 @@ class ApiState(StrEnum):
 
 @dataclass(slots=True)
 class Retries:
-    """What fails for now.
+    """The operations that failed and will be retried.
 
     :param api: whether submits may be sent.
     :param lost_trials: trial submits in a row whose answer was lost.
@@ -87,7 +87,7 @@ class Retries:
     :param writes: ids of purchased requests that can't be written to the journal.
     :param images: images that can't be fetched, by fingerprint.
     :param results: requests that have finished by their status and have no result, by request id.
-    :param prices: when to ask again how far the clip is that teaches the price of a combination.
+    :param prices: when to ask again for the clip from which the price of a combination is learned.
     """
 
     api: ApiState = ApiState.OPEN
@@ -117,7 +117,7 @@ class Retries:
 
 @dataclass(slots=True)
 class Checkpoint:
-    """What a batch that continues in another process needs to know about its past.
+    """The state that a batch needs to continue in another process.
 
     :param started_at: when this try began, in unix seconds.
     :param results: results of images, as far as the journal does not hold them.
@@ -125,7 +125,7 @@ class Checkpoint:
     :param inherited: images whose request was bought by an earlier try or another task: if it fails, this try has not
         had a request of its own yet.
     :param done_before: the number of videos that were there when it began.
-    :param retries: what fails for now: pauses get longer, and limits are reached, across waits too.
+    :param retries: pending retries: pauses grow, and limits are reached, across waits too.
     :param unwritten: ids of purchased requests that the journal does not name, by fingerprint.
     :param shown_at: when the status file was last written, in unix seconds.
     """
@@ -156,7 +156,7 @@ class Checkpoint:
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
         """Read what :meth:`as_dict` returned.
 
-        :raises ValueError, KeyError, TypeError, AttributeError: it is something else.
+        :raises ValueError, KeyError, TypeError, AttributeError: the data has another form.
         """
         return cls(
             float(plain["started_at"]),
@@ -190,11 +190,11 @@ class SavedPlan:
     """A plan that was saved.
 
     :param lines: as :func:`plan_lines` returned them.
-    :raises ValueError, KeyError, TypeError: they are something else.
+    :raises ValueError, KeyError, TypeError: the lines have another form.
     """
 
     def __init__(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        #: Fingerprints that had landed and whose video was not where the plan wants it.
+        #: Fingerprints that had landed and whose video was not at the planned name.
         self.missing: frozenset[str] = frozenset()
         self._former: list[str] = []
         self._refused: list[ImageResult] = []
@@ -319,7 +319,7 @@ class BatchFiles:
         self._write_lines(self._plan, (json.dumps(line, default=str) for line in plan_lines(plan, owner)))
 
     def read_plan(self, log: Logger) -> SavedPlan | None:
-        """Read the plan of this task instance; None if there is none, or none that can be used."""
+        """Return the plan of this task instance; None if it is missing or unusable."""
         try:
             body = self._read(self._plan)
             return None if body is None else SavedPlan(json.loads(line) for line in body.splitlines())
@@ -339,7 +339,7 @@ class BatchFiles:
             )
 
     def read_checkpoint(self, log: Logger) -> Checkpoint | None:
-        """Read the checkpoint; None if there is none, or none that can be used."""
+        """Return the checkpoint; None if it is missing or unusable."""
         try:
             body = self._read(self._checkpoint)
             return None if body is None else Checkpoint.from_dict(json.loads(body))

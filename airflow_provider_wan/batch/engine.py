@@ -32,12 +32,12 @@ _WORTH_DEFERRING_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """There is nothing to do but wait: the arguments of the trigger.
+    """The arguments of the trigger, when the batch can only wait.
 
     :param request_ids: the requests in flight, in order of submission.
-    :param started: which of them run, and since when, in unix seconds.
-    :param learned: what the poller has learned.
-    :param not_later_than: when there is something to do in any case, in unix seconds.
+    :param started: the start time of each running request, in unix seconds.
+    :param learned: the state of the poller.
+    :param not_later_than: when the batch must resume even if nothing is ready, in unix seconds.
     :param poll_at: of requests that had finished by their status and had no result: when to poll each again.
     """
 
@@ -49,13 +49,13 @@ class Pause:
 
 
 class BatchEngine:
-    """Does what there is to do.
+    """Runs submits, polls and landings until the batch is done.
 
     :param state: the state of each image.
     :param work: the calls that take time.
     :param check: validates inputs.
-    :param stop: set to end early: nothing more is started, and what was started is finished.
-    :param on_progress: is called with the figures at intervals.
+    :param stop: set to end early: nothing more is started, and work in progress is finished.
+    :param on_progress: called at intervals with the progress figures.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class BatchEngine:
     # -- the loop ------------------------------------------------------------------------------------------
 
     def run(self, *, may_pause: bool) -> Pause | None:
-        """Run until all is done or halted or, if it may pause, until there is nothing to do but wait."""
+        """Run until everything is done or halted or, if it may pause, until it can only wait."""
         with self._pool:
             while True:
                 now = time.time()
@@ -179,7 +179,7 @@ class BatchEngine:
     # -- the end -------------------------------------------------------------------------------------------
 
     def _check_deadline(self, now: float) -> None:
-        """After the deadline, leave what is in flight, also what is accepted later."""
+        """After the deadline, leave requests in flight, including those accepted later."""
         if now < self._limits.deadline or (self._timed_out and not self.state.in_flight):
             return
         cancelled, left = self._cancel_queued()

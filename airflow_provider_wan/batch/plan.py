@@ -43,10 +43,10 @@ _IDENTIFY_AT_ONCE = 1000
 
 @dataclass(frozen=True, slots=True)
 class BatchSource:
-    """The image of a row, not opened yet.
+    """The image of a row, before it is opened.
 
     :param shown: its address without signature.
-    :param identity: what stands for it in a fingerprint; None: its address.
+    :param identity: identifies the image in a fingerprint; None: its address does.
     """
 
     shown: str
@@ -135,8 +135,8 @@ class Plan:
 
     :param refused: rows that can't be used.
     :param known: what the journal knew about the items at the start, by fingerprint.
-    :param former: the same for images that this task instance asked for earlier, and no longer does.
-    :param there: fingerprints whose video landed before and is where the plan wants it.
+    :param former: the same for images of an earlier plan of this task instance that are not in this one.
+    :param there: fingerprints whose video landed before and is still at its planned name.
     """
 
     items: dict[str, Item] = field(default_factory=dict)
@@ -155,7 +155,7 @@ class Plan:
         return fingerprint in self.there
 
     def on_names(self, bucket_name: str, taken: Collection[str], *, may_replace: bool) -> None:
-        """Apply what is at the destination: an item that would be bought and could not land there is refused.
+        """Apply the state of the destination: refuse an item that would be bought but could not land there.
 
         :param taken: the object names of the plan that are taken.
         :param may_replace: whether another object with the name is replaced.
@@ -256,7 +256,7 @@ def _item(row: DatasetRow, source: BatchSource, model_id: str, image_field: str)
 
 
 def _check_pattern(pattern: str, available: Iterable[str]) -> None:
-    """Refuse a pattern that works for no row, whatever its columns contain."""
+    """Refuse a pattern that no row can satisfy."""
     try:
         example = pattern.format_map(dict.fromkeys(available, "x"))
     except (KeyError, IndexError, ValueError, AttributeError) as error:
@@ -300,7 +300,7 @@ class InputCheck:
         self._checked: dict[str, WanRefusedError | None] = {}
 
     def problem(self, item: Item) -> WanRefusedError | None:
-        """Return what is wrong with the inputs of an item, apart from its image; None if nothing is."""
+        """Return the problem with the inputs of an item, apart from its image; None if they are valid."""
         key = json.dumps(item.inputs, sort_keys=True, default=str)
         if key not in self._checked:
             try:

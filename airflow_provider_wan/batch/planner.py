@@ -59,16 +59,16 @@ class Planner:
         :raises WanInputError: the dataset can't be read.
         """
         plan = self._read_dataset()
-        # In this order, so that the journal knows about everything that lands in between.
+        # Destination first: a video that lands in between is then in the journal listing.
         taken = self._taken({item.object_name for item in plan.items.values()})
         self._read_journal(plan, former)
         plan.on_names(self._spec.bucket_name, taken, may_replace=self._spec.if_exists == "overwrite")
         return plan
 
     def plan_again(self, saved: SavedPlan) -> Plan:
-        """Return a plan that was saved before a wait, with what the journal knows now.
+        """Return the plan that was saved before a wait, with the present state of the journal.
 
-        The dataset may have changed since; the batch continues with what it began.
+        The dataset may have changed since; the batch continues with its saved plan.
         """
         plan = saved.plan(self._sources, self._items_now() if saved.has_gaps else {})
         names = {

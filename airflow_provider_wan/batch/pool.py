@@ -145,7 +145,7 @@ class BatchWork:
         return replace(spec, make_inputs=make_inputs)
 
     def write_id(self, item: Item, request_id: str) -> None:
-        """Write the id of a purchased request to the journal, after that failed at its purchase.
+        """Write the id of a purchased request to the journal, after the first write failed.
 
         :raises WanError: it failed again.
         """
@@ -156,7 +156,7 @@ class BatchWork:
 
         :raises WanTransientError: the API does not answer.
         """
-        with contextlib.suppress(WanRefusedError):  # a definite answer, whatever it says
+        with contextlib.suppress(WanRefusedError):  # any definite answer shows that the API works
             self.hook.get_status(TEST_REQUEST_ID, retry=False)
 
     @property
@@ -221,7 +221,7 @@ class BatchWork:
         amend(self.journal, landed.fingerprint, landed.request_id, change, self.log)
 
     def _record_end(self, item: Item, request_id: str) -> None:
-        """Record how a request ended whose video can't land."""
+        """Record the outcome of a request whose video can't land."""
         result = self.hook.get_result(request_id)
         if result.cost_usd is not None:
             self.costs[request_id] = result.cost_usd

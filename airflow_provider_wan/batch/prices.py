@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a request of a batch costs: given, learned from a real cost, or only the base price of the model's page.
 
-The page states a base: resolution, duration, audio and other inputs change what is charged, and only the ``cost`` of a
-result is true. So where a limit in USD has to be kept and no price is given, one clip of each *combination* of
+The page states a base: resolution, duration, audio and other inputs change the charge, and only the ``cost`` of a
+result is reliable. So with a limit in USD and no given price, one clip of each *combination* of
 price-relevant inputs is bought first, and its cost is learned before the rest is bought. Everything but free text, seed
 and media is relevant.
 
-Learned prices are objects beside the journal, ``{journal}/_prices/{hash}.json``, for all tasks and later runs. The task
-that buys the first clip of a combination claims the object; the others wait for its price. Of a mapped task, the shares
-of a limit are cut once a run, with the first price that is known, and stored there too.
+Learned prices are objects next to the journal, ``{journal}/_prices/{hash}.json``, for all tasks and later runs. The
+task that buys the first clip of a combination claims the object; the others wait for its price. For a mapped task, the
+shares of a limit are computed once a run, from the first known price, and stored there too.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ _READ_THREADS = 16
 class PriceSource(StrEnum):
     """How sure a price is."""
 
-    #: ``price_usd`` says it.
+    #: Given as ``price_usd``.
     GIVEN = "given"
     #: It was charged for a clip of the same combination.
     LEARNED = "learned"
-    #: The model's page states it; what is charged can differ.
+    #: Stated on the model's page; the charge can differ.
     BASE = "base"
     UNKNOWN = "unknown"
 
@@ -71,13 +71,13 @@ class Price:
 
 
 class Learning(StrEnum):
-    """How far another request is that teaches a price."""
+    """The state of another task's request from which a price is learned."""
 
     LEARNED = "learned"
-    #: Nobody learns it: this task may buy the first clip.
+    #: No task is learning it: this task may buy the first clip.
     FREE = "free"
     RUNNING = "running"
-    #: The clip has succeeded, and its cost does not appear.
+    #: The clip has succeeded, but its cost has not appeared.
     NO_COST = "no_cost"
 
 
@@ -97,7 +97,7 @@ def _is_relevant(name: str, value: Any, media: set[str]) -> bool:
     if name in media or name == "seed" or name.endswith("prompt"):
         return False
     if isinstance(value, list):
-        return all(_is_relevant(name, one, media) for one in value)
+        return all(_is_relevant(name, item, media) for item in value)
     if not isinstance(value, str):
         return True
     return len(value) <= _LONGEST_WORD and not value.lower().startswith(_MEDIA_SCHEMES)
@@ -250,7 +250,7 @@ class PriceBook:
             self.learn(key, cost_usd, request_id)
 
     def learn(self, key: str, cost_usd: float | None, request_id: str | None = None) -> None:
-        """Learn from the real cost of a clip that succeeded. Makes calls; a clip that was not charged teaches nothing.
+        """Learn from the real cost of a clip that succeeded. Makes calls. A clip that was not charged is ignored.
 
         :param request_id: the request that was charged.
         """
@@ -289,7 +289,7 @@ class PriceBook:
     def claim(self, key: str, *, may_take_over: bool) -> None:
         """Claim a combination before its first clip is bought. Makes calls.
 
-        :param may_take_over: whether the request of another task was seen to teach nothing.
+        :param may_take_over: whether the request of another task is known to give no price.
         :raises PriceNotLearned: another task has claimed it.
         """
         for _ in range(3):
@@ -308,7 +308,7 @@ class PriceBook:
         return body | {"request_id": request_id, "claimed_at": utc_text()}
 
     def on_first_clip(self, key: str, request_id: str) -> None:
-        """Note which request teaches the price, so that every task can ask for its cost. Makes calls."""
+        """Record the request from which the price is learned, so that every task can read its cost. Makes calls."""
         self._requests[key] = request_id
         try:
             body, generation = self._read(self._name(key))
@@ -318,7 +318,7 @@ class PriceBook:
             self._log.warning("The first clip of a combination could not be noted: %s", error)
 
     def check(self, key: str) -> Learning:
-        """Ask how far the clip is that teaches a price. Makes calls.
+        """Return the state of the clip from which a price is learned. Makes calls.
 
         :raises WanError: there is no answer.
         """
@@ -348,10 +348,10 @@ class PriceBook:
     # -- shares of a limit ---------------------------------------------------------------------------------
 
     def apply_share(self, budget: Budget, key: str) -> None:
-        """Give a mapped task its share of the limit in USD. Makes calls, once.
+        """Set the share of a mapped task in the limit in USD. Makes calls, once.
 
-        The first task that knows a price cuts the shares and stores the cut, so that all parts add up to the whole.
-        The clip that taught the price in this run counts for the task that bought it, and is taken from the whole.
+        The first task that knows a price computes and stores the shares, so that all parts add up to the whole.
+        The clip that gave the price in this run counts for the task that bought it, and is deducted from the whole.
         """
         limits = self._limits
         if limits.of == 1 or limits.max_cost_usd is None or budget.has_share:

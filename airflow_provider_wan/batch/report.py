@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch reports: the result of each image, progress figures, events for metrics, and the summary."""
+"""The report of a batch: the result of each image, progress figures, events for metrics, and the summary."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Outcome(StrEnum):
     UNKNOWN = "unknown"
     #: It was paid for, and its video could not be written to the bucket; a rerun tries again.
     NOT_LANDED = "not_landed"
-    #: It was paid for and succeeded without a video, as after content moderation; it is never bought again unasked.
+    #: It was paid for and succeeded without a video, as after content moderation; never bought again automatically.
     NO_OUTPUT = "no_output"
     #: Not finished, bought or not: a limit, a deadline or an empty account came first. A rerun continues.
     LEFT = "left"
@@ -101,7 +101,7 @@ class MaxFailures:
     def of(cls, given: int | float | str) -> MaxFailures:
         """Read ``5``, ``0.05``, ``"5"`` or ``"5%"``.
 
-        :raises ValueError: it is none of them.
+        :raises ValueError: it has another form.
         """
         text = str(given).strip()
         if text.endswith("%"):
@@ -203,7 +203,7 @@ class Landed:
     """A landing that succeeded.
 
     :param took_s: from the start of the landing to the verified video in the bucket.
-    :param is_first_seen: whether this was the first time that anybody saw the request succeed.
+    :param is_first_seen: whether no task had recorded the success of the request before.
     :param running_since: when the request started to run, in unix seconds; None if not known.
     """
 
@@ -228,7 +228,7 @@ class BatchListener:
         """
 
     def on_request(self, how: Literal["submitted", "adopted", "reused"]) -> None:
-        """An image has a request."""
+        """A request for an image was submitted or adopted."""
 
     def on_refused(self) -> None:
         """An image breaks a rule; nothing was bought."""
@@ -239,7 +239,7 @@ class BatchListener:
     def on_no_video(self, error: WanError, cost_usd: float | None) -> None:
         """A request failed or was cancelled; another may follow it.
 
-        :param cost_usd: what was charged nevertheless, if known.
+        :param cost_usd: the charge despite the failure, if known.
         """
 
     def on_landed(self, landed: Landed) -> None:
@@ -254,7 +254,7 @@ class Report:
     """How a batch ended.
 
     :param summary: small figures for the XCom.
-    :param error: what the task must raise, if anything.
+    :param error: the error that the task must raise, if any.
     """
 
     summary: dict[str, Any]
@@ -293,9 +293,9 @@ def summary_of(state: BatchState, progress: Progress) -> dict[str, Any]:
 def error_of(
     state: BatchState, max_failures: MaxFailures, manifest: str, *, resubmits: bool = False
 ) -> WanError | None:
-    """Return what the task fails with: what halted it, or too many failures; None if it succeeded.
+    """Return the error of the task: the reason for an early end, or too many failures; None if it succeeded.
 
-    :param resubmits: whether a retry sends submits again whose answer was lost.
+    :param resubmits: whether a retry repeats submits whose answer was lost.
     :param manifest: the manifest's address, for the message.
     """
     outcomes, total = _outcomes(state), state.plan.total
@@ -324,7 +324,7 @@ def error_of(
 
 
 def _unwritten_error(state: BatchState, left: int, manifest: str) -> WanError:
-    """Name every purchased request that the journal does not: nothing else in the bucket leads to it."""
+    """Name every purchased request that is missing from the journal: nothing else in the bucket names it."""
     settle = dict(state.unwritten)
     return WanStorageError(
         f"{len(settle)} requests were bought and their ids could not be written to the journal; {left} of "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch is asked to do, and how fast."""
+"""The specification of a batch, and its limits."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class BatchLimits:
 
     :param deadline: the absolute end, in unix seconds.
     :param max_in_flight: requests submitted and not finished, at most.
-    :param retries_per_image: how often a failed request is followed by another.
+    :param retries_per_image: how many further requests may follow a failed one.
     :param submit_threads: submits at the same time.
     :param landing_threads: landings at the same time; each holds up to one chunk of its video in memory.
     :param poll_threads: status calls at the same time, while the batch waits in a worker.
     :param progress_every_s: seconds between two lines of progress.
-    :param price_check_s: seconds between two looks at a price that another task learns.
-    :param cost_wait_s: how long the cost of a finished request may be missing before a batch gives up on learning it.
-    :param outage_s: for how long submits may meet nothing but outages before the batch gives up.
+    :param price_check_s: seconds between two reads of a price that another task is learning.
+    :param cost_wait_s: how long to wait for the cost of a finished request before giving up on learning it.
+    :param outage_s: how long submits may fail with outages only before the batch gives up.
     """
 
     deadline: float
@@ -43,9 +43,9 @@ class BatchLimits:
 
 @dataclass(frozen=True, slots=True)
 class BatchSpec:
-    """What a batch is asked to do.
+    """The specification of a batch.
 
-    :param images: whatever :class:`~airflow_provider_wan.images.dataset_reader.DatasetReader` reads.
+    :param images: any form that :class:`~airflow_provider_wan.images.dataset_reader.DatasetReader` accepts.
     :param object_name: see :func:`~airflow_provider_wan.batch.plan.plan_rows`.
     :param journal: ``gs://bucket/prefix``.
     :param limits: how much at once, and for how long.

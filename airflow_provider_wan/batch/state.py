@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state of each image of a batch: to submit, in flight, finished, or with a result. One thread owns all of it.
 
-Nothing here has to survive a crash: a request is in the journal before this file knows about it, and a video is in the
-bucket. What neither of them holds goes into the :class:`~airflow_provider_wan.batch.checkpoint.Checkpoint`.
+Nothing here has to survive a crash: a request is in the journal before it is added here, and a video is in the
+bucket. State that is in neither goes into the :class:`~airflow_provider_wan.batch.checkpoint.Checkpoint`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class BatchState:
         self.results = dict(checkpoint.results)
         #: Why nothing more is bought, so that the batch ends early.
         self.halted: WanError | None = None
-        #: A limit that one image has met; others may still be within it.
+        #: A limit that one image would exceed; others may still be within it.
         self.over_budget: WanBudgetError | None = None
         self.to_submit: deque[Item] = deque()
         #: Items that wait until the price of their combination is learned, by combination.
@@ -93,7 +93,7 @@ class BatchState:
     # -- at the beginning ----------------------------------------------------------------------------------
 
     def _sort(self, started: Mapping[str, float]) -> None:
-        """Sort the images by what the journal and the checkpoint know about them."""
+        """Sort the images by their state in the journal and the checkpoint."""
         for summary in chain(self.plan.known.values(), self.plan.former.values()):
             self._count_mine(summary)
         in_flight: list[tuple[str, str, str]] = []
@@ -131,7 +131,7 @@ class BatchState:
             self.mark_submitted(request_id, fingerprint, at, started_at=started.get(request_id))
 
     def _count_mine(self, known: RecordSummary) -> None:
-        """Count what this task instance bought for an image, whatever became of it and whoever bought later."""
+        """Count this task instance's purchases for an image, whatever their outcome and whoever bought it later."""
         purchases = known.bought_by(self._owner)
         if purchases:
             cost_usd = known.cost_usd if self._is_mine(known) else None
@@ -145,7 +145,7 @@ class BatchState:
             )
 
     def _restore_retries(self) -> None:
-        """Keep what this try bought without a record in flight, and failed images waiting for their time."""
+        """Keep requests of this try that have no record in flight, and failed images that wait for their retry."""
         items, self.to_submit = self.to_submit, deque()
         for item in items:
             fingerprint = item.fingerprint
@@ -193,10 +193,10 @@ class BatchState:
         if late is None:
             self.poller.add(request_id, submitted_at, started_at=started_at)
         else:
-            self.poller.add_apart(request_id, late.since, look_at=late.at)
+            self.poller.add_apart(request_id, late.since, poll_at=late.at)
 
     def mark_not_finished(self, request_id: str, now: float, *, asked_s: float = 0.0) -> None:
-        """Record that a request that seemed finished is not, or that there is no answer about it.
+        """Record that a request that seemed finished has not finished, or that its state is not known.
 
         :param asked_s: how long the server asked to wait, in seconds.
         """
@@ -204,7 +204,7 @@ class BatchState:
         before = self.retries.results.get(request_id, RetryState())
         late = before.later(now, max(pause_after_s(before.times + 1), asked_s))
         self.retries.results[request_id] = late
-        self.poller.add_apart(request_id, now, look_at=late.at)
+        self.poller.add_apart(request_id, now, poll_at=late.at)
 
     def other_holder_of(self, request_id: str, fingerprint: str) -> Item | None:
         """Return another item of this batch that has this request; one request is one video."""
@@ -247,7 +247,7 @@ class BatchState:
         self.to_land.append(request_id)
 
     def mark_missing(self, request_ids: Iterable[str]) -> None:
-        """Queue images whose request the API does not know any more: the decision table says what follows."""
+        """Queue images whose request the API does not know any more: the decision table decides the next step."""
         for request_id in request_ids:
             fingerprint = self.in_flight.pop(request_id, None)
             if fingerprint is not None:
@@ -278,7 +278,7 @@ class BatchState:
         self.end(fingerprint, Outcome.REFUSED, error=str(error))
 
     def halt(self, error: WanError, *, instead_of: WanError | None = None) -> None:
-        """Buy nothing more from now on; what is paid for is finished.
+        """Stop buying; purchased requests are finished.
 
         :param instead_of: an earlier error that this one replaces.
         """
@@ -289,12 +289,12 @@ class BatchState:
     # -- the state of all ----------------------------------------------------------------------------------
 
     def is_over(self) -> bool:
-        """Return whether nothing is in flight and nothing will be."""
+        """Return whether nothing is in flight and nothing is left to submit."""
         more = not self.halted and (self.to_submit or self._later or self.waiting_for_price)
         return not self.in_flight and not more
 
     def leave_in_flight(self, error: str) -> None:
-        """End what is in flight as left: a rerun takes it over."""
+        """End requests in flight as left: a rerun adopts them."""
         for request_id in list(self.in_flight):
             self.poller.forget(request_id)
             self.end(self.in_flight.pop(request_id), Outcome.LEFT, request_id=request_id, error=error)
@@ -347,7 +347,7 @@ class BatchState:
 
 
 def unix(text: str | None) -> float | None:
-    """Return a time of a record in unix seconds; None if there is none."""
+    """Return a time of a record in unix seconds; None if it is not set."""
     try:
         return datetime.fromisoformat(text).timestamp() if text else None
     except ValueError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The submitting half of a batch: what is bought next, and what happens when that fails."""
+"""The submitting half of a batch: which image is bought next, and how failures are handled."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class _Failed(NamedTuple):
 
 
 class _PriceLearning:
-    """Holds images back until the first clip of their combination has taught its price."""
+    """Holds images back until the price of their combination is learned from its first clip."""
 
     def __init__(self, state: BatchState, limits: BatchLimits, pool: WorkerPool, log: Logger) -> None:
         self._state = state
@@ -64,7 +64,7 @@ class _PriceLearning:
         self._pool = pool
         self._log = log
         self._held = state.waiting_for_price
-        #: The image whose clip teaches each combination, while it is under way.
+        #: The image of each combination from whose clip the price is learned, while it is in flight.
         self._first: dict[str, str] = {}
         self._checking: set[str] = set()
         self._free: set[str] = set()
@@ -79,7 +79,7 @@ class _PriceLearning:
         return bool(self._checking)
 
     def must_wait(self, item: Item) -> bool:
-        """Hold an item back whose price has to be learned by another one; otherwise it may be the first."""
+        """Hold an item back if its price is being learned from another one; otherwise it may be the first."""
         key = self._state.prices.key_of(item)
         if not self._state.prices.must_learn(key):
             return False
@@ -91,11 +91,11 @@ class _PriceLearning:
         return False
 
     def may_take_over(self, item: Item) -> bool:
-        """Return whether the claim of another task on this combination was seen to teach nothing."""
+        """Return whether another task's claim on this combination is known to give no price."""
         return self._state.prices.key_of(item) in self._free
 
     def wait_for_other(self, item: Item, now: float) -> None:
-        """Another task learns the price: look again later."""
+        """Another task is learning the price: check again later."""
         key = self._state.prices.key_of(item)
         self._first.pop(key, None)
         self._held.setdefault(key, deque()).appendleft(item)
@@ -137,7 +137,7 @@ class _PriceLearning:
         self._state.to_submit.extendleft(reversed(self._held.pop(key)))
 
     def on_check(self, key: str, outcome: Learning | BaseException, now: float) -> None:
-        """Handle the answer about a price that another request teaches."""
+        """Handle the answer about a price that is learned from another request."""
         self._checking.discard(key)
         retry = self._state.retries.prices.get(key, RetryState())
         match outcome:
@@ -167,7 +167,7 @@ class _PriceLearning:
 class Submits:
     """Starts submits as long as there is room and money, and handles their ends.
 
-    An answer that was lost is news about the API and not only about its image: no submit is sent until the API answers
+    A lost answer concerns the API and not only its image: no submit is sent until the API answers
     a free call, and then only one until that is accepted. So no more images are in doubt than submits were under way,
     and the trials. In the same way nothing is submitted while the id of a purchased request is not in the journal.
 
@@ -279,7 +279,7 @@ class Submits:
             self._pool.run("check", "api", self._work.check_api)
 
     def _halt_if_pause_is_too_long(self, now: float) -> None:
-        """Give up where the API asks for a longer pause than an outage may last."""
+        """Give up if the API asks for a longer pause than an outage may last."""
         pause_s = self._retries.submits.at - now
         if not self._state.to_submit or self._state.halted or pause_s <= self._limits.outage_s:
             return
@@ -396,7 +396,7 @@ class Submits:
             state.mark_finished([obtained.request_id])
 
     def _has_just_landed(self, fingerprint: str, record: Record) -> bool:
-        """Return whether another task has landed it since; what had landed before the plan was missing here."""
+        """Return whether another task has landed it since the plan; a video landed before the plan was missing here."""
         plan = self._state.plan
         before, uri = plan.known.get(fingerprint), plan.items[fingerprint].uri_in(self._work.bucket_name)
         was_missing = before is not None and before.stage is Stage.LANDED

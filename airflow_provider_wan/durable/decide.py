@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to do about a video, given its record and the state at RunComfy: one pure table, and its error messages.
+"""Decide what to do about a video from its record and its state at RunComfy: one pure table, and its error messages.
 
 ``submission.py`` carries the decisions out.
 """
@@ -43,7 +43,7 @@ class RemoteState(StrEnum):
 
 
 class Action(StrEnum):
-    """What to do next."""
+    """The next step."""
 
     SUBMIT = "submit"
     ASK = "ask"
@@ -61,10 +61,10 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the user wants where there is a choice.
+    """The user's choices.
 
     :param on_unknown_submission: what to do about a submit whose outcome is not known.
-    :param resolution: how a person settled it: a request id, or the word of :func:`resubmit_word`.
+    :param resolution: the answer of a person: a request id, or the word of :func:`resubmit_word`.
     :param claim_may_be_alive: whether the writer of the claim may still be sending its POST.
     """
 
@@ -104,7 +104,7 @@ def decide(record: Record | None, fingerprint: str, there: RemoteState | None, p
 def resubmit_word(record: Record | None) -> str:
     """Return the word that settles a lost submission as "send it again": ``resubmit``, ``resubmit-2``, ...
 
-    Each lost submission has its own word, because a retry finds the old one again in the configuration of its run.
+    Each lost submission has its own word, because a retry still finds the earlier word in its run's configuration.
     """
     earlier = record.lost_submissions if record is not None else 0
     return f"{RESUBMIT}-{earlier + 1}" if earlier else RESUBMIT
@@ -231,7 +231,7 @@ def lost_answer(
 ) -> WanUnknownSubmissionError:
     """Return the error of a submit whose answer was lost.
 
-    :param where: the journal that keeps the claim; empty if nothing does.
+    :param where: the journal that holds the claim; empty if there is none.
     :param is_resubmitted: whether another try sends it again, as ``on_unknown_submission="resubmit"`` asks.
     """
     said = f"The submit was sent at {intent.claimed_at}. {str(error).replace(HOW_TO_SETTLE, '').strip()}"
@@ -248,7 +248,7 @@ def lost_answer(
 
 
 def how_to_settle(intent: Record, where: str = "") -> str:
-    """Say what to do about a submit whose outcome is not known."""
+    """Return the advice about a submit whose outcome is not known."""
     key = intent.fingerprint
     about = f" (image {intent.image})" if intent.image else ""
     by_command = (

@@ -53,7 +53,7 @@ class VersionedRecord:
 
 @dataclass(frozen=True, slots=True)
 class RecordSummary:
-    """What a listing contains of a record.
+    """A record as a listing contains it.
 
     :param uri: of the first landed video.
     :param size_bytes: of all its videos; None: it has none, or an older version wrote it.
@@ -95,8 +95,8 @@ class Journal(Protocol):
     def write(self, record: Record, *, replaces: VersionedRecord | None) -> VersionedRecord:
         """Write a record.
 
-        :param replaces: the version that it replaces; None: there must be none.
-        :raises RecordConflict: there is another version.
+        :param replaces: the version that it replaces; None: no record may exist.
+        :raises RecordConflict: another version exists.
         """
 
     def forget(self, held: VersionedRecord) -> None:
@@ -108,7 +108,7 @@ class Journal(Protocol):
     def check_writable(self) -> None:
         """Prove that a record can be created and overwritten.
 
-        :raises WanStorageError: it can't.
+        :raises WanStorageError: it can't be created or overwritten.
         """
 
     def former_record(self, owner: str, image: str | None, fingerprint: str) -> VersionedRecord | None:
@@ -201,7 +201,7 @@ class BucketJournal:
         raise RecordConflict
 
     def forget(self, held: VersionedRecord) -> None:
-        """Delete a record, if it is still the one that is held."""
+        """Delete a record if it is still this version."""
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
         fingerprint = held.record.fingerprint
@@ -450,7 +450,7 @@ class TaskStateJournal:
             self._store.set(key, record.as_dict(), retention=NEVER_EXPIRE)
 
     def forget(self, held: VersionedRecord) -> None:
-        """Delete a record if it is still this one; the record that it displaced is the latest again."""
+        """Delete a record if it is still this one; the record before it becomes the latest again."""
         for key in (self.KEY, self._key(held.record.fingerprint)):
             if not _is_same(self._read(key), held):
                 continue

@@ -83,7 +83,7 @@ def read_state(
     """Ask RunComfy for the state of a request.
 
     A request is gone only when the API itself says so three times over :attr:`Api.not_found_patience_s`: a new purchase
-    rests on it.
+    depends on it.
 
     :raises WanTransientError: no answer; the request is recorded, and a later try asks again.
     """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of one request: what a later try needs to pick it up, and where its video came from.
+"""The record of one request: the facts that a later try needs to continue with it, and the origin of its video.
 
-The journal in a bucket, Airflow's task state store and the JSON object beside each video share this schema. It is one
+The journal in a bucket, Airflow's task state store and the JSON object next to each video share this schema. It is one
 flat JSON object, so that a table can be loaded from many records.
 """
 
@@ -54,7 +54,7 @@ class LandedVideo:
 class Record:
     """The record of one request.
 
-    :param fingerprint: sha256 of what was asked for; see ``model_api.fingerprints``.
+    :param fingerprint: sha256 of the video spec; see ``model_api.fingerprints``.
     :param inputs: the inputs as sent, with addresses without their signatures.
     :param image: address of the source image, without signature.
     :param claim: a random id for each attempt at a POST, so that a writer whose acknowledgement was lost recognises
@@ -120,7 +120,7 @@ class Record:
     def from_dict(cls, plain: Mapping[str, Any]) -> Record:
         """Read what :meth:`as_dict` wrote; keys of a later version are kept in ``extra``.
 
-        :raises ValueError: it is not a record.
+        :raises ValueError: the text is not a record.
         """
         known = {f.name for f in fields(cls)} - {"extra"}
         try:
@@ -144,7 +144,7 @@ class Record:
     def from_json(cls, text: str | bytes) -> Record:
         """Read what :meth:`to_json` wrote.
 
-        :raises ValueError: it is not a record.
+        :raises ValueError: the text is not a record.
         """
         plain = json.loads(text)
         if not isinstance(plain, dict):
@@ -186,7 +186,7 @@ class Record:
         return self.watchers[0] if self.watchers else ""
 
     def as_not_bought(self) -> Record | None:
-        """Return what was recorded before this claim, or None if that was nothing."""
+        """Return the record before this claim, or None if there was none."""
         if not self.earlier_request_ids:
             return None
         return replace(

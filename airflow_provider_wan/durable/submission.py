@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one call that costs money, and what surrounds it.
+"""The one call that costs money, and the steps around it.
 
 Theory of operation. A purchase is: prove that the journal can be overwritten (once a task), claim (write the intent),
 POST, log the id, write the id, and only then anything that can raise. A definite refusal takes the claim back before
-it is raised: nothing was bought. What to do about an existing record is decided in ``decide.py``; this file carries it
+it is raised: nothing was bought. ``decide.py`` decides what to do about an existing record; this file carries it
 out.
 
 A claim without an id is *open*. Its writer may still be sending its POST for a known time; after that its outcome is
@@ -71,8 +71,8 @@ _FIRST_NAP_S = 0.1
 _LONGEST_NAP_S = 2.0
 
 
-class ClaimWatch:
-    """Tells claims whose writer may still be sending its POST from open ones.
+class ClaimWindow:
+    """Distinguishes claims whose writer may still be sending its POST from open ones.
 
     :param hook: the API, for how long a submit takes.
     """
@@ -134,8 +134,8 @@ class Submission:
     :param journal: where the records live; None: nothing is recorded.
     :param log: a logger; it gets the request id as soon as that is known.
     :param on_unknown_submission: what to do about an earlier submit whose outcome is not known.
-    :param resolve: how a person settled that: ``{fingerprint or image: request id or "resubmit"}``. It applies to an
-        open claim of that fingerprint, or to the only open claim of that image.
+    :param resolve: a person's answers about such submits: ``{fingerprint or image: request id or "resubmit"}``. One
+        applies to an open claim of that fingerprint, or to the only open claim of that image.
     :param retry: how a submit that was certainly not accepted (429, no connection) is retried.
     :param follows_task: whether a request that the task instance asked for before its inputs changed is settled first.
     :param is_retry: whether the API is asked, by a free call, whether it answers before anything is claimed.
@@ -173,7 +173,7 @@ class Submission:
         self._sleep = sleep
         self._follows_task = follows_task
         self._is_retry = is_retry
-        self._claims = ClaimWatch(hook, journal, log, sleep=sleep)
+        self._claims = ClaimWindow(hook, journal, log, sleep=sleep)
         self._lock = threading.Lock()
         self._is_checked = False
 
@@ -183,7 +183,7 @@ class Submission:
         :param is_new: whether a listing has just shown that there is no record, so that the first read can be left
             out. Nothing depends on it: a claim is written only where there is no record.
         :raises WanUnknownSubmissionError: it may have been bought, now or by an earlier try.
-        :raises WanRefusedError: the API said no; nothing was bought.
+        :raises WanRefusedError: the API refused it; nothing was bought.
         :raises WanTransientError: no connection, or overload; nothing was bought, or it is recorded.
         """
         if self._follows_task:
@@ -265,7 +265,7 @@ class Submission:
     def _carry_out(
         self, decision: Decision, spec: VideoSpec, held: VersionedRecord | None
     ) -> SubmitResult | None:
-        """Do what was decided; None: start again."""
+        """Carry out a decision; None: start again."""
         match decision.do:
             case Action.SUBMIT:
                 return self._buy(spec, held)
@@ -297,7 +297,7 @@ class Submission:
     # -- a task whose inputs have changed ------------------------------------------------------------------
 
     def _settle_former(self, spec: VideoSpec) -> None:
-        """Deal with what this task instance asked for before its inputs changed.
+        """Settle the request that this task instance made before its inputs changed.
 
         :raises WanUnknownSubmissionError: it left an open claim, which may have been bought.
         """
@@ -369,7 +369,7 @@ class Submission:
     # -- buying --------------------------------------------------------------------------------------------
 
     def _buy(self, spec: VideoSpec, held: VersionedRecord | None) -> SubmitResult:
-        """Claim, POST, log, write. Read the head of this file before changing the order of anything here."""
+        """Claim, POST, log, write. Read the module docstring before changing the order of any step."""
         inputs = spec.make_inputs()
         self._check_journal()
         self._check_api()
@@ -428,9 +428,9 @@ class Submission:
                     retry_after_s=error.retry_after_s,
                 ) from error
             except WanNotFoundError:
-                pass  # what a working API answers: this request does not exist
+                pass  # the answer of a working API: this request does not exist
             except WanError:
-                return  # the submit shows what it means
+                return  # the submit itself will raise it
             self._is_retry = False
             self._doubts.pop(self._hook.api_origin, None)
 
@@ -458,7 +458,7 @@ class Submission:
         try:
             return self._journal.write(intent, replaces=held)
         except WanStorageError:
-            # It may have been written all the same. Left there, it would look like a lost submit.
+            # It may have been written nevertheless. If it stayed, it would look like a lost submit.
             found = self._journal.read(intent.fingerprint)
             if found is not None and found.record.claim == intent.claim:
                 return found
@@ -481,7 +481,7 @@ class Submission:
     def _take_back(
         self, claimed: VersionedRecord | None, before: VersionedRecord | None
     ) -> tuple[bool, VersionedRecord | None]:
-        """Restore the journal after a refusal; return whether that worked, and what it holds now."""
+        """Restore the journal after a refusal; return whether that worked, and the record that it now holds."""
         if self._journal is None or claimed is None:
             return True, None
         try:
@@ -515,13 +515,13 @@ class Submission:
             try:
                 return self._journal.write(record, replaces=replaces).record
             except RecordConflict:
-                trouble: Exception | None = None
+                failure: Exception | None = None
             except Exception as error:
-                trouble = error
-            if time.monotonic() > deadline or is_forbidden(trouble):
-                raise self._id_not_written(record, str(trouble or "it kept changing"))
-            if trouble is not None:
-                self._log.warning("The id of request %s is not written yet: %s", record.request_id, trouble)
+                failure = error
+            if time.monotonic() > deadline or is_forbidden(failure):
+                raise self._id_not_written(record, str(failure or "it kept changing"))
+            if failure is not None:
+                self._log.warning("The id of request %s is not written yet: %s", record.request_id, failure)
                 self._sleep(_BEFORE_WRITING_AGAIN_S)
             try:
                 replaces = self._journal.read(record.fingerprint)
@@ -544,7 +544,7 @@ class Submission:
         )
 
     def _settle(self, held: VersionedRecord, request_id: str) -> None:
-        """Record which request an open claim led to; what to do about that one is decided next."""
+        """Record the request of an open claim; its own state decides the next step."""
         assert self._journal is not None
         with self._lock:
             settle_as(self._hook, self._journal, held, request_id)
@@ -600,7 +600,7 @@ def is_forbidden(error: BaseException | None) -> bool:
 def settle_as(
     hook: Api, journal: Journal, held: VersionedRecord, request_id: str, *, named_in: str = "resolve="
 ) -> VersionedRecord:
-    """Record which request an open claim led to.
+    """Record the request of an open claim.
 
     :raises WanRefusedError: RunComfy does not know the request, or another record holds it already.
     :raises RecordConflict: another process wrote the record in between.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The routes behind the tab. Airflow does not guard what a plugin mounts, so each route here guards itself.
 
-Each demands the permission to read the Dag's XComs, and returns only what those of one run name. All work is done in
-threads of the gallery's own, so that a slow bucket or image host never holds those of Airflow's API.
+Each requires the permission to read the Dag's XComs, and returns only objects that those of one run name. All work is
+done in threads of the gallery's own, so that a slow bucket or image host never blocks those of Airflow's API.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from airflow_provider_wan.gallery.batches import (
     BatchLines,
     BatchStatus,
     batches_of,
-    troubles_of,
+    problems_of,
     with_record,
 )
 from airflow_provider_wan.gallery.cards import (
@@ -114,7 +114,7 @@ async def _work(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 
 @app.exception_handler(HTTPException)
 async def _on_error(request: Request, error: HTTPException) -> Response:
-    """Answer in a page where a page was asked for: it is shown in a tab."""
+    """Return errors of pages as a page too: it is shown in a tab."""
     headers = {**_PRIVATE, **(error.headers or {})}
     if not request.url.path.endswith("/videos"):
         return JSONResponse({"detail": error.detail}, error.status_code, headers=headers)
@@ -161,7 +161,7 @@ def _render(session: Any, query: PageQuery, nonce: str) -> str:
 
 
 def _read_run(session: Any, data: RunData, run_state: str, *, with_inputs: bool = False) -> RunView:
-    """Read all that a run's tasks have left. The database connection is released before a bucket is read.
+    """Read the XComs and batch files of a run. The database connection is released before a bucket is read.
 
     :param with_inputs: whether all cards need their image, because they are searched.
     """
@@ -174,8 +174,8 @@ def _read_run(session: Any, data: RunData, run_state: str, *, with_inputs: bool 
     fields = data.rendered(batch.task for batch in batches)
     session.close()
     lines = _readers.map(lambda batch: _lines(batch, fields[batch.task]), batches)
-    troubles = troubles_of(batches, entries)
-    return RunView.of(cards, zip(batches, lines, strict=True), is_over=is_over, troubles=troubles)
+    problems = problems_of(batches, entries)
+    return RunView.of(cards, zip(batches, lines, strict=True), is_over=is_over, problems=problems)
 
 
 def _lines(batch: BatchStatus, fields: Mapping[str, Any]) -> BatchLines | None:
@@ -185,13 +185,13 @@ def _lines(batch: BatchStatus, fields: Mapping[str, Any]) -> BatchLines | None:
 def _read_lines(uri: str, fields: Mapping[str, Any]) -> BatchLines | None:
     try:
         return Access.of_fields(fields).media().lines(uri)
-    except Exception as error:  # no such connection here: the page says that nothing could be read
+    except Exception as error:  # no such connection here: the page states that nothing could be read
         log.warning("The file of a batch cannot be read: %s", type(error).__name__)
         return None
 
 
 def _with_record(card: Card, fields: Mapping[TaskInstanceKey, Mapping[str, Any]]) -> Card:
-    """Return a card of a batch with what the journal knows of it.
+    """Return a card of a batch, completed from the journal.
 
     :param fields: rendered fields by task instance.
     """
@@ -199,7 +199,7 @@ def _with_record(card: Card, fields: Mapping[TaskInstanceKey, Mapping[str, Any]]
         return card
     try:
         return with_record(card, Access.of_fields(fields[card.ref.task]).media().record(card.record))
-    except Exception as error:  # the page shows what it has
+    except Exception as error:  # the page shows the card without it
         log.warning("A record cannot be read: %s", type(error).__name__)
         return card
 
@@ -234,7 +234,7 @@ def _progress(session: Any, query: PageQuery) -> dict[str, Any]:
 async def show_video(
     session: SessionDep, request: Request, dag_id: str, run_id: RunId, ref: AskedXCom
 ) -> Response:
-    """Redirect the browser to a signed address of a video, or pass the video on."""
+    """Redirect the browser to a signed address of a video, or stream the video."""
     ranges = request.headers.get("range"), request.headers.get("if-range")
     found = await _work(_find_video, session, RunData(session, dag_id, run_id), ref, *ranges)
     if isinstance(found, str):
@@ -279,7 +279,7 @@ def _video_at(media: Media, ref: XComRef, value: Any) -> VideoVersion | None:
 
 
 async def _stream(answer: Answer) -> AsyncIterator[bytes]:
-    """Pass a video on; each piece is read in a thread of the gallery's own."""
+    """Stream a video; each piece is read in one of the gallery's threads."""
     loop = asyncio.get_running_loop()
     try:
         while piece := await loop.run_in_executor(_streams, next, answer.body, b""):

@@ -111,7 +111,7 @@ def _is_of_batch(entry: Entry) -> bool:
 
 
 def progress_of(value: Any) -> str:
-    """Return how far a batch is, from its XCom ``progress``; empty if that is something else."""
+    """Return how far a batch is, from its XCom ``progress``; empty if that has another form."""
     if not isinstance(value, Mapping):
         return ""
     given: dict[str, Any] = {field.name: value.get(field.name) for field in fields(Progress)}
@@ -245,7 +245,7 @@ class BatchCards:
         if not self._status.is_over:
             return state
         if state in (CardState.LEFT, CardState.OPEN, CardState.WAITING):
-            # The task has ended: what was requested is paid for, and only a rerun lands it.
+            # The task has ended: its requests are paid for, and only a rerun lands them.
             return CardState.NOT_LANDED if has_request else CardState.LEFT
         return state
 
@@ -272,9 +272,9 @@ class BatchCards:
 
 
 def with_record(card: Card, record: Mapping[str, Any] | None) -> Card:
-    """Return a card with what the journal knows of its request: inputs, model and times.
+    """Return a card completed from the journal's record: inputs, model and times.
 
-    :param record: as JSON; None: there is none.
+    :param record: as JSON; None if there is none.
     """
     if record is None or record.get("request_id") != card.request_id:
         return card
@@ -284,7 +284,7 @@ def with_record(card: Card, record: Mapping[str, Any] | None) -> Card:
     return replace(card, **facts)
 
 
-def troubles_of(batches: Sequence[BatchStatus], entries: Iterable[Entry]) -> list[str]:
+def problems_of(batches: Sequence[BatchStatus], entries: Iterable[Entry]) -> list[str]:
     """Return why batches of a run failed."""
     tasks = {batch.task for batch in batches}
     return sorted(

@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 
 class CardState(StrEnum):
-    """What a card says about its video."""
+    """The state of a card's video."""
 
     LANDED = "landed"
     SUCCEEDED = "succeeded"
@@ -49,7 +49,7 @@ class Filter:
     is_rare: bool = True
 
 
-#: By their name in the address of a page. Each state is in exactly one of them, besides ``all``.
+#: Filters by their name in the address of a page. Each state is in exactly one of them, besides ``all``.
 FILTERS: Mapping[str, Filter] = {
     "all": Filter("all", frozenset(CardState), is_rare=False),
     "landed": Filter("landed", frozenset({CardState.LANDED}), is_rare=False),
@@ -166,7 +166,7 @@ class Card:
     :param ref: the XCom that names the inputs.
     :param image: address of the source image, without signature.
     :param thumbnail: small picture of the image as a ``data:`` address, for a page that is a file.
-    :param record: address of the journal's record, where that is yet to be read.
+    :param record: address of the journal's record, if that has not been read yet.
     :param failed_in: the task instance that failed, where it is not the one of ``ref``.
     """
 
@@ -206,7 +206,7 @@ class Card:
 
 
 def facts_of(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a request's XCom or record says about it, as fields of a :class:`Card`."""
+    """Return the facts in a request's XCom or record as fields of a :class:`Card`."""
     inputs = plain.get("inputs")
     return {
         "inputs": dict(inputs) if isinstance(inputs, Mapping) else {},
@@ -270,7 +270,7 @@ class CardList:
 
 def _has_name(card: Card, name: str) -> bool:
     names = (file_name(card.image), *(file_name(video.uri) for video in card.videos))
-    return not name or any(name in one.casefold() for one in names)
+    return not name or any(name in shown.casefold() for shown in names)
 
 
 def cards_of(
@@ -315,7 +315,7 @@ def cards_of(
 
 
 class _JoinedCards:
-    """Cards by request id, joined from what several tasks say about the same request.
+    """Cards by request id, joined from the XComs of several tasks about the same request.
 
     :param operators: class names by task instance.
     """
@@ -413,7 +413,7 @@ def _refused(entry: Entry) -> list[Card]:
 
 
 def _without_xcom(task: RunTask) -> Card:
-    """Make the card of a submitting task that has pushed nothing: it did not start yet, or died."""
+    """Make the card of a submitting task that has pushed nothing: it has not started, or it died."""
     ref = XComRef(task.task_id, task.map_index, "")
     match task.state:
         case "failed":

@@ -26,7 +26,7 @@ RequestKey = tuple[str, str]
 
 
 class RequestStates:
-    """Polls requests, each at most every 8 seconds in this process, whoever has the page open.
+    """Polls requests, each at most every 8 seconds in this process, however many viewers there are.
 
     :param poll_for_s: seconds that one page may wait for it.
     """
@@ -37,11 +37,11 @@ class RequestStates:
         self._lock = threading.Lock()
 
     def texts(self, requests: Iterable[RequestKey]) -> dict[str, str]:
-        """Return what to show for each request by its id; one that could not be polled in time keeps its text."""
+        """Return the text for each request by its id; one that could not be polled in time keeps its text."""
         requests = list(requests)
         now = time.monotonic()
         stale = [request for request in requests if now - self._polled_at(request) > _FRESH_S]
-        stale.sort(key=self._polled_at)  # those that were left out last time come first
+        stale.sort(key=self._polled_at)  # those skipped last time come first
         self._poll_all(stale, now + self._poll_for_s)
         with self._lock:
             known = {request: self._known.get(request, ("", 0.0))[0] for request in requests}
@@ -67,7 +67,7 @@ class RequestStates:
     def _poll(self, hook: WanHook, request: RequestKey) -> None:
         try:
             text = text_of(hook.get_status(request[1], retry=False))
-        except Exception:  # no answer, or no such connection here: the page shows what it knew before
+        except Exception:  # no answer, or no such connection here: the page keeps the earlier text
             text = ""
         with self._lock:
             if len(self._known) > _KEPT:

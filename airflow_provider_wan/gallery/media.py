@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Videos, records and status files in buckets, read with the credentials of one connection.
 
-A browser gets a video through a short-lived signed address, or the API server passes it on in ranges.
+A browser gets a video through a short-lived signed address, or the API server streams it in ranges.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: How long a signed address works: longer than anybody watches one video.
+#: How long a signed address works: longer than one viewing of a video takes.
 SIGNED_FOR = timedelta(minutes=15)
 #: Seconds until new credentials of a connection are used.
 _CLIENT_KEPT_S = 300.0
@@ -70,7 +70,7 @@ class VideoVersion:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A part of a video, to be passed on.
+    """A part of a video, to be streamed.
 
     :param close: ends the download.
     """
@@ -82,14 +82,14 @@ class Answer:
 
 
 class Media:
-    """Access to buckets with the credentials of one connection; what it reads is shared by all viewers.
+    """Access to buckets with the credentials of one connection; its cached reads are shared by all viewers.
 
     :param client: a Cloud Storage client.
     """
 
     def __init__(self, client: storage.Client) -> None:
         self._client = client
-        # Per connection: what one team may read must not reach another.
+        # Per connection: one team's data must not reach another.
         self._lines = SharedCache(256, fresh_s=10.0)
         self._records = SharedCache(1024, fresh_s=10.0)
         self._landed = SharedCache(10_000, fresh_s=3600.0)
@@ -100,7 +100,7 @@ class Media:
         return found[1] if found else None
 
     def _read_lines(self, uri: str, earlier: tuple[int, BatchLines] | None) -> tuple[int, BatchLines] | None:
-        """Read a file, or keep what was read of it if it has not changed."""
+        """Return a file's lines, from the cache if it has not changed."""
         try:
             bucket, name = split_gs_uri(uri, name="address", needs_object=True)
             with storage_errors(f"Reading {uri}"):
@@ -154,7 +154,7 @@ class Media:
         return VideoVersion(uri, request_id, int(blob.generation), blob.crc32c)
 
     def is_what_landed(self, video: VideoVersion) -> bool:
-        """Return whether the object is what the provider landed for that request.
+        """Return whether the object is a video that the provider landed for that request.
 
         An XCom can name any object that this server can read. So the object decides: its metadata has the request,
         or it has the bytes of the video (a landing that found the same bytes keeps them).
@@ -186,7 +186,7 @@ class Media:
             )
         except (
             Exception
-        ):  # signing may need a call that is not allowed (IAM); the server passes the video on then
+        ):  # signing may need a call that is not allowed (IAM); the server then streams the video
             return None
         return address
 

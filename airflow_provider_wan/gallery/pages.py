@@ -71,7 +71,7 @@ def _environment() -> Environment:
 
 
 def render_message(text: str) -> str:
-    """Render a page that says one thing."""
+    """Render a page with one message."""
     return _environment().get_template("message.html").render(text=text)
 
 
@@ -96,12 +96,12 @@ class CardView:
 
     @property
     def without_video(self) -> str:
-        """What stands in the place of the video."""
+        """The text in place of the video."""
         return _WITHOUT_VIDEO.get(self.card.state, "no video")
 
     @property
     def is_polled(self) -> bool:
-        """Whether the page's script replaces the state by the one at RunComfy."""
+        """Whether the page's script replaces the state with that at RunComfy."""
         return bool(self.card.request_id) and self.card.state is CardState.OPEN
 
     @property
@@ -159,7 +159,7 @@ def duration(seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PageQuery:
-    """Which part of a run is asked for.
+    """Which part of a run to show.
 
     :param number: of the page, from 1.
     :param name: part of the name of an image or video.
@@ -179,18 +179,18 @@ class PageQuery:
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """The cards of a run and what is said about all of them.
+    """The cards of a run, and the messages about the run as a whole.
 
     :param sources: the cards.
     :param is_over: whether the run has ended.
     :param progress: how far its running batches are, a line each.
-    :param troubles: why batches failed, and which files could not be read.
+    :param problems: why batches failed, and which files could not be read.
     """
 
     sources: Sequence[CardList | BatchCards]
     is_over: bool = False
     progress: Sequence[str] = ()
-    troubles: Sequence[str] = ()
+    problems: Sequence[str] = ()
     counts: Counter[CardState] = field(default_factory=Counter)
 
     @classmethod
@@ -200,7 +200,7 @@ class RunView:
         batches: Iterable[tuple[BatchStatus, BatchLines | None]] = (),
         *,
         is_over: bool = False,
-        troubles: Iterable[str] = (),
+        problems: Iterable[str] = (),
     ) -> RunView:
         """Join cards and batches.
 
@@ -226,7 +226,7 @@ class RunView:
             for status, _ in batches
             if status.progress and not is_over
         ]
-        return cls(sources, is_over, progress, [*troubles, *unread], counts)
+        return cls(sources, is_over, progress, [*problems, *unread], counts)
 
     @property
     def version(self) -> str:
@@ -236,7 +236,7 @@ class RunView:
 
     @property
     def is_live(self) -> bool:
-        """Whether anything is going to change."""
+        """Whether anything can still change."""
         return any(self.counts[state] for state in LIVE)
 
     def count(self, filter_name: str) -> int:
@@ -330,7 +330,7 @@ def render_page(run: RunView, shown: Sequence[Card], *, query: PageQuery, total:
 
 
 def _alarms(run: RunView, query: PageQuery) -> list[tuple[str, str, str]]:
-    """Return what a person has to act on: a headline, what to do, and the address of the cards."""
+    """Return the items that need a person: a headline, the action, and the address of the cards."""
     alarms = []
     if number := run.count("not_landed"):
         what = "1 request is" if number == 1 else f"{number:,} requests are"
@@ -346,7 +346,7 @@ def _alarms(run: RunView, query: PageQuery) -> list[tuple[str, str, str]]:
         what = "1 request" if number == 1 else f"{number:,} requests"
         alarms.append(
             (
-                f"{what} may have been bought, and nobody has the answer.",
+                f"{what} may have been bought, and its answer was lost.",
                 "Nothing is sent again by itself. Look it up on RunComfy's page Generations, then settle it with "
                 "airflow wan journal settle, or with resolve=.",
                 query.address(state="unknown"),
@@ -359,7 +359,7 @@ def _alarms(run: RunView, query: PageQuery) -> list[tuple[str, str, str]]:
 
 
 def render_contact_sheet(cards: Sequence[Card], *, title: str = DEFAULT_TITLE) -> str:
-    """Render cards as a page that needs nothing but the videos beside it: no server, no script, relative links.
+    """Render cards as a page that needs only the videos next to it: no server, no script, relative links.
 
     :param cards: with ``videos[].src`` relative to the page, and ``thumbnail`` as a ``data:`` address or empty.
     """
@@ -370,11 +370,11 @@ def render_contact_sheet(cards: Sequence[Card], *, title: str = DEFAULT_TITLE) -
     return template.render(cards=views, title=title, summary=summary)
 
 
-def card_of_record(record: Mapping[str, Any], *, beside: str) -> Card:
-    """Return the card of a video from the record that is beside it.
+def card_of_record(record: Mapping[str, Any], *, page: str) -> Card:
+    """Return the card of a video from the record next to it.
 
     :param record: the JSON object of ``{object_name}.json``.
-    :param beside: object name of the page, to which the links are relative.
+    :param page: object name of the page, to which the links are relative.
     """
     videos = [video for video in record.get("videos") or () if isinstance(video, Mapping)]
     return Card(
@@ -387,7 +387,7 @@ def card_of_record(record: Mapping[str, Any], *, beside: str) -> Card:
             CardVideo(
                 str(video["uri"]),
                 video.get("size_bytes"),
-                src=relative_address(str(video["object_name"]), beside=beside),
+                src=relative_address(str(video["object_name"]), page=page),
             )
             for video in videos
         ),
@@ -412,9 +412,9 @@ def with_thumbnail(card: Card, jpeg: bytes | None) -> Card:
     return replace(card, thumbnail="data:image/jpeg;base64," + base64.b64encode(jpeg).decode())
 
 
-def relative_address(object_name: str, *, beside: str) -> str:
+def relative_address(object_name: str, *, page: str) -> str:
     """Return the address of an object relative to a page in the same bucket or folder."""
-    path = posixpath.relpath("/" + object_name, posixpath.dirname("/" + beside))
+    path = posixpath.relpath("/" + object_name, posixpath.dirname("/" + page))
     return "./" + quote(path)
 
 

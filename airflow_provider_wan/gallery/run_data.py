@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Airflow's database knows of a run's videos. It runs in the API server, the one place with such a session."""
+"""Read the facts about a run's videos from Airflow's database. Runs in the API server, which has a session for it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class RunData:
         ]
 
     def xcom(self, ref: XComRef) -> Any:
-        """Return the value of one XCom, of a batch the address of its file; None if there is none."""
+        """Return the value of one XCom, for a batch the address of its file; None if it does not exist."""
         if ref.key == MANIFEST:
             named = (file_of(key, self.xcom(replace(ref, key=key))) for key in reversed(FILE_KEYS))
             return next(filter(None, named), None)
@@ -108,7 +108,7 @@ class RunData:
         return found
 
     def completed(self, cards: Iterable[Card]) -> list[Card]:
-        """Return cards with the inputs that their tasks were given, where the tasks have not returned them."""
+        """Return cards with the inputs of their tasks, if the tasks have not returned them."""
         cards = list(cards)
         # Not those of a batch: its rows override its fields.
         rendered = self.rendered(card.ref.task for card in cards if _lacks_inputs(card))

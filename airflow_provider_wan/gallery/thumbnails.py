@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small pictures of source images, so that a page of them weighs kilobytes."""
+"""Small pictures of source images, which keep a page of them to kilobytes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def thumbnail_of(data: bytes, *, name: str, side_px: int = SIDE_PX) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """With which credentials and permissions the tasks of a Dag read images and buckets."""
+    """The credentials and permissions with which the tasks of a Dag read images and buckets."""
 
     wan_conn_id: str
     gcp_conn_id: str | None
@@ -108,7 +108,7 @@ def read_image(uri: str, media: Callable[[], Media], *, allow_private: bool) -> 
 
 
 class ThumbnailCache:
-    """The latest thumbnails, made in threads of its own so that a slow host holds up nobody else.
+    """The latest thumbnails, made in separate threads: a slow host blocks no other work.
 
     :param threads: number of images that are read at once.
     :param queued: number of images that may wait for that.
@@ -122,9 +122,9 @@ class ThumbnailCache:
     def get(
         self, uri: str, access: Access, read: Callable[[str, Access], bytes] | None = None
     ) -> Future[bytes | None]:
-        """Return the thumbnail of an image, which is None if there can be none.
+        """Return the thumbnail of an image; None if none can be made.
 
-        A failure is kept for a minute. What one connection may read, or cannot read, says nothing about another.
+        A failure is kept for a minute. It is kept for each connection: permissions differ.
 
         :param read: reads the image; default: from its bucket or address.
         :raises QueueFullError: too many images wait already.
@@ -150,5 +150,5 @@ def _read(uri: str, access: Access) -> bytes:
 def _make(uri: str, access: Access, read: Callable[[str, Access], bytes]) -> bytes | None:
     try:
         return thumbnail_of(read(uri, access), name=uri)
-    except Exception:  # an image of any kind, from anywhere: there is no picture of it, and the page goes on
+    except Exception:  # an image of any kind, from anywhere: the page is shown without a picture of it
         return None

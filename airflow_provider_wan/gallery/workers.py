@@ -50,7 +50,7 @@ class BoundedExecutor:
 
 
 class _Entry:
-    """One value of a :class:`SharedCache`, with the lock of whoever loads it."""
+    """One value of a :class:`SharedCache`, with the lock of its loader."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -60,7 +60,7 @@ class _Entry:
 
 
 class SharedCache:
-    """Recently loaded values: each is loaded by one thread at a time, for everybody.
+    """Recently loaded values: each is loaded by one thread at a time, for all viewers.
 
     :param size: number of values to keep.
     :param fresh_s: seconds until a value is loaded again.

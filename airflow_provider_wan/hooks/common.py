@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every rule that the two hooks share: operations, addresses, pacing, retries, proxies, and what a failure means."""
+"""The rules that both hooks share: operations, addresses, pacing, retries, proxies, and the meaning of failures."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ HEADERS: Mapping[str, str] = {
 class Operation(Generic[T]):
     """One call of the Model API, and how its answer is read.
 
-    :param call: what to send.
-    :param what: what is asked for, as a noun, for messages.
+    :param call: the call to send.
+    :param what: the subject, as a noun, for messages.
     :param read: turns the answer into a typed value, or raises.
     :param request_id: the request that it is about, if any.
     """
@@ -70,13 +70,13 @@ def submit_of(model_id: str, inputs: Mapping[str, Any]) -> Operation[calls.Submi
 
 
 def status_of(request_id: str) -> Operation[calls.RequestStatus]:
-    """Return the operation that asks for the status of a request."""
+    """Return the operation for the status of a request."""
     call = calls.status_call(request_id)
     return Operation(call, "status", lambda reply: calls.read_status(reply, request_id), request_id)
 
 
 def result_of(request_id: str) -> Operation[calls.RequestResult]:
-    """Return the operation that asks for the result of a request."""
+    """Return the operation for the result of a request."""
     call = calls.result_call(request_id)
     return Operation(call, "result", lambda reply: calls.read_result(reply, request_id), request_id)
 
@@ -88,7 +88,7 @@ def cancellation_of(request_id: str) -> Operation[calls.CancelOutcome]:
 
 
 def model_of(model_id: str) -> Operation[calls.ModelInfo]:
-    """Return the operation that asks for the page of a model."""
+    """Return the operation for the page of a model."""
     return Operation(calls.model_call(model_id), "model", calls.read_model)
 
 
@@ -133,7 +133,7 @@ def pacer_of(settings: WanSettings) -> Pacer:
 def retry_rules(policy: RetryPolicy) -> dict[str, Any]:
     """Return the arguments of tenacity's ``Retrying`` and ``AsyncRetrying`` for a policy.
 
-    What cannot be waited for within the policy's budget, such as a long ``Retry-After``, ends the retries at once.
+    A wait beyond the policy's budget, such as a long ``Retry-After``, ends the retries immediately.
     """
 
     def wait_s(state: tenacity.RetryCallState) -> float:
@@ -153,7 +153,7 @@ def retry_rules(policy: RetryPolicy) -> dict[str, Any]:
 
 
 def url_of(call: Call, settings: WanSettings) -> str:
-    """Return the address of a call: from the connection, never from anything that the API answered."""
+    """Return the address of a call: from the connection, never from an answer of the API."""
     return (settings.account_origin if call.host == "account" else settings.api_origin) + call.path
 
 
@@ -208,10 +208,10 @@ def proxy_of(url: str) -> str | None:
 
 
 def verdict_on_test(error: WanError | None, settings: WanSettings) -> tuple[bool, str]:
-    """Return what the answer to the test call means: whether the connection works, and in words."""
+    """Return the outcome of the test call: whether the connection works, and a message."""
     host = urlsplit(settings.api_origin).netloc
     if isinstance(error, WanRefusedError) and (isinstance(error, WanNotFoundError) or error.code == 403001):
-        error = None  # it knows no such request, or not for this user: the token was accepted
+        error = None  # no such request, or not of this user: the token was accepted
     if error is None:
         return True, f"{host} accepts this token. Nothing was bought."
     if isinstance(error, WanAuthError):

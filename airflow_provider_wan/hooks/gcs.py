@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Cloud Storage client, and what its errors mean."""
+"""The Cloud Storage client, and the meaning of its errors."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _bound(client: storage.Client, pool_size: int) -> None:
 def _stop_asking_about_buckets(client: storage.Client) -> None:
     """Keep the client from asking for each bucket's metadata on the side.
 
-    From 3.17 on it does so in a thread, for attributes of trace spans, whether anybody traces or not. Nothing
+    From 3.17 on it does so in a thread, for attributes of trace spans, even without tracing. Nothing
     fails for those who may not read a bucket (``roles/storage.objectUser``), but each client leaves a refusal
     in their audit log, and while the bucket is out each call starts another thread that retries for two minutes.
     """
@@ -128,13 +128,13 @@ def retry_policy(for_s: float | None = None) -> Any:
 
 @contextmanager
 def storage_errors(what: str, *, request_id: str | None = None, advice: str = "") -> Iterator[None]:
-    """Turn what the client raises into :class:`WanStorageError`, which says what could not be done.
+    """Turn the client's errors into :class:`WanStorageError`, which names the failed operation.
 
     A missing bucket and a missing permission are final: only a person can help.
 
-    :param what: what was being done, such as ``"Writing gs://bucket/name"``.
+    :param what: the operation, such as ``"Writing gs://bucket/name"``.
     :param request_id: for which request.
-    :param advice: what to do, besides what the kind of error says.
+    :param advice: further advice, besides that for the kind of error.
     """
     import requests
     from google.api_core.exceptions import Forbidden, GoogleAPICallError, NotFound, RetryError, Unauthorized
@@ -175,7 +175,7 @@ def _is_rate_limit(error: Any) -> bool:
 
 
 def _said(error: Exception) -> str:
-    """Return what Cloud Storage said in one sentence; the client wraps it into the whole answer."""
+    """Return the message of Cloud Storage as one sentence; the client's text contains the whole answer."""
     from google.auth.exceptions import GoogleAuthError
 
     try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """RunComfy's Model API over ``requests``; :class:`WanAsyncHook` is the same over ``aiohttp``, for triggers.
 
-What to send and what an answer means is decided in ``model_api``, and what both hooks share is in ``common``: the two
-only send. Only this one can submit, since a purchase needs a claim, which is made in a worker.
+Calls and the meaning of answers are in ``model_api``, and the rules of both hooks in ``common``: the hooks only
+send. Only this one can submit, since a purchase needs a claim, which is made in a worker.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class WanHook(BaseHook):
         (default ``https://model-api.runcomfy.net``), extra: ``account_host``, ``requests_per_second``,
         ``timeout`` (seconds a call, default 60), ``download_hosts``, ``allow_private_images``,
         ``not_found_patience`` (seconds, default 60).
-    :param retry: how calls are tried again; a submit only where it was certainly not accepted.
+    :param retry: how calls are retried; a submit only if it was certainly not accepted.
     """
 
     conn_name_attr: ClassVar[str] = "wan_conn_id"
@@ -94,7 +94,7 @@ class WanHook(BaseHook):
         return read_settings(self.get_connection(self.wan_conn_id))
 
     def refresh(self, refused: WanSettings | None = None) -> bool:
-        """Read the connection again, as after a rotated token; return whether the token is another one.
+        """Read the connection again, as after a rotated token; return whether the token has changed.
 
         :param refused: the settings whose token was not accepted; if another thread has read the connection
             since, it is not read again. Default: the current ones.
@@ -148,10 +148,10 @@ class WanHook(BaseHook):
         :param retry: whether to try again after a 429 or a connection that could not be opened, when it
             is certain that nothing was bought. After anything else it is never sent again.
         :param send_by: ``time.monotonic()`` after which it is not sent at all, which is then a
-            :class:`WanTransientError`. Whoever gives one has waited for :meth:`take_turn` before.
+            :class:`WanTransientError`. The caller must have waited for :meth:`take_turn` before.
         :raises WanRefusedError: the API refused it; nothing was bought.
         :raises WanTransientError: it certainly did not get through; nothing was bought.
-        :raises WanUnknownSubmissionError: it may have been bought; it must not be sent again by itself.
+        :raises WanUnknownSubmissionError: it may have been bought; it must not be resent automatically.
         """
         return self._call(common.submit_of(model_id, inputs), self.retry if retry else common.ONCE, send_by)
 
@@ -174,7 +174,7 @@ class WanHook(BaseHook):
         return self._read(common.result_of(request_id), retry)
 
     def cancel(self, request_id: str, *, retry: bool = True) -> CancelOutcome:
-        """Cancel a request that is still queued; one that runs goes on and is charged.
+        """Cancel a request that is still queued; one that runs continues and is charged.
 
         :param retry: whether to try again on an outage; cancelling twice does no harm.
         :raises WanTransientError: no usable answer.
@@ -209,7 +209,7 @@ class WanHook(BaseHook):
         return common.verdict_on_test(None, settings)
 
     def _read(self, operation: Operation[_T], retry: bool = True) -> _T:
-        """Make a call that costs nothing; with a refreshed token if the one that is known is refused."""
+        """Make a call that costs nothing; repeat it with a refreshed token if the cached one is refused."""
         policy = self.retry if retry else common.ONCE
         settings = self.settings
         try:

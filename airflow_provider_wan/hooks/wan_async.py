@@ -125,7 +125,7 @@ class WanAsyncHook:
     made in a worker.
 
     :param wan_conn_id: the connection, default ``wan_default``.
-    :param retry: how calls are tried again.
+    :param retry: how calls are retried.
     """
 
     def __init__(self, wan_conn_id: str = "wan_default", *, retry: RetryPolicy | None = None) -> None:
@@ -161,7 +161,7 @@ class WanAsyncHook:
         return settings
 
     async def refresh(self, refused: WanSettings) -> bool:
-        """Read the connection again after its token was refused; return whether the token is another one."""
+        """Read the connection again after its token was refused; return whether the token has changed."""
         return (await self._client().settings(instead_of=refused.token)).token != refused.token
 
     async def get_status(self, request_id: str, *, retry: bool = True) -> RequestStatus:
@@ -197,7 +197,7 @@ class WanAsyncHook:
         return common.verdict_on_test(None, settings)
 
     async def _read(self, operation: Operation[_T], retry: bool = True) -> _T:
-        """Make a call; with a refreshed token if the one that is known is refused."""
+        """Make a call; repeat it with a refreshed token if the cached one is refused."""
         policy = self.retry if retry else common.ONCE
         settings = await self.get_settings()
         try:

@@ -5,7 +5,7 @@
 * Images come from any public host (:func:`refuse_private_literal`; what a name resolves to is checked at the
   connection, in :mod:`.transport`).
 
-Both raise :class:`AddressRefusedError`; whoever fetches says which video or image it was.
+Both raise :class:`AddressRefusedError`; the caller names the video or image.
 """
 
 from __future__ import annotations

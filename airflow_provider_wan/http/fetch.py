@@ -2,9 +2,9 @@
 """Fetch a file from outside, anonymously: a part of it, or all of it.
 
 One mechanism for images and videos: redirects are checked at every hop, a private address gets no byte, everything has
-a deadline, and a download that breaks off is resumed. The two differ in :class:`FetchRules` and in what they say, so
-errors are neutral here: a :class:`FetchError` says why in half a sentence, never shows an address, and its ``kind``
-says what to make of it.
+a deadline, and a download that breaks off is resumed. The two differ in :class:`FetchRules` and in their messages, so
+errors are neutral here: a :class:`FetchError` gives the reason as a clause, never shows an address, and its ``kind``
+decides how it is handled.
 
 Read a part::
 
@@ -52,7 +52,7 @@ Kind = Literal["refused", "redirect", "status", "broken", "too large", "unusable
 
 
 class FetchError(Exception):
-    """A file could not be fetched. The text says why in half a sentence, without the address.
+    """A file could not be fetched. The text gives the reason as a clause, without the address.
 
     :param kind: ``refused``: the address may not be fetched. ``redirect``: it leads nowhere. ``status``: the server
         answered with ``status``. ``broken``: no connection, a connection that broke, or no answer in time.
@@ -78,7 +78,7 @@ class FetchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FetchRules:
-    """What may be fetched, and how slowly it may come.
+    """Which addresses may be fetched, and time limits for the body.
 
     :param check_address: raises :class:`AddressRefusedError` for an address that may not be fetched; called with the
         first one and with that of every redirect.
@@ -208,7 +208,7 @@ class Downloaded:
 class Fetcher:
     """Fetches files over one pool of connections, without credentials.
 
-    :param rules: what may be fetched.
+    :param rules: which addresses may be fetched, and how slowly.
     :param pool_size: connections kept per host.
     :param sleep: waits between the tries of a download.
     """
@@ -296,7 +296,7 @@ class Fetcher:
         :param file: an empty file; what it holds after an error is undefined.
         :param log: each resume is logged.
         :param check_head: may raise before the body is read.
-        :raises FetchError: it could not be had whole. What the server asked to wait goes with it.
+        :raises FetchError: it could not be downloaded whole; with the wait that the server asked for.
         :raises OSError: the file could not be written.
         """
         progress = _Progress(file, limits)
@@ -317,7 +317,7 @@ class Fetcher:
             self._sleep(wait_s)
 
     def _continue(self, url: str, progress: _Progress, check_head: Callable[[FilePart], None]) -> None:
-        """Open one connection, and append what comes to the file."""
+        """Open one connection, and append its body to the file."""
         start = progress.size if progress.validator else 0
         try:
             part = self.open(url, deadline=progress.deadline, start=start, validator=progress.validator)
@@ -409,14 +409,14 @@ class _Progress:
         return self.started + self.limits.total_s
 
     def count_failure(self) -> None:
-        """Count a connection that broke off; one that came further is the first of a new row."""
+        """Count a connection that broke off; one that made progress starts the count again."""
         if self.size >= self.furthest + _PROGRESS_BYTES:
             self.failures = 0
         self.failures += 1
         self.furthest = max(self.furthest, self.size)
 
     def begin(self, part: FilePart) -> None:
-        """Begin the file, again if need be."""
+        """Start the file from its beginning."""
         import google_crc32c
 
         self.file.seek(0)
@@ -447,7 +447,7 @@ class _Progress:
             raise FetchError("too large", f"{size} bytes so far or promised")
 
     def check_whole(self) -> None:
-        """Check length and checksums against what the server gave."""
+        """Check length and checksums against those of the server."""
         if self.promised is not None and self.size < self.promised:
             raise FetchError("broken", "the connection ended early")
         if self.promised is not None and self.size > self.promised:

@@ -3,13 +3,13 @@
 
 Every synchronous call of this provider goes through a session made by :func:`bounded_session`, because of five facts:
 
-* A read timeout of ``requests`` bounds one receive, not the wait: a server that sends a byte a second holds a worker
+* A read timeout of ``requests`` bounds one receive, not the wait: a server that sends a byte a second blocks a worker
   forever, and so does one that sends its TLS handshake or its answer to ``CONNECT`` that slowly. Here each receive gets
-  what is left of a deadline (:class:`_TimedSocket`).
+  the rest of a deadline (:class:`_TimedSocket`).
 * The connect timeout of ``urllib3`` bounds sending as well: 16 MiB that do not leave within it fail. Here it bounds
   each 256 KiB.
 * An exception does not say whether a request left this machine: a TLS error comes before or after.
-  :func:`track_exchange` records it; "nothing was bought" rests on it.
+  :func:`track_exchange` records it; "nothing was bought" depends on it.
 * A name can resolve to a private address at the moment of connecting. Here the address of the open connection is
   checked before a byte is sent.
 * The libraries retry and redirect by themselves in some cases. Here they never do.
@@ -82,7 +82,7 @@ class SentTooLateError(OSError):
 
 @dataclass
 class Exchange:
-    """What is known of one HTTP exchange, whatever exception it ended with.
+    """The facts about one HTTP exchange, kept even if it ends with an exception.
 
     :param sent: whether any byte of the request may have left this machine.
     :param send_by: ``time.monotonic()`` after which the request is not sent at all.
@@ -134,7 +134,7 @@ class _Deadline:
 
 
 class _TimedSocket:
-    """A socket, with or without TLS, whose every operation gets what is left of a deadline.
+    """A socket, with or without TLS, whose every operation gets the rest of a deadline.
 
     TLS may be put on top of it: ``ssl`` and urllib3's TLS inside TLS use it as any other socket.
 
@@ -158,7 +158,7 @@ class _TimedSocket:
         self._sock._io_refs = count
 
     def gettimeout(self) -> float | None:
-        """Return what one operation gets now: ``ssl`` bounds its whole handshake with it."""
+        """Return the timeout of one operation now: ``ssl`` bounds its whole handshake with it."""
         return self.deadline.left_s(self._timeout_s)
 
     def settimeout(self, timeout_s: float | None) -> None:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in: tell what they are, find what breaks a rule, and make them fit. Pillow, and no Airflow."""
+"""Source images: inspect them, check them against a model's rules, and make them fit. Uses Pillow, not Airflow."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find every rule of a model that an image breaks, and the size it would be scaled to, before anything is paid.
+"""Find every rule of a model that an image breaks, and the size it would be scaled to, before any purchase.
 
 The rules come from the model's schema, see :func:`~airflow_provider_wan.model_api.inputs.image_rules`.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TooSmall = Literal["upscale", "reject"]
 
-#: An image enlarged by more is a blur that is not worth a video.
+#: An image enlarged by more is too blurred for a useful video.
 MAX_UPSCALE = 8
 _NO_LIMIT_PX = 1_000_000
 
@@ -27,12 +27,12 @@ _NO_LIMIT_PX = 1_000_000
 def check(facts: ImageFacts, rules: ImageRules, *, too_small: TooSmall = "upscale") -> tuple[BrokenRule, ...]:
     """Return every rule that an image breaks; nothing if the model takes it as it is.
 
-    Plan, preparation and submit all decide by this.
+    Plan, preparation and submit all use this check.
 
     :param facts: from :func:`~airflow_provider_wan.images.inspect.inspect`. A size of the file that is not known is
         not checked.
     :param rules: the model's image rules.
-    :param too_small: what would be done with a small image; decides only ``fixable``.
+    :param too_small: how a small image would be handled; affects only ``fixable``.
     """
     return tuple(_broken(facts, rules, too_small))
 
@@ -87,7 +87,7 @@ def explain(facts: ImageFacts, broken: Iterable[BrokenRule]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The size to scale to, or why there is none.
+    """The size to scale to, or the reason why no size fits.
 
     :param reason: None where the size fits; else why no size does.
     """

@@ -151,7 +151,7 @@ def open_image(file: IO[bytes], facts: ImageFacts) -> ImageFile.ImageFile:
 def check_whole(data: bytes, facts: ImageFacts) -> None:
     """Decode an image once, as cheaply as its format allows, to be sure that it is whole.
 
-    The only judgement of that: preparation and submit both call it.
+    Preparation and submit both use this check.
 
     :raises UnusableImageError: it is cut off or damaged.
     """

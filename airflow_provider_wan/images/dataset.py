@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of a dataset: what a manifest says, and what was prepared.
+"""Rows of a dataset: of a user's manifest, and prepared rows.
 
 Rows are yielded one at a time, as they are read; a row that cannot be used is yielded as an error with its line, and
 the others are not affected. Nothing here opens a file: the caller supplies the lines, from a disk or a bucket.
@@ -39,11 +39,11 @@ class PreparedRow:
     """One image that was checked, fixed and published, as it can be submitted.
 
     :param source: address of the image that it came from, without signature.
-    :param staged_uri: address of what is submitted: a staged copy (``gs://``), or the source where it fits as it is.
+    :param staged_uri: address of the submitted image: a staged copy (``gs://``), or the source if it fits unchanged.
     :param width: in px.
     :param size_bytes: size of the file.
     :param sha256: of the file, in hex.
-    :param changes: what was done to the source, in words; empty where nothing was.
+    :param changes: the changes made to the source, in words; empty if there are none.
     :param identity: what identifies the image in a fingerprint (``md5:...`` of the source's content); None: its
         address.
     :param inputs: the row's own inputs of the model.
@@ -118,12 +118,12 @@ class DatasetRow:
     """One video of a dataset.
 
     :param image: address of the image: ``gs://``, ``https://`` or a path.
-    :param inputs: the model's inputs for it: the task's defaults, overridden by what the row says.
+    :param inputs: the model's inputs for it: the task's defaults, overridden by the row's columns.
     :param variation: see :class:`~airflow_provider_wan.operators.wan.WanSubmitOperator`; None if not given.
     :param passthrough: columns that are carried along and not read.
     :param origin: the manifest, without the query of its address.
     :param line: the row's first line in it, counted from 1.
-    :param known: what a listing has said of the image.
+    :param known: the image's metadata from a listing.
     :param prepared: the prepared image, for a row of a chunk manifest.
     """
 
@@ -156,10 +156,10 @@ class RowError:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What the columns of a manifest may be, and what they override.
+    """The columns that a manifest may have, and the defaults that they override.
 
     :param inputs: names of the model's inputs; None where they are not known, and any column is one.
-    :param defaults: the task's inputs, for what a row does not say.
+    :param defaults: the task's inputs, for cells that a row leaves empty.
     :param variation: the task's variation, for rows that give none.
     :param passthrough: further columns, carried along and not read.
     """
@@ -195,7 +195,7 @@ def read_manifest(
     :param lines: its lines, as a text file gives them, or as bytes in UTF-8.
     :param origin: its address or path: the suffix ``.csv``, ``.jsonl`` or ``.ndjson`` says what it is, and relative
         addresses of images are relative to it.
-    :param columns: what its columns may be. A cell that is empty, or null, means what the task says.
+    :param columns: the columns that it may have. An empty or null cell means the task's value.
     :raises WanInputError: the file as a whole is wrong: of another kind, without an ``image`` column, or with an
         unknown column in a CSV file's first line. (In JSONL an unknown column is an error of its row.)
     """
@@ -209,7 +209,7 @@ def read_manifest(
     return _rows(reader(_texts(lines, shown), shown, columns), shown, columns)
 
 
-#: A row's first line, with its cells or with what is wrong with it.
+#: A row's first line, with its cells or its error.
 _RawRow = tuple[int, Mapping[str, Any] | str]
 
 

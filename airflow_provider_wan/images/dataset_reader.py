@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 log = getLogger(__name__)
 
-#: Objects of a prefix that are rows: images that can be used or made usable, and what people take for images, which is
-#: then in the report and not silently left out.
+#: Objects of a prefix that are rows: images that can be used or converted, and files commonly taken for images, which
+#: the report then names instead of silently leaving them out.
 IMAGE_SUFFIXES = tuple(f".{suffix}" for suffix in (*SUFFIXES, *UNUSABLE_SUFFIXES))
 _LINE_MANIFESTS = (".csv", ".jsonl", ".ndjson")
 _TABLES = (
@@ -88,7 +88,7 @@ Row = DatasetRow | RowError
 
 @dataclass(slots=True)
 class PassedOver:
-    """Objects of prefixes that are no images by their name, and so no rows.
+    """Objects of prefixes that are not images by their name, and so not rows.
 
     :param kinds: how many of each kind: a suffix, ``no suffix`` or ``macOS companion file``.
     :param names: addresses of the first ones.
@@ -119,14 +119,14 @@ class PassedOver:
 
 @dataclass(frozen=True, slots=True)
 class DatasetReader:
-    """Yields the rows of whatever a user calls a dataset.
+    """Yields the rows of a dataset in any supported form.
 
     :param client: returns the Cloud Storage client; called only if one is needed.
-    :param columns: what a manifest's columns may be, and the task's defaults for what a row does not say.
+    :param columns: the columns that a manifest may have, and the task's defaults for empty cells.
     :param suffixes: which objects of a prefix are images, in lower case with their dot. None (default):
         :data:`IMAGE_SUFFIXES`, and objects whose content type says so.
     :param may_be_empty: whether a prefix without any image has no rows instead of being an error.
-    :param passed_over: counts the objects of prefixes that are no images.
+    :param passed_over: counts the objects of prefixes that are not images.
     """
 
     client: Callable[[], storage.Client]
@@ -141,7 +141,7 @@ class DatasetReader:
         :param dataset: ``gs://bucket/prefix/`` (all images under it), the address or path of a manifest (``.csv``,
             ``.jsonl``, ``.ndjson``, ``.parquet``, also one that ``WanPrepareImagesOperator`` wrote), the address of an
             image, a row as a mapping, or a list of any of these, also as JSON text.
-        :raises WanInputError: it is none of these, or a manifest as a whole is wrong.
+        :raises WanInputError: it has another form, or a manifest as a whole is invalid.
         :raises WanStorageError: the bucket can't be read.
         """
         dataset = _plain(dataset)
@@ -212,7 +212,7 @@ class DatasetReader:
             if blob is None:
                 break
             if not self._is_image(blob):
-                if not blob.name.endswith("/"):  # an empty object that stands for a folder
+                if not blob.name.endswith("/"):  # an empty object that represents a folder
                     passed_over.add(f"gs://{bucket}/{blob.name}")
                     self.passed_over.add(f"gs://{bucket}/{blob.name}")
                 continue

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of an image before it is decoded, and why an image cannot be used."""
+"""Facts about an image before it is decoded, and the reasons why an image cannot be used."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class BrokenRule:
         ``max_size_bytes_exclusive``), or ``decodable``.
     :param value: what the image has.
     :param limit: what the rule allows.
-    :param message: both in a sentence, without the image's name.
+    :param message: value and limit in a sentence, without the image's name.
     :param fixable: whether :func:`~airflow_provider_wan.images.prepare.prepare` can fix it.
     """
 

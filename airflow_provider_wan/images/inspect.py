@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find out what an image is from its header, with Pillow, without decoding it.
+"""Inspect an image by its header, with Pillow, without decoding it.
 
 Of JPEG, PNG, BMP, GIF and TIFF only the header is read;
 Pillow (or libheif) needs the whole file of WEBP, AVIF and HEIC.
@@ -25,7 +25,7 @@ Source = bytes | str | os.PathLike[str] | IO[bytes]
 
 #: Headers of phone photographs hold a few hundred KB (profiles, depth maps); a longer one is hostile or broken.
 MAX_HEADER_BYTES = 16 * 1024 * 1024
-#: Read at once where a header goes on behind the first block.
+#: Read in one request if a header continues after the first block.
 _NEXT_BLOCK_BYTES = 64 * 1024
 _WHOLE = frozenset(("WEBP", "AVIF", "HEIF"))
 _LOSSLESS_FRAMES = frozenset((0xC3, 0xC7, 0xCB, 0xCF))
@@ -78,7 +78,7 @@ def _inspect(file: IO[bytes], name: str, size_bytes: int | None, whole: bytes | 
 class _HeaderFile(io.RawIOBase):
     """Reads a file for Pillow, keeps its start, and stops at a limit.
 
-    Pillow reads a header in order, so what it read can be looked at again without reading it twice.
+    Pillow reads a header in order, so the kept start can be inspected again without a second read.
     """
 
     def __init__(self, file: IO[bytes], name: str) -> None:
@@ -213,7 +213,7 @@ def _is_animated(image: Image.Image, fmt: str) -> bool:
 
 
 def _private(image: Image.Image, fmt: str, head: bytes, exif: Image.Exif) -> tuple[str, ...]:
-    """Return the names of what should not be published."""
+    """Return the names of metadata that should not be published."""
     if fmt in ("JPEG", "PNG", "WEBP"):
         return private_parts(head, fmt)
     names: list[str] = []
@@ -308,7 +308,7 @@ SUFFIXES = {
     "bmp": "BMP", "dib": "BMP", "webp": "WEBP", "gif": "GIF", "tif": "TIFF", "tiff": "TIFF", "heic": "HEIF",
     "heif": "HEIF", "hif": "HEIF", "avif": "AVIF",
 }  # fmt: skip
-#: Suffixes of what people take for images: refused by name, and not silently left out.
+#: Suffixes of files commonly taken for images: refused by name instead of silently left out.
 UNUSABLE_SUFFIXES = (
     "svg",
     "pdf",
@@ -328,7 +328,7 @@ UNUSABLE_SUFFIXES = (
 
 
 def format_of(head: bytes) -> str | None:
-    """Return Pillow's name of the format that these first bytes announce, None if it is no image that is opened."""
+    """Return Pillow's name of the format that these first bytes announce, None if it is not a supported image."""
     if head.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -355,7 +355,7 @@ def _isobmff_format(head: bytes) -> str | None:
 
 
 def looks_like(head: bytes) -> str:
-    """Return what a file that is no image looks like, for a message: ``"an HTML page"``."""
+    """Return what a file that is not an image looks like, for a message: ``"an HTML page"``."""
     if not head:
         return "an empty file"
     if not head.strip(b"\0"):

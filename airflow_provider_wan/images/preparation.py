@@ -34,13 +34,13 @@ _CACHED_INPUTS = 256
 class Problem:
     """Why one row can't be used.
 
-    :param image: address of the image, without signature; the row's place where there is none.
+    :param image: address of the image, without signature; the row's place if it names no image.
     :param row: the row's place in the dataset.
     :param rule: the rule that it breaks: one of the model (``max_side_px``...), or ``row``, ``inputs``, ``address``,
         ``reachable``, ``image``, ``decodable``.
-    :param value: what it has.
+    :param value: the image's or row's value.
     :param limit: what the rule allows.
-    :param message: both in a sentence.
+    :param message: value and limit in a sentence.
     """
 
     image: str
@@ -66,7 +66,7 @@ class Unusable:
 class Ready:
     """A row that was prepared.
 
-    :param was_prepared: whether an earlier run had done it.
+    :param was_prepared: whether an earlier run prepared it.
     :param notes: remarks about the source image.
     """
 
@@ -119,12 +119,12 @@ class Preparation:
     def run(self, rows: Iterable[Row]) -> Iterator[Ready | Unusable]:
         """Prepare each row.
 
-        :raises WanStorageError: a bucket cannot be reached, or not be used: that is not about one image.
+        :raises WanStorageError: a bucket cannot be reached, or not be used, which concerns all images.
         """
         return self._each(rows, self._prepare)
 
     def plan(self, rows: Iterable[Row]) -> Iterator[Planned | Unusable]:
-        """Inspect the header of each row's image, and what earlier runs have left; nothing is written."""
+        """Inspect the header of each row's image, and earlier preparations of it; nothing is written."""
         return self._each(rows, self._plan)
 
     def _each(self, rows: Iterable[Row], function: Any) -> Iterator[Any]:
@@ -195,7 +195,7 @@ class Preparation:
         return Planned(reader.address, fingerprint, is_fit, False, facts.notes)
 
     def _problem_of_row(self, row: Row) -> Unusable | None:
-        """Return what is wrong with a row before its image is read."""
+        """Return the problems of a row that are known before its image is read."""
         if isinstance(row, RowError):
             return _unusable(row, "row", row.message)
         problem = self._check_inputs(json.dumps(dict(row.inputs), sort_keys=True, default=str))
@@ -211,7 +211,7 @@ class Preparation:
             return _unusable(row, "address", str(error))
 
     def _problem_of_inputs(self, inputs: str) -> str | None:
-        """Return what is wrong with the inputs of a row; the submitting task may supply missing ones."""
+        """Return the problems with the inputs of a row; the submitting task may supply missing ones."""
         schema = load_schema(self._model_id)
         filling = dict.fromkeys(schema.required, _FILLING) if schema else {}
         image = {self._sources.input_name: "https://storage.googleapis.com/image"}

@@ -61,7 +61,7 @@ class PreparedImage:
     :param data: the file.
     :param sha256: of ``data``, in hex; names the staged copy.
     :param width: displayed width in px.
-    :param changes: what was done, in words; empty where the bytes are those of the source.
+    :param changes: the changes made, in words; empty if the bytes are those of the source.
     :param notes: remarks about the source, such as a suffix that did not agree with its content.
     """
 
@@ -95,7 +95,7 @@ def prepare(
     :param source: the file's bytes, or a path.
     :param rules: the model's image rules.
     :param name: how messages call the image; default the path, else ``"image"``.
-    :param background: what transparent parts are put on; a colour name or ``#rrggbb``, default white.
+    :param background: the colour behind transparent parts, a name or ``#rrggbb``; default white.
     :param too_small: ``"upscale"`` (default) enlarges an image that is too small, up to 8 times; ``"reject"``
         refuses it.
     :raises UnusableImageError: it breaks a rule that cannot be fixed, or is cut off.
@@ -224,7 +224,7 @@ def _is_turned_here(facts: ImageFacts) -> bool:
 
 
 def _encode_to_fit(image: Image.Image, facts: ImageFacts, rules: ImageRules) -> tuple[bytes, str, str]:
-    """Encode without loss what came without loss, else as JPEG; in lower quality until it is small enough."""
+    """Encode losslessly if the source was lossless, else as JPEG, in lower quality until it is small enough."""
     for fmt, options, words in _encodings(facts, rules):
         data = codecs.encode(image, fmt, **options)
         if _is_small_enough(data, rules):
@@ -281,7 +281,7 @@ def _prepared(
 def parse_background(background: str | tuple[int, int, int]) -> tuple[int, int, int]:
     """Read a colour: a name, ``#rrggbb``, ``rgb(...)`` or three numbers.
 
-    :raises WanInputError: it is none.
+    :raises WanInputError: it is not a colour.
     """
     try:
         colour = ImageColor.getrgb(background) if isinstance(background, str) else background
@@ -327,11 +327,11 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 def to_srgb(
     image: Image.Image, *, icc: bytes | None, background: tuple[int, int, int]
 ) -> tuple[Image.Image, list[str]]:
-    """Return an image as 8-bit sRGB without alpha, and what was done, in words.
+    """Return an image as 8-bit sRGB without alpha, and the changes made, in words.
 
     :param icc: its ICC profile. An unreadable profile, or one for other kinds of pixels, is ignored,
         and the changes say so.
-    :param background: what shows through where the image is transparent.
+    :param background: the colour behind transparent parts.
     """
     changes: list[str] = []
     alpha: Image.Image | None = None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where an image is stored, and how it is read: an object in a bucket, a web address, or a local file.
 
-All of them can be opened as a seekable file that reads ranges, which is what Pillow needs for a header, and read whole.
+All of them can be read whole, or opened as a seekable file that reads ranges, which Pillow needs for a header.
 
 Where the content can be known, it identifies the image: the MD5 that Cloud Storage keeps of each object, so nothing is
 read for it, and a file that is uploaded again, renamed or moved counts as the same image. Composite objects have none
@@ -35,14 +35,14 @@ MAX_SOURCE_BYTES = 256 * 1024 * 1024
 WEB_MOST_BYTES = 64 * 1024 * 1024
 #: What all reads of one image from the web together may take, in seconds.
 WEB_TOTAL_S = 60.0
-#: Read at once where the file is far: one request that holds the whole header of most images.
+#: Read in one request from a remote file: it holds the whole header of most images.
 BLOCK_BYTES = 16 * 1024
 _READ_ON_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectFacts:
-    """What a bucket says of an object without reading it.
+    """The metadata of an object in a bucket, known without reading it.
 
     :param md5: of the stored bytes, in hex; None if the bucket did not say: composite objects have none, and listings
         leave it out for objects with a customer-managed key.
@@ -70,14 +70,14 @@ class ImageReader(Protocol):
 
     @property
     def identity(self) -> str | None:
-        """What identifies its content; None: its address."""
+        """The identity of its content; None: its address identifies it."""
 
     @property
     def size_bytes(self) -> int | None:
         """Its size, if known without reading."""
 
     def open(self) -> IO[bytes]:
-        """Open it as a seekable file that reads only what is asked for; close it."""
+        """Open it as a seekable file that reads only the requested ranges; close it after use."""
 
     def read_all(self) -> bytes:
         """Read it whole."""
@@ -163,7 +163,7 @@ class RangedFile(io.RawIOBase):
 
 
 def facts_of(blob: storage.Blob) -> ObjectFacts:
-    """Return what a listing, or an object's metadata, says of it."""
+    """Return the facts of an object from a listing, or from its metadata."""
     md5 = base64.b64decode(blob.md5_hash).hex() if blob.md5_hash else None
     is_gzip = blob.content_encoding == "gzip"
     return ObjectFacts(blob.bucket.name, blob.name, int(blob.generation), int(blob.size or 0), md5, is_gzip)
@@ -178,9 +178,9 @@ def bucket_of(client: storage.Client, name: str) -> storage.Bucket:
 
 
 def look_up_object(client: storage.Client, uri: str) -> ObjectFacts:
-    """Return what a bucket says of an object.
+    """Return the metadata of an object.
 
-    :raises WanInputError: there is none, or reading it is not allowed.
+    :raises WanInputError: it does not exist, or reading it is not allowed.
     :raises WanStorageError: the bucket cannot be reached.
     """
     bucket, name = split_gs_uri(uri, name="image", needs_object=True)
@@ -192,9 +192,9 @@ def look_up_object(client: storage.Client, uri: str) -> ObjectFacts:
 
 
 class BucketReader:
-    """An object in a bucket, read at the generation that was looked at.
+    """An object in a bucket, always read at the generation that was inspected.
 
-    :param facts: what the bucket says of it.
+    :param facts: its metadata.
     """
 
     def __init__(self, client: storage.Client, facts: ObjectFacts) -> None:
@@ -273,7 +273,7 @@ class BucketReader:
 
 
 class _Summing:
-    """A file that keeps only the MD5 of what is written to it."""
+    """A file that keeps only the MD5 of the bytes written to it."""
 
     def __init__(self) -> None:
         self.sum = hashlib.md5(usedforsecurity=False)
@@ -297,7 +297,7 @@ class _Summing:
 def gunzip(data: bytes, name: str) -> bytes:
     """Decompress an object that is stored with ``Content-Encoding: gzip``.
 
-    :raises WanInputError: it is no gzip, or expands to more than is loaded.
+    :raises WanInputError: it is not gzip, or expands beyond the size limit.
     """
     inflate = zlib.decompressobj(16 + zlib.MAX_WBITS)
     try:
@@ -435,7 +435,7 @@ def bucket_errors(what: str) -> Iterator[None]:
 
 @contextmanager
 def _object_errors(uri: str, doing: str = "Reading") -> Iterator[None]:
-    """Raise errors about one object as such: they are not the bucket's."""
+    """Raise errors about one object as input errors: they do not concern the whole bucket."""
     from google.api_core.exceptions import Forbidden, NotFound, PreconditionFailed
 
     with bucket_errors(f"{doing} {uri}"):

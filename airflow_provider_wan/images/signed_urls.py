@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sign links under which RunComfy, which reads anonymously, can read an object of a private bucket.
 
-A link is made immediately before a purchase, for that one call: whoever holds it can read the object, so it enters no
+A link is made immediately before a purchase, for that one call: anyone who has it can read the object, so it enters no
 fingerprint, record, log or XCom.
 """
 

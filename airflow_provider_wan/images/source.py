@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a source image to an address that RunComfy can fetch.
 
-``ImageSources.open(image)`` takes whatever a user gives: a ``gs://`` or ``https://`` address, a path, or a prepared
+``ImageSources.open(image)`` takes any form of image: a ``gs://`` or ``https://`` address, a path, or a prepared
 row. The :class:`ImageSource` that it returns identifies the image (for the fingerprint), and makes the address that is
 sent only immediately before a purchase.
 """
@@ -49,7 +49,7 @@ class ImageOptions:
 
     :param staging: ``gs://bucket/prefix`` of prepared copies; None: nothing is fixed, and an image that does not fit is
         refused.
-    :param background: what transparent parts are put on.
+    :param background: the colour behind transparent parts.
     :param too_small: ``"upscale"`` or ``"reject"``.
     :param check: whether an image is checked before the purchase.
     :param allow_private: whether images are read from private addresses too.
@@ -159,7 +159,7 @@ class ImageSources:
 
     @property
     def recipe(self) -> Recipe:
-        """What is done to images.
+        """The preparation of images: the model's rules and the user's options.
 
         :raises WanInputError: the model's rules are not known.
         """
@@ -173,7 +173,7 @@ class ImageSources:
         """Open one image.
 
         :param image: ``gs://``, ``https://`` or a path; a row of a dataset, or a prepared row (also as a dict).
-        :raises WanInputError: it is none of these, or there is no such object or file.
+        :raises WanInputError: it has another form, or there is no such object or file.
         :raises WanStorageError: the bucket cannot be reached.
         """
         if isinstance(image, Mapping):
@@ -190,7 +190,7 @@ class ImageSources:
     def reader_of(self, address: str, known: ObjectFacts | None = None) -> ImageReader:
         """Return a reader of an image.
 
-        :param known: what a listing has said of it already.
+        :param known: its metadata from a listing, if any.
         """
         if address.startswith("gs://"):
             return BucketReader(self.client, known or look_up_object(self.client, address))
@@ -207,7 +207,7 @@ class ImageSources:
     def prepare(self, reader: ImageReader) -> tuple[Staged, bool]:
         """Make an image acceptable, and keep the copy in the staging prefix.
 
-        :return: what is known of it, and whether an earlier run had prepared it.
+        :return: the prepared image, and whether an earlier run had prepared it.
         :raises WanInputError: it can't be made acceptable.
         """
         identity = reader.identity
@@ -222,13 +222,13 @@ class ImageSources:
             return self._prepare_data(reader, data), False
 
     def find_prepared(self, reader: ImageReader) -> Staged | None:
-        """Return what an earlier run has prepared of an image whose content is known without reading it."""
+        """Return the result of an earlier preparation of an image whose content is known without reading it."""
         if self.staging is None or reader.identity is None:
             return None
         return self._find(reader.identity, needs_copy(reader))
 
     def address_of(self, reader: ImageReader, staged: Staged) -> str:
-        """Return the address of what is submitted, as it may be recorded."""
+        """Return the address of the submitted image, as it may be recorded."""
         if staged.object_name is None:
             return reader.address
         assert self.options.staging is not None
@@ -338,7 +338,7 @@ class ImageSources:
             self._log.warning("%s: %s.", facts.name, note)
 
     def _url_of_prepared(self, row: PreparedRow) -> str:
-        """Return the address of a prepared image, if it is still what was prepared."""
+        """Return the address of a prepared image, if the object has not changed since."""
         if not row.staged_uri.startswith("gs://"):
             return row.staged_uri
         facts = look_up_object(self.client, row.staged_uri)
@@ -396,7 +396,7 @@ def needs_copy(reader: ImageReader) -> bool:
 def inspect_header(reader: ImageReader) -> ImageFacts:
     """Inspect an image by ranges.
 
-    :raises WanInputError: it is no image, or no longer there.
+    :raises WanInputError: it is not an image, or no longer exists.
     :raises WanDownloadError: it cannot be read now, or may not be.
     """
     with reader.open() as file:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepared copies in a bucket, each named by the content of its source and what was done to it.
+"""Prepared copies in a bucket, each named by the content of its source and the options of its preparation.
 
 A second run finds a copy with one listing call, and reads and writes nothing. An image that fits as it is gets no copy
-but an empty object beside the copies, a mark that records the same about it.
+but an empty object next to the copies, a mark that records the same about it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _META = "wan-prepared"
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What is done to images: the model's rules and the user's options.
+    """The preparation of images: the model's rules and the user's options.
 
-    :param background: what transparent parts are put on; a colour name or ``#rrggbb``.
+    :param background: the colour behind transparent parts; a colour name or ``#rrggbb``.
     :param too_small: ``"upscale"`` or ``"reject"``.
     """
 
@@ -68,7 +68,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """What is known of an image that was prepared, now or earlier.
+    """An image that was prepared, now or earlier.
 
     :param object_name: of the copy in the staging bucket; None: the source fits as it is.
     :param notes: remarks about the source; known only when it was prepared now.
@@ -103,7 +103,7 @@ class Staging:
         return f"gs://{self.bucket}/{self.prefix}".rstrip("/")
 
     def find(self, key: str, *, copy: bool = False) -> Staged | None:
-        """Return what an earlier run has prepared, or None.
+        """Return the result of an earlier preparation, or None.
 
         :param copy: whether a copy is needed, and a mark is not enough.
         :raises WanStorageError: the bucket cannot be reached.

@@ -2,7 +2,7 @@
 """Find private metadata in an image file, and remove it without touching the pixels.
 
 Decoding and encoding again would lose quality for the sake of a GPS tag; the tag's segment can be left out instead.
-The same walk over segments or chunks names what is private in a header and decides what is removed from the file.
+The same walk over segments or chunks names private metadata in a header and decides which parts of a file are removed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Part:
 
 
 def private_parts(head: bytes, fmt: str) -> tuple[str, ...]:
-    """Return the names of what is private in the start of a file, as far as it goes.
+    """Return the names of private metadata in the start of a file.
 
     :param head: the start of the file, or all of it.
     :param fmt: ``JPEG``, ``PNG`` or ``WEBP``; nothing is found in any other.
@@ -46,12 +46,12 @@ def private_parts(head: bytes, fmt: str) -> tuple[str, ...]:
 
 
 def jpeg_frame(head: bytes) -> int:
-    """Return the second byte of the JPEG frame marker (SOF0 to SOF15), 0 if there is none."""
+    """Return the second byte of the JPEG frame marker (SOF0 to SOF15), 0 if it has no such marker."""
     return next((part.kind[1] for part in _jpeg_parts(head) if part.kind[1:] in _FRAMES), 0)
 
 
 def strip_metadata(data: bytes, *, fmt: str) -> tuple[bytes, tuple[str, ...]] | None:
-    """Return the file without private metadata, and the names of what was removed.
+    """Return the file without private metadata, and the names of the removed parts.
 
     A file without private metadata is returned unchanged. What the pixels need (ICC profile, colour transform,
     resolution) stays. Pictures and videos that phones append behind the picture are removed too.
@@ -93,19 +93,19 @@ _EXIF_HARMLESS = frozenset(
 
 
 def exif_orientation(exif: Image.Exif) -> int:
-    """Return the orientation of an EXIF block, 1 if it gives none."""
+    """Return the orientation of an EXIF block, 1 if it has none."""
     value: Any = exif.get(ExifTags.Base.Orientation, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def private_tags(exif: Image.Exif) -> tuple[str, ...]:
-    """Return the names of what is private in an EXIF block, or in the tags of a TIFF file."""
+    """Return the names of private metadata in an EXIF block, or in the tags of a TIFF file."""
     tags = [*sorted(exif), *sorted(exif.get_ifd(ExifTags.IFD.Exif))]
     return tuple(dict.fromkeys(_EXIF_PRIVATE.get(t, "EXIF details") for t in tags if t not in _EXIF_HARMLESS))
 
 
 def private_exif(block: bytes) -> tuple[str, ...]:
-    """Return the names of what is private in an EXIF block; that it is damaged is a reason to remove it."""
+    """Return the names of private metadata in an EXIF block; a damaged block counts as private."""
     exif = Image.Exif()
     try:
         exif.load(block[6:] if block.startswith(b"Exif\0") else block)
@@ -201,7 +201,7 @@ def _jpeg_end(data: bytes, at: int) -> int | None:
 
 # -- PNG -------------------------------------------------------------------------------------------------------------
 
-#: What the pixels need to look as they should.
+#: Chunks that are needed to show the pixels correctly.
 _PNG_PIXELS = frozenset(
     b"IHDR PLTE IDAT IEND tRNS gAMA cHRM sRGB iCCP sBIT bKGD hIST pHYs sPLT cICP mDCV cLLI acTL fcTL fdAT".split()
 )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Landing: a video of a result is in the bucket whole and verified, or it is not there.
+"""Landing: a video of a result is in the bucket whole and verified, or not at all.
 
-The object appears only when its last byte has arrived (that is how Cloud Storage uploads work), only if nobody
-else has written that name in between (``ifGenerationMatch``), and only with the checksum of the downloaded bytes.
+The object appears only when its last byte has arrived (that is how Cloud Storage uploads work), only if no other
+process has written that name in between (``ifGenerationMatch``), and only with the checksum of the downloaded bytes.
 A request that has landed under another name is copied from there as long as that object exists; otherwise its result is
-asked for, which RunComfy deletes at some time.
+fetched, which RunComfy deletes at some time.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ class Landing:
         self._log = log
 
     def land(self, record: Record, destination: Destination) -> Record:
-        """Land every video of a request, and its record beside the first.
+        """Land every video of a request, and its record next to the first.
 
-        :param record: the record of the request; its id at least. Videos that it says have landed elsewhere
-            are copied from there.
+        :param record: the record of the request; its id at least. Videos that have landed under another name,
+            according to it, are copied from there.
         :return: the record, as landed.
         :raises WanDownloadError: a file could not be fetched whole, or may not be.
         :raises WanNoOutputError: the result has no video.
@@ -83,7 +83,7 @@ class Landing:
         :raises WanStorageError: the bucket refused, or did not answer.
         :raises WanGenerationFailedError: the request failed.
         :raises WanCancelledError: it was cancelled.
-        :raises WanRefusedError: RunComfy does not know it any more, and it has not landed elsewhere.
+        :raises WanRefusedError: RunComfy does not know it any more, and it has not landed under another name.
         """
         request_id = id_of(record)
         first = self._first_blob(request_id, destination)
@@ -103,7 +103,7 @@ class Landing:
         return landed
 
     def _first_blob(self, request_id: str, destination: Destination) -> storage.Blob | None:
-        """Return the object that has the first video's name; asked for once, since each time takes a round trip."""
+        """Return the object that has the first video's name; looked up once, since each look-up takes a round trip."""
         return get_blob(self._client, destination.bucket_name, destination.name_of(0, request_id))
 
     def _already_landed(
@@ -122,7 +122,7 @@ class Landing:
         return tuple(landed_as(blob, request_id) for blob in blobs)
 
     def _copy_or_fetch(self, record: Record, first: storage.Blob | None, destination: Destination) -> Record:
-        """Copy the videos from where they have landed before, or else download them.
+        """Copy the videos from where they landed before, or download them.
 
         :param first: the object that has the first video's name.
         """
@@ -134,7 +134,7 @@ class Landing:
         return self._download_all(record, first, destination)
 
     def _copy(self, record: Record, first: storage.Blob | None, destination: Destination) -> Record | None:
-        """Copy the videos that have landed elsewhere; return None if none have, or not all are there any more."""
+        """Copy the videos that landed under other names; return None if there are none, or some are gone."""
         request_id = id_of(record)
         before = record.videos
         if not before or any(video.request_id != request_id for video in before):
@@ -178,7 +178,7 @@ class Landing:
                 request_id=request_id,
             ) from error
         except WanAuthError as error:
-            # It is paid for: once the token is corrected, another try finds everything as it was.
+            # The request is paid for: once the token is corrected, another try lands it.
             raise WanTransientError(
                 f"The result of request {request_id} could not be asked for: {error}", request_id=request_id
             ) from error
@@ -270,7 +270,7 @@ class Landing:
                     raise conflict(other, request_id, destination) from None
                 if isinstance(source, LandedBefore):
                     raise SourceGoneError(f"{source.video.uri} holds something else now") from error
-                raise  # it is gone, or as it was: another try finds out
+                raise  # it is gone, or as it was: another try checks
             if blob.crc32c == source.crc32c:
                 return blob
             blob.delete(if_generation_match=int(blob.generation), timeout=TIMEOUT_S, retry=retry_policy())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The objects of a landing: their names and metadata, how a video becomes one, and the record beside the first."""
+"""The objects of a landing: their names and metadata, how a video is written, and the record next to the first."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Destination:
 
 
 def get_blob(client: storage.Client, bucket: str, name: str) -> storage.Blob | None:
-    """Return an object with its metadata, or None if there is none.
+    """Return an object with its metadata, or None if it does not exist.
 
     :raises WanStorageError: the bucket does not answer, or refuses.
     """
@@ -134,9 +134,9 @@ class Source(Protocol):
         """Write the object.
 
         :param blob: the object to be, with its metadata; it has the properties of the written one afterwards.
-        :param replaces: the generation that it replaces; 0: there must be none.
-        :raises PreconditionFailed: there is another generation.
-        :raises SourceGoneError: there is nothing to write.
+        :param replaces: the generation that it replaces; 0: it must not exist.
+        :raises PreconditionFailed: another generation exists.
+        :raises SourceGoneError: the source does not exist any more.
         """
 
 
@@ -149,7 +149,7 @@ class Downloaded:
 
     @property
     def crc32c(self) -> str:
-        """The checksum of the bytes that came."""
+        """The checksum of the downloaded bytes."""
         return self.download.crc32c
 
     def write(self, blob: storage.Blob, *, replaces: int) -> None:
@@ -210,11 +210,11 @@ class LandedBefore:
                 )
 
 
-# -- the record beside the first video -------------------------------------------------------------------------
+# -- the record next to the first video ------------------------------------------------------------------------
 
 
 class RecordObject:
-    """Writes ``{object_name}.json`` beside the first video: inputs, times and cost, for people and for tables.
+    """Writes ``{object_name}.json`` next to the first video: inputs, times and cost, for people and for tables.
 
     :param hook: the API, for the cost if an earlier try ended before it wrote the record.
     :param client: a Cloud Storage client.
@@ -253,10 +253,10 @@ class RecordObject:
             replaces = int(found.generation) if found is not None else 0
             self._put(self._with_cost(record), bucket, name, replaces=replaces)
         except WanError as error:
-            self._log.warning("The record beside the video could not be written: %s", error)
+            self._log.warning("The record next to the video could not be written: %s", error)
 
     def _put(self, record: Record, bucket: str, name: str, *, replaces: int) -> bool:
-        """Write it; return False if there is another generation, such as another try's record."""
+        """Write it; return False if another generation exists, such as another try's record."""
         from google.api_core.exceptions import PreconditionFailed
 
         blob = self._client.bucket(bucket).blob(name)

@@ -24,7 +24,7 @@ _EBML = b"\x1a\x45\xdf\xa3"
 
 @dataclass(frozen=True, slots=True)
 class VideoFile:
-    """What a whole video file says of itself.
+    """The properties of a whole video file, from its headers.
 
     :param content_type: ``video/mp4``, ``video/quicktime`` or ``video/webm``.
     :param duration_s: its length in seconds; None where the header of a WebM does not say.
@@ -41,7 +41,7 @@ def check_video_file(file: BinaryIO, size_bytes: int) -> VideoFile:
 
     :param file: a seekable binary file; its position is left anywhere.
     :param size_bytes: its size.
-    :raises ValueError: it is not; the message says what is wrong in half a sentence.
+    :raises ValueError: it is not; the message gives the reason as a clause.
     """
     file.seek(0)
     is_webm = file.read(4) == _EBML
@@ -56,7 +56,7 @@ def check_video_file(file: BinaryIO, size_bytes: int) -> VideoFile:
 
 @dataclass(slots=True)
 class _Track:
-    """What a track's boxes say.
+    """The contents of a track's boxes.
 
     :ivar handler: ``vide``, ``soun`` or another.
     :ivar defaults: duration and size of a fragment's sample, where the fragment does not say.
@@ -140,7 +140,7 @@ def _box_header(head: bytes, at: int, end: int) -> tuple[bytes, int, int]:
 
 
 def _boxes(body: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield type and body of each box inside another; what comes after a damaged one is left out."""
+    """Yield type and body of each box inside another; boxes after a damaged one are left out."""
     at = 0
     while at + 8 <= len(body):
         try:
@@ -155,7 +155,7 @@ def _boxes(body: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _find(body: bytes, *path: bytes) -> bytes:
-    """Return the body of the first box at a path, empty if there is none."""
+    """Return the body of the first box at a path, empty if it does not exist."""
     for kind in path:
         body = next((inner for found, inner in _boxes(body) if found == kind), b"")
     return body
@@ -230,7 +230,7 @@ class _SameSize:
         return self._count
 
     def __iter__(self) -> Iterator[int]:
-        return iter((self._size * self._count,))  # their sum is all that is asked for
+        return iter((self._size * self._count,))  # only their sum is needed
 
     def __getitem__(self, samples: slice) -> _SameSize:
         return _SameSize(self._size, len(range(*samples.indices(self._count))))
@@ -297,7 +297,7 @@ def _read_trun(trun: bytes, track: _Track, base: int, data_at: int, duration: in
 
 
 def _check_tracks(tracks: dict[int, _Track], duration_s: float | None, media: list[tuple[int, int]]) -> float:
-    """Check that there is a video to see, and that its data is there; return its length in seconds."""
+    """Check that there is a video track, and that its data is in the file; return its length in seconds."""
     videos = [track for track in tracks.values() if track.handler == b"vide"]
     if not videos:
         raise ValueError("it is no video: it has no video track")
@@ -356,7 +356,7 @@ def _check_webm(file: BinaryIO, size_bytes: int) -> VideoFile:
 
 def _webm_duration_s(info: dict[int, bytes]) -> float | None:
     duration = info.get(_DURATION)
-    if duration is None:  # of a live recording
+    if duration is None:  # a live recording
         return None
     ticks = struct.unpack(">d" if len(duration) == 8 else ">f", duration)[0]
     duration_s = ticks * int.from_bytes(info.get(_SCALE, b"\x0f\x42\x40"), "big") / 1e9

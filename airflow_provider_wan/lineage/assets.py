@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asset events and hook lineage of landings and batches; those of a batch stay small however many videos it has."""
+"""Asset events and hook lineage of landings and batches; those of a batch stay small whatever its size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from airflow_provider_wan.durable.record import LandedVideo, Record
 #: Up to this many videos are named one by one, in an asset event and in lineage.
 FEW = 20
 MAX_PLACES = 50
-#: What an asset event takes from a batch's summary.
+#: Keys of a batch's summary that its asset event has too.
 _SUMMARY_FIELDS = (
     "total",
     *(str(outcome) for outcome in Outcome),
@@ -36,7 +36,7 @@ class BatchEnd:
     """How a batch ended.
 
     :param bucket: of the videos; ``prefix`` is their folder in it, empty or ending with a slash.
-    :param summary: what the task returns.
+    :param summary: the return value of the task.
     :param results: of its images.
     """
 
@@ -110,7 +110,7 @@ def _emit(
 
 
 def extra_of(record: Record, video: LandedVideo) -> dict[str, Any]:
-    """Return what an asset event says about a landed video, as plain JSON values."""
+    """Return the asset event extra of a landed video, as plain JSON values."""
     return {
         "uri": video.uri,
         "request_id": video.request_id,
@@ -123,7 +123,7 @@ def extra_of(record: Record, video: LandedVideo) -> dict[str, Any]:
 
 
 def extra_of_batch(end: BatchEnd) -> dict[str, Any]:
-    """Return what an asset event says about a batch, as plain JSON values; ``videos`` only if they are few."""
+    """Return the asset event extra of a batch, as plain JSON values; ``videos`` only if they are few."""
     summary = {name: end.summary[name] for name in _SUMMARY_FIELDS if name in end.summary}
     in_bucket = [result for result in end.results if result.outcome.is_there]
     videos = [
@@ -168,7 +168,7 @@ def _report(
             collector.add_input_asset(context=hook, uri=uri)
         for uri, extra in outputs:
             collector.add_output_asset(context=hook, uri=uri, asset_extra=extra)
-    except Exception as error:  # somebody else's collector must not fail a task
+    except Exception as error:  # an error of a third-party collector must not fail a task
         log.warning("Hook lineage could not be reported: %s", error)
 
 

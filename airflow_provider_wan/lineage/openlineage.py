@@ -126,7 +126,7 @@ def lineage_of(record: Record) -> Any:
 
 
 def _image(uri: str) -> InputDataset:
-    """Return an image under OpenLineage's naming: where it is, and its path there."""
+    """Return an image by OpenLineage's naming: namespace and path."""
     parts = urlsplit(uri)
     return InputDataset(namespace=f"{parts.scheme}://{parts.netloc}", name=parts.path.strip("/") or "/")
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links from a task to what it made."""
+"""Links from a task to its results."""

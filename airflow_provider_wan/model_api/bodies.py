@@ -48,7 +48,7 @@ def clean_text(value: str, max_chars: int = MESSAGE_MAX_CHARS) -> str:
 def without_secret(body: bytes, secret: str) -> bytes:
     """Return an HTTP body in which a secret is replaced, however JSON spells it.
 
-    :param secret: shorter than four characters it is none, and is left.
+    :param secret: one of fewer than four characters is not replaced.
     """
     if len(secret) < 4:
         return body
@@ -75,7 +75,7 @@ def _without_secret(value: Any, secret: str) -> Any:
 
 
 def json_of(body: bytes) -> Any:
-    """Return JSON from outside parsed, or None if it is none."""
+    """Return parsed JSON from outside, or None if it is not valid."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
@@ -83,13 +83,13 @@ def json_of(body: bytes) -> Any:
 
 
 def object_of(body: bytes) -> Mapping[str, Any] | None:
-    """Return a JSON object from outside parsed, or None if it is none."""
+    """Return a parsed JSON object from outside, or None if it is not one."""
     value = json_of(body)
     return value if isinstance(value, dict) else None
 
 
 def text_of(value: Any, depth: int = 4) -> str:
-    """Return what an ``error`` or ``detail`` of undocumented shape says; not yet cleaned.
+    """Return the text of an ``error`` or ``detail`` of undocumented shape; not yet cleaned.
 
     :param value: a string, number, object, list or nothing.
     :param depth: how many levels to read.
@@ -128,10 +128,10 @@ def _number_text(value: int | float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
-    """What an error body says.
+    """The content of an error body.
 
     :param code: the API's own error code, if there is one.
-    :param text: what it says, cleaned, at most 300 characters; the reason phrase if it says nothing.
+    :param text: its text, cleaned, at most 300 characters; the reason phrase if it has none.
     :param readable: whether the body is JSON with a code or a text, so that the API itself answered.
     :param has_detail_list: whether it lists fields, as a 422 does.
     """
@@ -143,7 +143,7 @@ class ErrorBody:
 
 
 def read_error_body(status: int, body: bytes) -> ErrorBody:
-    """Return what an error body says, in any of the shapes that the API contract lists.
+    """Return the content of an error body, in any of the shapes that the API contract lists.
 
     :param status: the HTTP status, for the reason phrase.
     :param body: the bytes of the body: JSON, HTML, plain text or nothing.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wire format: what each call sends, and what each answer says.
+"""The wire format: the content of each call, and the reading of each answer.
 
 Addresses are built here from checked ids; no URL that the API sends back is ever called, since the token
 would go along. Each ``read_*`` returns a typed value, or raises the error of the answer (:mod:`.faults`).
@@ -124,7 +124,7 @@ def submit_call(model_id: str, inputs: Mapping[str, Any]) -> Call:
 
 
 def status_call(request_id: str) -> Call:
-    """Return the call that asks for the status of a request.
+    """Return the call for the status of a request.
 
     :raises WanInputError: the request id is not valid.
     """
@@ -132,7 +132,7 @@ def status_call(request_id: str) -> Call:
 
 
 def result_call(request_id: str, include_cost: bool = True) -> Call:
-    """Return the call that asks for the result of a request.
+    """Return the call for the result of a request.
 
     :param include_cost: ask for the cost too, default true.
     :raises WanInputError: the request id is not valid.
@@ -150,7 +150,7 @@ def cancel_call(request_id: str) -> Call:
 
 
 def model_call(model_id: str) -> Call:
-    """Return the call that asks for one model of the catalogue.
+    """Return the call for one model of the catalogue.
 
     :raises WanInputError: the model id is not valid.
     """
@@ -164,7 +164,7 @@ def models_call(
     limit: int | None = None,
     offset: int | None = None,
 ) -> Call:
-    """Return the call that asks for a page of the catalogue.
+    """Return the call for a page of the catalogue.
 
     :param search: words to search for.
     :param category: a category of the catalogue.
@@ -176,7 +176,7 @@ def models_call(
 
 
 def balance_call() -> Call:
-    """Return the call that asks for the account's balance, at another host."""
+    """Return the call for the account's balance, which goes to another host."""
     return Call("GET", "/prod/v2/balance", host="account")
 
 
@@ -185,7 +185,7 @@ def read_submit(reply: Reply, model_id: str) -> SubmittedRequest:
 
     :raises WanRefusedError: the API refused it; nothing was bought.
     :raises WanTransientError: 429; nothing was bought, and a later try may work.
-    :raises WanUnknownSubmissionError: it may have been bought; it must not be sent again by itself.
+    :raises WanUnknownSubmissionError: it may have been bought; it must not be resent automatically.
     """
     if 200 <= reply.status < 300:
         request_id = (object_of(reply.body) or {}).get("request_id")
@@ -259,7 +259,7 @@ def _is_error_body(found: Mapping[str, Any], word: str) -> bool:
 
 
 def read_cancel(reply: Reply, request_id: str) -> CancelOutcome:
-    """Read whether a request was cancelled: ``outcome`` decides, whatever the ``status`` beside it says."""
+    """Read whether a request was cancelled: ``outcome`` decides, whatever ``status`` says."""
     found = object_of(reply.body) if 200 <= reply.status < 300 else None
     outcome = found.get("outcome") if found else None
     if not isinstance(outcome, str):

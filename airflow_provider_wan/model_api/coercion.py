@@ -42,7 +42,7 @@ def coerce_fields(schema: ModelSchema, inputs: Mapping[str, Any]) -> dict[str, A
 
 
 def coerce_value(value: Any, types: tuple[str, ...]) -> Any:
-    """Return a value coerced to the first of the types that takes it without loss, or else as it is.
+    """Return a value coerced to the first type that accepts it without loss, else unchanged.
 
     :param value: the value as given.
     :param types: JSON schema type names; empty for any.
@@ -71,7 +71,7 @@ def _means_left_out(value: Any, types: tuple[str, ...]) -> bool:
 
 
 def _plain_number(value: Any) -> Any:
-    """Return Python's own number for one of numpy's and the like, which JSON does not take."""
+    """Return the Python number for one of numpy or a similar library, which JSON does not accept."""
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -126,8 +126,8 @@ def _to_string(value: Any) -> str | None:
     return text_of(value) or None
 
 
-def _to_json(value: Any, wanted: type) -> Any:
-    if isinstance(value, tuple) and wanted is list:
+def _to_json(value: Any, kind: type) -> Any:
+    if isinstance(value, tuple) and kind is list:
         return list(value)
     if not isinstance(value, str):
         return None
@@ -135,7 +135,7 @@ def _to_json(value: Any, wanted: type) -> Any:
         found = json.loads(value)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, wanted) else None
+    return found if isinstance(found, kind) else None
 
 
 _COERCE: Mapping[str, Callable[[Any], Any]] = {

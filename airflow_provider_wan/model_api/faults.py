@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an answer other than the expected one means: refused, unknown or transient; and when to try again.
+"""The meaning of an answer other than the expected one (refused, unknown or transient), and retries.
 
 A submit costs money and has no idempotency key, so it has three outcomes. The table of all answers:
 
@@ -19,8 +19,8 @@ any other 4xx                                               refused             
 1xx, 5xx, anything else                                     unknown                    transient
 ==========================================================  =========================  =========================
 
-408 and 499 come from a gateway that stopped waiting, while the API may have gone on. A refused submit was certainly not
-bought; an unknown one may have been.
+408 and 499 come from a gateway that stopped waiting, while the API may have continued. A refused submit was certainly
+not bought; an unknown one may have been.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from airflow_provider_wan.model_api.values import Reply
 
 #: The API's own code for "the result is not ready yet".
 NOT_READY_CODE = 400005
-#: The codes that only the API itself gives; with one of them a body is an error whatever else it says.
+#: The codes that only the API itself gives; a body with one of them is always an error.
 OWN_CODES = frozenset({400001, 400002, 400004, NOT_READY_CODE, 403001, 404001})
 
 Verdict = Literal[
@@ -85,10 +85,10 @@ _THE_CONNECTION = "the connection"
 def error_of_reply(
     reply: Reply, *, what: str, request_id: str | None = None, submit: bool = False
 ) -> WanError:
-    """Return the error for an answer that is not the expected one.
+    """Return the error for an unexpected answer.
 
     :param reply: the HTTP answer, of any status.
-    :param what: what was asked for, as a noun: "status", "submit to wan-ai/...".
+    :param what: the subject of the call, as a noun: "status", "submit to wan-ai/...".
     :param request_id: the request that it was about, if any.
     :param submit: whether this was the one call that costs money.
     """
@@ -130,7 +130,7 @@ def error_of_no_reply(
 
     :param reason: why, as a clause: "the connection was refused".
     :param sent: whether any byte of the request may have been sent.
-    :param what: what was asked for, as a noun.
+    :param what: the subject of the call, as a noun.
     :param request_id: the request that it was about, if any.
     :param submit: whether this was the one call that costs money.
     :param peer: connection and host, as in :class:`Reply`.
@@ -153,10 +153,10 @@ def error_of_no_reply(
 
 
 def verdict_of(status: int, body: ErrorBody, *, submit: bool) -> Verdict:
-    """Return what an answer without the expected content means; the table of this module.
+    """Classify an answer without the expected content, by the table of this module.
 
     :param status: the HTTP status.
-    :param body: what the body says.
+    :param body: the content of the body.
     :param submit: whether it answers the call that costs money.
     """
     if status == 429:
@@ -190,7 +190,7 @@ def _is_certain(status: int, body: ErrorBody, *, submit: bool) -> bool:
 
 
 def _family(code: int | None) -> int | None:
-    """Return the HTTP status that an error code stands for: 404001 and 404 give 404."""
+    """Return the HTTP status of an error code: 404 for 404001 and 404."""
     if code is None:
         return None
     family = code if code < 1000 else code // 1000
@@ -260,7 +260,7 @@ def _id_in_damaged(body: bytes) -> str:
 def is_auth_error(error: BaseException) -> bool:
     """Return whether reading the connection again can help, as after a rotated token.
 
-    :param error: what was raised.
+    :param error: the error of a call.
     """
     return isinstance(error, WanAuthError)
 
@@ -268,7 +268,7 @@ def is_auth_error(error: BaseException) -> bool:
 def is_about_the_id(error: BaseException) -> bool:
     """Return whether the API itself says that a request id is malformed, another account's or unknown.
 
-    :param error: what a call about a request raised.
+    :param error: the error of a call about a request.
     """
     return isinstance(error, WanRefusedError) and error.code in (400001, 403001, 404001)
 
@@ -279,13 +279,13 @@ RETRY_AFTER_CEILING_S = 100 * 365 * 86_400.0
 
 
 def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
-    """Return ``Retry-After`` in seconds, or None if there is none or it is nonsense.
+    """Return ``Retry-After`` in seconds, or None if it is missing or invalid.
 
     A date is measured against the server's own ``Date`` if there is one, so that a clock that is off on
     our side does not shorten the wait; it is never less than zero.
 
     :param headers: the answer's headers with lowercased names.
-    :param now: when the answer came, for a date without a ``Date`` beside it; aware.
+    :param now: when the answer came, for a date without a ``Date`` header; aware.
     """
     value = headers.get("retry-after", "").strip()
     if _SECONDS.fullmatch(value):
@@ -308,12 +308,12 @@ def _date(value: str) -> datetime | None:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and how fast one call is tried again: full jitter, within a budget of time.
+    """How often and how fast one call is retried: full jitter, within a budget of time.
 
     :param tries: tries in all, the first included, default 4.
     :param first_s: the longest first pause, in seconds, default 0.5.
     :param factor: how much longer each next pause may be, default 2.
-    :param max_s: the longest pause of our own choosing, in seconds, default 30.
+    :param max_s: the longest pause that the server did not ask for, in seconds, default 30.
     :param budget_s: the time that all tries may take together, in seconds, default 120.
     """
 
@@ -326,11 +326,11 @@ class RetryPolicy:
     def delay_s(self, attempt: int, error: WanError, rnd: float, spent_s: float) -> float | None:
         """Return the seconds to wait before the next try, or None to give up and raise the error.
 
-        Only a :class:`WanTransientError` is tried again. What the server asks for in ``Retry-After`` is
-        never undercut: if it does not fit into the budget, the call is given up.
+        Only a :class:`WanTransientError` is retried, and never before ``Retry-After`` allows: if that
+        does not fit into the budget, the call is given up.
 
         :param attempt: the number of the try that has just failed, from 1.
-        :param error: what it failed with.
+        :param error: the error of that try.
         :param rnd: a fresh random number from 0 to 1.
         :param spent_s: seconds since the first try began.
         """

@@ -29,7 +29,7 @@ _SIGNING_NAMES = frozenset(
         "sig",
     }
 )
-# Azure's names are so short that another service may use one to name an image: they count only beside `sig`.
+# Azure's names are so short that another service may use one to name an image: they count only with `sig`.
 _BESIDE_SIG = frozenset(
     {"se", "sp", "sr", "ss", "st", "sv", "sdd", "ses", "sip", "spr", "srt", "ske", "sks", "skt", "skv"}
 )
@@ -118,7 +118,7 @@ def fingerprint(
     :param inputs: the inputs that are sent.
     :param image_identity: identifies the source image, such as its content hash, and replaces the image fields.
         ``None`` (default): their URLs are the identity.
-    :param variation: a string of the user's that is never sent; another one is another video. An empty one is none.
+    :param variation: a string of the user's that is never sent; another one is another video. Empty counts as None.
     :param image_fields: the fields that hold the image's URL; default those that the model's schema marks.
     """
     schema = load_schema(model_id)

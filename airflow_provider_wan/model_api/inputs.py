@@ -47,7 +47,7 @@ _REQUEST_MAX_BYTES = 64 * 1024 * 1024
 
 
 def coerce_inputs(model_id: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Coerce inputs to the types of the model's schema without loss, and drop what means "left out".
+    """Coerce inputs to the types of the model's schema without loss, and drop values that mean "left out".
 
     What cannot be coerced stays as it is; :func:`validate_inputs` then names it.
 
@@ -148,7 +148,7 @@ def _position(error: ValidationError) -> list[str]:
 
 
 def _rule(error: ValidationError) -> str:
-    """Return a rule in words: what the value must be."""
+    """Return a rule in words, as a requirement on the value."""
     limit: Any = error.validator_value
     given: Any = error.instance
     name = str(error.validator)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-#: Words of a key that say what is behind it: ``generated_video``, ``videoUrl``, ``cover_image_url``.
+#: Words of a key that name the kind of its value: ``generated_video``, ``videoUrl``, ``cover_image_url``.
 _WORD = re.compile(r"[a-z]+|[A-Z]+(?![a-z])|[A-Z][a-z]+")
 _VIDEO_WORDS = frozenset({"video", "videos"})
 _OTHER_WORDS = frozenset(
@@ -61,9 +61,9 @@ def output_urls(output: Any) -> tuple[str, ...]:
 def video_urls(output: Any) -> tuple[str, ...]:
     """Return the URLs of an output that are to be landed as videos, in its order, each once.
 
-    Those whose key or one above it says ``video`` and none says what else it is (a cover, an image); if there are
-    none, those whose path ends like a video file's; if there are none either, those whose keys say nothing: a bare URL,
-    a list, ``url``, ``download_url``.
+    Those whose keys contain ``video`` and no word of another kind (a cover, an image); if there are
+    none, those whose path ends like a video file's; if there are none either, those whose keys name no kind: a bare
+    URL, a list, ``url``, ``download_url``.
     """
     found = list(_walk(output))
     named = [url for url, words in found if words & _VIDEO_WORDS and not words & _OTHER_WORDS]
@@ -91,7 +91,7 @@ def _walk(output: Any) -> Iterator[tuple[str, frozenset[str]]]:
         seen += 1
         value, words = stack.pop()
         if isinstance(value, str):
-            url = value.strip().replace(" ", "%20")  # a blank does not make a file that was paid for unusable
+            url = value.strip().replace(" ", "%20")  # a blank must not make a paid file unusable
             if is_http_url(url):
                 yield url, words
         elif isinstance(value, dict):

@@ -15,7 +15,7 @@ from airflow_provider_wan.model_api.calls import check_model_id
 
 @dataclass(frozen=True, slots=True)
 class ImageRules:
-    """What a model requires of the image of one of its fields.
+    """The requirements of a model for the image of one of its fields.
 
     :param field: the input field that takes the image's URL.
     :param formats: format names as Pillow has them; empty for any.
@@ -84,7 +84,7 @@ def load_schema(model_id: str) -> ModelSchema | None:
 
 
 def image_rules(model_id: str) -> ImageRules | None:
-    """Return what a model requires of its (first) image, or None if that is not known.
+    """Return the requirements of a model for its (first) image, or None if they are not known.
 
     :raises WanInputError: the model id is not valid.
     """

@@ -4,7 +4,7 @@
 ``/status`` says ``completed`` for a success *and* for a failure. So
 
 * a terminal word from ``/status`` means only "ask ``/result``" (:func:`is_over_word`), never a state;
-* only a word from ``/result`` decides, and there a success needs a usable URL beside the word;
+* only a word from ``/result`` decides, and there a success also needs a usable URL;
 * an unknown word is neither success nor failure, in either place.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The values that pass between the layers: calls, answers, and what the answers say."""
+"""The values that pass between the layers: calls, answers, and the content of answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from airflow_provider_wan.model_api.states import State, is_over_word, is_succes
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An HTTP call to make, whoever makes it.
+    """An HTTP call, for either hook to make.
 
     :param method: ``GET`` or ``POST``.
     :param path: the absolute path, safe to append to the host as it is.
@@ -36,8 +36,8 @@ class Reply:
 
     :param status: the HTTP status.
     :param headers: the headers; names are lowercased here.
-    :param body: the whole body, bounded by whoever read it.
-    :param received_at: when it came, aware; only for a ``Retry-After`` date without a ``Date`` beside it.
+    :param body: the whole body, whose size the reader has bounded.
+    :param received_at: when it came, aware; only for a ``Retry-After`` date without a ``Date`` header.
     :param peer: connection and host for messages, such as ``connection 'wan_default' (host model-api.runcomfy.net)``.
     :param secret: the token that was sent: where the answer repeats it, it is replaced.
     """
@@ -67,7 +67,7 @@ class SubmittedRequest:
 
 @dataclass(frozen=True, slots=True)
 class RequestStatus:
-    """What ``/status`` says. It never decides how a request ended: see :mod:`.states`.
+    """The answer of ``/status``. It never decides how a request ended: see :mod:`.states`.
 
     :param state: never terminal; ``UNKNOWN`` for an end too.
     :param word: the word as the API wrote it.
@@ -87,7 +87,7 @@ class RequestStatus:
 
 @dataclass(frozen=True, slots=True)
 class RequestResult:
-    """What ``/result`` says; it alone decides how a request ended.
+    """The answer of ``/result``; it alone decides how a request ended.
 
     :param state: terminal only if the API is done with the request; ``SUCCEEDED`` only with a usable URL.
     :param word: the word as the API wrote it, ``not_ready`` for a 400005.

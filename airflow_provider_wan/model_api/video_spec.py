@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked for: one video, and the fingerprint that identifies it.
+"""The specification of one video, and the fingerprint that identifies it.
 
 :func:`make_video_spec` is the only place that combines model, inputs, source image and variation into a fingerprint.
 """
@@ -83,7 +83,7 @@ def make_video_spec(
 
     :param inputs: the inputs; with ``image``, without the image's field.
     :param image: the source image. None: its address, if any, is among the inputs.
-    :param variation: a string of the user's that is never sent; another one is another video.
+    :param variation: a string of the user's that is never sent; another value is another video.
     :param owner: the task instance that asks for it.
     :param validate: whether to enforce the rules of the model. A batch validates once for many equal inputs.
     :raises WanInputError: an input breaks a rule of the model, or the image is given twice.

@@ -61,13 +61,13 @@ class WanSubmitOperator(BaseOperator):
     Inputs are checked before anything is sent: fields against the model's rules, and ``img_url`` by the image's
     header. Values from Jinja or CSV are converted without loss (``"123"`` to 123); ``None`` means left out.
 
-    :param prompt: what happens in the video, at most 800 characters. (templated)
+    :param prompt: the description of the video, at most 800 characters. (templated)
     :param image: the source image, instead of ``img_url``: ``gs://bucket/object``, also of a private bucket (RunComfy
         gets a signed link); ``https://...``; or a row that ``WanPrepareImagesOperator`` wrote, with its own inputs. An
         image in a bucket is identified by its content. (templated)
     :param img_url: a public address of the source image: JPEG, PNG without alpha, BMP or WEBP, 360 to 2000 px
         a side, under 10 MB. (templated)
-    :param negative_prompt: what the video does not show, at most 500 characters. (templated)
+    :param negative_prompt: content to keep out of the video, at most 500 characters. (templated)
     :param template: name of an effect, such as ``squish``. (templated)
     :param resolution: ``480P`` (the API's default) or ``1080P``. (templated)
     :param duration: seconds; only 5, the API's default. (templated)
@@ -89,10 +89,10 @@ class WanSubmitOperator(BaseOperator):
         two runs at once. None (default): Airflow's task state store. (templated)
     :param on_unknown_submission: what to do about a submit whose outcome is not known: ``fail`` (default, without
         retry) or ``resubmit`` (another try sends it again, which may buy it twice).
-    :param resolve: how a person settled such a submit: ``{fingerprint: request_id or "resubmit"}``, for instance from
-        ``dag_run.conf``. An image's address works as the key if the image has one open claim. If the submit that is
-        sent again is lost too, its error asks for ``resubmit-2``: each word counts once. (templated)
-    :param request: adopt this request instead of submitting: an id, or what another task returned. (templated)
+    :param resolve: a person's answers about such submits: ``{fingerprint: request_id or "resubmit"}``, for instance
+        from ``dag_run.conf``. An image's address works as the key if the image has one open claim. If the repeated
+        submit is lost too, its error asks for ``resubmit-2``: each word counts once. (templated)
+    :param request: adopt this request instead of submitting: an id, or the return value of another task. (templated)
     :param check_image: whether to check the image before a purchase, default True: its header, and all of it if it is
         in a bucket.
     :param staging: ``gs://bucket/prefix`` for copies of images that the model would refuse, or that are stored
@@ -105,7 +105,7 @@ class WanSubmitOperator(BaseOperator):
     :param on_invalid: what to do about an input or image that the model would refuse: ``fail`` (default, without
         retry) or ``skip`` the task; the XCom ``refused`` then says why.
     :param max_cost_usd: the most that the request may cost, in USD; None (default): no limit. It is not submitted if
-        its price is higher: the given one, else the one learned beside ``journal``, else the base price of the model's
+        its price is higher: the given one, else the one learned next to ``journal``, else the base price of the model's
         page, which the log names as such. (templated)
     :param price_usd: the price of a request in USD, or a mapping of prices by inputs, as for ``WanBatchOperator``.
         (templated)
@@ -227,7 +227,7 @@ class WanSubmitOperator(BaseOperator):
         super().__setattr__(key, value)
 
     def execute(self, context: Any) -> dict[str, Any]:
-        """Obtain the request, and wait for it where that was asked for."""
+        """Obtain the request, and wait for it if requested."""
         from airflow_provider_wan.hooks.wan import WanHook
 
         self._killed = threading.Event()
@@ -327,7 +327,7 @@ class WanSubmitOperator(BaseOperator):
             return submission.obtain(spec)
 
     def _is_request_alone(self, given: Mapping[str, Any]) -> bool:
-        """Return whether a request is to be taken over without its inputs."""
+        """Return whether to adopt a request without its inputs."""
         return given_or_none(self.request) is not None and not given and given_image(self.image) is None
 
     def _take_over_alone(self, task: TaskRequest, hook: WanHook) -> dict[str, Any]:
@@ -434,7 +434,7 @@ class WanSubmitOperator(BaseOperator):
                 raise wait.timed_out(message)
             case "gone" if event.get("may_be_paid"):
                 raise wait.paid_and_gone(message)
-            case "gone":  # the next try decides what to do about it
+            case "gone":  # the next try decides about it
                 raise WanTransientError(message, request_id=wait.ref.request_id)
         result = wait.finished(has_succeeded=event["outcome"] == "succeeded")
         return wait.task.on_result(result, running_since=event.get("running_since"))

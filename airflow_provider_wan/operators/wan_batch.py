@@ -39,15 +39,15 @@ if TYPE_CHECKING:
 
 #: Signed links of images work for this long by default.
 DEFAULT_BATCH_TIMEOUT = timedelta(hours=12)
-#: XCom keys: the present figures, and the summary, which is there for a failed task too.
+#: XCom keys: the present figures, and the summary, which a failed task has too.
 PROGRESS_KEY, SUMMARY_KEY = "progress", "summary"
 
 
 class WanBatchOperator(BaseOperator):
     """Turn a set of images into videos in a bucket: submit, wait and land until all are done.
 
-    Every image is bought once, whatever is retried, cleared, killed or run twice: requests are recorded in a journal
-    beside the videos. While nothing is ready, the task holds no worker slot, and one trigger polls all requests. A
+    Every image is bought once, despite retries, clears, kills and parallel runs: requests are recorded in a journal
+    next to the videos. While nothing is ready, the task holds no worker slot, and one trigger polls all requests. A
     rerun of a finished batch buys nothing. Mapped over chunk manifests, ``expand(images=prepare.output)``, it spreads
     over all workers.
 
@@ -59,7 +59,7 @@ class WanBatchOperator(BaseOperator):
 
     Returns the summary: ``total``, a count for each outcome (``landed``, ``reused``, ``failed``, ``cancelled``,
     ``refused``, ``unknown``, ``not_landed``, ``no_output``, ``left``), ``bought``, ``cost_usd``, ``size_bytes``,
-    ``duration_s``, ``manifest`` and ``journal``. The XCom ``summary`` is the same and is there for a failed task too;
+    ``duration_s``, ``manifest`` and ``journal``. The XCom ``summary`` is the same, also for a failed task;
     ``progress`` has the present figures.
 
     :param images: ``gs://bucket/prefix/`` (all images under it), the address of a manifest (``.csv``, ``.jsonl``;
@@ -87,7 +87,7 @@ class WanBatchOperator(BaseOperator):
         ``max_in_flight``, 50 at most.
     :param resume_after: or when the oldest of them has waited this long, default 60 s.
     :param timeout: the longest time of one try, default 12 hours. Requests that are still queued then are cancelled,
-        and a rerun takes over those that run.
+        and a rerun adopts those that run.
     :param cancel_on_kill: whether queued requests without another owner are cancelled when the task is marked failed
         or successful, default True.
     :param max_cost_usd: stop buying before this is exceeded. It counts all that this task instance has ever bought,
@@ -102,7 +102,7 @@ class WanBatchOperator(BaseOperator):
         a word such as ``"true"`` or ``"on"``; any other word is refused before anything is bought. (templated)
     :param max_failures: how many images may have no video: a count, or a share such as ``0.05`` or ``"5%"``; default 0.
         (templated)
-    :param retries_per_image: how often a failed request is followed by another in the same try, default 0.
+    :param retries_per_image: how many further requests may follow a failed one in the same try, default 0.
     :param on_unknown_submission: as in ``WanSubmitOperator``.
     :param resolve: as there, for any number of images. (templated)
     :param if_exists: what to do if another object has a video's name: ``skip`` (default) and ``fail`` refuse to buy
@@ -285,7 +285,7 @@ class WanBatchOperator(BaseOperator):
         return lineage_of_batch(self._end)
 
     def on_kill(self) -> None:
-        """Start nothing more; what was started is finished and recorded."""
+        """Start nothing more; work in progress is finished and recorded."""
         if self._stop is not None:
             self._stop.set()
 
@@ -327,7 +327,7 @@ class WanBatchOperator(BaseOperator):
         )
 
     def _was_killed(self, context: Any, engine: BatchEngine) -> Exception:
-        """Cancel queued requests after a SIGTERM, unless another try follows and takes them over."""
+        """Cancel queued requests after a SIGTERM, unless another try follows and adopts them."""
         done = "Requests in flight are left alone: a later try takes them over."
         if self.cancel_on_kill and is_over_for_good(context["ti"]):
             done = engine.cancel_queued()
@@ -446,7 +446,7 @@ class WanBatchOperator(BaseOperator):
         context["ti"].xcom_push(key=PROGRESS_KEY, value=progress.as_dict() | more)
 
     def _set_links(self, engine: BatchEngine, request_id: str | None = None) -> None:
-        """Set where the links on the task's page lead."""
+        """Set the targets of the links on the task's page."""
         results = engine.results.values()
         request_id = request_id or next((result.request_id for result in results if result.request_id), None)
         is_there = any(result.outcome.is_there for result in results)

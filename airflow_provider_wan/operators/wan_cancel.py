@@ -16,11 +16,11 @@ from airflow_provider_wan.utils.task import LinkState, TaskRequest, has_other_ow
 class WanCancelOperator(BaseOperator):
     """Cancel a request that is still queued; usable as a teardown.
 
-    Returns ``{"request_id", "cancelled", "outcome"}``. A request that runs can't be cancelled: it runs on and is
+    Returns ``{"request_id", "cancelled", "outcome"}``. A running request can't be cancelled: it continues and is
     charged. Without a request (nothing was submitted) it does nothing. A request that other tasks depend on, as its
     journal says, is left alone; ``outcome`` is then ``wanted_by_others``.
 
-    :param request: a request id, or what a :class:`WanSubmitOperator` returned. (templated)
+    :param request: a request id, or the return value of a :class:`WanSubmitOperator`. (templated)
     :param wan_conn_id: the connection, default ``wan_default``. (templated)
     :param gcp_conn_id: for the journal that the request came with, if it did. (templated)
     :param impersonation_chain: a service account to act as, for that journal. (templated)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contact sheet: a page of all videos under a prefix, written beside them."""
+"""The contact sheet: a page of all videos under a prefix, written next to them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _READ_AT_ONCE = 8
 
 
 class WanContactSheetOperator(BaseOperator):
-    """Write ``index.html`` beside landed videos: every video with its source image, prompt, seed, model and cost.
+    """Write ``index.html`` next to landed videos: every video with its source image, prompt, seed, model and cost.
 
     The page is self-contained: links are relative, pictures of the source images are embedded, and it needs no
     script. So it works in a bucket viewer, on a static web site and in a downloaded folder. It is made from the
-    records that :class:`WanToGCSOperator` leaves beside the videos, of this run and of earlier ones under the same
+    records that :class:`WanToGCSOperator` writes next to the videos, of this run and of earlier ones under the same
     prefix.
 
     Images of a batch that have no video are shown with the reason if its ``manifest`` is given.
@@ -116,7 +116,7 @@ class WanContactSheetOperator(BaseOperator):
                 if len(lines) != 1:
                     self.log.warning("gs://%s/%s is not a record and is left out.", bucket, record_name)
                     return None
-                return add_picture(card_of_record(lines.line(0), beside=name))
+                return add_picture(card_of_record(lines.line(0), page=name))
 
             with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
                 cards = [card for card in pool.map(card_of, self._records(client, bucket, prefix)) if card]
@@ -163,14 +163,14 @@ class WanContactSheetOperator(BaseOperator):
             try:
                 data = read_image(card.image, lambda: media, allow_private=allow_private)
                 return with_thumbnail(card, thumbnail_of(data, name=card.image))
-            except WanError as error:  # the video is worth showing without its image
+            except WanError as error:  # the video is shown without its image
                 self.log.info("No picture of %s: %s", card.image, error)
                 return card
 
         return add
 
     def _records(self, client: storage.Client, bucket: str, prefix: str) -> list[str]:
-        """Find the records beside videos: those that the landing marked with their request."""
+        """Find the records next to videos: those that the landing marked with their request."""
         from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
         from airflow_provider_wan.landing.landing import META_REQUEST
 
@@ -201,11 +201,11 @@ class WanContactSheetOperator(BaseOperator):
 
 
 def _addresses(given: Any) -> list[str]:
-    """Return the addresses of manifests, in whatever form they were given."""
+    """Return the addresses of manifests, given in any form."""
     if given is None or (isinstance(given, str) and given.strip() in ("", "None")):
         return []
     if isinstance(given, str):
         return [given.strip()]
     if isinstance(given, Mapping):
         return [str(given["manifest"])] if given.get("manifest") else []
-    return [address for one in given for address in _addresses(one)]
+    return [address for item in given for address in _addresses(item)]

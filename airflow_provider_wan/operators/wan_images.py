@@ -40,13 +40,13 @@ class WanPrepareImagesOperator(BaseOperator):
     ``inputs`` and ``variation``. The XCom ``summary`` has the counts and the address of the report.
 
     An image that the model takes as it is stays where it is. Of any other a copy goes to ``staging``, named by the
-    source's content and what is done to it: a second run finds it there, and neither reads the source nor writes.
+    source's content and the options of its preparation: a second run finds it, and neither reads nor writes.
     Nothing is bought.
 
-    With ``dry_run`` it returns a plan instead, from the images' headers and what earlier runs have left, and writes
+    With ``dry_run`` it returns a plan instead, from the images' headers and earlier preparations, and writes
     nothing: ``images``, ``usable_as_they_are``, ``fixable``, ``unusable``, ``by_rule``, ``prepared_before``,
     ``bought_before``, ``repeated``, ``videos_to_buy``, ``price_usd``, ``expected_cost_usd`` and ``problems`` (the
-    first of them). Both name what was passed over under a prefix: ``passed_over``, ``passed_over_by_kind`` and
+    first of them). Both name the objects passed over under a prefix: ``passed_over``, ``passed_over_by_kind`` and
     ``passed_over_first``.
 
     :param dataset: ``gs://bucket/prefix/`` (its images), the address of a manifest (``.csv``, ``.jsonl`` or
@@ -56,12 +56,12 @@ class WanPrepareImagesOperator(BaseOperator):
     :param manifests: ``gs://bucket/prefix`` of chunk manifests and report; None (default): below ``staging``, by DAG,
         run and task. (templated)
     :param chunk_size: rows in a chunk manifest, default 100.
-    :param inputs: inputs of the model for rows that do not say otherwise. (templated)
+    :param inputs: inputs of the model for rows without their own. (templated)
     :param variation: the same for the variation, see ``WanSubmitOperator``. (templated)
     :param passthrough: further columns of manifests, which are carried along.
     :param suffixes: which objects of a prefix are images; None (default): all usual suffixes of images, and objects
         whose content type is an image's.
-    :param background: what transparent parts are put on, a colour name or ``#rrggbb``; default white. (templated)
+    :param background: the colour behind transparent parts, a colour name or ``#rrggbb``; default white. (templated)
     :param too_small: ``upscale`` (default) enlarges a small image up to 8 times, ``reject`` refuses it.
     :param on_invalid: ``fail`` (default, without retry) if any row can't be used, or ``skip``: leave such rows out, as
         long as their share is at most ``tolerated_share``. The report is written in either case, and prepared images
@@ -71,7 +71,7 @@ class WanPrepareImagesOperator(BaseOperator):
         and what comes after it, as for a day of a partitioned dataset without images.
     :param dry_run: whether only to plan, default False; also a word such as ``"true"`` or ``"on"`` from a template;
         any other word is refused. (templated)
-    :param journal: the journal of earlier runs: the plan counts what was bought before. Give the
+    :param journal: the journal of earlier runs: the plan counts earlier purchases. Use the
         same ``inputs`` and ``variation`` as the submitting task. (templated)
     :param workers: threads, default 8. At most as many images are decoded at once as there are cores, and 256 MiB of
         files are in memory.
@@ -147,7 +147,7 @@ class WanPrepareImagesOperator(BaseOperator):
         self.on_invalid = on_invalid
         self.tolerated_share = tolerated_share
         self.on_empty = on_empty
-        self.dry_run = dry_run  # in place of a method of Airflow's that Airflow 3 does not call
+        self.dry_run = dry_run  # replaces an Airflow method that Airflow 3 does not call
         self.journal = journal
         self.workers = workers
         self.model_id = model_id

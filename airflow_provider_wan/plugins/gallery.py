@@ -2,7 +2,7 @@
 """The tab "Videos" on the page of a Dag run.
 
 Airflow imports this in every process that reads plugins, so it has only the tab's name and address. The API server
-imports the pages (``airflow_provider_wan.gallery``) when somebody opens one.
+imports the pages (``airflow_provider_wan.gallery``) when one is opened.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What carries out the polls that :class:`.poller.RequestPoller` decides: a worker, or the event loop of a triggerer.
+"""Make the polls that :class:`.poller.RequestPoller` decides, in a worker or on the event loop of a triggerer.
 
 In a triggerer all single waits of a connection share one set. A task of the set does the polling, in a context of its
 own; each trigger awaits its own request, and writes its own log lines, since Airflow finds the log of a trigger by the
@@ -55,7 +55,7 @@ def start_wait(
 
 
 def as_wan_error(error: Exception, request_id: str) -> WanError:
-    """Return an error of a poll as ours: a secrets backend that is out, say, must not end a wait that is paid for."""
+    """Return any error of a poll as a WanError: an outage of a secrets backend must not end a paid wait."""
     if isinstance(error, WanError):
         return error
     text = f"Polling request {request_id} failed before anything was sent ({type(error).__name__})."
@@ -108,14 +108,14 @@ async def poll_until(
     changed: asyncio.Event,
     at_once: int,
 ) -> None:
-    """Poll until there is nothing more to wait for.
+    """Poll until every wait is over.
 
-    :param is_over: whether that is so, at a time.
-    :param due: returns what to ask at a time, and no more than so many.
-    :param next_at: returns when to look at ``due`` and ``is_over`` again.
-    :param ask: asks one of them and handles its answer; raises nothing.
+    :param is_over: whether every wait is over at a given time.
+    :param due: returns the polls to make at a given time, up to a limit.
+    :param next_at: returns when to call ``due`` and ``is_over`` again.
+    :param ask: makes one poll and handles its answer; never raises.
     :param changed: set by others when ``due`` may return more.
-    :param at_once: the most calls at the same time.
+    :param at_once: the maximum number of concurrent calls.
     """
     asking: set[asyncio.Task[None]] = set()
 
@@ -187,7 +187,7 @@ class SharedWaits:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-            self._changed = asyncio.Event()  # it would hold on to the loop
+            self._changed = asyncio.Event()  # otherwise it would keep a reference to the loop
 
     async def _poll(self) -> None:
         try:
@@ -205,7 +205,7 @@ class SharedWaits:
                 event.set()
 
     def _wake_changed(self, now: float) -> bool:
-        """Wake up the tasks whose wait has changed; the set itself is never over."""
+        """Wake the tasks whose wait has changed. Returns false: the set itself is never over."""
         for wait in self._waits.changed:
             self._events[wait].set()
         self._waits.changed.clear()

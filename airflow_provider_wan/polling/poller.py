@@ -7,14 +7,14 @@ a worker. An account runs a few requests at a time and queues the rest, so:
 * **A queued request** is polled when its turn has probably come: see :mod:`.queue_estimate`. Where the queue is not
   in order, each is polled by its own ``queue_position``.
 * **A running request** is polled first when it may be over, by the generation times learned so far, and then every
-  tenth of the usual time. Only generations whose start and end were seen coming teach a time: a request that is found
-  finished after an outage says nothing about how long it ran.
+  tenth of the usual time. A time is learned only from a generation whose start and end were observed closely: a
+  request that is found finished after an outage does not show how long it ran.
 * A request that may be running is never left unpolled for longer than 60 s or a tenth of its usual time.
 * An error never ends a wait, for the request is paid for: polls back off. The exception is 404001 three times over
   60 s: the request is gone.
 
-A driver does this, with ``now`` in seconds of any clock that goes on: poll all of ``due(now)``, pass each answer to
-``on_status`` or ``on_error``, take what is in ``ready`` and ``gone``, sleep until ``next_at(now)``.
+A driver does this, with ``now`` in seconds of any monotonic clock: poll all of ``due(now)``, pass each answer to
+``on_status`` or ``on_error``, process ``ready`` and ``gone``, sleep until ``next_at(now)``.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _RUNNING_SHARE = 0.12
 _QUEUE_SHARE = 0.06
 #: The longest pause of a queued request that is polled by its own position, as a share of the usual time.
 _UNORDERED_SHARE = 0.4
-#: As long as no generation time is known, a running request is polled at each so many of its age.
+#: While no generation time is known, a running request is polled each time its age grows by this share.
 _UNKNOWN_SHARE = 0.15
-#: Many such requests share the work of finding the first end: each is polled up to so many times less often.
+#: Many such requests share the search for the first end: each is polled up to this many times less often.
 _UNKNOWN_STRETCH, _UNKNOWN_SHARERS = 4.0, 16
 #: A start or an end is known well enough to learn from if it lies within this share of the generation time.
 _SEEN_WITHIN = 0.5
@@ -52,8 +52,8 @@ _SEEN_WITHIN = 0.5
 class RequestPoller:
     """A set of requests of one account that are polled together.
 
-    :param policy: how closely.
-    :param durations: how long generations take, as far as is known; goes on learning.
+    :param policy: how often.
+    :param durations: how long generations take, as far as is known; updated with every observed generation.
     :param in_order: false if the queue is known not to be in order.
     """
 
@@ -113,9 +113,9 @@ class RequestPoller:
         :param submitted_at: when it was submitted; None: not known.
         :param started_at: when it started, if that is known.
         :param is_in_order: whether requests are added in the order of submission. If not, it is polled at once, and
-            its position says where it stands.
+            its ``queue_position`` gives its place in the queue.
         :param interval_s: a fixed interval while it may be running; None (default) adapts.
-        :param not_before: what a ``Retry-After`` before this asked for, as a time.
+        :param not_before: no poll before this time, from an earlier ``Retry-After``.
         :param now: the time now, default ``submitted_at``.
         """
         if request_id in self._requests:
@@ -139,18 +139,18 @@ class RequestPoller:
         else:
             self._schedule.schedule(request, now)
 
-    def add_apart(self, request_id: str, now: float, *, look_at: float) -> None:
+    def add_apart(self, request_id: str, now: float, *, poll_at: float) -> None:
         """Add a request that was over by its status and turned out not to be; nothing is learned from it.
 
-        :param look_at: when to poll it first.
+        :param poll_at: when to poll it first.
         """
         if request_id in self._requests:
             return
         request = self._new(request_id, now, None)
         request.is_apart = True
-        # Whoever goes on with this set must not count it as queued.
+        # A process that resumes this set must not count it as queued.
         request.started_at = now - (self.durations.usual_s if self.durations.is_known else 0.0)
-        self._schedule.schedule(request, look_at)
+        self._schedule.schedule(request, poll_at)
 
     def _new(self, request_id: str, submitted_at: float, interval_s: float | None) -> PolledRequest:
         request = PolledRequest(request_id, (submitted_at, next(self._count)), submitted_at, interval_s)
@@ -167,7 +167,7 @@ class RequestPoller:
             self._queue.remove(request)
 
     def ask_again(self, request_id: str, now: float, *, at: float | None = None, late: int = 0) -> None:
-        """Ask for a request that is over by its status again: how it ended is not known yet.
+        """Poll a request that is over by its status again: its outcome is not known yet.
 
         :param at: when; default after the usual pause, longer each time.
         :param late: how often that was tried.
@@ -194,7 +194,7 @@ class RequestPoller:
         return True
 
     def use_policy(self, policy: PollPolicy) -> None:
-        """Poll as closely as this from now on: the connection was read, or has changed."""
+        """Use this policy from now on: the connection was read, or has changed."""
         self.policy, self._intervals = policy, policy.intervals
         self._schedule.use_policy(policy)
 
@@ -203,7 +203,7 @@ class RequestPoller:
         return self._requests[request_id].number
 
     def started(self) -> dict[str, int]:
-        """Return when each running request started, in whole seconds, to go on with in another process."""
+        """Return when each running request started, in whole seconds, for another process to resume with."""
         return {
             request.request_id: round(request.started_at)
             for request in self._requests.values()
@@ -257,15 +257,15 @@ class RequestPoller:
         since = next((at for at in (request.started_by, request.submitted_at) if at is not None), now)
         age_s = max(0.0, now - since)
         if request.interval_s is not None:
-            wanted_s = request.interval_s
+            interval_s = request.interval_s
         elif self.durations.is_known:
             usual_s = self.durations.usual_s
-            wanted_s = _RUNNING_SHARE * (age_s if age_s > 1.5 * usual_s else usual_s)
-            wanted_s = min(max(self._intervals.shortest_s, wanted_s), self._longest_s())
+            interval_s = _RUNNING_SHARE * (age_s if age_s > 1.5 * usual_s else usual_s)
+            interval_s = min(max(self._intervals.shortest_s, interval_s), self._longest_s())
         else:
-            wanted_s = min(max(self._intervals.first_s, _UNKNOWN_SHARE * age_s), self._intervals.unknown_s)
-        longest_s = max(wanted_s, self._intervals.unknown_s)
-        return min(self._stretch() * wanted_s, longest_s) * (1 - 0.1 * request.jitter)
+            interval_s = min(max(self._intervals.first_s, _UNKNOWN_SHARE * age_s), self._intervals.unknown_s)
+        longest_s = max(interval_s, self._intervals.unknown_s)
+        return min(self._stretch() * interval_s, longest_s) * (1 - 0.1 * request.jitter)
 
     def _stretch(self) -> float:
         """Return how much longer pauses are while many run and none has ended."""
@@ -276,7 +276,7 @@ class RequestPoller:
         )
 
     def _first_poll_at(self, request: PolledRequest, now: float) -> float:
-        """Return when to poll a running request next: before it may be over, only so that it is not left alone."""
+        """Return when to poll a running request next: before it may be over, only at the longest interval."""
         at = now + self._running_s(request, now)
         if self.durations.is_known and request.started_at is not None and not request.is_apart:
             at = max(at, request.started_at + self.durations.first_poll_s)
@@ -287,15 +287,15 @@ class RequestPoller:
         """Return the pause of a queued request that is polled by its own position: half the time until its turn."""
         usual_s = self.durations.usual_s if self.durations.is_known else 2 * self._intervals.unknown_s
         shortest_s = max(self._intervals.shortest_s, _RUNNING_SHARE * usual_s)
-        wanted_s = longest_s = max(shortest_s, min(_UNORDERED_SHARE * usual_s, self._longest_s()))
+        interval_s = longest_s = max(shortest_s, min(_UNORDERED_SHARE * usual_s, self._longest_s()))
         if request.position is not None and position is not None and request.queued_until is not None:
             moved = request.position - position
             if moved > 0:
-                wanted_s = 0.5 * position * (now - request.queued_until) / moved
+                interval_s = 0.5 * position * (now - request.queued_until) / moved
         fair_s = 2.0 * len(self._requests) / self.policy.polls_per_second
-        return max(min(max(wanted_s, shortest_s), longest_s), fair_s, request.interval_s or 0.0)
+        return max(min(max(interval_s, shortest_s), longest_s), fair_s, request.interval_s or 0.0)
 
-    # -- what was seen -------------------------------------------------------------------------------------
+    # -- answers -------------------------------------------------------------------------------------------
 
     def on_status(self, status: RequestStatus, now: float) -> None:
         """Record what ``/status`` said."""
@@ -350,7 +350,7 @@ class RequestPoller:
         request.started_by = request.started_at = None  # it may have gone back to the queue
         request.is_queued = True
         if self.in_order and not request.is_waiting and position is None:
-            self._poll_each(now)  # nothing shows where it stands among the others
+            self._poll_each(now)  # its place among the others is not known
         if self.in_order and request.is_waiting:
             self._queue.on_queued(request, position, now)
         elif self.in_order and position is not None:
@@ -386,7 +386,7 @@ class RequestPoller:
             self._learn(request, now)
 
     def _learn(self, request: PolledRequest, now: float) -> None:
-        """Learn how long a generation took, if its start and its end were seen coming."""
+        """Learn how long a generation took, if its start and its end were observed closely."""
         waited_until, started_at = request.queued_until, request.started_at
         if waited_until is None or started_at is None or request.started_by is None:
             return
@@ -404,7 +404,7 @@ class RequestPoller:
             self.durations.on_first_poll(was_over=True)
 
     def _on_first_duration(self, now: float) -> None:
-        """Now it is known when to poll the others."""
+        """Reschedule the other running requests by the first generation time."""
         for request in self._requests.values():
             if (
                 request.started_by is not None
@@ -427,7 +427,7 @@ class RequestPoller:
 
     def learned(self) -> dict[str, Any]:
         """Return what another process needs to know, as plain JSON values."""
-        waits = {one.request_id: one.not_before for one in self._requests.values() if one.not_before}
+        waits = {r.request_id: r.not_before for r in self._requests.values() if r.not_before}
         if self._schedule.pause_until:
             waits[""] = self._schedule.pause_until
         waits = {**self._not_before, **waits}
@@ -446,29 +446,29 @@ class RequestPoller:
         started: Mapping[str, float],
         now: float,
         *,
-        look_at: Mapping[str, float] | None = None,
+        poll_at: Mapping[str, float] | None = None,
     ) -> RequestPoller:
-        """Go on where another process has stopped.
+        """Resume the set of another process.
 
-        :param learned: what :meth:`learned` returned there.
+        :param learned: the return value of :meth:`learned` there.
         :param request_ids: the requests in flight, in order of submission.
-        :param started: what :meth:`started` returned there.
-        :param look_at: of requests that were added by :meth:`add_apart`, when to poll each first.
+        :param started: the return value of :meth:`started` there.
+        :param poll_at: of requests that were added by :meth:`add_apart`, when to poll each first.
         """
         given = learned or {}
         in_order = bool(given.get("in_order", True))
         poller = cls(policy, durations=DurationEstimate.from_dict(given.get("durations")), in_order=in_order)
         poller._resume_waits(given.get("not_before"), now)
         for request_id in request_ids:
-            if look_at and request_id in look_at:
-                poller.add_apart(request_id, now, look_at=look_at[request_id])
+            if poll_at and request_id in poll_at:
+                poller.add_apart(request_id, now, poll_at=poll_at[request_id])
                 continue
             at = started.get(request_id)
             poller.add(request_id, None, started_at=None if at is None else float(at), now=now)
         return poller
 
     def _resume_waits(self, waits: Any, now: float) -> None:
-        """Go on with what ``Retry-After`` asked for; what is over or no time is left out."""
+        """Restore the pauses that ``Retry-After`` asked for, except past and invalid ones."""
         for request_id, until in waits.items() if isinstance(waits, Mapping) else ():
             if isinstance(until, int | float) and until > now:
                 if request_id:

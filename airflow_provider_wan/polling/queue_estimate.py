@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which requests still wait in the account's queue, as far as few polls can show. Pure: no I/O, no clock.
 
-An account runs some requests at a time and queues the rest, others' requests among ours. Think of a shop where
+An account runs some requests at a time and queues the rest, including requests of others. Think of a shop where
 customers take numbered tickets: a request's *ticket* minus its ``queue_position`` is how many have left the queue,
-the same number for every request. So one poll of any queued request says how far the queue has moved for all of
+the same number for every request. So one poll of any queued request shows how far the queue has moved for all of
 them, and a request is polled when its turn has come:
 
 * a request that was polled has its ticket from its own position; one that was only submitted has the ticket after the
@@ -26,9 +26,10 @@ from airflow_provider_wan.polling.schedule import PolledRequest
 _REMEMBERED_MEASURES = 24
 _CONTRADICTIONS = 3
 _LARGEST_SLACK = 16
-#: Positions of requests that were polled so many seconds apart may differ by what the queue moved meanwhile.
+#: Positions of requests polled this many seconds apart may differ because the queue moved meanwhile.
 _SLACK_S = 10.0
-#: The next one to start has the ticket that equals how many have left; this part of a start later it is polled.
+#: The next request to start has the ticket that equals the number that have left; it is polled this share of a
+#: start interval later.
 _TURN = 0.8
 
 
@@ -61,7 +62,7 @@ class QueueEstimate:
         self._ends: deque[tuple[float, float]] = deque()
         self._starts_ahead = 0
         self._ends_explain_starts = False
-        #: So many of the first are polled at once; doubles while all have started, where positions say nothing.
+        #: This many of the first are polled together; doubles while all have started, if there are no positions.
         self._probes = 0
         self._has_positions = False
 
@@ -95,7 +96,7 @@ class QueueEstimate:
         self.add(request, ticket)
 
     def _spread(self, request: PolledRequest) -> None:
-        """Give the requests before this one that were never measured tickets in between."""
+        """Assign tickets in between to the requests before this one that were never measured."""
         place = bisect.bisect_left(self._waiting, _order(request), key=_order)
         first = place
         while first and not self._waiting[first - 1].is_measured:
@@ -174,10 +175,10 @@ class QueueEstimate:
         rate = self.rate()
         return max(self._gap_s(now), min(0.8 / rate, self._longest_s())) if rate else self._gap_s(now)
 
-    # -- what was seen -------------------------------------------------------------------------------------
+    # -- answers -------------------------------------------------------------------------------------------
 
     def on_queued(self, request: PolledRequest, position: int | None, now: float) -> None:
-        """Record that a request of the queue still waits, and where."""
+        """Record that a request in the estimate is still queued, and its position."""
         assert request.ticket is not None
         request.next_at = now + self._gap_s(now)
         if position is None:
@@ -197,7 +198,7 @@ class QueueEstimate:
         self._see(request.ticket - position, now)
 
     def on_new(self, request: PolledRequest, position: int, now: float) -> None:
-        """Record that a request outside of the queue waits: it was never polled, or it ran before."""
+        """Record that a request outside the estimate is queued: it was never polled, or it ran before."""
         request.position = position
         request.is_measured = True
         request.next_at = now + self._gap_s(now)
@@ -218,7 +219,7 @@ class QueueEstimate:
         if ahead > self._slack() and request.ticket > self.left_by(now) + self._slack():
             first = self._waiting[0]
             if first.alive_at is not None and now - first.alive_at < self._longest_s():
-                self._contradicting.update(one.request_id for one in self._waiting[:_CONTRADICTIONS])
+                self._contradicting.update(request.request_id for request in self._waiting[:_CONTRADICTIONS])
         waited_until = self._waited_until(request)
         end = self._match_start()
         self._measure(request.ticket + 1, now)
@@ -229,7 +230,7 @@ class QueueEstimate:
         return waited_until, None if waited_until is None else (waited_until + now) / 2
 
     def on_end(self, not_before: float, now: float) -> None:
-        """Record that a request of ours ended: if the account is full, another has started at that moment."""
+        """Record that a request of ours ended: if the account is at its limit, another one started at that moment."""
         if not self._waiting:
             return
         if self._starts_ahead:
@@ -238,7 +239,7 @@ class QueueEstimate:
             self._ends.append((not_before, now))
 
     def _match_start(self) -> tuple[float, float] | None:
-        """Return when the end was that made room for a start that was just found, if it was one of ours."""
+        """Return the time of the end that made room for a start just found, if it was an end of ours."""
         self._ends_explain_starts = bool(self._ends)
         if self._ends:
             return self._ends.popleft()
@@ -269,7 +270,7 @@ class QueueEstimate:
                 self._contradicting.add(request.request_id)
             return False
         if left > self._left + self._slack() and not request.is_measured:
-            # Others' requests stand between ours, so that what was measured far behind this one says too little.
+            # Requests of others lie between ours, so a measurement far behind this one is not precise enough.
             for other in self._waiting:
                 other.is_measured = False
             self._left, self._last_polled_at = left, -math.inf
@@ -286,7 +287,7 @@ class QueueEstimate:
         return position - self._first_position
 
     def _on_bound(self, request: PolledRequest, now: float) -> None:
-        """Without a position: the queue has not moved past this one."""
+        """Record a queued request without a position: the queue has not moved past it."""
         assert request.ticket is not None
         if self._left is not None and self._left > request.ticket + self._slack():
             self._contradicting.add(request.request_id)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How often requests are polled: intervals, a rate limit, pauses after errors, and how long a model takes.
 
-Pure: no I/O, no clock. Times are seconds of whatever clock the caller uses.
+Pure: no I/O, no clock. Times are in seconds of the caller's clock.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class PollIntervals:
 
 @dataclass(frozen=True, slots=True)
 class PollPolicy:
-    """How closely to poll.
+    """How often to poll.
 
     :param polls_per_second: the most status calls a second.
     :param gone_after_times: how many 404001 in a row mean that a request is gone.
@@ -92,7 +92,7 @@ class _Connection(Protocol):
 def policy_of(
     settings: _Connection | None, *, polls_per_second: float = BATCH_POLLS_PER_SECOND
 ) -> PollPolicy:
-    """Return how closely to poll over a connection.
+    """Return how often to poll over a connection.
 
     :param settings: of the connection; None: not known.
     :param polls_per_second: the most that this caller wants, whatever the connection allows.
@@ -109,7 +109,7 @@ def policy_of(
 class NotFoundCount:
     """Counts 404001 answers in a row: only several of them over some time mean that a request is gone.
 
-    A new purchase rests on it, and one such answer can be a replica that lags behind.
+    A new purchase depends on it, and a single such answer can come from a replica that lags behind.
 
     :param after_times: how many in a row.
     :param after_s: over how many seconds.
@@ -189,7 +189,7 @@ class DurationEstimate:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any] | None) -> DurationEstimate:
-        """Read what :meth:`as_dict` wrote; anything else is no knowledge."""
+        """Return the estimate that :meth:`as_dict` wrote; an empty one from any other value."""
         try:
             given = plain or {}
             found = cls(int(given["count"]), float(given["mean"]), float(given["variance"]))
@@ -216,9 +216,9 @@ class PolledRequest:
     ticket: float | None = None
     is_measured: bool = False
     position: int | None = None
-    #: It is in the queue, as far as is known.
+    #: Whether it is in the queue, as far as is known.
     is_queued: bool = False
-    #: It is one of those that the queue estimate polls; the schedule polls all others.
+    #: Whether the queue estimate decides when to poll it; the schedule decides for all others.
     is_waiting: bool = False
     #: It started between these two moments.
     queued_until: float | None = None
@@ -305,7 +305,7 @@ class PollSchedule:
         self._failing.clear()
 
     def on_error(self, request: PolledRequest, error: WanError, now: float) -> None:
-        """Record a failed poll; pause all polls if it is not this request's own trouble.
+        """Record a failed poll; pause all polls unless it concerns only this request.
 
         What ``Retry-After`` asks for always holds for its own request. It holds for all once two requests in a
         row were asked to wait: one request that always answers so must not stop the others.

@@ -40,7 +40,7 @@ _OUTCOME_OF_STATE: dict[State, Outcome] = {
 }
 _LOGGED_EVERY_ERRORS = 10
 _LOGGED_WORDS = 20
-#: In a queue of thousands the position changes with every poll: one that is a quarter nearer is worth a line.
+#: In a queue of thousands the position changes with every poll: it is logged when it is a quarter nearer.
 _NEARER = 0.75
 
 
@@ -195,7 +195,7 @@ class WaitSet:
         )
 
     def remove(self, wait: RequestWait) -> None:
-        """Remove a wait that is over or was cancelled; others for the same request go on."""
+        """Remove a wait that is over or was cancelled; others for the same request continue."""
         waits = self._waits.get(wait.request_id, [])
         if wait in waits:
             waits.remove(wait)
@@ -206,7 +206,7 @@ class WaitSet:
         self.changed.discard(wait)
 
     def due(self, now: float, limit: int) -> list[tuple[str, Call]]:
-        """Return what to ask now; a wait whose deadline has passed is polled a last time, or ends."""
+        """Return the polls to make now; a wait whose deadline has passed is polled a last time, or ends."""
         while self._deadlines and self._deadlines[0][0] <= now:
             _, _, wait = heapq.heappop(self._deadlines)
             is_here = wait in self._waits.get(wait.request_id, ())
@@ -234,7 +234,7 @@ class WaitSet:
     def on_result(self, result: RequestResult, now: float) -> None:
         """Record what ``/result`` said."""
         request_id = result.request_id
-        # /status has said that it ended, so the result is only late: nothing but /result is worth asking.
+        # /status has said that it ended, so the result is only late: only /result is polled.
         late = self._for_result.get(request_id, 0)
         self._for_result[request_id] = late + 1
         self.poller.ask_again(request_id, now, late=late)

@@ -47,14 +47,14 @@ class WanRequestSensor(BaseSensorOperator):
     An outage, a rate limit or a token that is rotated meanwhile never ends the wait before its deadline: the
     request is paid for.
 
-    :param request: a request id, or what a ``WanSubmitOperator`` returned; ``expand(request=submit.output)``
+    :param request: a request id, or the return value of a ``WanSubmitOperator``; ``expand(request=submit.output)``
         works. (templated)
     :param deferrable: whether to wait in the triggerer, default True. False: the usual ``mode``, of which
         ``reschedule`` is the default here.
-    :param poke_interval: seconds between looks, less those, where it is deferred, that can tell nothing yet; None
-        (default) adapts to the time waited and the queue there, and is 60 s where it is not deferred.
+    :param poke_interval: seconds between polls; a deferred sensor skips polls that cannot find the request finished.
+        None (default) adapts to the time waited and the queue if deferred, and is 60 s otherwise.
     :param timeout: the most that one try waits, default 6 hours. A request that is still queued then is cancelled;
-        one that runs is taken over by the next try.
+        one that runs is adopted by the next try.
     :param cancel_on_timeout: whether to cancel it then, default True. Only a request with a journal is cancelled:
         without one it is not known whether another task waits for it.
     :param cancel_on_kill: whether a queued request is cancelled when the task is marked failed or successful while it
@@ -159,7 +159,7 @@ class WanRequestSensor(BaseSensorOperator):
             return self._after_wait(wait, event)
 
     def _after_wait(self, wait: AwaitedRequest, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the result, or raise how it ended instead."""
+        """Return the result, or raise the error that ended the wait."""
         message = str(event.get("message", ""))
         match event["outcome"]:
             case "gone" if event.get("may_be_paid"):
@@ -218,7 +218,7 @@ class WanRequestSensor(BaseSensorOperator):
         return PokeReturnValue(is_done=True, xcom_value=self._after_wait(wait, event_of(over, polled)))
 
     def _get_next_poke_interval(self, *args: Any, **kwargs: Any) -> float:
-        """Never come back earlier than ``Retry-After`` asks, as far as the timeout allows."""
+        """Return when to poke again: not before ``Retry-After`` allows, as far as the timeout permits."""
         interval_s: float = super()._get_next_poke_interval(*args, **kwargs)
         return max(interval_s, min(self._asked_to_wait_s, float(self.timeout)))
 
@@ -229,7 +229,7 @@ class WanRequestSensor(BaseSensorOperator):
         except AirflowSensorTimeout as error:
             raise self._awaited(context).timed_out(str(error), cancel=self.cancel_on_timeout) from error
         except AirflowSkipException as skip:
-            if skip.__cause__ is not None:  # soft_fail skips something else than the timeout
+            if skip.__cause__ is not None:  # soft_fail skips other errors than the timeout
                 raise
             late = self._awaited(context).timed_out(str(skip), cancel=self.cancel_on_timeout)
             raise AirflowSkipException(str(late)) from late
@@ -244,6 +244,6 @@ class WanRequestSensor(BaseSensorOperator):
             raise
 
     def _has_polled(self, context: Any) -> bool:
-        """Return whether an earlier poll of this try found the request, or nothing certain."""
+        """Return whether an earlier poke of this try found the request, or could not tell."""
         polled, self._polled = self._polled, True
         return polled or (self.reschedule and context["ti"].get_first_reschedule_date(context) is not None)

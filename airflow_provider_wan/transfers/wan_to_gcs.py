@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 class WanToGCSOperator(BaseOperator):
     """Land every video of a request in a bucket: whole and verified, or not at all.
 
-    Any number of retries, clears and parallel runs gives one object. A request that has landed elsewhere, as its record
-    in a journal says, is copied from there inside Cloud Storage, even after RunComfy has deleted its result. The record
-    ``{object_name}.json`` beside the first video has inputs, times and cost; it is one JSON object on one line, ready
+    Any number of retries, clears and parallel runs gives one object. A request whose journal says that it has landed
+    under another name is copied from there inside Cloud Storage, even after RunComfy has deleted its result. The record
+    ``{object_name}.json`` next to the first video has inputs, times and cost; it is one JSON object on one line, ready
     to be loaded into a table.
 
     Returns a list of ``{"uri", "bucket", "object_name", "size_bytes", "crc32c", "generation", "content_type",
     "request_id"}``, one a video.
 
-    :param request: a request id, or what a ``WanSubmitOperator`` or ``WanRequestSensor`` returned;
+    :param request: a request id, or the return value of a ``WanSubmitOperator`` or ``WanRequestSensor``;
         ``expand(request=sensor.output)`` works. (templated)
     :param bucket_name: the bucket, without ``gs://``. (templated)
     :param object_name: name of the first video; one that ends with ``/`` (the default is an empty prefix) gets
@@ -111,7 +111,7 @@ class WanToGCSOperator(BaseOperator):
         return lineage_of(self._landed)
 
     def _emit(self, context: Any, landed: Record, took_s: float) -> None:
-        """Emit links, assets, lineage and metrics for what is in the bucket now."""
+        """Emit links, assets, lineage and metrics for the landed videos."""
         from airflow_provider_wan.lineage.assets import emit_outlets
 
         self._landed = landed

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What triggers do when their task is killed: check first whether anybody still owns the request."""
+"""Kills of deferred tasks: cancel a request only if no task instance owns it any more."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger
 
-#: Task states in which nobody owns the request any more. In deferred, queued, scheduled and running another try or
-#: another triggerer owns it; anything else is not certain.
+#: Task states in which no task instance owns the request any more. In deferred, queued, scheduled and running another
+#: try or another triggerer owns it; anything else is not certain.
 OVER_FOR_GOOD = frozenset({"failed", "success", "skipped", "upstream_failed", "removed"})
-#: Strong references: Airflow cancels ``on_kill`` after about a second, with whatever it awaits. A separate task
+#: Strong references: Airflow cancels ``on_kill`` after about a second, with everything that it awaits. A separate task
 #: survives as long as something refers to it.
 _unfinished: set[asyncio.Task[None]] = set()
 
@@ -67,7 +67,7 @@ def task_state(ti: Any) -> str | None:
 
 
 def is_over_for_good(ti: Any) -> bool:
-    """Return whether a task instance is certainly over, so that nobody owns its request."""
+    """Return whether a task instance is certainly over, so that it no longer owns its request."""
     try:
         return task_state(ti) in OVER_FOR_GOOD
     except Exception:

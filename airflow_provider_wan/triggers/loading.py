@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imports what a wait needs in a thread: on the event loop it would stop all other triggers for a second."""
+"""Import the modules of a wait in a thread: on the event loop it would block all other triggers for a second."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDict
 
 
 async def load() -> None:
-    """Return when what a wait needs is imported; triggers that waited for it continue one after another."""
+    """Return when the modules of a wait are imported; triggers that waited for it continue one after another."""
     loading = _loading()
     if loading.done():
         return

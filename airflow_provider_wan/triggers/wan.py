@@ -35,17 +35,17 @@ class WanRequestTrigger(BaseTrigger):
     :param deadline: the absolute end of the wait, in unix seconds; no restart of a triggerer moves it.
     :param poll_interval: seconds between polls that may find it over; None (default) adapts to the queue and the usual
         generation time.
-    :param cancel_on_kill: whether a request that is still queued is cancelled when somebody marks the task, or
+    :param cancel_on_kill: whether a request that is still queued is cancelled when a person marks the task, or
         its run, failed or successful (Airflow 3.3 and later).
     :param fingerprint: of the record, for the event.
     :param journal: ``gs://bucket/prefix`` where the record lives, to see who else owns the request.
     :param watchers: how the record names this task instance, and the one that submitted on its behalf.
     :param is_known: whether a task submitted the request, default True. An id that a person typed in may be
-        wrong: where the first answer says so, the outcome is ``refused``.
+        wrong: if the first answer says so, the outcome is ``refused``.
     :param submitted_at: when the request was submitted, in unix seconds; None (default): not known. It is not polled
         before it can be over.
-    :param not_before: until when the server asked to wait, in unix seconds, by the ``Retry-After`` of a poll before
-        this; None (default): it did not.
+    :param not_before: when the server allows the next poll, in unix seconds, by the ``Retry-After`` of an earlier
+        one; None (default): at any time.
     :param gcp_conn_id: for the journal.
     :param impersonation_chain: for the journal.
     """
@@ -83,7 +83,7 @@ class WanRequestTrigger(BaseTrigger):
         self.impersonation_chain = impersonation_chain
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the arguments with which another triggerer goes on."""
+        """Return the arguments with which another triggerer continues."""
         return (
             "airflow_provider_wan.triggers.wan.WanRequestTrigger",
             {
@@ -121,7 +121,7 @@ class WanRequestTrigger(BaseTrigger):
         yield TriggerEvent(event)
 
     async def on_kill(self) -> None:
-        """Cancel the request if it is still queued and nobody owns it any more."""
+        """Cancel the request if it is still queued and no task owns it any more."""
         if self.cancel_on_kill:
             what = f"Request {self.request_id}"
             await cancel_if_over(self, self._cancel_unless_owned, what=what, within_s=_ON_KILL_S)

@@ -23,7 +23,7 @@ _POLLS_AT_ONCE = 20
 _LOG_EVERY_S = 300.0
 _ON_KILL_S = 300.0
 _CANCELS_AT_ONCE = 8
-#: Of one event: it is written to the log and the database. Whatever else is over is found again.
+#: Requests in one event, which is written to the log and the database. The worker finds the others again.
 _MOST_READY = 500
 _MOST_STARTED = 300
 
@@ -42,10 +42,10 @@ class WanBatchTrigger(BaseTrigger):
     :param resume_after: or when the first that was over has waited so long, in seconds.
     :param not_later_than: fire at this time in any case, in unix seconds; None: only at the deadline.
     :param started: when running requests started, in unix seconds.
-    :param learned: what the poller has learned so far.
+    :param learned: the state of the poller, see ``RequestPoller.learned``.
     :param look_at: requests that were over by their status and had no result: when to poll each again, in unix
         seconds.
-    :param cancel_on_kill: whether requests that are still queued are cancelled when somebody marks the task, or its
+    :param cancel_on_kill: whether requests that are still queued are cancelled when a person marks the task, or its
         run, failed or successful (Airflow 3.3 and later).
     :param journal: ``gs://bucket/prefix`` where the records live, to see who else owns a request.
     :param watcher: how records name this task instance.
@@ -88,7 +88,7 @@ class WanBatchTrigger(BaseTrigger):
         self.impersonation_chain = impersonation_chain
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the arguments with which another triggerer goes on."""
+        """Return the arguments with which another triggerer continues."""
         return (
             "airflow_provider_wan.triggers.wan_batch.WanBatchTrigger",
             {
@@ -143,11 +143,11 @@ class WanBatchTrigger(BaseTrigger):
                 break
             except (
                 Exception
-            ) as error:  # the requests are paid for: a secrets backend that is out ends nothing
+            ) as error:  # the requests are paid for: an outage of a secrets backend must not end the wait
                 self.log.warning("The connection can't be read yet: %s", type(error).__name__)
                 await asyncio.sleep(policy.intervals.unknown_s)
         return RequestPoller.resume(
-            policy, self.learned, self.request_ids, self.started, time.time(), look_at=self.look_at
+            policy, self.learned, self.request_ids, self.started, time.time(), poll_at=self.look_at
         )
 
     async def _poll(self, hook: WanAsyncHook, poller: RequestPoller) -> str:
@@ -208,7 +208,7 @@ class WanBatchTrigger(BaseTrigger):
         return min(moments)
 
     async def on_kill(self) -> None:
-        """Cancel the requests that are still queued, if nobody owns them any more."""
+        """Cancel the requests that are still queued, if no task owns them any more."""
         if self.cancel_on_kill:
             what = f"A batch with {len(self.request_ids)} requests"
             await cancel_if_over(self, self._cancel_queued, what=what, within_s=_ON_KILL_S)
@@ -217,7 +217,7 @@ class WanBatchTrigger(BaseTrigger):
         from airflow_provider_wan.exceptions import WanError
         from airflow_provider_wan.hooks.wan import WanAsyncHook
 
-        mine = await asyncio.to_thread(self._owned_by_nobody_else)
+        mine = await asyncio.to_thread(self._without_other_owners)
         gate = asyncio.Semaphore(_CANCELS_AT_ONCE)
         async with WanAsyncHook(self.wan_conn_id) as hook:
 
@@ -229,25 +229,25 @@ class WanBatchTrigger(BaseTrigger):
                         self.log.warning("Request %s was not cancelled: %s", request_id, error)
                         return False
 
-            # The last ones first: they wait longest, and nothing overtakes a cancel from the front.
-            cancelled = await asyncio.gather(*(cancel(one) for one in reversed(mine)))
+            # Last in the queue first: cancelling from the front moves the others up, and they could start meanwhile.
+            cancelled = await asyncio.gather(*(cancel(request_id) for request_id in reversed(mine)))
         self.log.info(
             "%d of %d requests were still queued: they are cancelled and not charged. The others run on.",
             sum(cancelled),
             len(self.request_ids),
         )
 
-    def _owned_by_nobody_else(self) -> list[str]:
+    def _without_other_owners(self) -> list[str]:
         """Return the requests that no other task owns, by one listing of the journal. Blocks."""
         if self.journal is None or self.watcher is None:
             return []
         journal: Any = bucket_journal(
             self.journal, gcp_conn_id=self.gcp_conn_id, impersonation_chain=self.impersonation_chain
         )
-        wanted = set(self.request_ids)
+        request_ids = set(self.request_ids)
         mine = {
             listed.request_id
             for listed in journal.listing()
-            if listed.request_id in wanted and listed.watchers == 1 and listed.buyer == self.watcher
+            if listed.request_id in request_ids and listed.watchers == 1 and listed.buyer == self.watcher
         }
-        return [one for one in self.request_ids if one in mine]
+        return [request_id for request_id in self.request_ids if request_id in mine]

@@ -29,7 +29,7 @@ def as_airflow_errors(context: Mapping[str, Any] | None = None) -> Iterator[None
         if isinstance(error, AirflowException):
             raise
         if context is not None:
-            with suppress(Exception):  # must not replace the error
+            with suppress(Exception):  # reporting must not replace the error
                 on_error(context, error)
         cause = error.__cause__
         while isinstance(cause, WanError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a task's parameters about images to what opens them."""
+"""Build the image sources of a task from its parameters."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def image_sources(
     waits_for_s: float = 0.0,
     workers: int = 10,
 ) -> ImageSources:
-    """Return what opens the images of a task; no connection is opened before one is needed.
+    """Return the image sources of a task; a connection is opened only when it is needed.
 
     :param link_lifetime: how long a signed link works; None: 12 hours, or as long as the task waits.
     :param waits_for_s: the most that the task waits for a result, in seconds.

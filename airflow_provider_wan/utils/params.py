@@ -32,9 +32,9 @@ _IF_KNOWN = {
 
 @dataclass(frozen=True, slots=True)
 class RequestRef:
-    """A request as a task was given it: an id, or what another task returned.
+    """A request as given to a task: an id, or the return value of another task.
 
-    :param journal: where its record lives, if it has one.
+    :param journal: the journal of its record, if it has one.
     :param owner: how that record names the task that submitted it.
     :param image: address of the source image, without signature.
     :param inputs: the inputs, without signatures.
@@ -51,16 +51,16 @@ class RequestRef:
     inputs: Mapping[str, Any] | None = None
 
     def as_xcom(self) -> dict[str, Any]:
-        """Return it as tasks return it."""
+        """Return it in the form that tasks return."""
         always = {name: getattr(self, name) for name in _ALWAYS}
         known = {key: getattr(self, name) for key, name in _IF_KNOWN.items() if getattr(self, name)}
         return always | known
 
 
 def request_of(given: Any) -> RequestRef:
-    """Read ``request=``: a request id, what a task of this provider returned, or that as JSON text.
+    """Read ``request=``: a request id, the return value of a task of this provider, or that as JSON text.
 
-    :raises WanInputError: it is neither.
+    :raises WanInputError: it has another form.
     """
     from airflow_provider_wan.model_api.calls import check_request_id
 

@@ -43,11 +43,11 @@ def with_limit(
     price_usd: Any,
     journal: str | None,
 ) -> VideoSpec:
-    """Return a video that is refused, immediately before its purchase, where its price is above a limit.
+    """Return the video spec, made to refuse the purchase at the last moment if its price is above a limit.
 
     :param max_cost_usd: the limit; None: no limit.
     :param price_usd: the price of a request, or a mapping of prices by combination of inputs.
-    :param journal: ``gs://bucket/prefix``, beside which learned prices are.
+    :param journal: ``gs://bucket/prefix``, next to which learned prices are stored.
     """
     limit = number_of(max_cost_usd, name="max_cost_usd")
     if limit is None:

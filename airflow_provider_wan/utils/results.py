@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class AwaitedRequest:
     """A request that a task waits for.
 
-    :param journal: where its record lives; None: it has none.
+    :param journal: the journal of its record; None: it has none.
     :param is_own: whether this task instance submitted it.
     """
 
@@ -45,7 +45,7 @@ class AwaitedRequest:
 
     @property
     def may_be_cancelled(self) -> bool:
-        """Whether it may be cancelled at all: without a shared journal nobody knows who else waits for it."""
+        """Whether it may be cancelled at all: without a shared journal, other owners are not known."""
         return self.is_own or self.ref.journal is not None
 
     @property
@@ -61,7 +61,7 @@ class AwaitedRequest:
     def result_if_over(self) -> tuple[RequestResult | None, float | None]:
         """Ask once, before the task is deferred: most requests that a later try waits for have ended by then.
 
-        It saves a deferral, and avoids that Airflow takes the try for lost when a trigger fires before the scheduler
+        It saves a deferral, and keeps Airflow from failing the try as lost if a trigger fires before the scheduler
         has processed the deferral. Any error is left to the wait. Return the result, if it is over, and until when
         the server asked to wait, in unix seconds, if it did: the trigger must not ask earlier.
 
@@ -137,7 +137,7 @@ class AwaitedRequest:
         )
 
     def timed_out(self, message: str, *, cancel: bool = True) -> WanTimeoutError:
-        """Cancel the request if it is still queued; return the error that says what became of it."""
+        """Cancel the request if it is still queued; return the error that states the outcome."""
         request_id = self.ref.request_id
         outcome = self.cancel_if_queued() if cancel else f"It was not cancelled. {self._how_to_continue()}"
         about = "" if request_id in message else f"Request {request_id}: "
@@ -151,7 +151,7 @@ class AwaitedRequest:
         return f"Run the task again, or pass request={self.ref.request_id!r}, to wait for it."
 
     def cancel_if_queued(self) -> str:
-        """Cancel the request unless another task may depend on it; return a sentence that says what happened."""
+        """Cancel the request unless another task may depend on it; return a sentence about the outcome."""
         request_id, log = self.ref.request_id, self.task.log
         if not self.may_be_cancelled:
             return (

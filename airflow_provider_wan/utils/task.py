@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a task knows of itself: built once from Airflow's context in ``execute``, and passed down."""
+"""The facts about the running task: built once from Airflow's context in ``execute``, and passed down."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _LONGEST_ERROR = 2000
 
 @dataclass(frozen=True, slots=True)
 class LinkState:
-    """What the links of a task are made of.
+    """The addresses from which the links of a task are made.
 
     :param request_id: the request, as soon as it is known.
-    :param video_url: where the first video can be watched.
+    :param video_url: address of the first video.
     :param landed: bucket and object name of the first video.
     """
 
@@ -56,7 +56,7 @@ class TaskRequest:
     :param operator: its operator: links, log, Google credentials.
     :param owner: how records name the task instance.
     :param is_retry: whether it is not the first try.
-    :param store: Airflow's task state store, where there is one.
+    :param store: Airflow's task state store, if this version has one.
     """
 
     operator: TaskOperator
@@ -93,7 +93,7 @@ class TaskRequest:
         )
 
     def journal(self, uri: str | None) -> Journal | None:
-        """Return where the task's records live; None if nothing keeps them.
+        """Return the journal of the task's records; None if they are not kept.
 
         :param uri: ``gs://bucket/prefix``; None: Airflow's task state store.
         """
@@ -104,7 +104,7 @@ class TaskRequest:
         return TaskStateJournal(self.store) if self.store is not None else None
 
     def warn_about_protection(self) -> None:
-        """Log, before a purchase, what is not protected without a journal in a bucket."""
+        """Log, before a purchase, which cases are not protected without a journal in a bucket."""
         if self.store is None:
             self.log.warning(
                 "No record of this request is kept across tries: this Airflow has no task state store (3.3 and newer "
@@ -138,7 +138,7 @@ class TaskRequest:
     ) -> dict[str, Any]:
         """Show the result of a request that succeeded, and return it.
 
-        :param result: what the task returns.
+        :param result: the return value of the task.
         :param running_since: when the request was first seen running, in unix seconds.
         :param is_new: False if it was paid for and counted earlier.
         """
@@ -185,7 +185,7 @@ def bucket_journal(
 def has_other_owners(journal: Journal, fingerprint: str | None, owners: Sequence[str]) -> bool:
     """Return whether another task may depend on a request; True in doubt.
 
-    :param owners: who asks: the task instance, and the one that submitted on its behalf.
+    :param owners: the owners to ignore: this task instance, and the one that submitted on its behalf.
     """
     if fingerprint is None:
         return True

@@ -19,8 +19,8 @@ from airflow_provider_wan.gallery.batches import (
     BatchStatus,
     batches_of,
     file_of,
+    problems_of,
     progress_of,
-    troubles_of,
     with_record,
 )
 from airflow_provider_wan.gallery.cards import FILTERS, LIVE, Card, CardState, Entry, RunTask, cards_of
@@ -217,12 +217,12 @@ def test_failure_of_a_batch_is_shown_above_its_cards_and_is_no_card() -> None:
     entries = [Entry("batch", 3, "summary", summary()), failed(3, task="batch"), failed(0, task="wait")]
     (batch,) = batches_of(entries)
     assert [card.ref.task_id for card in cards_of(entries, batches={batch.task})] == ["wait"]
-    assert troubles_of([batch], entries) == ["batch [3]: it shows too much"]
+    assert problems_of([batch], entries) == ["batch [3]: it shows too much"]
 
 
 def test_unreadable_file_is_named() -> None:
-    (trouble,) = RunView.of([], [(ENDED, None)]).troubles
-    assert MANIFEST_URI in trouble
+    (problem,) = RunView.of([], [(ENDED, None)]).problems
+    assert MANIFEST_URI in problem
 
 
 def test_progress_of_all_batches_is_shown_above_the_cards() -> None:

@@ -141,7 +141,7 @@ def test_empty_manifest_parameter_reads_no_manifest(bucket: Bucket) -> None:
     ],
 )
 def test_links_to_videos_are_relative(object_name: str, page: str, address: str) -> None:
-    assert relative_address(object_name, beside=page) == address
+    assert relative_address(object_name, page=page) == address
 
 
 def test_folder_gets_the_same_page_as_a_bucket(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def test_one_that_is_over_only_by_its_status_is_watched_on_and_teaches_nothing()
         poller.forget(name)
     # Nobody answers to a call for the result, or it says that it is not over: as the batch goes on then.
     poller.add("queued", 100.0)
-    poller.add_apart("a", 100.0, look_at=103.0)
+    poller.add_apart("a", 100.0, poll_at=103.0)
     assert poller.queued == 1
     assert list(poller.started()) == ["a"]
     assert "a" in poller.due(103.0)
