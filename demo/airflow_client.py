@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of Airflow's REST API that a demo and a live test need, over one HTTP session."""
+"""The calls of Airflow's REST API that the demo and the live tests make."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from demo.processes import useful_end
 from demo.task_logs import plain_log
 
 OVER = frozenset({"success", "failed"})
-"""States in which a Dag run is over."""
+"""Final states of a Dag run."""
 
 TASK_OVER = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
-"""States in which a task instance is over."""
+"""Final states of a task instance."""
 
 
 class AirflowApiError(RuntimeError):
-    """The API server answered with an error; the message has the call, the status and the body."""
+    """The API server returned an error; the message has the call, the status and the body."""
 
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class TaskKey:
-    """Which task instance: of a Dag, a run, and a map index (-1 where it is not mapped)."""
+    """Identifies a task instance by Dag, run, task and map index (-1: not mapped)."""
 
     dag_id: str
     run_id: str
@@ -51,7 +51,7 @@ class TaskKey:
 def wait_until(
     check: Callable[[], T | None], what: str | Callable[[], str], *, timeout_s: float, every_s: float = 0.2
 ) -> T:
-    """The first true value of ``check``; TimeoutError naming ``what`` when there is none in time."""
+    """Return the first true value of ``check``; raise TimeoutError naming ``what`` if there is none in time."""
     deadline = time.monotonic() + timeout_s
     while not (value := check()):
         if time.monotonic() > deadline:
@@ -61,12 +61,12 @@ def wait_until(
 
 
 class AirflowClient:
-    """Calls of Airflow's REST API, by the names that its users know.
+    """A client of Airflow's REST API.
 
-    :param base_url: of the API server.
-    :param log_folder: ``[logging] base_log_folder``: task logs are read from the files, so that they can
-        still be shown when the API server is gone.
-    :param user: who logs in, with their name as the password; None: nobody needs to.
+    :param base_url: the address of the API server.
+    :param log_folder: ``[logging] base_log_folder``: task logs are read from the files, which works
+        after the API server has ended too.
+    :param user: the user to log in as, whose password is the same; None: no login.
     """
 
     def __init__(self, base_url: str, *, log_folder: Path, user: str | None = None) -> None:
@@ -77,10 +77,10 @@ class AirflowClient:
 
     @property
     def _session(self) -> requests.Session:
-        """One a thread: live scenarios run side by side, and a session is not made for that."""
+        """A session per thread: live scenarios run in parallel, and a session is not thread-safe."""
         if not hasattr(self._by_thread, "session"):
             self._by_thread.session = requests.Session()
-            # A proxy of the environment has no business between us and the loopback interface.
+            # A proxy from the environment must not serve loopback addresses.
             self._by_thread.session.trust_env = False
         session: requests.Session = self._by_thread.session
         return session
@@ -105,7 +105,7 @@ class AirflowClient:
         return reply.json() if reply.content else None
 
     def _authorize(self) -> None:
-        """Fetch a token: with ``simple_auth_manager_all_admins`` it takes no password."""
+        """Fetch a token; with ``simple_auth_manager_all_admins`` this needs no password."""
         url = f"{self.base_url}/auth/token"
         if self._user is None:
             reply = self._session.get(url, timeout=20)
@@ -116,13 +116,13 @@ class AirflowClient:
         self._session.headers["Authorization"] = f"Bearer {reply.json()['access_token']}"
 
     def health(self) -> dict[str, str]:
-        """Status of each component that the API server knows of, e.g. ``{"scheduler": "healthy"}``."""
+        """Return the status of each component, such as ``{"scheduler": "healthy"}``."""
         reply = self._session.get(f"{self.base_url}/api/v2/monitor/health", timeout=5)
         reply.raise_for_status()
         return {name: str(part.get("status")) for name, part in reply.json().items()}
 
     def pages(self, path: str, key: str, **query: Any) -> list[dict[str, Any]]:
-        """All rows of a list, which Airflow gives 100 at a time."""
+        """Return all rows of a list that Airflow serves in pages of 100."""
         rows: list[dict[str, Any]] = []
         while True:
             page = self.api("GET", path, query={"limit": 100, "offset": len(rows), **query})
@@ -131,23 +131,23 @@ class AirflowClient:
                 return rows
 
     def triggerer_job_ids(self) -> set[int]:
-        """Ids of the triggerers that are alive by their heartbeat."""
+        """Return the job ids of the triggerers whose heartbeat is recent."""
         return {
             job["id"]
             for job in self.pages("/jobs", "jobs", job_type="TriggererJob", is_alive=True, order_by="id")
         }
 
     def dags_seen(self) -> set[str]:
-        """Ids of the Dags that the DAG processor has parsed."""
+        """Return the ids of the Dags that the Dag processor has parsed."""
         return {dag["dag_id"] for dag in self.pages("/dags", "dags")}
 
     def import_errors(self) -> str:
-        """What the DAG processor could not import: file and the end of the traceback; empty if nothing."""
+        """Return each Dag file that failed to import with the end of its traceback; empty if there is none."""
         errors = self.pages("/importErrors", "import_errors")
         return "\n".join(f"{error['filename']}:\n{error['stack_trace'][-1500:]}" for error in errors)
 
     def unpause(self, dag_id: str) -> None:
-        """Let the scheduler run this Dag."""
+        """Unpause a Dag."""
         self.api("PATCH", f"/dags/{_part(dag_id)}", {"is_paused": False})
 
     def trigger(
@@ -169,11 +169,11 @@ class AirflowClient:
         return str(run["dag_run_id"])
 
     def run_state(self, dag_id: str, run_id: str) -> str:
-        """State of a Dag run: queued, running, success or failed."""
+        """Return the state of a Dag run: queued, running, success or failed."""
         return str(self.api("GET", _run_path(dag_id, run_id))["state"])
 
     def wait_run(self, dag_id: str, run_id: str, *, timeout_s: float) -> str:
-        """The state in which the run ended; TimeoutError, with the state of each task, if it did not."""
+        """Wait for a run and return its final state; raise TimeoutError with the state of each task."""
 
         def over() -> str | None:
             state = self.run_state(dag_id, run_id)
@@ -185,7 +185,7 @@ class AirflowClient:
         return str(wait_until(over, what, timeout_s=timeout_s, every_s=0.5))
 
     def why_failed(self, dag_id: str, run_id: str, *, at_most: int = 3) -> str:
-        """States of a run's tasks, and the useful end of the log of those that failed first."""
+        """Return the states of a run's tasks, and the end of the log of those that failed first."""
         rows = self.task_instances(dag_id, run_id)
         failed = sorted(
             (row for row in rows if row["state"] == "failed"), key=lambda row: row["end_date"] or ""
@@ -205,20 +205,20 @@ class AirflowClient:
         self.api("DELETE", _run_path(dag_id, run_id))
 
     def task_instances(self, dag_id: str, run_id: str, task_id: str | None = None) -> list[dict[str, Any]]:
-        """Every task instance of a run, mapped ones included, in the order of task and map index."""
+        """Return all task instances of a run, sorted by task and map index."""
         query = {} if task_id is None else {"task_id": task_id}
         rows = self.pages(f"{_run_path(dag_id, run_id)}/taskInstances", "task_instances", **query)
         return sorted(rows, key=lambda row: (row["task_id"], row["map_index"]))
 
     def task_instance(self, task: TaskKey) -> dict[str, Any]:
-        """One task instance as Airflow shows it: ``state, try_number, pid, trigger, ...``."""
+        """Return one task instance: ``state, try_number, pid, trigger, ...``."""
         row: dict[str, Any] = self.api("GET", _task_path(task))
         return row
 
     def wait_task(
         self, task: TaskKey, *states: str, timeout_s: float, try_number: int | None = None
     ) -> dict[str, Any]:
-        """The task instance once it is in one of the states (any final one if none is named).
+        """Wait until a task instance is in one of the states (default: a final one), and return it.
 
         :param try_number: count only this try or a later one.
         """
@@ -228,7 +228,7 @@ class AirflowClient:
             try:
                 row = self.task_instance(task)
             except AirflowApiError as error:
-                # A mapped instance exists only after its upstream's end.
+                # A mapped instance exists only after its upstream task has finished.
                 if error.status != 404:
                     raise
                 return None
@@ -244,7 +244,7 @@ class AirflowClient:
         return row
 
     def task_states(self, dag_id: str, run_id: str) -> dict[str, str]:
-        """State of each task instance, by ``task_id`` or ``task_id[map_index]``."""
+        """Return the state of each task instance by ``task_id`` or ``task_id[map_index]``."""
         return {
             ti["task_id"] + (f"[{ti['map_index']}]" if ti["map_index"] >= 0 else ""): str(ti["state"])
             for ti in self.task_instances(dag_id, run_id)
@@ -267,7 +267,7 @@ class AirflowClient:
         self.api("POST", f"/dags/{_part(task.dag_id)}/clearTaskInstances", body)
 
     def xcom(self, task: TaskKey, key: str = "return_value") -> Any:
-        """An XCom's value; None if there is none."""
+        """Return the value of an XCom, or None if there is none."""
         query = {"map_index": task.map_index, "stringify": False}
         try:
             entry = self.api("GET", f"{_task_path(task, mapped=False)}/xcomEntries/{_part(key)}", query=query)
@@ -278,12 +278,12 @@ class AirflowClient:
         return entry["value"]
 
     def triggerer_of(self, task: TaskKey) -> int | None:
-        """Job id of the triggerer that runs the trigger of a deferred task; None while nobody does."""
+        """Return the job id of the triggerer that runs a task's trigger, or None if none does yet."""
         trigger = self.task_instance(task)["trigger"]
         return trigger and trigger["triggerer_id"]
 
     def task_log(self, task: TaskKey) -> str:
-        """Log of all tries, the trigger's part included, as plain text."""
+        """Return the log of all tries, with the lines of the trigger, as plain text."""
         folder = (
             self._log_folder / f"dag_id={task.dag_id}" / f"run_id={task.run_id}" / f"task_id={task.task_id}"
         )

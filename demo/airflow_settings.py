@@ -17,7 +17,7 @@ _LOCAL_BUNDLE = "airflow.dag_processing.bundles.local.LocalDagBundle"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AirflowSettings:
-    """What differs between one local Airflow and the next; see ``LocalAirflow`` for the meanings."""
+    """The parameters of a local Airflow; see :class:`LocalAirflow`."""
 
     home: Path
     dags_folders: Sequence[Path]
@@ -28,9 +28,9 @@ class AirflowSettings:
     users: Mapping[str, str] | None = None
 
     def environment(self, *, extra: Mapping[str, str]) -> dict[str, str]:
-        """The environment of every part: the caller's own, less any Airflow settings of theirs."""
+        """Return the environment of all components: the caller's, without its Airflow settings."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
-        # Tasks reach the API server with httpx, which sends loopback calls to a proxy of the environment.
+        # Tasks call the API server with httpx, which would send loopback calls to a proxy from the environment.
         no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY", ""), "127.0.0.1", "localhost"]))
         return {
             **inherited,
@@ -39,8 +39,12 @@ class AirflowSettings:
             "no_proxy": no_proxy,
             "PYTHONUNBUFFERED": "1",
             **_as_variables(self._base()),
-            **_as_variables(self._quick()),
-            **(_as_variables(self._watchful(self.health_threshold_s)) if self.health_threshold_s else {}),
+            **_as_variables(self._short_intervals()),
+            **(
+                _as_variables(self._fast_detection(self.health_threshold_s))
+                if self.health_threshold_s
+                else {}
+            ),
             **extra,
         }
 
@@ -58,8 +62,8 @@ class AirflowSettings:
                 "fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
                 "parallelism": self.parallelism,
                 "execution_api_server_url": f"{url}/execution/",
-                **self._who(),
-                # The default asks the resolver for a full name, which takes seconds where there is none.
+                **self._login(),
+                # The default resolves a fully qualified name, which takes seconds on a machine without one.
                 "hostname_callable": "socket.gethostname",
                 "dags_are_paused_at_creation": True,
                 "max_active_tasks_per_dag": 64,
@@ -78,13 +82,13 @@ class AirflowSettings:
                 "dag_bundle_config_list": json.dumps(bundles),
                 "dag_bundle_storage_path": self.home / "bundles",
             },
-            # Only the demo or the test starts runs: a daily Dag that is unpaused must not add its own.
+            # Only the demo and the tests start runs: an unpaused daily Dag must not be scheduled.
             "scheduler": {"use_job_schedule": False},
             "usage_data_collection": {"enabled": False},
         }
 
-    def _who(self) -> dict[str, object]:
-        """Everybody, without a password; or the given users."""
+    def _login(self) -> dict[str, object]:
+        """Return the login settings: every visitor is an admin, or the given users."""
         if not self.users:
             return {"simple_auth_manager_all_admins": True}
         return {
@@ -93,8 +97,8 @@ class AirflowSettings:
             "simple_auth_manager_passwords_file": self.home / PASSWORDS_FILE,
         }
 
-    def _quick(self) -> dict[str, dict[str, object]]:
-        """Short waits: Airflow's own are made for clusters that run for months."""
+    def _short_intervals(self) -> dict[str, dict[str, object]]:
+        """Return shorter intervals than Airflow's defaults, which suit long-running clusters."""
         return {
             "scheduler": {
                 "scheduler_idle_sleep_time": 0.2,
@@ -105,7 +109,7 @@ class AirflowSettings:
             "dag_processor": {
                 "refresh_interval": 5,
                 "bundle_refresh_check_interval": 1,
-                # Parsing again takes a core from the tasks; the files do not change.
+                # The files do not change, and parsing them again would take a core from the tasks.
                 "min_file_process_interval": 600,
                 "stale_dag_threshold": 1200,
                 "print_stats_interval": 0,
@@ -115,11 +119,11 @@ class AirflowSettings:
             "triggerer": {"job_heartbeat_sec": 1},
         }
 
-    def _watchful(self, threshold_s: int) -> dict[str, dict[str, object]]:
-        """A dead triggerer or task is found within seconds. The task time-out leaves room for a busy machine."""
+    def _fast_detection(self, threshold_s: int) -> dict[str, dict[str, object]]:
+        """Return settings that detect a dead triggerer or task within seconds, also on a busy machine."""
         return {
             "scheduler": {
-                # Never a scheduler: a starved one would take itself for dead and run its tasks anew, for ever.
+                # Not the scheduler: one that gets no CPU would count as dead and restart its tasks again and again.
                 "scheduler_health_check_threshold": 300,
                 "task_instance_heartbeat_timeout": max(3 * threshold_s, 10),
                 "task_instance_heartbeat_timeout_detection_interval": 1,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page that the demo leaves beside its videos."""
+"""The contact sheet of the demo's videos."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from demo.table import Row
 
 
 def write(folder: Path, rows: list[Row]) -> Path:
-    """Write ``index.html`` into the folder that the videos were copied to, and return its path."""
+    """Write ``index.html`` into the folder of the videos, and return its path."""
     return write_contact_sheet(folder, [_card(row) for row in rows], title="What make demo has made")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that the demo knows of the example Dag ``dags/wan_daily_content.py``: how it is fed, and what it says."""
+"""The inputs and outputs of the example Dag ``dags/wan_daily_content.py``."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ PROMPTS = {
 
 
 def start(client: AirflowClient, photo_urls: dict[str, str]) -> str:
-    """Start the run of one day over these photographs, by file name, and give its id."""
+    """Start the run of one day for these photographs, by file name, and return its id."""
     images = [{"img_url": url, "prompt": PROMPTS[name]} for name, url in photo_urls.items()]
     client.unpause(DAG_ID)
     return client.trigger(DAG_ID, {"bucket": VIDEOS_BUCKET, "images": images}, logical_date=LOGICAL_DATE)
 
 
 def refused_so_far(client: AirflowClient, run_id: str) -> list[str]:
-    """File names of the photographs whose submit was skipped; Airflow shows them as the map index."""
+    """Return the file names of the photographs whose submit was skipped; they are the names of the map indexes."""
     rows = client.task_instances(DAG_ID, run_id, SUBMIT)
     return [
         row["rendered_map_index"] for row in rows if row["state"] == "skipped" and row["rendered_map_index"]
@@ -38,7 +38,7 @@ def refused_so_far(client: AirflowClient, run_id: str) -> list[str]:
 
 
 def refusals(client: AirflowClient, run_id: str) -> dict[str, str]:
-    """The rule that each refused photograph broke, by file name."""
+    """Return the rule that each refused photograph broke, by file name."""
     rows = client.task_instances(DAG_ID, run_id, SUBMIT)
     return {
         row["rendered_map_index"]: _rule(
@@ -50,5 +50,5 @@ def refusals(client: AirflowClient, run_id: str) -> dict[str, str]:
 
 
 def _rule(refused: Any) -> str:
-    """The rules in the XCom ``refused``: a list of ``{"img_url", "rule"}``."""
+    """Return the rules of the XCom ``refused``: a list of ``{"img_url", "rule"}``."""
     return " ".join(str(one["rule"]) for one in refused or [])

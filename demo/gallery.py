@@ -15,7 +15,7 @@ PHOTOS = Path(__file__).resolve().parent / "photos"
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """A video in the bucket, as described by the record beside it."""
+    """A video in the bucket, described by its record."""
 
     image_url: str
     uri: str
@@ -33,7 +33,7 @@ class Gallery:
     """
 
     def __init__(self, bucket_url: str) -> None:
-        # Google's client takes a second to import: not before it is needed.
+        # Imported on first use: Google's client takes a second to import.
         from google.auth.credentials import AnonymousCredentials
         from google.cloud import storage
 
@@ -54,10 +54,10 @@ class Gallery:
         return addresses
 
     def landed(self) -> list[Landed]:
-        """Return every video with a record beside it; a video without one is not complete yet."""
+        """Return the videos that have a record; a video without one is not complete yet."""
         found: dict[str, Landed] = {}
         for blob in self._client.list_blobs(VIDEOS_BUCKET, timeout=30):
-            # Not the journal, which is in the same bucket and still changes.
+            # Without the journal, which is in the same bucket.
             if not blob.name.endswith(".mp4.json"):
                 continue
             record = json.loads(blob.download_as_bytes(timeout=30))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ends what a parent left behind that was killed too hard to do it itself.
+"""Ends the sessions of a parent that was killed before it could end them.
 
 The parent writes ``+<session> <start time of its leader>`` for each process that it starts. When its end of the
 pipe closes, for whatever reason, the sessions that still live are killed.
@@ -18,7 +18,7 @@ import psutil
 
 
 def session_pids(session: int, *, leader_started: float) -> list[int]:
-    """Living processes of a session, none if its number belongs to somebody else by now.
+    """Return the running processes of a session; none if its id has been reused.
 
     While any member lives, the kernel does not give the number out again: a leader that was started at another
     time means that ours are all gone.
@@ -36,13 +36,13 @@ def session_pids(session: int, *, leader_started: float) -> list[int]:
 
 
 class Guardian:
-    """The parent's end: one guarding process, started with the first session."""
+    """The parent's side: one guardian process, started with the first session."""
 
     def __init__(self) -> None:
         self._popen: subprocess.Popen[bytes] | None = None
 
     def watch(self, session: int, leader_started: float) -> None:
-        """Have this session killed when this process is gone."""
+        """Register a session to be killed after this process has ended."""
         if self._popen is None or self._popen.poll() is not None:
             self._popen = subprocess.Popen(
                 [sys.executable, str(Path(__file__).resolve())], stdin=subprocess.PIPE, start_new_session=True
@@ -53,8 +53,8 @@ class Guardian:
 
 
 def guard() -> None:
-    """The guard's end: wait until the parent is gone."""
-    # Ctrl-C and a polite stop are for the parent, which cleans up better.
+    """The guardian's side: wait until the parent has ended."""
+    # The parent handles Ctrl-C and SIGTERM, and cleans up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     watched = [line[1:].split() for line in sys.stdin]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real Airflow on this machine: its own home, free ports, and nothing left behind when it stops.
+"""A real Airflow on this machine, in its own home and on free ports; ``stop`` ends all of its processes.
 
 ``make demo`` and the live tests use the same class::
 
@@ -35,31 +35,31 @@ _SCHEDULER = Path(__file__).resolve().with_name("scheduler.py")
 
 
 class LocalAirflowError(RuntimeError):
-    """A part of the local Airflow did not start or did not live; the message has the end of its log."""
+    """A component of the local Airflow did not start, or ended; the message has the end of its log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Triggerer:
-    """A triggerer process, with the job id under which Airflow knows it."""
+    """A triggerer process and its job id in Airflow."""
 
     process: OwnProcess
     job_id: int
 
 
 class LocalAirflow:
-    """Scheduler (LocalExecutor), Dag processor, API server and triggerers, each in a session of its own.
+    """Scheduler (LocalExecutor), Dag processor, API server and triggerers, each in its own session.
 
-    :param home: folder for everything it writes; made if missing.
+    :param home: the folder for everything that Airflow writes; it is created if missing.
     :param dags_folders: each becomes a Dag bundle.
-    :param env: environment of all parts, and so of every task and trigger: connections, variables, emulators.
+    :param env: environment of all components, tasks and triggers: connections, variables, emulators.
     :param database: ``"sqlite"``, a file in ``home`` (one triggerer only), or a PostgreSQL URL such as
         ``postgresql+psycopg2://airflow@127.0.0.1:5433/airflow``.
     :param triggerers: how many to start; more can follow with :meth:`start_triggerer`.
     :param health_threshold_s: whole seconds without a heartbeat after which a triggerer counts
-        as dead and its work is taken over; None leaves Airflow's 30.
-    :param parallelism: tasks that may run at once.
-    :param users: role of each user, whose password is their name; the first must be an admin and is who the client
-        logs in as. None (default): everybody is an admin, without a password.
+        as dead and another one takes over; None: Airflow's default of 30.
+    :param parallelism: the most tasks that run at the same time.
+    :param users: the role of each user; the password is the user's name. The client logs in as the first one, who
+        must be an admin. None (default): every visitor is an admin, without a password.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class LocalAirflow:
         users: Mapping[str, str] | None = None,
     ) -> None:
         if database == "sqlite" and triggerers > 1:
-            raise ValueError("two triggerers need PostgreSQL: SQLite has no row locks for them to share")
+            raise ValueError("two triggerers need PostgreSQL: SQLite has no row locks")
         self.home = home.resolve()
         self._database = f"sqlite:///{self.home}/airflow.db?timeout=60" if database == "sqlite" else database
-        self._triggerers_wanted = triggerers
+        self._initial_triggerers = triggerers
         self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         settings = AirflowSettings(
@@ -107,9 +107,9 @@ class LocalAirflow:
         self.stop()
 
     def start(self, *, timeout_s: float = 120) -> None:
-        """Make the database, start every part and wait until all of them are healthy.
+        """Create the database, start every component and wait until all of them are healthy.
 
-        :raises LocalAirflowError: a part ended, or was not healthy in time. Everything is stopped then.
+        :raises LocalAirflowError: a component ended, or was not healthy in time; the others are stopped.
         """
         self.home.mkdir(parents=True, exist_ok=True)
         if self._passwords:
@@ -121,18 +121,18 @@ class LocalAirflow:
             self._start("api-server")
             self._start("scheduler", "--skip-serve-logs")
             self._start("dag-processor")
-            first = self._start_triggerer_process() if self._triggerers_wanted else None
+            first = self._start_triggerer_process() if self._initial_triggerers else None
             self._wait_healthy(deadline, triggerer=first is not None)
             if first is not None:
                 self.triggerers.append(Triggerer(first, self._new_triggerer_job_id(first, set(), deadline)))
-            while len(self.triggerers) < self._triggerers_wanted:
+            while len(self.triggerers) < self._initial_triggerers:
                 self.start_triggerer()
         except BaseException:
             self.stop()
             raise
 
     def stop(self, *, grace_s: float = 4) -> None:
-        """End every process that was started here, and no other. Safe to call twice."""
+        """End every process that was started here. Idempotent."""
         atexit.unregister(self.stop)
         stop_all(self.processes, grace_s=grace_s)
         self.processes.clear()
@@ -141,7 +141,7 @@ class LocalAirflow:
     def start_triggerer(self, *, timeout_s: float = 60) -> Triggerer:
         """Start one more triggerer and wait for its first heartbeat."""
         deadline = time.monotonic() + timeout_s
-        # One at a time: which job id is the new process's is told by which one is new.
+        # One at a time: the new process is identified by the job id that was not there before.
         with self._starting_triggerer:
             before = self.client.triggerer_job_ids() | {triggerer.job_id for triggerer in self.triggerers}
             process = self._start_triggerer_process()
@@ -150,22 +150,23 @@ class LocalAirflow:
         return triggerer
 
     def triggerer_of(self, task: TaskKey, *, timeout_s: float = 30) -> Triggerer:
-        """Who runs the trigger of this deferred task, waiting until somebody does."""
+        """Wait until a triggerer runs the trigger of a deferred task, and return it."""
 
         def runs_it() -> Triggerer | None:
-            # Each time anew: more may start meanwhile.
+            # Read each time: more triggerers may have started.
             by_job = {triggerer.job_id: triggerer for triggerer in self.triggerers}
             return by_job.get(self.client.triggerer_of(task) or -1)
 
         return wait_until(runs_it, f"a triggerer that runs the trigger of {task}", timeout_s=timeout_s)
 
     def kill_triggerer(self, triggerer: Triggerer) -> None:
-        """SIGKILL a triggerer with all its processes, and no longer expect it to live."""
-        self._forget(triggerer)  # first: a triggerer that is just being started looks whether all others live
+        """SIGKILL a triggerer with all its processes, and no longer expect it to run."""
+        # Before the kill: a concurrent start checks that all listed triggerers are alive.
+        self._forget(triggerer)
         triggerer.process.kill()
 
     def terminate_triggerer(self, triggerer: Triggerer) -> None:
-        """SIGTERM a triggerer, let it end politely, and no longer expect it to live."""
+        """SIGTERM a triggerer, wait until it has ended, and no longer expect it to run."""
         self._forget(triggerer)
         triggerer.process.terminate()
 
@@ -184,10 +185,10 @@ class LocalAirflow:
         return wait_until(other, what, timeout_s=timeout_s)
 
     def pid_of_task(self, task: TaskKey, *, timeout_s: float = 30) -> int:
-        """Process id of the running task: the process in which the operator's ``execute`` runs.
+        """Wait until a task runs, and return the id of the process that runs the operator's ``execute``.
 
-        Airflow reports exactly that one as the ``pid`` of a task instance; its parent is the supervisor, a
-        worker process of the LocalExecutor.
+        Airflow reports it as the ``pid`` of the task instance. Its parent is the supervisor, a worker process of
+        the LocalExecutor.
         """
 
         def running() -> int | None:
@@ -203,21 +204,23 @@ class LocalAirflow:
         return wait_until(running, f"a process that runs {task}", timeout_s=timeout_s, every_s=0.05)
 
     def kill_task(self, task: TaskKey, *, with_supervisor: bool = False) -> int:
-        """SIGKILL the running task's process; its supervisor reports the death at once.
+        """SIGKILL the process of a running task; its supervisor reports that at once.
 
-        :param with_supervisor: kill the LocalExecutor's worker first, as when a machine dies: then nobody
-            reports anything, and Airflow finds out by the missing heartbeat.
+        :param with_supervisor: kill the LocalExecutor's worker first, as when a machine dies: the end is not
+            reported, and Airflow notices the missing heartbeat.
         """
         process = psutil.Process(self.pid_of_task(task))
         if os.getsid(process.pid) not in {own.pid for own in self.processes}:
-            raise LocalAirflowError(f"process {process.pid} of {task} is not of this Airflow: left alone")
+            raise LocalAirflowError(
+                f"process {process.pid} of {task} does not belong to this Airflow; it was not killed"
+            )
         if with_supervisor and (supervisor := process.parent()) is not None:
             supervisor.send_signal(signal.SIGKILL)
         process.send_signal(signal.SIGKILL)
         return process.pid
 
     def wait_for_dags(self, *dag_ids: str, timeout_s: float = 60) -> None:
-        """Wait until these Dags are parsed; an import error ends the wait with its traceback."""
+        """Wait until these Dags are parsed; raise an import error with its traceback."""
 
         def parsed() -> bool:
             self.check()
@@ -230,12 +233,13 @@ class LocalAirflow:
         wait_until(parsed, f"Dags {', '.join(dag_ids)} parsed", timeout_s=timeout_s)
 
     def check(self) -> None:
-        """Raise if a part that should live has ended.
+        """Raise if a component has ended.
 
-        :raises LocalAirflowError: with the useful end of its log.
+        :raises LocalAirflowError: with the end of its log.
         """
         for process in tuple(self.processes):
-            if not process.alive and process in self.processes:  # another thread may end and forget one
+            # Another thread may have ended and removed it.
+            if not process.alive and process in self.processes:
                 raise LocalAirflowError(
                     f"the {process.name} ended with code {process.exit_code}. "
                     f"The end of {process.log_path}:\n{process.log_end()}"
@@ -258,7 +262,7 @@ class LocalAirflow:
             end = useful_end(log_path.read_text(errors="replace"))
             raise LocalAirflowError(f"`airflow db migrate` failed. The end of {log_path}:\n{end}")
         if self._database.startswith("sqlite"):
-            # Readers beside one writer, or five processes lock each other out; the mode stays in the file.
+            # With WAL, readers and one writer do not block each other. The mode is stored in the file.
             with sqlite3.connect(self.home / "airflow.db") as database:
                 database.execute("PRAGMA journal_mode=WAL")
             database.close()

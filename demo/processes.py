@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of our own: each in a session of its own, so that exactly what was started can be stopped."""
+"""Child processes, each in its own session, so that a session's processes can be stopped together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KILLED_WITHIN_S = 10
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on right now."""
+    """Return a free TCP port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -30,7 +30,7 @@ def free_port() -> int:
 
 
 def useful_end(text: str, *, lines: int = 30, width: int = 400) -> str:
-    """The last traceback and what follows it, if there is one near the end; else the last lines."""
+    """Return the last traceback and the lines after it, or the last lines if there is no traceback near the end."""
     kept = [
         line.rstrip()[:width] for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines() if line.strip()
     ]
@@ -43,7 +43,7 @@ def useful_end(text: str, *, lines: int = 30, width: int = 400) -> str:
 
 
 class OwnProcess:
-    """One process with its descendants, in a session of its own, its output in a file."""
+    """A process with its descendants, in its own session, with its output in a file."""
 
     def __init__(
         self,
@@ -76,29 +76,29 @@ class OwnProcess:
 
     @property
     def pid(self) -> int:
-        """Process id of the first process, which is the id of the session too."""
+        """The id of the first process, which is also the id of the session."""
         return self._popen.pid
 
     @property
     def exit_code(self) -> int | None:
-        """None while the first process lives; negative when a signal ended it."""
+        """The exit code of the first process: None while it runs, negative if a signal ended it."""
         return self._popen.poll()
 
     @property
     def alive(self) -> bool:
-        """Whether the first process lives."""
+        """Whether the first process runs."""
         return self.exit_code is None
 
     def log_end(self) -> str:
-        """The useful end of its output."""
+        """Return the end of the output."""
         with suppress(OSError):
             return useful_end(self.log_path.read_text(errors="replace")[-200_000:])
         return ""
 
     def pids(self) -> list[int]:
-        """Every living process of the session.
+        """Return the ids of the running processes of the session.
 
-        Airflow gives each task a process *group* of its own, but nothing in it leaves the session.
+        Airflow starts each task in its own process *group*, within the session.
         """
         return session_pids(self.pid, leader_started=self._started)
 
@@ -117,16 +117,16 @@ class OwnProcess:
         self.signal_all(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End the whole session without a chance to clean up (SIGKILL)."""
+        """Kill the whole session (SIGKILL)."""
         self.signal_all(signal.SIGKILL)
         self.wait(timeout_s=_KILLED_WITHIN_S)
 
     def terminate(self, *, grace_s: float = 20) -> None:
-        """Ask the first process to end politely (SIGTERM), then kill what is left after the grace."""
+        """Send SIGTERM to the first process, then kill the processes that are left after the grace period."""
         stop_all([self], grace_s=grace_s)
 
     def wait(self, *, timeout_s: float) -> bool:
-        """Whether the whole session ended within the time."""
+        """Wait for the end of the whole session; return whether it ended in time."""
         deadline = time.monotonic() + timeout_s
         while self.alive or self.pids():
             if time.monotonic() > deadline:
@@ -136,16 +136,16 @@ class OwnProcess:
 
 
 def stop_all(processes: Iterable[OwnProcess], *, grace_s: float) -> None:
-    """End these processes: SIGTERM to the first of each session, SIGKILL to all that is left after the grace.
+    """Send SIGTERM to the first process of each session, then SIGKILL to the processes that are left.
 
-    Airflow's parents end their children themselves; a LocalExecutor whose idle workers get the signal too
-    waits for them for ever.
+    Airflow's parent processes end their children. A LocalExecutor whose idle workers receive the signal too would
+    wait for them forever.
 
-    :param grace_s: seconds that all of them together get to end by themselves.
+    :param grace_s: the grace period of all of them together, in seconds.
     """
     remaining = [process for process in processes if process.alive or process.pids()]
     for process in remaining:
-        # A frozen process sees SIGTERM only when it runs again.
+        # A stopped process receives SIGTERM only after SIGCONT.
         process.resume()
         if process.alive:
             os.kill(process.pid, signal.SIGTERM)

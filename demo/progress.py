@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints the progress: a line for each change."""
+"""Prints a line for each change of state."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Progress:
         print(f"{clear}{self.elapsed_s:6.1f} s  {text}", flush=True)
 
     def tick(self, waiting_for: str) -> None:
-        """On a terminal, show that time passes."""
+        """On a terminal, update the line that shows the time."""
         if self._live:
             print(f"\r\x1b[K{self.elapsed_s:6.1f} s  {waiting_for}", end="", flush=True)
 
     def show(self, states: dict[str, str]) -> None:
-        """Print a line for each thing whose state is another than when it was last shown."""
+        """Print a line for each item whose state has changed since it was last printed."""
         for name, state in states.items():
             if self._shown.get(name) != state:
                 self._shown[name] = state
@@ -55,7 +55,7 @@ class Progress:
 
 
 def request_states(purchases: list[dict[str, Any]], names_by_url: dict[str, str]) -> dict[str, str]:
-    """What became of each image's request so far, by the sandbox's ledger, with its place in the queue."""
+    """Return the state of each image's request by the sandbox's ledger, with its queue position."""
     states = {}
     queued = 0
     for purchase in sorted(purchases, key=lambda purchase: purchase["at"]):

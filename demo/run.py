@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make demo``: photographs become videos in a bucket, on a real Airflow, for nothing.
+"""``make demo``: turn photographs into videos in a bucket, on a real Airflow, free of charge.
 
 Starts the sandbox (RunComfy's API and a bucket) and Airflow on free ports, runs the example Dag
 ``wan_daily_content`` over the photographs beside this file, shows what happens, and checks every video.
@@ -35,15 +35,15 @@ REFUSED = frozenset({"chelsea.jpg", "horse_rgba.png"})
 """Photographs that break the API's rules: too small, and one with an alpha channel."""
 RUN_TIMEOUT_S = 240
 SPEED = 30
-"""A generation takes one to three minutes in life: 2 to 6 seconds here."""
+"""A real generation takes one to three minutes; here 2 to 6 seconds."""
 
 
 class DemoError(RuntimeError):
-    """The demo could not show what it promises; the message says why."""
+    """The demo failed; the message says why."""
 
 
 class Demo:
-    """One run of the demo, its parts started into a stack that stops them."""
+    """One run of the demo; an exit stack stops the processes that it starts."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._progress = Progress(names=[path.name for path in PHOTOS.glob("*.*g")])
@@ -57,7 +57,7 @@ class Demo:
         self.airflow = LocalAirflow(
             HOME / "airflow",
             dags_folders=[ROOT / "dags"],
-            # Polls are as much more frequent as generations are shorter.
+            # Polls are more frequent by the factor by which generations are shorter.
             env={**self.sandbox.env, "WAN_POLL_INTERVAL_SCALE": str(1 / SPEED)},
         )
         stack.enter_context(self.airflow)
@@ -66,7 +66,7 @@ class Demo:
         self._run_id = ""
 
     def show(self) -> bool:
-        """Run the Dag, print the table, and tell whether everything usable landed and was verified."""
+        """Run the Dag, print the table, and return whether every usable image has a verified video."""
         self._run_id = daily_content.start(self.airflow.client, self._urls)
         self._progress.say(f"{daily_content.DAG_ID} for {daily_content.LOGICAL_DATE[:10]} started")
         self._wait()
@@ -79,8 +79,8 @@ class Demo:
         good = bought == usable and all(row.landed or row.refused for row in rows)
         if good:
             where = OUTPUT.relative_to(ROOT)
-            print(f"{usable} videos, bought once each, whole and verified, are in {where}/.", end=" ")
-            print(f"{self._progress.elapsed_s:.0f} s in all.")
+            print(f"{usable} videos, each bought once and verified, are in {where}/.", end=" ")
+            print(f"Total: {self._progress.elapsed_s:.0f} s.")
             print(f"Watch them: {contact_sheet.write(OUTPUT, rows).as_uri()}", flush=True)
         return good
 
@@ -132,13 +132,13 @@ class Demo:
         )
 
     def why_failed(self) -> str:
-        """States of the tasks and the useful end of a failed task's log."""
+        """Return the states of the tasks and the end of a failed task's log."""
         if not self._run_id:
             return ""
         return self.airflow.client.why_failed(daily_content.DAG_ID, self._run_id, at_most=1)
 
     def keep(self) -> None:
-        """Leave everything running until Ctrl-C."""
+        """Keep everything running until Ctrl-C."""
         print(
             f"\nLeft running:\n"
             f"  Airflow   {self.airflow.url}/dags/{daily_content.DAG_ID} (no password)\n"
@@ -184,12 +184,12 @@ def stop_on_signals() -> None:
 def ignore_signals() -> None:
     """Ignore further signals while everything is stopped, which takes seconds."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # Not SIG_IGN: Python prints an error about a signal that is on its way when it is set.
+        # Not SIG_IGN: Python prints an error for a signal that is pending when it is set.
         signal.signal(number, lambda number, frame: None)
 
 
 def run(*, keep: bool) -> tuple[int, str]:
-    """Run the demo and stop everything; the exit code, and what to say if it is not 0."""
+    """Run the demo and stop everything; return the exit code, and the error text if it is not 0."""
     demo: Demo | None = None
     code, report = 1, ""
     with only_one(), ExitStack() as stack:
@@ -202,7 +202,7 @@ def run(*, keep: bool) -> tuple[int, str]:
         except KeyboardInterrupt:
             if not (keep and code == 0):
                 code, report = 130, "Stopped before the end."
-        # Whatever it was: everything is stopped first, and then it is said.
+        # Print any error only after everything has been stopped.
         except Exception as error:
             code, report = 1, f"{type(error).__name__}: {error}"
             with suppress(Exception):
@@ -214,7 +214,7 @@ def run(*, keep: bool) -> tuple[int, str]:
 
 
 def main() -> int:
-    """Run the demo; 0 only if all that is usable landed and was verified."""
+    """Run the demo; return 0 if every usable image has a verified video."""
     parser = argparse.ArgumentParser(description="Images to videos in a bucket, on a real local Airflow.")
     parser.add_argument("--keep", action="store_true", help="leave everything running for a look")
     options = parser.parse_args()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sandbox as a process of its own, as a user starts it: an API and a bucket that cost nothing."""
+"""The sandbox as a separate process, as a user starts it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from demo.processes import OwnProcess, stop_all
 
 
 class SandboxError(RuntimeError):
-    """The sandbox did not start; the message has the end of what it printed."""
+    """The sandbox did not start; the message has the end of its output."""
 
 
 class SandboxProcess:
@@ -44,7 +44,7 @@ class SandboxProcess:
         self.stop()
 
     def start(self, *, timeout_s: float = 30) -> None:
-        """Start it and wait until it says where it is.
+        """Start it and wait until it prints its addresses.
 
         :raises SandboxError: it ended instead.
         """
@@ -75,25 +75,25 @@ class SandboxProcess:
 
     @property
     def connection_extra(self) -> str:
-        """The extra of a connection that reaches this sandbox, as JSON."""
+        """The extra of a connection to this sandbox, as JSON."""
         return json.dumps(json.loads(self.env["AIRFLOW_CONN_WAN_DEFAULT"])["extra"])
 
     def stop(self) -> None:
-        """End it. Safe to call twice."""
+        """End it. Idempotent."""
         if self._process is not None:
             stop_all([self._process], grace_s=5)
             self._process = None
 
     def control(self, path: str, json: Any = None, *, method: str | None = None) -> Any:
-        """Call the API's control: ``control("account", {"balance_usd": 0})``."""
+        """Call a control route of the API: ``control("account", {"balance_usd": 0})``."""
         return _call(f"{self.url}/_sandbox/{path}", json, method)
 
     def bucket_control(self, path: str, json: Any = None, *, method: str | None = None) -> Any:
-        """Call the bucket's control: ``bucket_control("objects?bucket=videos")``."""
+        """Call a control route of the bucket: ``bucket_control("objects?bucket=videos")``."""
         return _call(f"{self.bucket_url}/_sandbox/{path}", json, method)
 
     def ledger(self) -> dict[str, Any]:
-        """What was asked, bought, charged, cancelled and refused."""
+        """Return the ledger: requests, purchases, charges, cancellations and refusals."""
         book: dict[str, Any] = self.control("ledger")
         return book
 

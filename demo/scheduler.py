@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Airflow's scheduler, with what its tasks need imported once: LocalExecutor forks each task from this process.
+"""Airflow's scheduler with the tasks' imports preloaded: LocalExecutor forks each task from this process.
 
 ``python demo/scheduler.py scheduler ...`` takes the arguments of ``airflow``. A forked task would otherwise import
 Airflow's task runner, the provider and the clients of the API and of the bucket anew, for a second or two of CPU.

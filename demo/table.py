@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demo shows at its end."""
+"""The table that the demo prints at its end."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Row:
 
     @property
     def landed(self) -> bool:
-        """Whether the video is there and was verified."""
+        """Whether the video is in the bucket and was verified."""
         return bool(self.uri) and not self.problem
 
 
 def render(rows: list[Row]) -> str:
-    """The table as text, refused images below with the rule that they broke."""
+    """Return the table as text, with refused images and the rules that they broke below it."""
     heads = ("image", "video", "size", "length", "cost", "took")
     lines = [heads, *(_cells(row) for row in rows if row.uri)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]

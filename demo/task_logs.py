@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Airflow writes a task's log as a JSON object a line; people read text."""
+"""Task logs as text: Airflow writes a JSON object per line."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import json
 from typing import Any
 
 _WHERE = ("ti_id", "run_id", "dag_id", "task_id", "map_index", "try_number", "logger", "filename", "lineno")
-"""Said once by whoever shows the log, not on each line."""
+"""Shown once above the log, not on each line."""
 _FRAMEWORK = ("/airflow/sdk/", "/airflow/providers/standard/")
 
 
 def plain_log(log: str) -> str:
-    """A task's log as text, without the markers that fold it in the UI."""
+    """Return a task's log as text, without the group markers of the UI."""
     lines = [_plain_line(line) for line in log.splitlines()]
     return "\n".join(line for line in lines if "::group::" not in line and "::endgroup::" not in line)
 
@@ -31,7 +31,7 @@ def _plain_line(line: str) -> str:
 
 
 def _traceback(details: Any) -> str:
-    """The frames of a logged exception below Airflow's own, innermost last, as Python prints them."""
+    """Return the frames of a logged exception below Airflow's own, innermost last, as Python prints them."""
     text = ""
     for error in details if isinstance(details, list) else []:
         frames = [frame for frame in error.get("frames", []) if isinstance(frame, dict)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks at a landed video as a player would: decodes every frame."""
+"""Decodes every frame of a landed video, as a player does."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ LENGTH_S = 5.0
 
 
 class BadVideoError(RuntimeError):
-    """A video is not what was paid for."""
+    """A video is damaged or has the wrong length."""
 
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """What decoding showed."""
+    """The properties of a decoded video."""
 
     frames: int
     length_s: float
