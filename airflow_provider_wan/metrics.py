@@ -50,9 +50,8 @@ COUNTER_OF_ERROR: Final[Mapping[str, str]] = {
 }
 
 
-def tags_of(context: Mapping[str, Any], model_id: str | None = None) -> dict[str, str]:
+def tags_of(ti: Any, model_id: str | None = None) -> dict[str, str]:
     """Return the tags of a task instance's metrics."""
-    ti = context["ti"]
     tags = {"dag_id": str(ti.dag_id), "task_id": str(ti.task_id)}
     return tags | ({"model_id": model_id} if model_id else {})
 

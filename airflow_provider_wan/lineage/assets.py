@@ -66,7 +66,7 @@ class BatchEnd:
 # -- asset events ------------------------------------------------------------------------------------------
 
 
-def emit_outlets(context: Mapping[str, Any], outlets: Iterable[Any], record: Record) -> None:
+def emit_outlets(outlet_events: Any, outlets: Iterable[Any], record: Record) -> None:
     """Put landed videos into the events of a task's outlets.
 
     An :class:`Asset` gets one event a task, about the first video; ``videos`` lists all if there are more.
@@ -77,20 +77,20 @@ def emit_outlets(context: Mapping[str, Any], outlets: Iterable[Any], record: Rec
     extras = [extra_of(record, video) for video in record.videos]
     more = {"videos": extras} if len(extras) > 1 else {}
     aliased = [(extra["uri"], extra) for extra in extras]
-    _emit(context, outlets, extra={**extras[0], **more}, aliased=aliased)
+    _emit(outlet_events, outlets, extra={**extras[0], **more}, aliased=aliased)
 
 
-def emit_batch_outlets(context: Mapping[str, Any], outlets: Iterable[Any], end: BatchEnd) -> None:
+def emit_batch_outlets(outlet_events: Any, outlets: Iterable[Any], end: BatchEnd) -> None:
     """Put the end of a batch into the events of a task's outlets: one event for each outlet.
 
     The event of an :class:`AssetAlias` is on an asset of the folder of all videos.
     """
     extra = extra_of_batch(end)
-    _emit(context, outlets, extra=extra, aliased=[(end.uri, extra)])
+    _emit(outlet_events, outlets, extra=extra, aliased=[(end.uri, extra)])
 
 
 def _emit(
-    context: Mapping[str, Any],
+    outlet_events: Any,
     outlets: Iterable[Any],
     *,
     extra: Mapping[str, Any],
@@ -98,15 +98,16 @@ def _emit(
 ) -> None:
     """Fill the outlet events of a task.
 
-    :param extra: of each asset.
+    :param outlet_events: Airflow's accessor of the events, by outlet.
+    :param extra: the extra of each asset.
     :param aliased: address and extra of the assets that an alias gets.
     """
     for outlet in outlets:
         if isinstance(outlet, AssetAlias):
             for uri, its_extra in aliased:
-                context["outlet_events"][outlet].add(Asset(uri), extra=dict(its_extra))
+                outlet_events[outlet].add(Asset(uri), extra=dict(its_extra))
         elif isinstance(outlet, Asset):
-            context["outlet_events"][outlet].extra = dict(extra)
+            outlet_events[outlet].extra = dict(extra)
 
 
 def extra_of(record: Record, video: LandedVideo) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.providers.common.compat.sdk import AirflowException, BaseOperator
 
-from airflow_provider_wan import metrics
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.links.wan import WanBucketLink, WanGenerationsLink
 from airflow_provider_wan.model_api import INPUT_PARAMETERS
@@ -28,7 +27,7 @@ from airflow_provider_wan.utils.params import (
     seconds_of,
     timeout_of,
 )
-from airflow_provider_wan.utils.task import LinkState, owner_of
+from airflow_provider_wan.utils.task import LinkState, TaskRequest
 
 if TYPE_CHECKING:
     from airflow_provider_wan.batch.batch import Batch
@@ -261,20 +260,22 @@ class WanBatchOperator(BaseOperator):
         with as_airflow_errors(context):
             is_dry_run = flag_of(self.dry_run, name="dry_run")
             deadline = deadline_in(seconds_of(self.timeout))
-            batch = self._batch(context, deadline)
+            task = TaskRequest.of(self, context)
+            batch = self._batch(task, deadline)
             if is_dry_run:
                 return batch.dry_run().summary
             engine = batch.begin()
-            self._push(context, batch, engine.progress())
-            return self._run(context, batch, engine, deadline)
+            self._push(task, batch, engine.progress())
+            return self._run(task, batch, engine, deadline)
 
     def execute_complete(self, context: Any, event: Mapping[str, Any]) -> dict[str, Any]:
         """Continue after a wait in the triggerer."""
         self._stop = threading.Event()
         with as_airflow_errors(context):
             deadline = float(event["deadline"])
-            batch = self._batch(context, deadline)
-            return self._run(context, batch, batch.resume(event), deadline)
+            task = TaskRequest.of(self, context)
+            batch = self._batch(task, deadline)
+            return self._run(task, batch, batch.resume(event), deadline)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
         """Return images, videos, cost and time for OpenLineage, which calls this where it is installed."""
@@ -289,21 +290,21 @@ class WanBatchOperator(BaseOperator):
         if self._stop is not None:
             self._stop.set()
 
-    def _run(self, context: Any, batch: Batch, engine: BatchEngine, deadline: float) -> dict[str, Any]:
+    def _run(self, task: TaskRequest, batch: Batch, engine: BatchEngine, deadline: float) -> dict[str, Any]:
         pause = batch.run(engine, may_pause=self.deferrable)
         if self._stop is not None and self._stop.is_set():
-            raise self._was_killed(context, engine)
+            raise self._was_killed(task, engine)
         if pause is not None:
             self._set_links(engine, next(iter(pause.request_ids), None))
-            self._show(context, batch, engine.progress())
-            self._wait_in_triggerer(context, pause, deadline)
+            self._show(task, batch, engine.progress())
+            self._wait_in_triggerer(task, pause, deadline)
         report = batch.report(engine)
-        self._emit_end(context, batch, engine, report)
+        self._emit_end(task, batch, engine, report)
         if report.error is not None:
             raise report.error
         return report.summary
 
-    def _wait_in_triggerer(self, context: Any, pause: Pause, deadline: float) -> None:
+    def _wait_in_triggerer(self, task: TaskRequest, pause: Pause, deadline: float) -> None:
         self.log.info("%d requests are in flight. Waiting for them in the triggerer.", len(pause.request_ids))
         ready = self.resume_when_ready or min(50, self.max_in_flight // 4)
         self.defer(
@@ -319,17 +320,17 @@ class WanBatchOperator(BaseOperator):
                 look_at=pause.poll_at,
                 cancel_on_kill=self.cancel_on_kill,
                 journal=self._journal_uri(),
-                watcher=owner_of(context),
+                watcher=task.owner,
                 gcp_conn_id=self.gcp_conn_id,
                 impersonation_chain=self.impersonation_chain,
             ),
             method_name="execute_complete",
         )
 
-    def _was_killed(self, context: Any, engine: BatchEngine) -> Exception:
+    def _was_killed(self, task: TaskRequest, engine: BatchEngine) -> Exception:
         """Cancel queued requests after a SIGTERM, unless another try follows and adopts them."""
         done = "Requests in flight are left alone: a later try takes them over."
-        if self.cancel_on_kill and is_over_for_good(context["ti"]):
+        if self.cancel_on_kill and is_over_for_good(task.ti):
             done = engine.cancel_queued()
         self.log.warning("Killed. %s", done)
         killed: Exception = AirflowException(f"The batch was killed. {done}")
@@ -337,7 +338,7 @@ class WanBatchOperator(BaseOperator):
 
     # -- the parameters ------------------------------------------------------------------------------------
 
-    def _batch(self, context: Any, deadline: float) -> Batch:
+    def _batch(self, task: TaskRequest, deadline: float) -> Batch:
         from airflow_provider_wan.batch.batch import Batch
         from airflow_provider_wan.hooks.gcs import storage_client
         from airflow_provider_wan.hooks.wan import WanHook
@@ -346,7 +347,7 @@ class WanBatchOperator(BaseOperator):
         hook = WanHook(self.wan_conn_id)
         threads = self.parallel_submits + self.parallel_landings + 16
         batch = Batch(
-            self._spec(context, deadline),
+            self._spec(task, deadline),
             hook,
             storage_client(self.gcp_conn_id, self.impersonation_chain, pool_size=threads),
             image_sources(
@@ -364,14 +365,14 @@ class WanBatchOperator(BaseOperator):
                 workers=threads,
             ),
             self.log,
-            owner=owner_of(context),
+            owner=task.owner,
             stop=self._stop,
-            on_progress=lambda progress: self._show(context, batch, progress),
-            listener=BatchMetrics(metrics.tags_of(context, self.model_id)),
+            on_progress=lambda progress: self._show(task, batch, progress),
+            listener=BatchMetrics(task.tags(self.model_id)),
         )
         return batch
 
-    def _spec(self, context: Any, deadline: float) -> BatchSpec:
+    def _spec(self, task: TaskRequest, deadline: float) -> BatchSpec:
         from airflow_provider_wan.batch.report import MaxFailures
         from airflow_provider_wan.batch.spec import BatchLimits, BatchSpec
         from airflow_provider_wan.hooks.gcs import split_gs_uri
@@ -400,7 +401,7 @@ class WanBatchOperator(BaseOperator):
             inputs=given_inputs(self),
             variation=given_or_none(self.variation),
             passthrough=tuple(self.passthrough),
-            budget=self._budget(context),
+            budget=self._budget(task),
             price_usd=_price(self.price_usd),
             max_failures=max_failures,
             on_unknown_submission=self.on_unknown_submission,
@@ -409,7 +410,7 @@ class WanBatchOperator(BaseOperator):
             max_size_bytes=self.max_size_bytes,
         )
 
-    def _budget(self, context: Any) -> Any:
+    def _budget(self, task: TaskRequest) -> Any:
         from airflow_provider_wan.batch.budget import BudgetLimits
 
         count, of = _number(self.max_requests, "max_requests"), _number(self.share_of, "share_of")
@@ -418,7 +419,7 @@ class WanBatchOperator(BaseOperator):
         )
         if of is None:
             return limits
-        return dataclasses.replace(limits, index=max(0, context["ti"].map_index or 0), of=int(of))
+        return dataclasses.replace(limits, index=max(0, task.ti.map_index or 0), of=int(of))
 
     def _journal_uri(self) -> str:
         given: str | None = given_or_none(self.journal)
@@ -436,14 +437,14 @@ class WanBatchOperator(BaseOperator):
 
     # -- progress and end ----------------------------------------------------------------------------------
 
-    def _show(self, context: Any, batch: Batch, progress: Progress) -> None:
+    def _show(self, task: TaskRequest, batch: Batch, progress: Progress) -> None:
         self.log.info("%s", progress.line())
-        self._push(context, batch, progress)
+        self._push(task, batch, progress)
 
-    def _push(self, context: Any, batch: Batch, progress: Progress) -> None:
+    def _push(self, task: TaskRequest, batch: Batch, progress: Progress) -> None:
         """Push the figures, and the address of the status file for the gallery."""
         more = {"standing": batch.status_uri, "journal": self._journal_uri()}
-        context["ti"].xcom_push(key=PROGRESS_KEY, value=progress.as_dict() | more)
+        task.ti.xcom_push(key=PROGRESS_KEY, value=progress.as_dict() | more)
 
     def _set_links(self, engine: BatchEngine, request_id: str | None = None) -> None:
         """Set the targets of the links on the task's page."""
@@ -452,19 +453,19 @@ class WanBatchOperator(BaseOperator):
         is_there = any(result.outcome.is_there for result in results)
         self.link_state = LinkState(request_id, landed=(self._bucket(), self._prefix()) if is_there else None)
 
-    def _emit_end(self, context: Any, batch: Batch, engine: BatchEngine, report: Report) -> None:
+    def _emit_end(self, task: TaskRequest, batch: Batch, engine: BatchEngine, report: Report) -> None:
         """Pass the end of the batch to links, assets and lineage."""
         from airflow_provider_wan.hooks.wan import WanHook
         from airflow_provider_wan.lineage.assets import BatchEnd, emit_batch_hook_lineage, emit_batch_outlets
 
         self._set_links(engine)
-        self._push(context, batch, engine.progress())
-        context["ti"].xcom_push(key=SUMMARY_KEY, value=report.summary)
+        self._push(task, batch, engine.progress())
+        task.ti.xcom_push(key=SUMMARY_KEY, value=report.summary)
         results = tuple(engine.results[fingerprint] for fingerprint in engine.state.plan.items)
         self._end = end = BatchEnd(self.model_id, self._bucket(), self._prefix(), report.summary, results)
         emit_batch_hook_lineage(WanHook(self.wan_conn_id), end, self.log)
         if report.error is None:
-            emit_batch_outlets(context, self.outlets, end)
+            emit_batch_outlets(task.outlet_events, self.outlets, end)
 
 
 def _price(given: float | str | Mapping[str, float] | None) -> float | dict[str, float] | None:

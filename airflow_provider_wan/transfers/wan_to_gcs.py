@@ -14,7 +14,7 @@ from airflow_provider_wan import metrics
 from airflow_provider_wan.links.wan import WanBucketLink, WanGenerationsLink, WanVideoLink
 from airflow_provider_wan.utils.errors import as_airflow_errors
 from airflow_provider_wan.utils.params import RequestRef, request_of
-from airflow_provider_wan.utils.task import LinkState
+from airflow_provider_wan.utils.task import LinkState, TaskRequest
 
 if TYPE_CHECKING:
     from airflow_provider_wan.durable.record import Record
@@ -99,7 +99,7 @@ class WanToGCSOperator(BaseOperator):
             ref = request_of(self.request)
             self.link_state = LinkState(ref.request_id)
             landed = self._land(ref)
-        self._emit(context, landed, time.monotonic() - started)
+        self._emit(TaskRequest.of(self, context), landed, time.monotonic() - started)
         return [asdict(video) for video in landed.videos]
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
@@ -110,16 +110,16 @@ class WanToGCSOperator(BaseOperator):
 
         return lineage_of(self._landed)
 
-    def _emit(self, context: Any, landed: Record, took_s: float) -> None:
+    def _emit(self, task: TaskRequest, landed: Record, took_s: float) -> None:
         """Emit links, assets, lineage and metrics for the landed videos."""
         from airflow_provider_wan.lineage.assets import emit_outlets
 
         self._landed = landed
         first = landed.videos[0]
         self.link_state = LinkState(first.request_id, landed=(first.bucket, first.object_name))
-        emit_outlets(context, self.outlets, landed)
+        emit_outlets(task.outlet_events, self.outlets, landed)
         sizes = [video.size_bytes for video in landed.videos]
-        metrics.emit_landing(sizes, took_s, tags=metrics.tags_of(context, landed.model_id or None))
+        metrics.emit_landing(sizes, took_s, tags=task.tags(landed.model_id or None))
 
     def _land(self, ref: RequestRef) -> Record:
         from airflow_provider_wan.durable.journal import BucketJournal

@@ -57,6 +57,7 @@ class TaskRequest:
     :param owner: how records name the task instance.
     :param is_retry: whether it is not the first try.
     :param store: Airflow's task state store, if this version has one.
+    :param outlet_events: Airflow's accessor of the asset events of the task's outlets.
     """
 
     operator: TaskOperator
@@ -64,13 +65,21 @@ class TaskRequest:
     is_retry: bool
     ti: Any
     store: Any = None
+    outlet_events: Any = None
 
     @classmethod
     def of(cls, operator: TaskOperator, context: Mapping[str, Any]) -> TaskRequest:
         """Build it from Airflow's context."""
         ti = context["ti"]
         is_retry = (getattr(ti, "try_number", None) or 1) > 1
-        return cls(operator, owner_of(context), is_retry, ti, context.get("task_state_store"))
+        return cls(
+            operator,
+            owner_of(context),
+            is_retry,
+            ti,
+            context.get("task_state_store"),
+            context.get("outlet_events"),
+        )
 
     @property
     def log(self) -> Logger:
@@ -79,7 +88,7 @@ class TaskRequest:
 
     def tags(self, model_id: str | None = None) -> dict[str, str]:
         """Return the tags of the task's metrics."""
-        return metrics.tags_of({"ti": self.ti}, model_id)
+        return metrics.tags_of(self.ti, model_id)
 
     def owners(self, ref: RequestRef) -> list[str]:
         """Name who waits for a request: this task, and the one that submitted it, on whose behalf it waits."""
@@ -163,7 +172,7 @@ def owner_of(context: Mapping[str, Any]) -> str:
 
 def on_error(context: Mapping[str, Any], error: BaseException) -> None:
     """Count how a task failed, and keep it as an XCom for the gallery."""
-    metrics.count_error(error, tags=metrics.tags_of(context))
+    metrics.count_error(error, tags=metrics.tags_of(context["ti"]))
     failed = {
         "request_id": getattr(error, "request_id", None),
         "kind": type(error).__name__,

@@ -104,10 +104,10 @@ def test_each_outlet_gets_one_event() -> None:
     from airflow.sdk import Asset, AssetAlias
 
     asset, alias = Asset("gs://videos/daily"), AssetAlias("daily-videos")
-    end, context = ended(30), {"outlet_events": outlet_events()}
-    emit_batch_outlets(context, [asset, alias], end)
-    assert context["outlet_events"][asset].extra == extra_of_batch(end)
-    (event,) = context["outlet_events"][alias].asset_alias_events
+    end, events = ended(30), outlet_events()
+    emit_batch_outlets(events, [asset, alias], end)
+    assert events[asset].extra == extra_of_batch(end)
+    (event,) = events[alias].asset_alias_events
     assert event.dest_asset_key.uri.rstrip("/") == "gs://videos/out"
     assert event.extra == extra_of_batch(end)
 

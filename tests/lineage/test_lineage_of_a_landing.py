@@ -60,9 +60,9 @@ def outlet_events() -> Any:
 def test_asset_event_describes_the_video() -> None:
     from airflow.sdk import Asset
 
-    asset, context = Asset("gs://videos/daily"), {"outlet_events": outlet_events()}
-    emit_outlets(context, [asset], record())
-    assert context["outlet_events"][asset].extra == {
+    asset, events = Asset("gs://videos/daily"), outlet_events()
+    emit_outlets(events, [asset], record())
+    assert events[asset].extra == {
         "uri": "gs://videos/1.mp4",
         "request_id": REQUEST,
         "model_id": "wan-ai/wan-2-2/image-to-video",
@@ -76,26 +76,26 @@ def test_asset_event_describes_the_video() -> None:
 def test_asset_event_lists_several_videos_of_a_request() -> None:
     from airflow.sdk import Asset
 
-    asset, context = Asset("gs://videos/daily"), {"outlet_events": outlet_events()}
-    emit_outlets(context, [asset], record(videos=2))
-    extra = context["outlet_events"][asset].extra
+    asset, events = Asset("gs://videos/daily"), outlet_events()
+    emit_outlets(events, [asset], record(videos=2))
+    extra = events[asset].extra
     assert [one["uri"] for one in extra["videos"]] == ["gs://videos/1.mp4", "gs://videos/2.mp4"]
 
 
 def test_alias_gets_an_event_for_each_video() -> None:
     from airflow.sdk import AssetAlias
 
-    alias, context = AssetAlias("daily-videos"), {"outlet_events": outlet_events()}
-    emit_outlets(context, [alias], record(videos=2))
-    events = context["outlet_events"][alias].asset_alias_events
+    alias, outlets = AssetAlias("daily-videos"), outlet_events()
+    emit_outlets(outlets, [alias], record(videos=2))
+    events = outlets[alias].asset_alias_events
     assert [event.dest_asset_key.uri for event in events] == ["gs://videos/1.mp4", "gs://videos/2.mp4"]
     assert events[0].extra == extra_of(record(), video())
 
 
 def test_landing_without_outlets_makes_no_event() -> None:
-    context = {"outlet_events": outlet_events()}
-    emit_outlets(context, [], record())
-    assert len(context["outlet_events"]) == 0
+    events = outlet_events()
+    emit_outlets(events, [], record())
+    assert len(events) == 0
 
 
 _LAND = """
