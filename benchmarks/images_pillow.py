@@ -24,8 +24,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.images.facts import ImageFacts
-from airflow_provider_wan.images.inspect import inspect
+from airflow_provider_wan.images.inspect import ImageFacts, inspect
 from airflow_provider_wan.images.prepare import prepare
 from airflow_provider_wan.model_api.inputs import image_rules
 

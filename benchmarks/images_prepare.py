@@ -27,8 +27,9 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from airflow_provider_wan.images.preparation import map_in_order
 from airflow_provider_wan.images.prepare import PreparedImage, prepare
-from airflow_provider_wan.images.workers import map_in_order, usable_cores
+from airflow_provider_wan.images.source import usable_cores
 from airflow_provider_wan.model_api.inputs import ImageRules, image_rules
 
 PHOTOS = Path(__file__).resolve().parent.parent / "demo" / "photos"

@@ -34,7 +34,7 @@ def thumbnail_of(data: bytes, *, name: str, side_px: int = SIDE_PX) -> bytes:
     from airflow_provider_wan.images.inspect import inspect
 
     facts = inspect(data, name=name)
-    with decoding(name), open_image(io.BytesIO(data), facts) as image:
+    with decoding(name), open_image(io.BytesIO(data), facts.format, facts.name) as image:
         image.draft("RGB", (2 * side_px, 2 * side_px))
         image.thumbnail((side_px, side_px))
         upright = ImageOps.exif_transpose(image).convert("RGBA")
@@ -92,7 +92,7 @@ def read_image(uri: str, media: Callable[[], Media], *, allow_private: bool) -> 
         return media().image(uri, max_bytes=_LARGEST_IMAGE_BYTES)
     if not uri.startswith(("https://", "http://")):
         raise WanInputError(f"{uri[:200]!r} is not the address of an image.")
-    from airflow_provider_wan.images.http_file import UrlReader
+    from airflow_provider_wan.images.readers import UrlReader
 
     reader = UrlReader(uri, allow_private=allow_private, total_s=15.0)
     try:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from airflow_provider_wan.images import codecs
-from airflow_provider_wan.images.facts import BrokenRule, ImageFacts
+from airflow_provider_wan.images.codecs import BrokenRule
+from airflow_provider_wan.images.inspect import ImageFacts
 from airflow_provider_wan.images.readers import MAX_SOURCE_BYTES
 
 if TYPE_CHECKING:

@@ -10,17 +10,21 @@ import importlib
 import importlib.util
 import io
 import os
+import re
 import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile, features
 
-from airflow_provider_wan.exceptions import WanError
-from airflow_provider_wan.images.facts import BrokenRule, ImageFacts, UnusableImageError
+from airflow_provider_wan.exceptions import WanError, WanInputError
+
+if TYPE_CHECKING:
+    from airflow_provider_wan.images.inspect import ImageFacts
 
 CONTENT_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "BMP": "image/bmp", "WEBP": "image/webp"}
 #: A side of this many pixels or more is refused by the header alone, whatever the file.
@@ -64,6 +68,36 @@ _DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenRule:
+    """One rule that an image breaks.
+
+    :param rule: the rule's name in the model's schema file (``formats``, ``alpha``, ``min_side_px``, ``max_side_px``,
+        ``max_size_bytes_exclusive``), or ``decodable``.
+    :param value: what the image has.
+    :param limit: what the rule allows.
+    :param message: value and limit in a sentence, without the image's name.
+    :param fixable: whether :func:`~airflow_provider_wan.images.prepare.prepare` can fix it.
+    """
+
+    rule: str
+    value: str | int | None
+    limit: str | int | None
+    message: str
+    fixable: bool
+
+
+class UnusableImageError(WanInputError):
+    """An image that a model would refuse, or that cannot be decoded.
+
+    :param broken: every rule that it breaks.
+    """
+
+    def __init__(self, message: str, broken: tuple[BrokenRule, ...]) -> None:
+        super().__init__(message)
+        self.broken = broken
 
 
 def missing_decoder(fmt: str) -> str | None:
@@ -130,7 +164,7 @@ def decoding(name: str, fmt: str | None = None, *, doing: str = "decoded") -> It
         ) from error
 
 
-def open_file(file: IO[bytes], fmt: str, name: str) -> ImageFile.ImageFile:
+def open_image(file: IO[bytes], fmt: str, name: str) -> ImageFile.ImageFile:
     """Open an image, not yet decoded, with the decoder of its format.
 
     :raises UnusableImageError: the decoder is not installed.
@@ -143,11 +177,6 @@ def open_file(file: IO[bytes], fmt: str, name: str) -> ImageFile.ImageFile:
     return factory(file)
 
 
-def open_image(file: IO[bytes], facts: ImageFacts) -> ImageFile.ImageFile:
-    """Open an image that was inspected; see :func:`open_file`."""
-    return open_file(file, facts.format, facts.name)
-
-
 def check_whole(data: bytes, facts: ImageFacts) -> None:
     """Decode an image once, as cheaply as its format allows, to be sure that it is whole.
 
@@ -155,7 +184,7 @@ def check_whole(data: bytes, facts: ImageFacts) -> None:
 
     :raises UnusableImageError: it is cut off or damaged.
     """
-    with decoding(facts.name, facts.format), open_image(io.BytesIO(data), facts) as image:
+    with decoding(facts.name, facts.format), open_image(io.BytesIO(data), facts.format, facts.name) as image:
         if facts.format == "JPEG":
             image.draft(image.mode, (max(facts.width // 8, 1), max(facts.height // 8, 1)))
         image.load()
@@ -166,18 +195,142 @@ def encode(image: Image.Image, fmt: str, **options: Any) -> bytes:
 
     :param options: Pillow's, for the format.
     """
-    with _scratch_file() as file:
+    # Pillow keeps the interpreter lock while it encodes into a Python object, and releases it while it encodes JPEG
+    # into a file descriptor, so other threads continue.
+    has_memory_files = hasattr(os, "memfd_create")
+    with os.fdopen(os.memfd_create("image"), "w+b") if has_memory_files else io.BytesIO() as file:
         image.save(file, fmt, **options)
         file.seek(0)
         return file.read()
 
 
-def _scratch_file() -> IO[bytes]:
-    """Return a file in memory that has a file descriptor, where the system has such files.
+# -- which format a file is ------------------------------------------------------------------------------------------
 
-    Pillow keeps the interpreter lock while it encodes into a Python object, and releases it while it encodes JPEG into
-    a file descriptor, so other threads continue.
-    """
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("image"), "w+b")
-    return io.BytesIO()
+#: Bytes that the decision needs.
+SNIFF_BYTES = 512
+
+_HEIF_BRANDS = frozenset(
+    (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+)
+
+_BMP_HEADER_SIZES = frozenset(size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124))
+
+_LOOKS_LIKE = (
+    (b"%PDF-", "a PDF document"),
+    (b"%!PS", "a PostScript document"),
+    (b"PK\x03\x04", "a ZIP archive (or an Office document)"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"Rar!", "a RAR archive"),
+    (b"7z\xbc\xaf", "a 7-Zip archive"),
+    (b"\x00\x00\x00\x0cJXL ", "a JPEG XL image"),
+    (b"\xff\x0a", "a JPEG XL image"),
+    (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 image"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
+    (b"8BPS", "a Photoshop document"),
+    (b"\x00\x00\x01\x00", "a Windows icon"),
+    (b"FUJIFILM", "a camera raw file"),
+    (b"IIU\x00", "a camera raw file"),
+    (b"\x00\x05\x16\x07", "a macOS companion file (AppleDouble), not the image itself"),
+    (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
+    (b"OggS", "an Ogg file"),
+    (b"ID3", "an MP3 file"),
+    (b"RIFF", "an AVI or WAV file"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
+)
+
+#: The suffixes of images that can be used or made usable.
+SUFFIXES = {
+    "jpg": "JPEG", "jpeg": "JPEG", "jpe": "JPEG", "jfif": "JPEG", "mpo": "JPEG", "png": "PNG", "apng": "PNG",
+    "bmp": "BMP", "dib": "BMP", "webp": "WEBP", "gif": "GIF", "tif": "TIFF", "tiff": "TIFF", "heic": "HEIF",
+    "heif": "HEIF", "hif": "HEIF", "avif": "AVIF",
+}  # fmt: skip
+#: Suffixes of files commonly taken for images: refused by name instead of silently left out.
+UNUSABLE_SUFFIXES = (
+    "svg",
+    "pdf",
+    "jp2",
+    "j2k",
+    "jxl",
+    "dng",
+    "cr2",
+    "cr3",
+    "nef",
+    "arw",
+    "psd",
+    "eps",
+    "ico",
+    "tga",
+)
+
+
+def format_of(head: bytes) -> str | None:
+    """Return Pillow's name of the format that these first bytes announce, None if it is not a supported image."""
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head.startswith(b"BM") and head[14:18] in _BMP_HEADER_SIZES:
+        return "BMP"
+    if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")) and head[8:10] != b"CR":
+        return "TIFF"
+    return _isobmff_format(head)
+
+
+def _isobmff_format(head: bytes) -> str | None:
+    if head[4:8] != b"ftyp":
+        return None
+    size = min(max(int.from_bytes(head[:4], "big"), 16), len(head))
+    brands = {head[8:12], *(head[at : at + 4] for at in range(16, size, 4))}
+    if brands & {b"avif", b"avis"}:
+        return "AVIF"
+    return "HEIF" if brands & _HEIF_BRANDS else None
+
+
+def looks_like(head: bytes) -> str:
+    """Return what a file that is not an image looks like, for a message: ``"an HTML page"``."""
+    if not head:
+        return "an empty file"
+    if not head.strip(b"\0"):
+        return "a file of zero bytes only"
+    for magic, words in _LOOKS_LIKE:
+        if head.startswith(magic):
+            return words
+    if head.startswith((b"II", b"MM")) and head[8:10] == b"CR":
+        return "a camera raw file"
+    if head[4:8] == b"ftyp":
+        return "an MP4 or QuickTime video"
+    return _text_like(head)
+
+
+def _text_like(head: bytes) -> str:
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if re.search(rb"<svg[\s>]", text):
+        return "an SVG drawing"
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body", b"<script")):
+        return "an HTML page (often a login or error page)"
+    if text.startswith(b"<"):
+        return "an XML document (often a bucket's error answer)"
+    if text.startswith((b"{", b"[")):
+        return "a JSON document (often an error answer)"
+    printable = sum(byte >= 0x20 or byte in b"\t\n\r" for byte in head)
+    return "plain text" if printable == len(head) and head.isascii() else "unknown binary data"
+
+
+def format_of_suffix(name: str) -> str | None:
+    """Return the format that a file's suffix claims, None without a known suffix."""
+    stem, dot, suffix = name.rpartition(".")
+    return SUFFIXES.get(suffix.lower()) if dot and stem else None
+
+
+def not_an_image(name: str, head: bytes) -> WanInputError:
+    """Return the error for a file that is not an image, saying what it looks like."""
+    claimed = format_of_suffix(name)
+    suffix = f", in spite of its name that says {claimed}" if claimed and head else ""
+    return WanInputError(
+        f"{name} is not an image that can be used: it looks like {looks_like(head)}{suffix}. "
+        f"Images are JPEG, PNG, BMP, WEBP, GIF, TIFF, HEIC or AVIF."
+    )

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri
+from airflow_provider_wan.images.codecs import SUFFIXES, UNUSABLE_SUFFIXES
 from airflow_provider_wan.images.dataset import (
     Columns,
     DatasetRow,
@@ -26,7 +27,6 @@ from airflow_provider_wan.images.dataset import (
     read_manifest,
     row_of_cells,
 )
-from airflow_provider_wan.images.inspect import SUFFIXES, UNUSABLE_SUFFIXES
 from airflow_provider_wan.images.readers import (
     BucketReader,
     bucket_errors,

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import IO, Any, cast
 
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images import codecs
-from airflow_provider_wan.images.facts import ImageFacts
 from airflow_provider_wan.images.readers import BLOCK_BYTES, MAX_SOURCE_BYTES, shown_name
 from airflow_provider_wan.images.strip import exif_orientation, jpeg_frame, private_parts, private_tags
 
@@ -31,6 +30,57 @@ _WHOLE = frozenset(("WEBP", "AVIF", "HEIF"))
 _LOSSLESS_FRAMES = frozenset((0xC3, 0xC7, 0xCB, 0xCF))
 #: A progressive picture is held whole, as coefficients, until its last scan.
 _SEQUENTIAL_FRAMES = frozenset((0xC0, 0xC1))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """An image as its header describes it.
+
+    :param name: how messages call it; an address without its query.
+    :param format: Pillow's name of the format, by content and not by suffix: ``JPEG``, ``PNG``, ``HEIF``...
+    :param width: stored width in px; see ``displayed_width`` for the width that a viewer shows.
+    :param mode: Pillow's word for how pixels are stored (``RGB``, ``RGBA``, ``P``, ``L``, ``CMYK``, ``I;16``).
+    :param bits: bits a channel.
+    :param orientation: EXIF orientation, 1 (upright) to 8.
+    :param is_animated: whether the header announces more than one frame.
+    :param size_bytes: size of the file, None if unknown.
+    :param private: names of metadata that :func:`~airflow_provider_wan.images.prepare.prepare` removes, as far as it
+        precedes the pixels, such as ``"GPS position"``.
+    :param lossless: whether the pixels were stored without loss.
+    :param scales_down: whether the decoder can return a smaller picture without holding the whole one.
+    :param notes: remarks that need no action, such as a suffix that does not agree with the content.
+    """
+
+    name: str
+    format: str
+    width: int
+    height: int
+    mode: str
+    bits: int
+    has_alpha: bool
+    orientation: int
+    is_animated: bool
+    size_bytes: int | None
+    private: tuple[str, ...]
+    has_icc: bool
+    lossless: bool
+    scales_down: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def displayed_width(self) -> int:
+        """Width in px after the EXIF orientation is applied."""
+        return self.height if self.orientation >= 5 else self.width
+
+    @property
+    def displayed_height(self) -> int:
+        """Height in px after the EXIF orientation is applied."""
+        return self.width if self.orientation >= 5 else self.height
+
+    @property
+    def has_private_metadata(self) -> bool:
+        """Whether the header holds anything that should not be published."""
+        return bool(self.private)
 
 
 def inspect(source: Source, *, name: str | None = None, size_bytes: int | None = None) -> ImageFacts:
@@ -57,17 +107,17 @@ def inspect(source: Source, *, name: str | None = None, size_bytes: int | None =
 def _inspect(file: IO[bytes], name: str, size_bytes: int | None, whole: bytes | None = None) -> ImageFacts:
     header = _HeaderFile(file, name)
     buffered = io.BufferedReader(header, BLOCK_BYTES)
-    head = buffered.peek(SNIFF_BYTES)[:SNIFF_BYTES]
+    head = buffered.peek(codecs.SNIFF_BYTES)[: codecs.SNIFF_BYTES]
     opened = cast(IO[bytes], buffered)
-    found = format_of(head)
+    found = codecs.format_of(head)
     if found is None:
-        raise _not_an_image(name, head)
+        raise codecs.not_an_image(name, head)
     if found in _WHOLE:
         header.limit_bytes = MAX_SOURCE_BYTES
     with codecs.decoding(name, found, doing="opened"):
         if found == "TIFF":
             _refuse_camera_raw(opened, name)
-        image = codecs.open_file(opened, found, name)
+        image = codecs.open_image(opened, found, name)
         if size_bytes is None:
             size_bytes = getattr(file, "size_bytes", None)
         facts = _facts(image, found, whole or bytes(header.head), name, size_bytes)
@@ -227,7 +277,7 @@ def _private(image: Image.Image, fmt: str, head: bytes, exif: Image.Exif) -> tup
 
 def _notes(name: str, fmt: str, image: Image.Image, orientation: int) -> tuple[str, ...]:
     notes: list[str] = []
-    claimed = format_of_suffix(name)
+    claimed = codecs.format_of_suffix(name)
     if claimed and claimed != fmt:
         notes.append(f"named as {claimed}, and is {fmt}")
     if orientation == 1 and fmt not in codecs.DECODED_UPRIGHT:
@@ -266,134 +316,3 @@ def _refuse_bomb(facts: ImageFacts) -> None:
             f"{facts.name}: {facts.width:,}x{facts.height:,} px is more than is ever decoded here (each side under "
             f"{codecs.MAX_SIDE_PX:,} px, at most {most // 1_000_000} megapixels). Scale it down first."
         )
-
-
-# -- which format a file is ------------------------------------------------------------------------------------------
-
-#: Bytes that the decision needs.
-SNIFF_BYTES = 512
-
-_HEIF_BRANDS = frozenset(
-    (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
-)
-
-_BMP_HEADER_SIZES = frozenset(size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124))
-
-_LOOKS_LIKE = (
-    (b"%PDF-", "a PDF document"),
-    (b"%!PS", "a PostScript document"),
-    (b"PK\x03\x04", "a ZIP archive (or an Office document)"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"Rar!", "a RAR archive"),
-    (b"7z\xbc\xaf", "a 7-Zip archive"),
-    (b"\x00\x00\x00\x0cJXL ", "a JPEG XL image"),
-    (b"\xff\x0a", "a JPEG XL image"),
-    (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 image"),
-    (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
-    (b"8BPS", "a Photoshop document"),
-    (b"\x00\x00\x01\x00", "a Windows icon"),
-    (b"FUJIFILM", "a camera raw file"),
-    (b"IIU\x00", "a camera raw file"),
-    (b"\x00\x05\x16\x07", "a macOS companion file (AppleDouble), not the image itself"),
-    (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
-    (b"OggS", "an Ogg file"),
-    (b"ID3", "an MP3 file"),
-    (b"RIFF", "an AVI or WAV file"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
-)
-
-#: The suffixes of images that can be used or made usable.
-SUFFIXES = {
-    "jpg": "JPEG", "jpeg": "JPEG", "jpe": "JPEG", "jfif": "JPEG", "mpo": "JPEG", "png": "PNG", "apng": "PNG",
-    "bmp": "BMP", "dib": "BMP", "webp": "WEBP", "gif": "GIF", "tif": "TIFF", "tiff": "TIFF", "heic": "HEIF",
-    "heif": "HEIF", "hif": "HEIF", "avif": "AVIF",
-}  # fmt: skip
-#: Suffixes of files commonly taken for images: refused by name instead of silently left out.
-UNUSABLE_SUFFIXES = (
-    "svg",
-    "pdf",
-    "jp2",
-    "j2k",
-    "jxl",
-    "dng",
-    "cr2",
-    "cr3",
-    "nef",
-    "arw",
-    "psd",
-    "eps",
-    "ico",
-    "tga",
-)
-
-
-def format_of(head: bytes) -> str | None:
-    """Return Pillow's name of the format that these first bytes announce, None if it is not a supported image."""
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    if head.startswith(b"BM") and head[14:18] in _BMP_HEADER_SIZES:
-        return "BMP"
-    if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")) and head[8:10] != b"CR":
-        return "TIFF"
-    return _isobmff_format(head)
-
-
-def _isobmff_format(head: bytes) -> str | None:
-    if head[4:8] != b"ftyp":
-        return None
-    size = min(max(int.from_bytes(head[:4], "big"), 16), len(head))
-    brands = {head[8:12], *(head[at : at + 4] for at in range(16, size, 4))}
-    if brands & {b"avif", b"avis"}:
-        return "AVIF"
-    return "HEIF" if brands & _HEIF_BRANDS else None
-
-
-def looks_like(head: bytes) -> str:
-    """Return what a file that is not an image looks like, for a message: ``"an HTML page"``."""
-    if not head:
-        return "an empty file"
-    if not head.strip(b"\0"):
-        return "a file of zero bytes only"
-    for magic, words in _LOOKS_LIKE:
-        if head.startswith(magic):
-            return words
-    if head.startswith((b"II", b"MM")) and head[8:10] == b"CR":
-        return "a camera raw file"
-    if head[4:8] == b"ftyp":
-        return "an MP4 or QuickTime video"
-    return _text_like(head)
-
-
-def _text_like(head: bytes) -> str:
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if re.search(rb"<svg[\s>]", text):
-        return "an SVG drawing"
-    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body", b"<script")):
-        return "an HTML page (often a login or error page)"
-    if text.startswith(b"<"):
-        return "an XML document (often a bucket's error answer)"
-    if text.startswith((b"{", b"[")):
-        return "a JSON document (often an error answer)"
-    printable = sum(byte >= 0x20 or byte in b"\t\n\r" for byte in head)
-    return "plain text" if printable == len(head) and head.isascii() else "unknown binary data"
-
-
-def format_of_suffix(name: str) -> str | None:
-    """Return the format that a file's suffix claims, None without a known suffix."""
-    stem, dot, suffix = name.rpartition(".")
-    return SUFFIXES.get(suffix.lower()) if dot and stem else None
-
-
-def _not_an_image(name: str, head: bytes) -> WanInputError:
-    claimed = format_of_suffix(name)
-    suffix = f", in spite of its name that says {claimed}" if claimed and head else ""
-    return WanInputError(
-        f"{name} is not an image that can be used: it looks like {looks_like(head)}{suffix}. "
-        f"Images are JPEG, PNG, BMP, WEBP, GIF, TIFF, HEIC or AVIF."
-    )

@@ -7,27 +7,44 @@ Rows stream: a few per worker are in progress, and results are yielded in the da
 from __future__ import annotations
 
 import functools
+import io
 import json
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+import tempfile
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow_provider_wan.exceptions import WanDownloadError, WanInputError, WanStorageError
+from airflow_provider_wan.exceptions import WanDownloadError, WanError, WanInputError, WanStorageError
+from airflow_provider_wan.hooks.gcs import (
+    TIMEOUT_S,
+    check_object_name,
+    retry_policy,
+    split_gs_uri,
+    storage_errors,
+)
 from airflow_provider_wan.images.check import check
+from airflow_provider_wan.images.codecs import BrokenRule, UnusableImageError
 from airflow_provider_wan.images.dataset import DatasetRow, PreparedRow, RowError
 from airflow_provider_wan.images.dataset_reader import Row
-from airflow_provider_wan.images.facts import BrokenRule, UnusableImageError
 from airflow_provider_wan.images.prepare import fits_as_it_is
 from airflow_provider_wan.images.readers import BucketReader, ImageReader
-from airflow_provider_wan.images.source import ImageSources, inspect_header, needs_copy
-from airflow_provider_wan.images.workers import map_in_order
+from airflow_provider_wan.images.source import ImageSources, inspect_header, needs_copy, usable_cores
 from airflow_provider_wan.model_api.inputs import canonical_url, load_schema, validate_inputs
 from airflow_provider_wan.model_api.video_spec import SourceImage, make_video_spec
+
+if TYPE_CHECKING:
+    from google.cloud import storage
 
 #: Takes the place of required inputs that a row lacks: the submitting task supplies them.
 _FILLING = "x"
 _CACHED_INPUTS = 256
+_SPOOLED_BYTES = 1024 * 1024
+_CONTENT_TYPE = "application/x-ndjson"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,3 +337,107 @@ def _problem(row: Row, broken: BrokenRule) -> Problem:
     where = f"{row.origin}, line {row.line}" if row.line else row.origin
     image = canonical_url(row.image) if isinstance(row, DatasetRow) else where
     return Problem(image, where, broken.rule, broken.value, broken.limit, broken.message)
+
+
+# -- the results in the bucket -----------------------------------------------------------------------------
+
+
+class Manifests:
+    """Writes prepared rows into objects of ``chunk_size`` lines each; the same rows give the same objects.
+
+    :param uri: ``gs://bucket/prefix`` of the objects.
+    """
+
+    def __init__(self, client: storage.Client, uri: str, *, chunk_size: int) -> None:
+        self._client = client
+        self._bucket, prefix = split_gs_uri(uri, name="manifests")
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        check_object_name(f"{self._prefix}chunk-00000.jsonl", name="manifests")
+        self._chunk_size = chunk_size
+        self._lines: list[str] = []
+        self._report = tempfile.SpooledTemporaryFile(max_size=_SPOOLED_BYTES)  # noqa: SIM115 - closed by finish()
+        #: Addresses of the chunks so far.
+        self.chunks: list[str] = []
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a prepared row."""
+        self._lines.append(_line(row))
+        if len(self._lines) >= self._chunk_size:
+            self._write_chunk()
+
+    def report(self, problem: Mapping[str, Any]) -> None:
+        """Add a line to the report."""
+        self._report.write(_line(problem).encode("utf-8", "backslashreplace"))
+
+    def finish(self) -> str:
+        """Write the remaining rows and the report; return the address of the report."""
+        if self._lines:
+            self._write_chunk()
+        size = self._report.tell()
+        self._report.seek(0)
+        uri = self._write("report.jsonl", self._report, size)
+        self._report.close()
+        return uri
+
+    def _write_chunk(self) -> None:
+        body = "".join(self._lines).encode("utf-8", "backslashreplace")
+        self._lines.clear()
+        self.chunks.append(self._write(f"chunk-{len(self.chunks):05}.jsonl", io.BytesIO(body), len(body)))
+
+    def _write(self, name: str, file: Any, size: int) -> str:
+        uri = f"gs://{self._bucket}/{self._prefix}{name}"
+        with storage_errors(f"Writing {uri}"):
+            self._client.bucket(self._bucket).blob(self._prefix + name).upload_from_file(
+                file,
+                size=size,
+                content_type=_CONTENT_TYPE,
+                checksum="crc32c",
+                timeout=TIMEOUT_S,
+                retry=retry_policy(),
+            )
+        return uri
+
+
+def _line(plain: Mapping[str, Any]) -> str:
+    return json.dumps(plain, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+# -- threads -----------------------------------------------------------------------------------------------
+
+# Threads, not processes: Pillow releases the interpreter lock while it decodes, scales and encodes, so threads keep all
+# cores busy, copy nothing, and work inside an Airflow task, which may not start child processes.
+
+
+def map_in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int | None = None
+) -> Iterator[tuple[Item, Result | WanError]]:
+    """Call a function for each item in threads; yield each item with its result, in order.
+
+    :param function: called in a thread. An error of this provider that it raises is yielded as the item's result, so
+        it does not affect the other items; any other error ends the run.
+    :param items: taken as fast as results are: at most two per worker are in progress.
+    :param workers: number of threads; default one per core that this process may use.
+    """
+    count = workers or usable_cores()
+    in_progress: deque[tuple[Item, Future[Result]]] = deque()
+    executor = ThreadPoolExecutor(count, thread_name_prefix="wan-images")
+    try:
+        for item in items:
+            in_progress.append((item, executor.submit(function, item)))
+            if len(in_progress) >= 2 * count:
+                done, future = in_progress.popleft()
+                result = _result_of(future)
+                yield done, result
+        while in_progress:
+            done, future = in_progress.popleft()
+            result = _result_of(future)
+            yield done, result
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _result_of(future: Future[Result]) -> Result | WanError:
+    try:
+        return future.result()
+    except WanError as error:
+        return error

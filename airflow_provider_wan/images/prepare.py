@@ -20,8 +20,8 @@ from PIL import Image, ImageCms, ImageColor
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images import codecs
 from airflow_provider_wan.images.check import TooSmall, check, explain, fit_size
-from airflow_provider_wan.images.facts import ImageFacts, UnusableImageError
-from airflow_provider_wan.images.inspect import inspect
+from airflow_provider_wan.images.codecs import UnusableImageError
+from airflow_provider_wan.images.inspect import ImageFacts, inspect
 from airflow_provider_wan.images.readers import FileReader
 from airflow_provider_wan.images.strip import strip_metadata
 
@@ -192,7 +192,7 @@ def _decode_scaled(
     """
     turned = _is_turned_here(facts) and facts.orientation >= 5
     stored_target = (target[1], target[0]) if turned else target
-    with codecs.open_image(io.BytesIO(data), facts) as opened:
+    with codecs.open_image(io.BytesIO(data), facts.format, facts.name) as opened:
         frames = int(getattr(opened, "n_frames", 1))
         if frames > 1:
             changes.append(f"first of {frames} frames")

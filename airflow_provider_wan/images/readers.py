@@ -14,6 +14,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -21,8 +23,10 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import urlsplit
 
-from airflow_provider_wan.exceptions import WanInputError, WanStorageError
+from airflow_provider_wan.exceptions import WanDownloadError, WanInputError, WanStorageError
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
+from airflow_provider_wan.http.addresses import refuse_private_literal
+from airflow_provider_wan.http.fetch import Fetcher, FetchError, FetchRules, FilePart
 from airflow_provider_wan.model_api.fingerprints import encoded_url
 from airflow_provider_wan.model_api.inputs import canonical_url
 
@@ -38,6 +42,8 @@ WEB_TOTAL_S = 60.0
 #: Read in one request from a remote file: it holds the whole header of most images.
 BLOCK_BYTES = 16 * 1024
 _READ_ON_BYTES = 1024 * 1024
+#: Read in one request of a composite object, whose MD5 is computed here.
+_COMPOSITE_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,12 +223,7 @@ class BucketReader:
 
     def open(self) -> IO[bytes]:
         """Open it as a seekable file; an object that is stored compressed is read whole."""
-        if self.facts.is_gzip:
-            return io.BytesIO(self.read_all())
-        file = RangedFile(
-            lambda start, length: self.read(start, start + length - 1), lambda: self.facts.size_bytes
-        )
-        return cast(IO[bytes], file)
+        return io.BytesIO(self.read_all()) if self.facts.is_gzip else cast(IO[bytes], self._stored())
 
     def read_all(self) -> bytes:
         """Read it whole.
@@ -247,6 +248,12 @@ class BucketReader:
             )
             return data
 
+    def _stored(self) -> RangedFile:
+        """Return the stored bytes as a file."""
+        return RangedFile(
+            lambda start, length: self.read(start, start + length - 1), lambda: self.facts.size_bytes
+        )
+
     def _look_up_md5(self) -> str | None:
         blob = self._blob()
         with _object_errors(self.address, "Looking at"):
@@ -256,42 +263,11 @@ class BucketReader:
     def _read_md5(self) -> str:
         """Read a composite object, a piece at a time."""
         _refuse_large(self.address, self.facts.size_bytes)
-        summing = _Summing()
-        with _object_errors(self.address):
-            self._blob().download_to_file(
-                summing,
-                raw_download=True,
-                if_generation_match=self.facts.generation,
-                checksum=None,
-                timeout=TIMEOUT_S,
-                retry=retry_policy(),
-            )
-        return summing.sum.hexdigest()
+        with io.BufferedReader(self._stored(), _COMPOSITE_BYTES) as file:
+            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
     def _blob(self) -> storage.Blob:
         return bucket_of(self._client, self.facts.bucket).blob(self.facts.name)
-
-
-class _Summing:
-    """A file that keeps only the MD5 of the bytes written to it."""
-
-    def __init__(self) -> None:
-        self.sum = hashlib.md5(usedforsecurity=False)
-        self._at = 0
-
-    def write(self, data: bytes) -> int:
-        self.sum.update(data)
-        self._at += len(data)
-        return len(data)
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, at: int) -> None:
-        """Start again, as the client does where it cannot resume."""
-        if at:
-            raise OSError("a sum can only be started again")
-        self.__init__()  # type: ignore[misc]
 
 
 def gunzip(data: bytes, name: str) -> bytes:
@@ -312,6 +288,126 @@ def gunzip(data: bytes, name: str) -> bytes:
 
 
 # -- web and disk ----------------------------------------------------------------------------------------------------
+
+
+class UrlReader:
+    """A file behind a URL, read in ranges.
+
+    A server that ignores ranges, or refuses them, is asked once for the whole file, which is read as far as needed.
+
+    :param url: http or https.
+    :param allow_private: whether private, loopback and link-local addresses are read too.
+    :param total_s: the most that all reads together may take, in seconds.
+    """
+
+    def __init__(self, url: str, *, allow_private: bool = False, total_s: float = 30.0) -> None:
+        self._url = url
+        self._deadline = time.monotonic() + total_s
+        check = (lambda url: None) if allow_private else refuse_private_literal
+        self._fetcher = Fetcher(FetchRules(check, refuse_private=not allow_private), pool_size=1)
+        self._size: int | None = None
+        self._validator: str | None = None
+        self._whole: FilePart | None = None
+        self._pieces: Iterator[bytes] = iter(())
+        self._head = bytearray()
+
+    @property
+    def name(self) -> str:
+        """The address without anything secret in it."""
+        return shown_name(self._url)
+
+    @property
+    def size_bytes(self) -> int | None:
+        """The size, once something was read and the server gave it."""
+        return self._size
+
+    def read(self, start: int, length: int) -> bytes:
+        """Return ``length`` bytes from ``start`` on; fewer only where the file ends.
+
+        :raises WanInputError: the server refuses the file to an anonymous reader, or sends it encoded.
+        :raises WanDownloadError: the address is private, or the server is down or too slow.
+        """
+        with self._errors():
+            if self._whole is None:
+                try:
+                    part = self._fetcher.open(self._url, deadline=self._deadline, start=start, length=length)
+                except FetchError as error:
+                    if error.status == 416 and start:  # beyond the end
+                        return b""
+                    raise
+                if not part.is_whole:
+                    with part:
+                        self._check_unchanged(part)
+                        return part.read(length)
+                self._whole, self._pieces = part, part.pieces()
+                self._size = part.length
+            return self._read_whole(start, length)
+
+    def _check_unchanged(self, part: FilePart) -> None:
+        self._size = part.size_bytes
+        if self._validator is not None and part.validator != self._validator:
+            raise FetchError("broken", "it was replaced while it was read")
+        self._validator = part.validator
+
+    def _read_whole(self, start: int, length: int) -> bytes:
+        if start + length > WEB_MOST_BYTES:
+            raise FetchError("too large", f"more than {WEB_MOST_BYTES:,} bytes, from a server without ranges")
+        while len(self._head) < start + length:
+            piece = next(self._pieces, None)
+            if piece is None:
+                if self._size is not None and len(self._head) < self._size:
+                    raise FetchError("broken", "the connection ended early")
+                self._size = len(self._head)
+                break
+            self._head += piece
+        return bytes(self._head[start : start + length])
+
+    def read_all(self, limit_bytes: int) -> bytes:
+        """Return the whole file.
+
+        :raises WanInputError: it has more than ``limit_bytes``, besides what :meth:`read` raises.
+        :raises WanDownloadError: fewer bytes came than were promised, besides.
+        """
+        with self._errors():
+            data = self._fetcher.read_all(self._url, deadline=self._deadline, limit_bytes=limit_bytes)
+        self._size = len(data)
+        return data
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except FetchError as error:
+            raise self._error_of(error) from None
+
+    def _error_of(self, error: FetchError) -> WanDownloadError | WanInputError:
+        answers = f"{self.name} answers an anonymous reader with {error}. Nothing was bought."
+        if error.status is not None and 400 <= error.status < 500 and not error.is_transient:
+            return WanInputError(
+                f"{answers} Give a public or signed address, or image= with a gs:// address."
+            )
+        if error.status is not None:
+            return WanDownloadError(answers, retry_after_s=error.retry_after_s)
+        if error.kind == "broken":
+            return WanDownloadError(
+                f"{self.name} could not be read ({error}). Nothing was bought. RunComfy needs to read it too: check "
+                "that it is public."
+            )
+        if error.kind == "refused":
+            return WanDownloadError(f"{self.name}: {error}. Nothing was bought.", retry_helps=False)
+        if error.kind == "unusable":
+            return WanDownloadError(
+                f"{self.name}: {error}. Nothing was bought. Put the image on another server, or give image= with a "
+                "gs:// address.",
+                retry_helps=False,
+            )
+        return WanInputError(f"{self.name}: {error}. Nothing was bought.")
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._whole is not None:
+            self._whole.close()
+        self._fetcher.close()
 
 
 class WebReader:
@@ -338,18 +434,16 @@ class WebReader:
 
     def open(self) -> IO[bytes]:
         """Open it as a seekable file, whose time starts now."""
-        from airflow_provider_wan.images.http_file import UrlReader
-
-        reader = UrlReader(self.url, allow_private=self._allow_private, total_s=self._total_s)
+        reader = self._reader()
         return cast(IO[bytes], RangedFile(reader.read, lambda: reader.size_bytes, reader.close))
 
     def read_all(self) -> bytes:
         """Read it whole."""
-        from airflow_provider_wan.images.http_file import UrlReader
-
-        reader = UrlReader(self.url, allow_private=self._allow_private, total_s=self._total_s)
-        with closing(reader):
+        with closing(self._reader()) as reader:
             return reader.read_all(WEB_MOST_BYTES)
+
+    def _reader(self) -> UrlReader:
+        return UrlReader(self.url, allow_private=self._allow_private, total_s=self._total_s)
 
 
 class FileReader:
@@ -374,8 +468,8 @@ class FileReader:
     @property
     def size_bytes(self) -> int | None:
         """Its size."""
-        with self.open() as file:
-            return file.seek(0, io.SEEK_END)
+        with _file_errors(self.address):
+            return os.path.getsize(self.address)
 
     def open(self) -> IO[bytes]:
         """Open it."""

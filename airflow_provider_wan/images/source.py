@@ -8,20 +8,22 @@ sent only immediately before a purchase.
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images.check import TooSmall, check, explain
-from airflow_provider_wan.images.codecs import check_whole
+from airflow_provider_wan.images.codecs import UnusableImageError, check_whole
 from airflow_provider_wan.images.dataset import DatasetRow, PreparedRow, is_prepared_row
-from airflow_provider_wan.images.facts import ImageFacts, UnusableImageError
-from airflow_provider_wan.images.inspect import inspect
+from airflow_provider_wan.images.inspect import ImageFacts, inspect
 from airflow_provider_wan.images.prepare import fits_as_it_is, prepare
 from airflow_provider_wan.images.readers import (
+    WEB_MOST_BYTES,
     WEB_TOTAL_S,
     BucketReader,
     FileReader,
@@ -33,7 +35,6 @@ from airflow_provider_wan.images.readers import (
 )
 from airflow_provider_wan.images.signed_urls import DEFAULT_LIFETIME_S, ObjectLinks
 from airflow_provider_wan.images.staging import Recipe, Staged, Staging
-from airflow_provider_wan.images.workers import Limits
 from airflow_provider_wan.model_api.inputs import canonical_url, image_rules
 from airflow_provider_wan.model_api.video_spec import SourceImage, VideoSpec, make_video_spec
 
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
     from google.cloud import storage
 
     from airflow_provider_wan.model_api.inputs import ImageRules
+
+
+#: Bytes of files that are read and prepared at the same time; a larger file goes alone.
+MOST_BYTES = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,3 +416,38 @@ def _row_of(plain: Mapping[str, Any]) -> PreparedRow | DatasetRow:
     if not isinstance(image, str):
         raise WanInputError('This row names no image. Give {"image": "gs://...", ...} or a prepared row.')
     return DatasetRow(image=image, inputs=given, variation=None if variation is None else str(variation))
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Limits:
+    """Bounds for the threads that prepare images: more of them wait for the network than there are cores.
+
+    :param most_bytes: of source files in memory together.
+    :param cores: how many images are decoded at once.
+    """
+
+    def __init__(self, *, most_bytes: int = MOST_BYTES, cores: int | None = None) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._changed = threading.Condition()
+        self.decoding = threading.BoundedSemaphore(cores or usable_cores())
+
+    @contextmanager
+    def holding(self, size_bytes: int | None) -> Iterator[None]:
+        """Wait until a file of this size may be in memory too."""
+        size = min(WEB_MOST_BYTES if size_bytes is None else size_bytes, self._most_bytes)
+        with self._changed:
+            self._changed.wait_for(lambda: self._bytes + size <= self._most_bytes)
+            self._bytes += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._bytes -= size
+                self._changed.notify_all()

@@ -180,8 +180,7 @@ class WanPrepareImagesOperator(BaseOperator):
     def _prepare(
         self, context: Any, sources: ImageSources, reader: DatasetReader, preparation: Preparation
     ) -> list[str]:
-        from airflow_provider_wan.images.manifests import Manifests
-        from airflow_provider_wan.images.preparation import Counts, Unusable
+        from airflow_provider_wan.images.preparation import Counts, Manifests, Unusable
 
         counts, shown, notes = Counts(), _Table(), _Notes()
         written = Manifests(sources.client, self._manifests_uri(context), chunk_size=self.chunk_size)

@@ -16,9 +16,8 @@ import google_crc32c
 import pytest
 
 from airflow_provider_wan.exceptions import WanDownloadError, WanInputError
-from airflow_provider_wan.images.http_file import UrlReader
 from airflow_provider_wan.images.inspect import inspect
-from airflow_provider_wan.images.readers import WebReader
+from airflow_provider_wan.images.readers import UrlReader, WebReader
 from tests.image_samples import encoded, noise, photo
 from tests.wires import Answer, Proxy, Wire, always, closed_port, drip, read_head, read_request, reply
 

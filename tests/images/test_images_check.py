@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from airflow_provider_wan.images.check import check, explain, fit_size
-from airflow_provider_wan.images.facts import ImageFacts
+from airflow_provider_wan.images.inspect import ImageFacts
 from airflow_provider_wan.model_api.inputs import ImageRules, image_rules
 
 FOUND = image_rules("wan-ai/wan-2-2/image-to-video")

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.images.facts import UnusableImageError
+from airflow_provider_wan.images.codecs import UnusableImageError
 from airflow_provider_wan.images.inspect import inspect
 from tests import image_samples as samples
 

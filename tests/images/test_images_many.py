@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from airflow_provider_wan.exceptions import WanDownloadError, WanInputError
-from airflow_provider_wan.images.facts import UnusableImageError
+from airflow_provider_wan.images.codecs import UnusableImageError
+from airflow_provider_wan.images.preparation import map_in_order
 from airflow_provider_wan.images.prepare import PreparedImage, prepare
-from airflow_provider_wan.images.workers import map_in_order
 from airflow_provider_wan.model_api.inputs import ImageRules, image_rules
 from tests import image_samples as samples
 
