@@ -199,9 +199,9 @@ class Batch:
         self._prices.load(plan, self._usable(plan))
         check = self._planner.check
         to_do = plan.to_do()
-        refused = [item for item in to_do if check.problem(item) is not None]
+        refused = [item for item in to_do if check.problem(item.inputs) is not None]
         for item in refused[:SHOWN_ERRORS]:
-            self._log.warning("%s would be refused: %s", item.source.shown, check.problem(item))
+            self._log.warning("%s would be refused: %s", item.source.shown, check.problem(item.inputs))
         usable = self._usable(plan)
         to_buy = [item for item in usable if not plan.is_in_journal(item.fingerprint)]
         summary = {
@@ -218,7 +218,7 @@ class Batch:
         return Report(summary)
 
     def _usable(self, plan: Plan) -> list[Item]:
-        return [item for item in plan.to_do() if self._planner.check.problem(item) is None]
+        return [item for item in plan.to_do() if self._planner.check.problem(item.inputs) is None]
 
     def _engine(
         self, plan: Plan, poller: RequestPoller, *, started: Mapping[str, float] | None = None
@@ -276,7 +276,6 @@ class Batch:
             landing=Landing(hook, self._client, Downloader(policy, self._log), self._log),
             log=self._log,
             model_id=spec.model_id,
-            image_field=self._sources.input_name,
             bucket_name=spec.bucket_name,
             owner=self._owner,
             prices=self._prices,

@@ -23,14 +23,15 @@ from enum import StrEnum
 from logging import Logger
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from airflow_provider_wan.batch.plan import BatchSource, Item, Plan
+from airflow_provider_wan.batch.plan import Item, Plan
 from airflow_provider_wan.batch.report import ImageResult
 from airflow_provider_wan.exceptions import WanError, WanInputError
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
 from airflow_provider_wan.images.dataset import DatasetRow, PreparedRow
 from airflow_provider_wan.images.readers import ObjectFacts
-from airflow_provider_wan.images.source import ImageSources
+from airflow_provider_wan.images.source import ImageSource, ImageSources
 from airflow_provider_wan.model_api.inputs import without_signatures
+from airflow_provider_wan.model_api.video_spec import SourceImage
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -226,20 +227,10 @@ class SavedPlan:
         items = {
             fingerprint: _saved_item(line, sources)
             if line["image"] is not None
-            else items_now.get(fingerprint) or _item_of(line, _gone(line, sources))
+            else items_now.get(fingerprint) or _item_of(line, _gone(line, sources.input_name))
             for fingerprint, line in self._items.items()
         }
         return Plan(items, self._refused)
-
-
-class _GoneSource(BatchSource):
-    """An image whose signed address is not in the dataset any more."""
-
-    def make_address(self) -> str:
-        raise WanInputError(
-            f"{self.shown} is not in the dataset any more. Its address was signed, so it was not saved. Nothing was "
-            "bought for it."
-        )
 
 
 def _item_line(item: Item) -> dict[str, Any]:
@@ -268,14 +259,22 @@ def _saved_item(line: Mapping[str, Any], sources: ImageSources) -> Item:
         known=known and ObjectFacts(**known),
         prepared=prepared and PreparedRow.from_dict(prepared),
     )
-    return _item_of(line, BatchSource(line["shown"], line["identity"], row, sources))
+    return _item_of(line, sources.source_of(row, line["shown"], line["identity"]))
 
 
-def _gone(line: Mapping[str, Any], sources: ImageSources) -> BatchSource:
-    return _GoneSource(line["shown"], line["identity"], DatasetRow(""), sources)
+def _gone(line: Mapping[str, Any], input_name: str) -> ImageSource:
+    """Return an image whose signed address is not in the dataset any more."""
+
+    def refuse() -> str:
+        raise WanInputError(
+            f"{line['shown']} is not in the dataset any more. Its address was signed, so it was not saved. Nothing was "
+            "bought for it."
+        )
+
+    return ImageSource(DatasetRow(""), SourceImage(input_name, line["shown"], line["identity"], refuse))
 
 
-def _item_of(line: Mapping[str, Any], source: BatchSource) -> Item:
+def _item_of(line: Mapping[str, Any], source: ImageSource) -> Item:
     return Item(source=source, **{name: line[name] for name in _ITEM_FIELDS})
 
 

@@ -17,13 +17,13 @@ from logging import Logger
 from typing import Any
 
 from airflow_provider_wan.batch.landings import Landings
-from airflow_provider_wan.batch.plan import InputCheck
 from airflow_provider_wan.batch.pool import BatchWork, Completion, WorkerPool
 from airflow_provider_wan.batch.report import ImageResult, Progress
 from airflow_provider_wan.batch.spec import BatchLimits
 from airflow_provider_wan.batch.state import BatchState
 from airflow_provider_wan.batch.submits import Submits
 from airflow_provider_wan.exceptions import WanError, WanTimeoutError, WanTransientError
+from airflow_provider_wan.images.source import InputCheck
 
 _LONGEST_WAIT_S = 1.0
 #: A deferral costs about a second of CPU when the task returns to a worker.

@@ -6,7 +6,6 @@ Images are identified without opening them where possible. They are opened only 
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -22,9 +21,9 @@ from airflow_provider_wan.durable.record import Stage
 from airflow_provider_wan.exceptions import WanInputError, WanRefusedError
 from airflow_provider_wan.hooks.gcs import check_object_name
 from airflow_provider_wan.images.dataset import DatasetRow, RowError
-from airflow_provider_wan.images.source import ImageSources
-from airflow_provider_wan.model_api.inputs import canonical_url, clip_seconds, validate_inputs
-from airflow_provider_wan.model_api.video_spec import SourceImage, make_video_spec
+from airflow_provider_wan.images.source import ImageSource, ImageSources
+from airflow_provider_wan.model_api.inputs import clip_seconds
+from airflow_provider_wan.model_api.video_spec import make_video_spec
 
 _NAME = "{name}-{fingerprint}.mp4"
 _TAKEN = (
@@ -40,26 +39,7 @@ _IDENTIFY_AT_ONCE = 1000
 
 # -- source images -----------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True, slots=True)
-class BatchSource:
-    """The image of a row, before it is opened.
-
-    :param shown: its address without signature.
-    :param identity: identifies the image in a fingerprint; None: its address does.
-    """
-
-    shown: str
-    identity: str | None
-    row: DatasetRow = field(repr=False)
-    sources: ImageSources = field(repr=False)
-
-    def make_address(self) -> str:
-        """Check, fix, stage and sign the image; return the address to send."""
-        return self.sources.open(self.row).make_address()
-
-
-SourcedRow = tuple[DatasetRow, BatchSource] | RowError
+SourcedRow = ImageSource | RowError
 
 
 def open_rows(rows: Iterable[DatasetRow | RowError], sources: ImageSources) -> Iterator[SourcedRow]:
@@ -73,7 +53,7 @@ def open_rows(rows: Iterable[DatasetRow | RowError], sources: ImageSources) -> I
         if isinstance(row, RowError):
             return row
         try:
-            return row, _source_of(row, sources)
+            return sources.open(row)
         except (WanInputError, ValueError) as error:
             return RowError(row.origin, row.line, str(error))
 
@@ -90,17 +70,6 @@ def _is_identified(row: DatasetRow) -> bool:
     return row.known is not None and row.known.md5 is not None
 
 
-def _source_of(row: DatasetRow, sources: ImageSources) -> BatchSource:
-    if row.prepared is not None:
-        return BatchSource(canonical_url(row.prepared.source), row.prepared.identity, row, sources)
-    if row.image.startswith(("http://", "https://")):
-        return BatchSource(canonical_url(row.image), None, row, sources)
-    if row.known is not None and row.known.md5 is not None:
-        return BatchSource(row.known.uri, f"md5:{row.known.md5}", row, sources)
-    opened = sources.open(row)
-    return BatchSource(opened.shown, opened.identity, row, sources)
-
-
 # -- the plan ----------------------------------------------------------------------------------------------
 
 
@@ -113,7 +82,7 @@ class Item:
     """
 
     fingerprint: str
-    source: BatchSource
+    source: ImageSource
     inputs: Mapping[str, Any]
     object_name: str
     variation: str | None = None
@@ -201,13 +170,11 @@ def plan_rows(
     rows: Iterable[SourcedRow],
     *,
     model_id: str,
-    image_field: str,
     object_name: str,
     columns: Iterable[str] = (),
 ) -> Plan:
     """Plan a batch without sending anything. A row that can't be used is refused, and the others continue.
 
-    :param image_field: the input that takes the image's address.
     :param object_name: a prefix that ends with ``/`` (or is empty), or a pattern with ``{name}`` (of the image's
         file), ``{fingerprint}`` and the manifest's passthrough columns.
     :param columns: the passthrough columns; prepared rows may have others.
@@ -222,17 +189,17 @@ def plan_rows(
             where = f"{row.origin}, line {row.line}"
             plan.refused.append(ImageResult(where, Outcome.REFUSED, error=row.message, row=where))
             continue
-        available.update(row[0].passthrough)
+        available.update(row.row.passthrough)
         try:
-            item = _item(*row, model_id, image_field)
+            item = _item(row, model_id)
             same = plan.items.get(item.fingerprint)
             if same is not None:
                 plan.items[item.fingerprint] = replace(same, copies=same.copies + 1)
                 continue
-            item = replace(item, object_name=_object_name(pattern, row[0], item))
+            item = replace(item, object_name=_object_name(pattern, row.row, item))
         except (WanRefusedError, ValueError, TypeError) as error:
-            place = row[0].where if row[0].line else None
-            plan.refused.append(ImageResult(row[1].shown, Outcome.REFUSED, error=str(error), row=place))
+            place = row.row.where if row.row.line else None
+            plan.refused.append(ImageResult(row.shown, Outcome.REFUSED, error=str(error), row=place))
             continue
         if item.object_name in names:
             raise WanInputError(
@@ -246,12 +213,16 @@ def plan_rows(
     return plan
 
 
-def _item(row: DatasetRow, source: BatchSource, model_id: str, image_field: str) -> Item:
-    inputs = {name: value for name, value in row.inputs.items() if value is not None and name != image_field}
+def _item(source: ImageSource, model_id: str) -> Item:
+    row = source.row
+    inputs = {
+        name: value
+        for name, value in row.inputs.items()
+        if value is not None and name != source.image.input_name
+    }
     if inputs.get("duration") and clip_seconds(model_id, inputs) is None:
         raise WanInputError(f"duration={str(inputs['duration'])[:80]!r} is not a number of seconds.")
-    image = SourceImage(image_field, source.shown, source.identity)
-    spec = make_video_spec(model_id, inputs, image=image, variation=row.variation, validate=False)
+    spec = make_video_spec(model_id, inputs, image=source.image, variation=row.variation, validate=False)
     return Item(spec.fingerprint, source, inputs, "", row.variation, row.where if row.line else "")
 
 
@@ -289,31 +260,3 @@ def _stem(address: str) -> str:
 
 def _for_name(value: Any) -> str:
     return _NOT_IN_NAMES.sub("_", str(value))[:100]
-
-
-class InputCheck:
-    """Validates inputs, once for each different set of them: most rows differ only in the image."""
-
-    def __init__(self, model_id: str, image_field: str) -> None:
-        self._model_id = model_id
-        self._image_field = image_field
-        self._checked: dict[str, WanRefusedError | None] = {}
-
-    def problem(self, item: Item) -> WanRefusedError | None:
-        """Return the problem with the inputs of an item, apart from its image; None if they are valid."""
-        key = json.dumps(item.inputs, sort_keys=True, default=str)
-        if key not in self._checked:
-            try:
-                self.validated(item, "https://example.com/image.jpg")
-            except WanRefusedError as error:
-                self._checked[key] = error
-            else:
-                self._checked[key] = None
-        return self._checked[key]
-
-    def validated(self, item: Item, address: str) -> dict[str, Any]:
-        """Return the inputs to send.
-
-        :raises WanInputError: an input breaks a rule.
-        """
-        return validate_inputs(self._model_id, {**item.inputs, self._image_field: address})

@@ -10,7 +10,7 @@ from logging import Logger
 from typing import TYPE_CHECKING
 
 from airflow_provider_wan.batch.checkpoint import SavedPlan
-from airflow_provider_wan.batch.plan import InputCheck, Item, Plan, open_rows, plan_rows
+from airflow_provider_wan.batch.plan import Item, Plan, open_rows, plan_rows
 from airflow_provider_wan.batch.spec import BatchSpec
 from airflow_provider_wan.durable.journal import BucketJournal, RecordSummary, as_listed
 from airflow_provider_wan.durable.record import Stage
@@ -18,7 +18,7 @@ from airflow_provider_wan.exceptions import WanError, WanRecordError
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
 from airflow_provider_wan.images.dataset import Columns
 from airflow_provider_wan.images.dataset_reader import DatasetReader
-from airflow_provider_wan.images.source import ImageSources
+from airflow_provider_wan.images.source import ImageSources, InputCheck
 from airflow_provider_wan.model_api.inputs import load_schema
 
 if TYPE_CHECKING:
@@ -103,7 +103,6 @@ class Planner:
         return plan_rows(
             open_rows(reader.rows(spec.images), self._sources),
             model_id=spec.model_id,
-            image_field=self._sources.input_name,
             object_name=spec.object_name,
             columns=spec.passthrough,
         )

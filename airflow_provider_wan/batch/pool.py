@@ -38,7 +38,7 @@ from airflow_provider_wan.hooks.connection import WanSettings
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.landing.landing import Destination, IfExists, Landing, as_landed
 from airflow_provider_wan.model_api.calls import RequestStatus
-from airflow_provider_wan.model_api.video_spec import SourceImage, VideoSpec, make_video_spec
+from airflow_provider_wan.model_api.video_spec import VideoSpec, make_video_spec
 
 Kind = Literal["submit", "land", "poll", "check", "write", "price"]
 
@@ -107,7 +107,6 @@ class WorkerPool:
 class BatchWork:
     """The calls that take time; every method runs on threads.
 
-    :param image_field: the input that takes the image's address.
     :param owner: the name of this task instance in records.
     """
 
@@ -117,7 +116,6 @@ class BatchWork:
     landing: Landing
     log: Logger
     model_id: str
-    image_field: str
     bucket_name: str
     owner: str
     prices: PriceBook
@@ -137,7 +135,7 @@ class BatchWork:
         spec = make_video_spec(
             self.model_id,
             item.inputs,
-            image=SourceImage(self.image_field, item.source.shown, item.source.identity),
+            image=item.source.image,
             variation=item.variation,
             owner=self.owner,
             validate=False,

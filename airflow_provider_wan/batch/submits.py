@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from airflow_provider_wan.batch.budget import Budget
 from airflow_provider_wan.batch.checkpoint import ApiState, RetryState, pause_after_s
-from airflow_provider_wan.batch.plan import InputCheck, Item
+from airflow_provider_wan.batch.plan import Item
 from airflow_provider_wan.batch.pool import BatchWork, WorkerPool
 from airflow_provider_wan.batch.prices import Learning, PriceNotLearned
 from airflow_provider_wan.batch.report import Outcome
@@ -37,6 +37,7 @@ from airflow_provider_wan.exceptions import (
     WanUnknownSubmissionError,
 )
 from airflow_provider_wan.hooks.connection import WanSettings
+from airflow_provider_wan.images.source import InputCheck
 
 _IMAGE_TRIES = 3
 _IMAGE_PAUSE_S = 5.0
@@ -240,7 +241,7 @@ class Submits:
         self._begin_check(now)
         while state.to_submit and self.may_begin(now):
             item = state.to_submit.popleft()
-            problem = self._check.problem(item)
+            problem = self._check.problem(item.inputs)
             if problem is not None:
                 state.refuse(item.fingerprint, problem)
                 continue
@@ -509,7 +510,7 @@ def _obtain(
             prices.claim(key, may_take_over=takes_over)
         prices.apply_share(budget, key)
         budget.reserve(fingerprint, prices.usd_of(key))
-        inputs = check.validated(item, item.source.make_address())
+        inputs = check.validated(item.inputs, item.source.make_address())
         may_be_sent = True
         return inputs
 

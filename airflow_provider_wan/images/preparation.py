@@ -6,7 +6,6 @@ Rows stream: a few per worker are in progress, and results are yielded in the da
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import tempfile
@@ -30,8 +29,14 @@ from airflow_provider_wan.images.dataset import DatasetRow, PreparedRow, RowErro
 from airflow_provider_wan.images.dataset_reader import Row
 from airflow_provider_wan.images.prepare import fits_as_it_is
 from airflow_provider_wan.images.readers import BucketReader, ImageReader
-from airflow_provider_wan.images.source import ImageSources, inspect_header, needs_copy, usable_cores
-from airflow_provider_wan.model_api.inputs import canonical_url, load_schema, validate_inputs
+from airflow_provider_wan.images.source import (
+    ImageSources,
+    InputCheck,
+    inspect_header,
+    needs_copy,
+    usable_cores,
+)
+from airflow_provider_wan.model_api.inputs import canonical_url, load_schema
 from airflow_provider_wan.model_api.video_spec import SourceImage, make_video_spec
 
 if TYPE_CHECKING:
@@ -39,7 +44,6 @@ if TYPE_CHECKING:
 
 #: Takes the place of required inputs that a row lacks: the submitting task supplies them.
 _FILLING = "x"
-_CACHED_INPUTS = 256
 _SPOOLED_BYTES = 1024 * 1024
 _CONTENT_TYPE = "application/x-ndjson"
 
@@ -130,7 +134,9 @@ class Preparation:
         self._sources = sources
         self._model_id = model_id
         self._workers = workers
-        self._check_inputs = functools.lru_cache(_CACHED_INPUTS)(self._problem_of_inputs)
+        schema = load_schema(model_id)
+        filling = dict.fromkeys(schema.required, _FILLING) if schema else {}
+        self._inputs = InputCheck(model_id, sources.input_name, filling=filling)
         _ = sources.recipe  # refuses a model whose rules for images are unknown
 
     def run(self, rows: Iterable[Row]) -> Iterator[Ready | Unusable]:
@@ -215,8 +221,8 @@ class Preparation:
         """Return the problems of a row that are known before its image is read."""
         if isinstance(row, RowError):
             return _unusable(row, "row", row.message)
-        problem = self._check_inputs(json.dumps(dict(row.inputs), sort_keys=True, default=str))
-        return None if problem is None else _unusable(row, "inputs", problem)
+        problem = self._inputs.problem(row.inputs)
+        return None if problem is None else _unusable(row, "inputs", str(problem))
 
     def _open(self, row: DatasetRow) -> ImageReader | Unusable:
         try:
@@ -226,17 +232,6 @@ class Preparation:
             return reader
         except WanInputError as error:
             return _unusable(row, "address", str(error))
-
-    def _problem_of_inputs(self, inputs: str) -> str | None:
-        """Return the problems with the inputs of a row; the submitting task may supply missing ones."""
-        schema = load_schema(self._model_id)
-        filling = dict.fromkeys(schema.required, _FILLING) if schema else {}
-        image = {self._sources.input_name: "https://storage.googleapis.com/image"}
-        try:
-            validate_inputs(self._model_id, {**filling, **json.loads(inputs), **image})
-        except WanInputError as error:
-            return str(error)
-        return None
 
     def _fingerprint(self, row: DatasetRow, identity: str | None) -> str:
         image = SourceImage(self._sources.input_name, canonical_url(row.image), identity)

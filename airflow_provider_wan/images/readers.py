@@ -19,7 +19,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -207,7 +207,6 @@ class BucketReader:
         self._client = client
         self.facts = facts
         self.address = facts.uri
-        self._md5 = facts.md5
 
     @property
     def size_bytes(self) -> int | None:
@@ -217,9 +216,9 @@ class BucketReader:
     @property
     def identity(self) -> str:
         """The MD5 of the stored bytes."""
-        if self._md5 is None:
-            self._md5 = self._look_up_md5() or self._read_md5()
-        return f"md5:{self._md5}"
+        if self.facts.md5 is None:
+            self.facts = replace(self.facts, md5=self._look_up_md5() or self._read_md5())
+        return f"md5:{self.facts.md5}"
 
     def open(self) -> IO[bytes]:
         """Open it as a seekable file; an object that is stored compressed is read whole."""

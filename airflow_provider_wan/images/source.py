@@ -8,15 +8,18 @@ sent only immediately before a purchase.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_wan.exceptions import WanInputError
+from airflow_provider_wan.exceptions import WanInputError, WanRefusedError
 from airflow_provider_wan.images.check import TooSmall, check, explain
 from airflow_provider_wan.images.codecs import UnusableImageError, check_whole
 from airflow_provider_wan.images.dataset import DatasetRow, PreparedRow, is_prepared_row
@@ -35,7 +38,7 @@ from airflow_provider_wan.images.readers import (
 )
 from airflow_provider_wan.images.signed_urls import DEFAULT_LIFETIME_S, ObjectLinks
 from airflow_provider_wan.images.staging import Recipe, Staged, Staging
-from airflow_provider_wan.model_api.inputs import canonical_url, image_rules
+from airflow_provider_wan.model_api.inputs import canonical_url, image_rules, validate_inputs
 from airflow_provider_wan.model_api.video_spec import SourceImage, VideoSpec, make_video_spec
 
 if TYPE_CHECKING:
@@ -73,23 +76,32 @@ class ImageOptions:
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """A source image, as submissions take it.
+    """The image of one video: identified, and not read before a purchase.
 
-    :param shown: its address as it may be shown and recorded.
-    :param identity: what identifies its content in a fingerprint; None: its address.
-    :param input_name: the model's input that takes its address.
-    :param make_address: checks, fixes, stages and signs the image, and returns the address to send. Call it only
-        immediately before a purchase, and keep the result nowhere.
-    :param inputs: the row's own inputs of the model.
-    :param variation: the row's own.
+    :param row: the row that names it.
+    :param image: the image, which makes the address to send.
     """
 
-    shown: str
-    identity: str | None
-    input_name: str
-    make_address: Callable[[], str] = field(repr=False)
-    inputs: Mapping[str, Any] = field(default_factory=dict)
-    variation: str | None = None
+    row: DatasetRow = field(repr=False)
+    image: SourceImage
+
+    @property
+    def shown(self) -> str:
+        """Its address as it may be shown and recorded."""
+        return self.image.address
+
+    @property
+    def identity(self) -> str | None:
+        """The identity of its content in a fingerprint; None: its address identifies it."""
+        return self.image.identity
+
+    def make_address(self) -> str:
+        """Check, fix, stage and sign the image, and return the address to send.
+
+        Call it only immediately before a purchase, and keep the result nowhere.
+        """
+        assert self.image.make_address is not None
+        return self.image.make_address()
 
     def video_spec(
         self,
@@ -107,9 +119,9 @@ class ImageSource:
         """
         return make_video_spec(
             model_id,
-            {**(inputs or {}), **self.inputs},
-            image=SourceImage(self.input_name, self.shown, self.identity, self.make_address),
-            variation=self.variation or variation,
+            {**(inputs or {}), **self.row.inputs},
+            image=self.image,
+            variation=self.row.variation or variation,
             owner=owner,
         )
 
@@ -174,23 +186,29 @@ class ImageSources:
             )
         return self._recipe
 
-    def open(self, image: str | Mapping[str, Any] | DatasetRow | PreparedRow) -> ImageSource:
-        """Open one image.
+    def open(self, image: str | Mapping[str, Any] | DatasetRow) -> ImageSource:
+        """Identify one image, without reading it where its identity is known.
 
-        :param image: ``gs://``, ``https://`` or a path; a row of a dataset, or a prepared row (also as a dict).
+        :param image: ``gs://``, ``https://`` or a path; a row of a dataset, or a row or a prepared row as a mapping.
         :raises WanInputError: it has another form, or there is no such object or file.
         :raises WanStorageError: the bucket cannot be reached.
         """
-        if isinstance(image, Mapping):
-            image = _row_of(image)
-        if isinstance(image, PreparedRow):
-            return self._open_prepared(image)
-        if isinstance(image, DatasetRow):
-            if image.prepared is not None:
-                return self._open_prepared(image.prepared, image)
-            reader = self.reader_of(image.image, image.known)
-            return self._source(reader, inputs=image.inputs, variation=image.variation)
-        return self._source(self.reader_of(str(image).strip()))
+        row = _row_of(image) if isinstance(image, Mapping) else image
+        if isinstance(row, str):
+            row = DatasetRow(row.strip())
+        if row.prepared is not None:
+            return self.source_of(row, canonical_url(row.prepared.source), row.prepared.identity)
+        reader = self.reader_of(row.image, row.known)
+        identity = reader.identity
+        if isinstance(reader, BucketReader):
+            row = replace(row, known=reader.facts)  # the purchase reads the object that was identified
+        return self.source_of(row, reader.address, identity)
+
+    def source_of(self, row: DatasetRow, shown: str, identity: str | None) -> ImageSource:
+        """Return the source of a row that was identified before."""
+        return ImageSource(
+            row, SourceImage(self.input_name, shown, identity, partial(self._address_to_send, row))
+        )
 
     def reader_of(self, address: str, known: ObjectFacts | None = None) -> ImageReader:
         """Return a reader of an image.
@@ -265,29 +283,10 @@ class ImageSources:
 
     # -- one image -----------------------------------------------------------------------------------------
 
-    def _source(
-        self, reader: ImageReader, *, inputs: Mapping[str, Any] | None = None, variation: str | None = None
-    ) -> ImageSource:
-        return ImageSource(
-            shown=reader.address,
-            identity=reader.identity,
-            input_name=self.input_name,
-            make_address=lambda: self._make_address(reader),
-            inputs=inputs or {},
-            variation=variation,
-        )
-
-    def _open_prepared(self, row: PreparedRow, of: DatasetRow | None = None) -> ImageSource:
-        return ImageSource(
-            shown=canonical_url(row.source),
-            identity=row.identity,
-            input_name=self.input_name,
-            make_address=lambda: self._url_of_prepared(row),
-            inputs=of.inputs if of else row.inputs,
-            variation=of.variation if of else row.variation,
-        )
-
-    def _make_address(self, reader: ImageReader) -> str:
+    def _address_to_send(self, row: DatasetRow) -> str:
+        if row.prepared is not None:
+            return self._url_of_prepared(row.prepared)
+        reader = self.reader_of(row.image, row.known)
         if self.rules is None or not (self.options.check or self.options.staging):
             return self._url_as_it_is(reader)
         if self.options.staging is None:
@@ -358,6 +357,37 @@ class ImageSources:
         return self.link_to(row.staged_uri)
 
 
+class InputCheck:
+    """Validates the inputs of rows, once for each different set of them: most rows differ only in the image.
+
+    :param filling: takes the place of required inputs that a row lacks; default: nothing.
+    """
+
+    def __init__(self, model_id: str, image_field: str, *, filling: Mapping[str, Any] | None = None) -> None:
+        self._model_id = model_id
+        self._image_field = image_field
+        self._filling = filling or {}
+        self._checked: dict[bytes, WanRefusedError | None] = {}
+
+    def problem(self, inputs: Mapping[str, Any]) -> WanRefusedError | None:
+        """Return the problem with the inputs of a row, apart from its image; None if they are valid."""
+        key = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).digest()
+        if key not in self._checked:
+            try:
+                self.validated(inputs, "https://storage.googleapis.com/image")
+                self._checked[key] = None
+            except WanRefusedError as error:
+                self._checked[key] = error
+        return self._checked[key]
+
+    def validated(self, inputs: Mapping[str, Any], address: str) -> dict[str, Any]:
+        """Return the inputs to send.
+
+        :raises WanInputError: an input breaks a rule.
+        """
+        return validate_inputs(self._model_id, {**self._filling, **inputs, self._image_field: address})
+
+
 def check_sent_as_it_is(
     reader: ImageReader, rules: ImageRules, *, too_small: TooSmall = "upscale"
 ) -> ImageFacts:
@@ -408,9 +438,10 @@ def inspect_header(reader: ImageReader) -> ImageFacts:
         return inspect(file, name=reader.address, size_bytes=reader.size_bytes)
 
 
-def _row_of(plain: Mapping[str, Any]) -> PreparedRow | DatasetRow:
+def _row_of(plain: Mapping[str, Any]) -> DatasetRow:
     if is_prepared_row(plain):
-        return PreparedRow.from_dict(plain)
+        row = PreparedRow.from_dict(plain)
+        return DatasetRow(row.source, row.inputs, row.variation, prepared=row)
     given = {name: value for name, value in plain.items() if value not in (None, "")}
     image, variation = given.pop("image", None), given.pop("variation", None)
     if not isinstance(image, str):

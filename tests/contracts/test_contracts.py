@@ -117,8 +117,7 @@ def in_submit_of_an_image(case: Mapping[str, Any]) -> str:
 def in_batch(case: Mapping[str, Any]) -> str:
     row = row_of(case, is_prepared=case["identity"] is not None)
     sources = ImageSources(case["model_id"], storage_client, LOG, image_field=image_field(case))
-    names = {"image_field": image_field(case), "object_name": ""}
-    (one,) = plan_rows(open_rows([row], sources), model_id=case["model_id"], **names).items
+    (one,) = plan_rows(open_rows([row], sources), model_id=case["model_id"], object_name="").items
     return one
 
 
