@@ -84,15 +84,6 @@ def test_a_price_can_be_a_second_s() -> None:
     assert (model["base_price_usd"], model["price_unit"]) == (0.1, "second")
 
 
-def test_models_are_searched_and_paged(client: Client) -> None:
-    everything = client.get("/v1/models").json()
-    assert everything["total"] == len(everything["models"]) >= 3
-    page = client.get("/v1/models", limit=1, offset=1).json()
-    assert page == {"models": everything["models"][1:2], "total": everything["total"]}
-    found = client.get("/v1/models", search="WAN-2-2", category="image-to-video").json()
-    assert [model["model_id"] for model in found["models"]] == [MODEL]
-
-
 def test_the_balance_is_what_is_left_after_charges(client: Client) -> None:
     assert client.get("/prod/v2/balance").json() == {
         "balance_usd": 1000.0,

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from sandbox.tests.api_client import PHOTOS, Client, download, eventually, put_image
+from wan_sandbox.runcomfy.clip import Clip
 from wan_sandbox.runcomfy.videos import encode_video, frame_size
 from wan_sandbox.server import Sandbox
 
@@ -89,29 +90,59 @@ def test_the_same_image_and_inputs_give_the_same_bytes_and_others_do_not(studio:
 def test_a_clip_encoded_anew_is_the_same_byte_for_byte(tmp_path: Path) -> None:
     image = (PHOTOS / "rocket.jpg").read_bytes()
     for name in ("one.mp4", "two.mp4"):
-        encode_video(image, tmp_path / name, resolution="480P", key="k", seconds=0.5)
+        encode_video(image, tmp_path / name, Clip(seconds=0.5, has_audio=True), key="k")
     assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "two.mp4").read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("size", "resolution", "pixels"),
-    [((600, 400), "480P", 310_000), ((400, 900), "480P", 310_000), ((1999, 361), "1080P", 2_070_000)],
+    ("size", "lines", "pixels"),
+    [
+        ((600, 400), 480, 310_000),
+        ((400, 900), 480, 310_000),
+        ((1999, 361), 1080, 2_070_000),
+        ((16, 9), 720, 1280 * 720),
+        ((9, 16), 1440, 2560 * 1440),
+        ((16, 9), 2160, 3840 * 2160),
+    ],
 )
-def test_the_size_follows_resolution_and_aspect_ratio(
-    size: tuple[int, int], resolution: str, pixels: int
-) -> None:
-    width, height = frame_size(*size, resolution)
+def test_the_size_follows_resolution_and_aspect_ratio(size: tuple[int, int], lines: int, pixels: int) -> None:
+    width, height = frame_size(size[0] / size[1], lines)
     assert width % 2 == height % 2 == 0
     assert abs(width * height / pixels - 1) < 0.01
     assert abs((width / height) / (size[0] / size[1]) - 1) < 0.01
 
 
-def test_1080p_gives_the_larger_frame(tmp_path: Path) -> None:
-    image = (PHOTOS / "coffee.jpg").read_bytes()
-    encode_video(image, tmp_path / "a.mp4", resolution="1080P", key="k", seconds=0.1)
+@pytest.mark.parametrize(
+    "clip",
+    [
+        Clip(lines=1080, seconds=0.5),
+        Clip(lines=2160, seconds=3, has_audio=True),
+        Clip(lines=720, seconds=1.5, has_audio=True, aspect=9 / 16, frames_per_second=50),
+        Clip(lines=480, seconds=20),
+    ],
+    ids=["1080p", "4k", "portrait", "long"],
+)
+def test_a_clip_has_the_size_length_rate_and_sound_that_are_asked_for(tmp_path: Path, clip: Clip) -> None:
+    encode_video((PHOTOS / "coffee.jpg").read_bytes(), tmp_path / "a.mp4", clip, key="k")
     with av.open(str(tmp_path / "a.mp4")) as container:
         video = container.streams.video[0]
-        assert abs(video.width * video.height - 2_070_000) < 20_000
+        assert (video.width, video.height) == frame_size(clip.aspect or 600 / 400, clip.lines)
+        assert (video.average_rate, video.frames) == (
+            clip.frames_per_second,
+            clip.seconds * clip.frames_per_second,
+        )
+        assert len(container.streams.audio) == clip.has_audio
+        assert all(stream.duration * stream.time_base == clip.seconds for stream in container.streams)
+        frames = [frame.to_image().resize((24, 16)) for frame in container.decode(video=0)]
+        assert len(frames) == video.frames
+        assert all(a.tobytes() != b.tobytes() for a, b in zip(frames[:20], frames[20:40], strict=False))
+
+
+def test_the_sound_is_not_silent(tmp_path: Path) -> None:
+    clip = Clip(seconds=1, has_audio=True)
+    encode_video((PHOTOS / "coffee.jpg").read_bytes(), tmp_path / "a.mp4", clip, key="k")
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert any(any(bytes(frame.planes[0])) for frame in container.decode(audio=0))
 
 
 def test_without_image_checks_a_video_is_made_all_the_same() -> None:

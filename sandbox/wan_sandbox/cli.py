@@ -109,7 +109,7 @@ def _add_behaviour(group: argparse._ArgumentGroup) -> None:
         "--check-images",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="fetch and check each img_url",
+        help="fetch and check each image",
     )
     add("--link-ttl-seconds", type=float, default=3600.0, help="how long a link to a video is valid")
     add(
@@ -118,7 +118,13 @@ def _add_behaviour(group: argparse._ArgumentGroup) -> None:
         default="state",
         help="answer of /result before the end",
     )
-    add("--model", dest="models", action="append", default=[], help="id of one more model; repeatable")
+    add(
+        "--model",
+        dest="models",
+        action="append",
+        default=[],
+        help="id of one more model, of any input; repeatable",
+    )
     add("--fault", dest="faults", action="append", default=[], help="call:fault[:key=value,...]; repeatable")
     add("--seed", type=int, default=0, help="seed of all random numbers")
 
@@ -127,17 +133,24 @@ def _add_account(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--token", default="sandbox-token", help="the API token")
     add("--balance", dest="balance_usd", type=float, default=1000.0, help="in USD")
-    add("--price", dest="price_usd", type=float, default=0.2, help="of one clip, in USD")
+    add(
+        "--price",
+        dest="price_usd",
+        type=float,
+        default=0.2,
+        help="of one clip of Wan 2.2, in USD; the other models cost in proportion",
+    )
     add(
         "--price-unit",
         choices=("output", "second"),
         default="output",
-        help="unit of the price on the model's page",
+        help="unit of the price on the page of Wan 2.2 and of models of any input",
     )
     add(
         "--price-by-inputs",
-        action="store_true",
-        help="charge by resolution, duration and audio; --price is then only the base on the model's page",
+        action=argparse.BooleanOptionalAction,
+        help="charge by resolution, duration and audio; the price on the model's page is then only a base "
+        "(default: not for Wan 2.2 and models of any input)",
     )
     add("--concurrency", type=int, default=2, help="generations that run at the same time; the rest queues")
     add("--requests-per-second", type=float, help="limit above which calls are answered with 429")

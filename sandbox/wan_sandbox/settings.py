@@ -23,14 +23,16 @@ class Settings:
         ``generation_seconds`` is given.
     :param concurrency: generations of an account that run at the same time; the rest queues.
     :param balance_usd: what an account starts with, in USD.
-    :param price_usd: of one clip, in USD.
-    :param price_by_inputs: charge by resolution, duration and audio; the page's price is then only a base.
-    :param price_unit: how the model's page states the price: ``output`` or ``second``.
+    :param price_usd: of one clip of Wan 2.2, in USD; the other models cost in proportion.
+    :param price_by_inputs: whether to charge by resolution, duration and audio; the page's price is then only a
+        base. Default: no for Wan 2.2 and models of any input, yes for the others.
+    :param price_unit: how the page of Wan 2.2, or of a model of any input, states the price: ``output`` or
+        ``second``.
     :param token: of the account ``default``.
     :param requests_per_second: of an account, over which a call is answered with 429; default: no limit.
     :param submits_per_second: the same for submits alone.
     :param video_bytes: serve a small real MP4 that is padded to exactly this size and encode nothing.
-    :param check_images: fetch each ``img_url`` and look at the image before anything is bought.
+    :param check_images: fetch each image and check it before anything is bought.
     :param link_ttl_seconds: how long a link to a video is valid; asking for the result gives a fresh one.
     :param early_result: what ``/result`` says too early: ``state`` (200 and the state) or ``400005``.
     :param models: ids of further models, which take any input.
@@ -50,7 +52,7 @@ class Settings:
     balance_usd: float = 1000.0
     price_usd: float = 0.2
     price_unit: str = "output"
-    price_by_inputs: bool = False
+    price_by_inputs: bool | None = None
     token: str = "sandbox-token"
     requests_per_second: float | None = None
     submits_per_second: float | None = None

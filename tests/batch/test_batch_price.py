@@ -16,7 +16,7 @@ from tests.batch.batch_support import LOG, addresses, batch, connection, manifes
 from wan_sandbox.server import Sandbox
 
 #: A model of any input, so of clips of any length.
-ANY_LENGTH = "wan-ai/wan-2-5/image-to-video"
+ANY_LENGTH = "sandbox/free-form/any"
 
 
 @pytest.fixture

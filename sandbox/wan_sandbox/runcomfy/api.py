@@ -17,6 +17,7 @@ from wan_sandbox.control.faults import FaultRule
 from wan_sandbox.control.transport import play
 from wan_sandbox.runcomfy.accounts import Account
 from wan_sandbox.runcomfy.api_faults import as_status_fault, error_json
+from wan_sandbox.runcomfy.catalog import Model
 from wan_sandbox.runcomfy.generations import Generation, Phase
 from wan_sandbox.runcomfy.input_checks import check_inputs, detail
 from wan_sandbox.runcomfy.pictures import BadPictureError, Picture
@@ -88,6 +89,7 @@ class Api:
         add("GET", "/v1/requests/{request_id}/result", self._call("result", self._result))
         add("POST", "/v1/requests/{request_id}/cancel", self._call("cancel", self._cancel))
         add("GET", "/v1/models", self._call("models", self._models))
+        add("GET", "/v1/models/categories", self._call("models", self._categories))
         add("POST", "/v1/models/{model_id:.+}", self._call("submit", self._submit))
         add("GET", "/v1/models/{model_id:.+}", self._call("model", self._model))
         add("GET", "/prod/v2/balance", self._call("balance", self._balance))
@@ -129,7 +131,9 @@ class Api:
             return Call(request, name, request.path_qs)
         raw = await request.read()
         model_id = request.match_info["model_id"]
-        entry = self._world.ledger.see_submit(inputs=_json_object(raw) or {}, model_id=model_id)
+        inputs, model = _json_object(raw) or {}, self._world.catalog.find(model_id)
+        image = next((url for _, url in model.images(inputs)), None) if model else None
+        entry = self._world.ledger.see_submit(inputs=inputs, model_id=model_id, image=image)
         subject = {"prompt": entry["prompt"], "img_url": entry["img_url"]}
         return Call(request, name, hashlib.sha256(raw).hexdigest(), subject, entry=entry)
 
@@ -179,26 +183,28 @@ class Api:
         inputs = _json_object(await call.request.read())
         if inputs is None:
             raise Refusal(422, body={"detail": [detail("", "Input should be a valid JSON object", "json")]})
-        problems = check_inputs(inputs, model.input_schema) if model.input_schema else []
+        problems = check_inputs(inputs, model.schema) if model.schema else []
         if problems:
             raise Refusal(422, body={"detail": problems})
-        picture = await self._look_at(inputs, model.image_rules)
+        pictures = await self._look_at(model, inputs)
         # Nothing may be awaited from here on: the money is looked at and promised in one go.
         account.lane.advance()
-        if not account.can_pay(world.prices.of(model.model_id, inputs, model.input_schema)):
+        if not account.can_pay(world.price_micro(model, inputs)):
             raise Refusal(400, 400002)
-        generation = world.buy(account, model, inputs, picture)
+        generation = world.buy(account, model, inputs, pictures)
         call.entry.update(outcome="accepted", request_id=generation.request_id)
         return self._submitted(call, generation)
 
-    async def _look_at(self, inputs: Mapping[str, Any], rules: Mapping[str, Any]) -> Picture | None:
-        url = inputs.get("img_url")
-        if not self._world.settings.check_images or not isinstance(url, str):
-            return None
-        try:
-            return await self._world.pictures.look_at(url, rules)
-        except BadPictureError as bad:
-            raise Refusal(422, body={"detail": [detail("img_url", str(bad), "image")]}) from bad
+    async def _look_at(self, model: Model, inputs: Mapping[str, Any]) -> list[Picture]:
+        if not self._world.settings.check_images:
+            return []
+        pictures = []
+        for name, url in model.images(inputs):
+            try:
+                pictures.append(await self._world.pictures.look_at(url, model.image_rules[name]))
+            except BadPictureError as bad:
+                raise Refusal(422, body={"detail": [detail(name, str(bad), "image")]}) from bad
+        return pictures
 
     def _submitted(self, call: Call, generation: Generation) -> web.StreamResponse:
         body: dict[str, Any] = {"request_id": generation.request_id}
@@ -248,7 +254,7 @@ class Api:
         model = self._world.catalog.find(call.request.match_info["model_id"])
         if model is None:
             raise Refusal(400, 400001)
-        return web.json_response(model.to_json(**self._price()))
+        return web.json_response(self._page(model))
 
     async def _models(self, call: Call, account: Account) -> web.StreamResponse:
         query = call.request.query
@@ -259,16 +265,22 @@ class Api:
             raise Refusal(
                 422, body={"detail": [detail("limit", "Input should be an integer", "int")]}
             ) from None
-        page = [model.to_json(**self._price()) for model in found[max(0, first) : max(0, first) + count]]
-        return web.json_response({"models": page, "total": len(found)})
+        with_schema = query.get("include_schema", "").lower() == "true"
+        shown = found[max(0, first) : max(0, first) + count]
+        pages = [self._page(model, with_schema=with_schema) for model in shown]
+        return web.json_response({"models": pages, "total": len(found)})
 
-    def _price(self) -> dict[str, Any]:
+    async def _categories(self, call: Call, account: Account) -> web.StreamResponse:
+        return web.json_response({"categories": self._world.catalog.categories()})
+
+    def _page(self, model: Model, *, with_schema: bool = True) -> dict[str, Any]:
         prices = self._world.prices
-        return {
-            "price_usd": prices.base_micro / 1e6,
-            "price_unit": self._world.settings.price_unit,
-            "is_base": prices.by_inputs,
-        }
+        return model.to_json(
+            price_usd=prices.base_usd(model),
+            price_unit=self._world.settings.price_unit,
+            is_base=prices.is_by_inputs(model),
+            with_schema=with_schema,
+        )
 
     async def _balance(self, call: Call, account: Account) -> web.StreamResponse:
         account.lane.advance()

@@ -1,61 +1,100 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models that the sandbox offers: those with a schema file, and some that take any input."""
+"""The models that the sandbox offers, and their pages in RunComfy's schema dialect.
+
+Inside, a model's inputs are a JSON schema with the keyword ``x-image``, as in the provider's bundled schema of Wan
+2.2; the page is a translation of it. So what the page cannot say (formats, alpha) is enforced all the same.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from typing import Any
 
-from wan_sandbox.runcomfy.prices import BASE_SECONDS
+from wan_sandbox.runcomfy.clip import BASE_SECONDS
+from wan_sandbox.runcomfy.models import table
+from wan_sandbox.runcomfy.pictures import ImageRules
 
-_SCHEMAS = "wan_sandbox"
-#: Taken with any input, as the provider takes models that it has no schema of.
-_FREE_FORM = ("wan-ai/wan-2-5/image-to-video", "wan-ai/wan-2-2/text-to-video", "sandbox/free-form/any")
-_EXAMPLE_INPUTS = {"type": "object", "properties": {"prompt": {"type": "string"}}}
+_WAN_22 = "wan-ai--wan-2-2--image-to-video.json"
+#: Taken with any input; their pages have no schema.
+_FREE_FORM = ("wan-ai/wan-2-2/text-to-video", "sandbox/free-form/any")
+#: Keywords of the schemas here that RunComfy's pages do not use.
+_NOT_ON_PAGES = ("pattern", "minLength")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Model:
     """One model of the catalogue.
 
-    :param input_schema: what its inputs are checked by; None takes any.
+    :param schema: what its inputs are checked by; None takes any.
+    :param output_shape: form of the output of its results.
+    :param price_factor: its base price, relative to that of Wan 2.2.
+    :param price_unit: ``output`` or ``second``; None for the setting of the sandbox.
+    :param price_by_inputs: whether the inputs decide what is charged, unless the sandbox is set otherwise.
     """
 
     model_id: str
     display_name: str
-    category: str
-    input_schema: Mapping[str, Any] | None = None
+    schema: Mapping[str, Any] | None = None
+    output_shape: str = "video"
+    price_factor: float = 1.0
+    price_unit: str | None = None
+    price_by_inputs: bool = False
 
     @property
-    def image_rules(self) -> Mapping[str, Any]:
-        """Rules for the image in ``img_url``; empty where there are none."""
-        properties = (self.input_schema or {}).get("properties", {})
-        rules: Mapping[str, Any] = properties.get("img_url", {}).get("x-image", {})
-        return rules
+    def categories(self) -> tuple[str, ...]:
+        """The task that the model's id names, such as ``image-to-video``."""
+        return tuple(part for part in self.model_id.split("/") if part.endswith("-to-video")) or ("video",)
 
-    def to_json(self, *, price_usd: float, price_unit: str, is_base: bool = False) -> dict[str, Any]:
+    @cached_property
+    def image_rules(self) -> Mapping[str, ImageRules]:
+        """Rules for the image of each field that takes one."""
+        if self.schema is None:
+            return {"img_url": ImageRules()}
+        properties: Mapping[str, Any] = self.schema["properties"]
+        return {
+            name: ImageRules.from_json(rules["x-image"])
+            for name, rules in properties.items()
+            if "x-image" in rules
+        }
+
+    def images(self, inputs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield (field, address) for each image of a request."""
+        for name in self.image_rules:
+            value = inputs.get(name)
+            yield from ((name, url) for url in (value if isinstance(value, list) else [value]) if url)
+
+    def to_json(
+        self, *, price_usd: float, price_unit: str, is_base: bool = False, with_schema: bool = True
+    ) -> dict[str, Any]:
         """Return the model's page.
 
         :param price_usd: base price of one clip of five seconds.
-        :param price_unit: ``output`` or ``second``.
+        :param price_unit: of a model that has no unit of its own: ``output`` or ``second``.
         :param is_base: the inputs decide what is charged, and the page says so.
         """
-        per_unit = price_usd / BASE_SECONDS if price_unit == "second" else price_usd
-        note = f"Sandbox money: {per_unit:g} USD per {price_unit}. Nothing is really charged."
+        unit = self.price_unit or price_unit
+        per_unit = price_usd / BASE_SECONDS if unit == "second" else price_usd
+        note = f"Sandbox money: {per_unit:g} USD per {unit}. Nothing is really charged."
         if is_base:
             note += " This is a base: resolution, duration and audio change what is charged."
-        return {
+        page = {
             "model_id": self.model_id,
             "display_name": self.display_name,
-            "category": self.category,
+            "kind": "video",
+            "categories": list(self.categories),
+            "required_inputs": list((self.schema or {}).get("required", ())),
             "base_price_usd": round(per_unit, 6),
-            "price_unit": price_unit,
+            "price_unit": unit,
             "pricing_note": note,
-            "input_schema": self.input_schema or _EXAMPLE_INPUTS,
+            "model_url": f"https://www.runcomfy.com/models/{self.model_id}",
         }
+        if with_schema:
+            page["input_schema"] = None if self.schema is None else page_schema(self.schema)
+        return page
 
 
 class Catalog:
@@ -65,9 +104,9 @@ class Catalog:
     """
 
     def __init__(self, more: Iterable[str] = ()) -> None:
-        models = [*_models_with_schema(), *(_free_form(model_id) for model_id in (*_FREE_FORM, *more))]
+        free_form = (Model(model_id, f"{model_id} (any input)") for model_id in (*_FREE_FORM, *more))
         self._models: dict[str, Model] = {}
-        for model in models:
+        for model in (_wan_22(), *_models_of_the_table(), *free_form):
             self._models.setdefault(model.model_id, model)
 
     def find(self, model_id: str) -> Model | None:
@@ -80,21 +119,55 @@ class Catalog:
             model
             for model in self._models.values()
             if text.lower() in f"{model.model_id} {model.display_name}".lower()
-            and category in {"", model.category}
+            and (not category or category in model.categories)
         ]
 
-
-def _models_with_schema() -> list[Model]:
-    """Read each schema file."""
-    models = []
-    for file in sorted((resources.files(_SCHEMAS) / "schemas").iterdir(), key=lambda file: file.name):
-        if file.name.endswith(".json"):
-            schema = json.loads(file.read_text(encoding="utf-8"))
-            model_id = str(schema["x-model-id"])
-            name = str(schema.get("title", model_id))
-            models.append(Model(model_id, name, model_id.rpartition("/")[2], schema))
-    return models
+    def categories(self) -> list[str]:
+        """Return the categories of all models, sorted."""
+        return sorted({category for model in self._models.values() for category in model.categories})
 
 
-def _free_form(model_id: str) -> Model:
-    return Model(model_id, f"{model_id} (any input)", model_id.rpartition("/")[2])
+def _wan_22() -> Model:
+    file = resources.files("wan_sandbox") / "schemas" / _WAN_22
+    schema = json.loads(file.read_text(encoding="utf-8"))
+    return Model(schema["x-model-id"], schema["title"], schema)
+
+
+def _models_of_the_table() -> Iterator[Model]:
+    for entry in table():
+        schema = {"type": "object", "properties": entry.fields, "required": list(entry.required)}
+        yield Model(
+            entry.model_id,
+            entry.name,
+            schema,
+            output_shape=entry.output_shape,
+            price_factor=entry.price_factor,
+            price_unit=entry.price_unit,
+            price_by_inputs=True,
+        )
+
+
+def page_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate a schema into RunComfy's dialect.
+
+    Image rules become ``validations``, or text of the description where the dialect has no rule for them.
+    """
+    fields = {name: _page_field(rules) for name, rules in schema["properties"].items()}
+    return {"type": "object", "properties": fields, "required": list(schema["required"])}
+
+
+def _page_field(rules: Mapping[str, Any]) -> dict[str, Any]:
+    field = {
+        name: value
+        for name, value in rules.items()
+        if name not in _NOT_ON_PAGES and not name.startswith("x-")
+    }
+    image = rules.get("x-image", {})
+    if "formats" in image:
+        field["description"] += f" {ImageRules.from_json(image).formats_text}."
+    if image and not image.get("in_text_only"):
+        field["validations"] = [
+            {"validation_rule": rule, "validation_value": value, "validation_error": message}
+            for rule, value, message in ImageRules.from_json(image).validations()
+        ]
+    return field

@@ -17,6 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from wan_sandbox.runcomfy.clip import Clip
 from wan_sandbox.runcomfy.clock import Clock
 
 
@@ -41,7 +42,10 @@ class Generation:
 
     :param seconds: how long it runs, in sandbox time.
     :param fate: fault of the call ``generation`` that was chosen when it was bought, if any.
-    :param image: identity of the picture (sha256), if it was looked at, and where its file is.
+    :param img_url: address of its first image, whatever the model calls the field.
+    :param clip: what its inputs ask for.
+    :param video_key: stands for what determines the bytes of its video.
+    :param image_path: file of its first image, if it was fetched and kept.
     """
 
     request_id: str
@@ -51,9 +55,12 @@ class Generation:
     seconds: float
     submitted_at: float
     price_micro: int
+    clip: Clip = field(default_factory=Clip)
+    img_url: str | None = None
+    output_shape: str = "video"
+    video_key: str = ""
     fate: str = ""
     fate_params: Mapping[str, Any] = field(default_factory=dict)
-    image: str | None = None
     image_path: Path | None = None
     phase: Phase = Phase.QUEUED
     number: int = -1
@@ -73,7 +80,7 @@ class Generation:
 
     def subject(self) -> dict[str, str]:
         """Return the texts by which a fault rule can be limited."""
-        return {name: str(self.inputs.get(name, "")) for name in ("prompt", "img_url")}
+        return {"prompt": str(self.inputs.get("prompt", "")), "img_url": str(self.img_url or "")}
 
     def to_json(self) -> dict[str, Any]:
         """Return it as the ledger shows it."""
@@ -83,7 +90,7 @@ class Generation:
             "account": self.account,
             "model_id": self.model_id,
             "inputs": inputs,
-            "img_url": inputs.get("img_url"),
+            "img_url": _short(self.img_url),
             "prompt": inputs.get("prompt"),
             "at": self.submitted_at,
             "started_at": self.started_at,

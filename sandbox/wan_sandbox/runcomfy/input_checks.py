@@ -11,6 +11,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
     "number": (int, float),
+    "float": (int, float),
     "boolean": (bool,),
     "array": (list,),
     "object": (dict,),
@@ -23,23 +24,27 @@ def detail(field: str, message: str, kind: str) -> dict[str, Any]:
     return {"loc": ["body", field], "msg": message, "type": kind}
 
 
-def check_inputs(inputs: Mapping[str, Any], schema: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the violations of the schema, one entry each; an empty list is a pass."""
+def check_inputs(
+    inputs: Mapping[str, Any], schema: Mapping[str, Any], *, inside: str = ""
+) -> list[dict[str, Any]]:
+    """Return the violations of the schema, one entry each; an empty list is a pass.
+
+    :param inside: name of the field that the inputs are part of, with a dot.
+    """
     properties: Mapping[str, Any] = schema.get("properties", {})
     found = [
-        detail(name, "Field required", "missing")
+        detail(inside + name, "Field required", "missing")
         for name in schema.get("required", ())
         if inputs.get(name) is None
     ]
     for name, value in inputs.items():
-        if name in properties:
-            found += [
-                detail(name, message, kind)
-                for message, kind in _problems(value, properties[name])
-                if value is not None
-            ]
-        elif schema.get("additionalProperties", True) is False:
-            found.append(detail(name, "Extra inputs are not permitted", "extra_forbidden"))
+        if name not in properties:
+            found.append(detail(inside + name, "Extra inputs are not permitted", "extra_forbidden"))
+        elif value is not None:
+            rules = properties[name]
+            found += [detail(inside + name, message, kind) for message, kind in _problems(value, rules)]
+            if isinstance(value, dict):
+                found += check_inputs(value, rules, inside=f"{inside}{name}.")
     return found
 
 
@@ -55,6 +60,8 @@ def _problems(value: Any, rules: Mapping[str, Any]) -> Iterator[tuple[str, str]]
         yield f"Input should be {rules['const']!r}", "literal_error"
     if isinstance(value, str):
         yield from _text_problems(value, rules)
+    elif isinstance(value, list):
+        yield from _list_problems(value, rules)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield from _number_problems(value, rules)
 
@@ -74,6 +81,15 @@ def _text_problems(text: str, rules: Mapping[str, Any]) -> Iterator[tuple[str, s
         yield said.get("minLength", least), "string_too_short"
     if "pattern" in rules and not re.search(rules["pattern"], text):
         yield said.get("pattern", f"String should match {rules['pattern']!r}"), "string_pattern_mismatch"
+
+
+def _list_problems(values: list[Any], rules: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if len(values) > rules.get("maxItems", len(values)):
+        yield f"List should have at most {rules['maxItems']} items", "too_long"
+    if len(values) < rules.get("minItems", 0):
+        yield f"List should have at least {rules['minItems']} items", "too_short"
+    if str(rules.get("format")).endswith("_uris") and not all(isinstance(value, str) for value in values):
+        yield "Each item should be a valid string", "string_type"
 
 
 def _number_problems(number: float, rules: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

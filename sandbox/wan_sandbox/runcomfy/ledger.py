@@ -32,13 +32,13 @@ class Ledger:
         #: (call, request) -> (real time before which it must not be made again, the header)
         self._not_before: dict[tuple[str, str], tuple[float, str]] = {}
 
-    def see_submit(self, *, inputs: Mapping[str, Any], model_id: str) -> dict[str, Any]:
+    def see_submit(self, *, inputs: Mapping[str, Any], model_id: str, image: str | None) -> dict[str, Any]:
         """Record a POST; its outcome is filled in later."""
         entry = {
             "at": time.time(),
             "account": None,
             "model_id": model_id,
-            "img_url": str(inputs.get("img_url", ""))[:2000],
+            "img_url": str(image or "")[:2000],
             "prompt": str(inputs.get("prompt", ""))[:2000],
             "outcome": "seen",
             "request_id": None,

@@ -10,7 +10,7 @@ import hashlib
 import io
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,63 @@ from PIL import Image
 
 _FETCH_TIMEOUT = aiohttp.ClientTimeout(total=30, connect=5, sock_read=10)
 _REMEMBERED = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRules:
+    """What a model asks of an image; the default asks only for an image that can be read.
+
+    :param formats: format names as Pillow has them; empty for any.
+    :param alpha: whether an alpha channel is accepted.
+    :param min_side_px: the least width and height.
+    :param max_side_px: the greatest width and height.
+    :param min_aspect: the least ratio of width to height.
+    :param max_aspect: the greatest ratio of width to height.
+    :param max_size_bytes_exclusive: the file must be smaller.
+    """
+
+    formats: tuple[str, ...] = ()
+    alpha: bool = True
+    min_side_px: int | None = None
+    max_side_px: int | None = None
+    min_aspect: float | None = None
+    max_aspect: float | None = None
+    max_size_bytes_exclusive: int = 64 << 20
+
+    @classmethod
+    def from_json(cls, rules: Mapping[str, Any]) -> ImageRules:
+        """Read the keyword ``x-image`` of a schema."""
+        known = {name: value for name, value in rules.items() if name in cls.__slots__}
+        return cls(**{**known, "formats": tuple(rules.get("formats", ()))})
+
+    @property
+    def formats_text(self) -> str:
+        """The formats in words."""
+        *most, last = self.formats
+        return f"{', '.join(most)} or {last}{'' if self.alpha else ' without alpha'}"
+
+    @property
+    def size_text(self) -> str:
+        """The rule for the size of the file in words."""
+        return f"the file must be smaller than {self.max_size_bytes_exclusive / 1e6:g} MB"
+
+    def validations(self) -> Iterator[tuple[str, float, str]]:
+        """Yield (rule, value, message) as a model's page has them; a side or ratio at its limit is accepted."""
+        if self.max_size_bytes_exclusive != 64 << 20:
+            yield "file_size_mb<", self.max_size_bytes_exclusive / 1e6, self.size_text
+        for sign, side_px, side_text in (
+            ("<", self.max_side_px, "must not exceed"),
+            (">", self.min_side_px, "must be at least"),
+        ):
+            if side_px is not None:
+                for side in ("width_pixels", "height_pixels"):
+                    yield f"{side}{sign}", side_px, f"width and height {side_text} {side_px} px"
+        for sign, ratio, ratio_text in (
+            ("<", self.max_aspect, "must not exceed"),
+            (">", self.min_aspect, "must be at least"),
+        ):
+            if ratio is not None:
+                yield f"width/height{sign}", ratio, f"width divided by height {ratio_text} {ratio:g}"
 
 
 class BadPictureError(Exception):
@@ -58,7 +115,7 @@ class PictureDesk:
         self._keep = keep
         self._session: aiohttp.ClientSession | None = None
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="sandbox-picture")
-        self._remembered: OrderedDict[str, _Remembered] = OrderedDict()
+        self._remembered: OrderedDict[tuple[str, ImageRules], _Remembered] = OrderedDict()
 
     async def close(self) -> None:
         """End the connections and the threads."""
@@ -66,16 +123,16 @@ class PictureDesk:
             await self._session.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def look_at(self, url: str, rules: Mapping[str, Any]) -> Picture:
+    async def look_at(self, url: str, rules: ImageRules) -> Picture:
         """Fetch an image and hold it against the rules of the model.
 
         :raises BadPictureError: it cannot be fetched, or breaks a rule.
         """
         if url.startswith("data:"):
             return await self._judge(_of_data_uri(url), rules)
-        known = self._remembered.get(url)
+        known = self._remembered.get((url, rules))
         try:
-            etag, data = await self._fetch(url, known.etag if known else "", _limit(rules))
+            etag, data = await self._fetch(url, known.etag if known else "", rules.max_size_bytes_exclusive)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise BadPictureError(f"the image cannot be fetched: {type(error).__name__}") from error
         if data is None and known is not None:
@@ -86,7 +143,7 @@ class PictureDesk:
             picture, problem = None, str(error)
         verdict = _Remembered(etag, picture, problem)
         if etag:
-            self._remembered[url] = verdict
+            self._remembered[(url, rules)] = verdict
             if len(self._remembered) > _REMEMBERED:
                 self._remembered.popitem(last=False)
         return _answer(verdict)
@@ -111,7 +168,7 @@ class PictureDesk:
                 data += chunk
             return answer.headers.get("ETag", ""), bytes(data)
 
-    async def _judge(self, data: bytes, rules: Mapping[str, Any]) -> Picture:
+    async def _judge(self, data: bytes, rules: ImageRules) -> Picture:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._threads, judge_image, data, rules)
         sha256 = hashlib.sha256(data).hexdigest()
@@ -127,10 +184,6 @@ def _answer(verdict: _Remembered) -> Picture:
     return verdict.picture
 
 
-def _limit(rules: Mapping[str, Any]) -> int:
-    return int(rules.get("max_size_bytes_exclusive", 64 << 20))
-
-
 def _of_data_uri(uri: str) -> bytes:
     head, _, text = uri.partition(",")
     if not head.endswith(";base64"):
@@ -141,19 +194,18 @@ def _of_data_uri(uri: str) -> bytes:
         raise BadPictureError("the image is a data: URI that cannot be decoded") from error
 
 
-def judge_image(data: bytes, rules: Mapping[str, Any]) -> None:
-    """Check a file against the image rules of a model's schema.
+def judge_image(data: bytes, rules: ImageRules) -> None:
+    """Check a file against the image rules of a model.
 
-    :param rules: the schema's ``x-image``; an empty mapping only asks for an image that can be read.
     :raises BadPictureError: which rule is broken, and by what.
     """
-    if len(data) >= _limit(rules):
-        raise _broken(rules, "max_size_bytes_exclusive", f"it has {len(data)} bytes or more")
+    if len(data) >= rules.max_size_bytes_exclusive:
+        raise BadPictureError(f"{rules.size_text}: it has {len(data)} bytes or more")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
-                _hold_against(image, rules)
+                _check_header(image, rules)
                 image.load()
     except BadPictureError:
         raise
@@ -161,19 +213,17 @@ def judge_image(data: bytes, rules: Mapping[str, Any]) -> None:
         raise BadPictureError(f"the file is no image that can be read: {type(error).__name__}") from error
 
 
-def _hold_against(image: Image.Image, rules: Mapping[str, Any]) -> None:
-    formats = rules.get("formats", ())
-    if formats and image.format not in formats:
-        raise _broken(rules, "formats", f"it is {image.format}")
-    if rules.get("alpha") is False and image.has_transparency_data:
-        raise _broken(rules, "alpha", f"its mode is {image.mode}")
-    size = f"it is {image.width} x {image.height} px"
-    if min(image.size) < rules.get("min_side_px", 1):
-        raise _broken(rules, "min_side_px", size)
-    if max(image.size) > rules.get("max_side_px", 1 << 30):
-        raise _broken(rules, "max_side_px", size)
-
-
-def _broken(rules: Mapping[str, Any], name: str, what: str) -> BadPictureError:
-    """Return the message for a violated rule, in the words of the schema."""
-    return BadPictureError(f"{rules.get('messages', {}).get(name, f'{name}: {rules.get(name)}')}: {what}")
+def _check_header(image: Image.Image, rules: ImageRules) -> None:
+    if rules.formats and image.format not in rules.formats:
+        raise BadPictureError(f"the image must be a {rules.formats_text} file: it is {image.format}")
+    if not rules.alpha and image.has_transparency_data:
+        raise BadPictureError(f"the image must not have an alpha channel: its mode is {image.mode}")
+    values = {
+        "width_pixels": image.width,
+        "height_pixels": image.height,
+        "width/height": image.width / image.height,
+    }
+    for rule, limit, message in rules.validations():
+        value = values.get(rule[:-1], limit)
+        if value > limit if rule.endswith("<") else value < limit:
+            raise BadPictureError(f"{message}: it is {image.width} x {image.height} px")

@@ -124,7 +124,8 @@ def _add_output(
     faults = (rule.fault if rule else "", generation.fate)
     if "no_output" in faults:
         return
-    shape, count, suffix = "video", 1, "mp4"
+    shape, count = generation.output_shape, 1
+    suffix = "mp4" if shape in {"video", "videos", "both"} else "none"
     for fault, params in (
         (generation.fate, generation.fate_params),
         (faults[0], rule.params if rule else {}),

@@ -8,7 +8,7 @@ import hashlib
 import json
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from wan_sandbox.runcomfy import videos
+from wan_sandbox.runcomfy.catalog import Model
+from wan_sandbox.runcomfy.clip import Clip
 
 CHUNK_BYTES = 256 * 1024
 _ZEROS = bytes(CHUNK_BYTES)
 _LABEL_BYTES = 160
 _LARGEST_SHORT_BOX = 0xFFFF_FFFF
+#: The small clips are five seconds long, and as small as a thumbnail.
+_TINY = Clip(lines=0)
 
 
 class Video(Protocol):
@@ -113,7 +117,7 @@ def small_webm() -> bytes:
     with tempfile.TemporaryDirectory(prefix="wan-sandbox-") as folder:
         path = Path(folder) / "small.webm"
         picture = videos.placeholder_image("small", size=(96, 64))
-        videos.encode_video(picture, path, resolution="tiny", key="small", container="webm")
+        videos.encode_video(picture, path, _TINY, key="small", container="webm")
         return path.read_bytes()
 
 
@@ -123,7 +127,7 @@ def small_video() -> bytes:
     with tempfile.TemporaryDirectory(prefix="wan-sandbox-") as folder:
         path = Path(folder) / "small.mp4"
         picture = videos.placeholder_image("small", size=(96, 64))
-        videos.encode_video(picture, path, resolution="tiny", key="small")
+        videos.encode_video(picture, path, _TINY, key="small")
         return path.read_bytes()
 
 
@@ -132,12 +136,13 @@ def smallest_padded_bytes(video: bytes) -> int:
     return len(video) + 16 + _LABEL_BYTES
 
 
-def inputs_key(model_id: str, inputs: Mapping[str, Any], image: str | None, index: int = 0) -> str:
-    """Return a key of what determines a video's bytes: model, image and inputs, not the image's address."""
-    asked = {name: value for name, value in inputs.items() if name != "img_url"}
-    if image is None:
-        asked["img_url"] = str(inputs.get("img_url", ""))
-    text = json.dumps([model_id, image, asked, index], sort_keys=True, default=str)
+def inputs_key(model: Model, inputs: Mapping[str, Any], images: Sequence[str]) -> str:
+    """Return a key of what determines a video's bytes: model, images and inputs, not the images' addresses.
+
+    :param images: digests of the images; empty where none was fetched.
+    """
+    asked = {name: value for name, value in inputs.items() if name not in model.image_rules or not images}
+    text = json.dumps([model.model_id, images, asked], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -164,33 +169,31 @@ class Studio:
         """Whether a video takes time to make."""
         return self._padded_bytes is None
 
-    def order(
-        self, key: str, *, image: Path | None, resolution: str, on_done: Callable[[bool], None]
-    ) -> None:
+    def order(self, key: str, *, image: Path | None, clip: Clip, on_done: Callable[[bool], None]) -> None:
         """Start to encode a video; ``on_done`` hears whether it worked."""
-        job = self._job(key, image, resolution)
+        job = self._job(key, image, clip)
         if job.done():
             on_done(job.exception() is None)
         else:
             job.add_done_callback(lambda done: on_done(not done.cancelled() and done.exception() is None))
 
-    async def video(self, key: str, *, label: str, image: Path | None, resolution: str) -> Video:
+    async def video(self, key: str, *, label: str, image: Path | None, clip: Clip) -> Video:
         """Return a video as soon as it is encoded."""
         if self._padded_bytes is not None:
             return PaddedVideo(self._small, self._padded_bytes, label)
-        return await asyncio.shield(self._job(key, image, resolution))
+        return await asyncio.shield(self._job(key, image, clip))
 
-    def _job(self, key: str, image: Path | None, resolution: str) -> asyncio.Future[FileVideo]:
+    def _job(self, key: str, image: Path | None, clip: Clip) -> asyncio.Future[FileVideo]:
         job = self._jobs.get(key)
         if job is None:
             loop = asyncio.get_running_loop()
-            job = self._jobs[key] = loop.run_in_executor(self._threads, self._encode, key, image, resolution)
+            job = self._jobs[key] = loop.run_in_executor(self._threads, self._encode, key, image, clip)
         return job
 
-    def _encode(self, key: str, image: Path | None, resolution: str) -> FileVideo:
+    def _encode(self, key: str, image: Path | None, clip: Clip) -> FileVideo:
         path = self._folder / f"{key}.mp4"
         picture = image.read_bytes() if image is not None else videos.placeholder_image(key)
-        videos.encode_video(picture, path, resolution=resolution, key=key)
+        videos.encode_video(picture, path, clip, key=key)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileVideo(path, path.stat().st_size, digest[:32])

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encodes real videos: a slow pan and zoom over the image that was sent, in the format of Wan 2.2.
+"""Encodes real videos: a slow pan and zoom over the image that was sent.
 
-H.264, yuv420p, 30 frames a second, five seconds, silent, index in front. The same image and inputs give the
-same bytes. The image is scaled as luma and chroma planes, not as RGB: half of the work.
+H.264, yuv420p, index in front, with the size, length, frame rate and sound that were asked for. The same image and
+inputs give the same bytes. The image is scaled as luma and chroma planes, not as RGB: half of the work. A clip of
+more pixels than 720p for five seconds repeats a shorter move, forth and back: the encoded packets are written again.
 """
 
 from __future__ import annotations
 
+import array
 import hashlib
 import io
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,10 +19,21 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-FRAMES_PER_SECOND = 30
-SECONDS = 5
-#: Pixels of a frame, by resolution (the model keeps the aspect ratio of the image).
-PIXELS = {"480P": 310_000, "1080P": 2_070_000, "tiny": 4_096}
+from wan_sandbox.runcomfy.clip import Clip
+
+#: Pixels of a frame, by number of lines (the model keeps the aspect ratio of the image).
+_PIXELS = {
+    0: 4_096,
+    480: 310_000,
+    720: 921_600,
+    768: 1_049_000,
+    1080: 2_070_000,
+    1440: 3_686_400,
+    2160: 8_294_400,
+}
+#: Pixels that are encoded for one clip, at most: about three seconds of CPU.
+_MOST_PIXELS = 140_000_000
+_AUDIO_RATE, _AUDIO_FRAME = 44_100, 1024
 
 #: By container: the codec, its options, those of the file.
 _CODECS = {
@@ -29,10 +43,11 @@ _CODECS = {
 _BT601, _VIDEO_RANGE = 6, 1  # FFmpeg's numbers
 
 
-def frame_size(width: int, height: int, resolution: str) -> tuple[int, int]:
-    """Return the size of a video, both sides even: the image's aspect ratio at the resolution's number of pixels."""
-    scale = (PIXELS.get(resolution, PIXELS["480P"]) / (width * height)) ** 0.5
-    return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
+def frame_size(aspect: float, lines: int) -> tuple[int, int]:
+    """Return the size of a video, both sides even: an aspect ratio at the number of pixels of a resolution."""
+    pixels = next((pixels for known, pixels in _PIXELS.items() if lines <= known), _PIXELS[2160])
+    width = (pixels * aspect) ** 0.5
+    return max(2, 2 * round(width / 2)), max(2, 2 * round(width / aspect / 2))
 
 
 def placeholder_image(key: str, *, size: tuple[int, int] = (640, 480)) -> bytes:
@@ -71,50 +86,78 @@ def _move_of(key: bytes) -> _Move:
     return _Move(wide, close) if digest[3] % 2 else _Move(close, wide)
 
 
-def encode_video(
-    image: bytes,
-    path: Path,
-    *,
-    resolution: str,
-    key: str,
-    seconds: float = SECONDS,
-    container: str = "mp4",
-) -> None:
+def encode_video(image: bytes, path: Path, clip: Clip, *, key: str, container: str = "mp4") -> None:
     """Encode a clip over an image into a file; takes about a second of CPU at 480P, so call it in a thread.
 
     :param image: the file that was sent, in any format that Pillow reads.
     :param path: appears when the clip is whole. A file, for the index can only be moved to the front there.
-    :param resolution: ``480P`` or ``1080P``.
+    :param clip: what is asked for.
     :param key: stands for the inputs; chooses the camera move.
     :param container: ``mp4`` (H.264) or ``webm`` (VP8).
     :raises ModuleNotFoundError: PyAV is missing.
     """
+    import av
+
     with Image.open(io.BytesIO(image)) as opened:
         picture = ImageOps.exif_transpose(opened).convert("RGB")
-    size = frame_size(*picture.size, resolution)
+    size = frame_size(clip.aspect or picture.width / picture.height, clip.lines)
+    if clip.aspect:
+        picture = ImageOps.fit(picture, size)
     part = path.with_suffix(".part")
-    frames = round(seconds * FRAMES_PER_SECOND)
-    _encode(picture, part, container=container, size=size, move=_move_of(key.encode()), frames=frames)
+    codec, codec_options, file_options = _CODECS[container]
+    with av.open(str(part), mode="w", format=container, options=file_options) as file:
+        video = file.add_stream(codec, rate=clip.frames_per_second)
+        video.width, video.height, video.pix_fmt = *size, "yuv420p"
+        video.codec_context.colorspace, video.codec_context.color_range = _BT601, _VIDEO_RANGE
+        video.options = {**codec_options, "threads": "1"}
+        audio = _audio_stream(file) if clip.has_audio else None
+        _write_frames(file, video, _planes(picture, size), clip, _move_of(key.encode()))
+        if audio is not None:
+            _write_tone(file, audio, clip.seconds)
     part.replace(path)
 
 
-def _encode(
-    picture: Image.Image, path: Path, *, container: str, size: tuple[int, int], move: _Move, frames: int
-) -> None:
+def _write_frames(file: Any, stream: Any, planes: tuple[Image.Image, ...], clip: Clip, move: _Move) -> None:
+    """Encode the frames of a move; repeat it, forth and back, if the clip has too many pixels."""
     import av
 
-    planes = _planes(picture, size)
-    codec, codec_options, file_options = _CODECS[container]
-    with av.open(str(path), mode="w", format=container, options=file_options) as file:
-        stream = file.add_stream(codec, rate=FRAMES_PER_SECOND)
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        stream.codec_context.colorspace, stream.codec_context.color_range = _BT601, _VIDEO_RANGE
-        stream.options = {**codec_options, "threads": "1"}
-        for number in range(frames):
-            frame = _frame(av, planes, size, move, number / max(1, frames - 1))
-            frame.pts, frame.time_base = number, Fraction(1, FRAMES_PER_SECOND)
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode(None))
+    size, count = (stream.width, stream.height), round(clip.seconds * clip.frames_per_second)
+    encoded = min(count, max(2, _MOST_PIXELS // (size[0] * size[1])))
+    turn = encoded - 1 if encoded == count else encoded / 2
+    packets = []
+    for number in range(encoded):
+        frame = _frame(av, planes, size, move, 1 - abs(1 - number / max(1, turn)))
+        frame.pts, frame.time_base = number, Fraction(1, clip.frames_per_second)
+        packets += stream.encode(frame)
+    packets += stream.encode(None)
+    contents = [(bytes(packet), packet.pts, packet.dts, packet.is_keyframe) for packet in packets]
+    time_base = packets[0].time_base
+    ticks = round(1 / clip.frames_per_second / time_base)
+    for number in range(count):
+        data, pts, dts, is_keyframe = contents[number % encoded]
+        packet, later = av.Packet(data), number // encoded * encoded * ticks
+        packet.stream, packet.time_base, packet.is_keyframe = stream, time_base, is_keyframe
+        packet.pts, packet.dts, packet.duration = pts + later, dts + later, ticks
+        file.mux(packet)
+
+
+def _audio_stream(file: Any) -> Any:
+    return file.add_stream("aac", rate=_AUDIO_RATE, layout="mono")
+
+
+def _write_tone(file: Any, stream: Any, seconds: float) -> None:
+    """Write a quiet tone of 440 Hz."""
+    import av
+
+    total = round(seconds * _AUDIO_RATE)
+    for start in range(0, total, _AUDIO_FRAME):
+        count = min(_AUDIO_FRAME, total - start)
+        wave = (0.1 * math.sin(2 * math.pi * 440 * (start + n) / _AUDIO_RATE) for n in range(count))
+        frame = av.AudioFrame("fltp", "mono", count)
+        frame.planes[0].update(array.array("f", wave).tobytes().ljust(frame.planes[0].buffer_size, b"\0"))
+        frame.rate, frame.pts, frame.time_base = _AUDIO_RATE, start, Fraction(1, _AUDIO_RATE)
+        file.mux(stream.encode(frame))
+    file.mux(stream.encode(None))
 
 
 def _planes(picture: Image.Image, size: tuple[int, int]) -> tuple[Image.Image, Image.Image, Image.Image]:

@@ -8,7 +8,7 @@ import random
 import secrets
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from wan_sandbox.control.faults import FaultBook, parse_rule
 from wan_sandbox.runcomfy.accounts import Account, RateLimit
 from wan_sandbox.runcomfy.api_faults import error_value
 from wan_sandbox.runcomfy.catalog import Catalog, Model
+from wan_sandbox.runcomfy.clip import Clip, clip_of
 from wan_sandbox.runcomfy.clock import Clock
 from wan_sandbox.runcomfy.generations import Generation, Lane, Phase
 from wan_sandbox.runcomfy.ledger import Ledger
@@ -25,8 +26,8 @@ from wan_sandbox.runcomfy.studio import Studio, Video, inputs_key
 from wan_sandbox.settings import Settings
 
 DEFAULT_ACCOUNT = "default"
-#: Median, least and most seconds of a generation, by resolution (one 1080P trace took 163 s).
-_LIFELIKE_SECONDS = {"480P": (105.0, 60.0, 180.0), "1080P": (163.0, 90.0, 300.0)}
+#: Median, least and most seconds of a generation, by lines (one 1080P trace took 163 s).
+_LIFELIKE_SECONDS = {480: (105.0, 60.0, 180.0), 1080: (163.0, 90.0, 300.0)}
 _LIFELIKE_SPREAD = 0.25
 #: Fates that never give a video.
 _WITHOUT_VIDEO = frozenset({"fail", "cancelled", "stuck_queue", "stuck_running"})
@@ -109,20 +110,31 @@ class World:
         for account in self.accounts.values():
             account.lane.advance()
 
+    def price_micro(self, model: Model, inputs: Mapping[str, Any]) -> int:
+        """Return what a request costs, in millionths of a USD."""
+        return self.prices.of(model, clip_of(model.model_id, inputs, model.schema))
+
     def buy(
-        self, account: Account, model: Model, inputs: dict[str, Any], picture: Picture | None
+        self, account: Account, model: Model, inputs: dict[str, Any], pictures: Sequence[Picture]
     ) -> Generation:
-        """Accept a request. It is charged unless it is cancelled in the queue or fails."""
+        """Accept a request. It is charged unless it is cancelled in the queue or fails.
+
+        :param pictures: its images, if they were fetched.
+        """
+        clip = clip_of(model.model_id, inputs, model.schema)
         generation = Generation(
             request_id=str(uuid.uuid4()),
             account=account.name,
             model_id=model.model_id,
             inputs=inputs,
-            seconds=self._seconds(inputs),
+            seconds=self._seconds(clip),
             submitted_at=time.time(),
-            price_micro=self.prices.of(model.model_id, inputs, model.input_schema),
-            image=picture.sha256 if picture else None,
-            image_path=picture.path if picture else None,
+            price_micro=self.prices.of(model, clip),
+            clip=clip,
+            img_url=next((url for _, url in model.images(inputs)), None),
+            output_shape=model.output_shape,
+            video_key=inputs_key(model, inputs, [picture.sha256 for picture in pictures]),
+            image_path=pictures[0].path if pictures else None,
         )
         self._choose_fate(generation)
         account.reserved_micro += generation.price_micro
@@ -132,9 +144,8 @@ class World:
         account.lane.add(generation)
         return generation
 
-    def _seconds(self, inputs: Mapping[str, Any]) -> float:
-        lifelike = _LIFELIKE_SECONDS.get(str(inputs.get("resolution")), _LIFELIKE_SECONDS["480P"])
-        median, least, most = lifelike
+    def _seconds(self, clip: Clip) -> float:
+        median, least, most = _LIFELIKE_SECONDS[480 if clip.lines <= 480 else 1080]
         spread = self.settings.spread
         if self.generation_seconds is not None:
             median, least, most = self.generation_seconds, 0.0, math.inf
@@ -169,9 +180,9 @@ class World:
 
         generation.video_ready = False
         self.studio.order(
-            self._video_key(generation, 0),
+            _video_key(generation, 0),
             image=generation.image_path,
-            resolution=_resolution(generation),
+            clip=generation.clip,
             on_done=on_done,
         )
 
@@ -213,18 +224,15 @@ class World:
         :param index: 0 is the first; others are other takes of the same image.
         """
         return await self.studio.video(
-            self._video_key(generation, index),
+            _video_key(generation, index),
             label=f"{generation.request_id} {index}",
             image=generation.image_path,
-            resolution=_resolution(generation),
+            clip=generation.clip,
         )
 
-    def _video_key(self, generation: Generation, index: int) -> str:
-        return inputs_key(generation.model_id, generation.inputs, generation.image, index)
 
-
-def _resolution(generation: Generation) -> str:
-    return str(generation.inputs.get("resolution") or "480P")
+def _video_key(generation: Generation, index: int) -> str:
+    return f"{generation.video_key}-{index}"
 
 
 def _rate(value: Any) -> float | None:
