@@ -186,8 +186,7 @@ def plan_rows(
     available = {*_BUILT_IN, *columns}
     for row in rows:
         if isinstance(row, RowError):
-            where = f"{row.origin}, line {row.line}"
-            plan.refused.append(ImageResult(where, Outcome.REFUSED, error=row.message, row=where))
+            plan.refused.append(ImageResult(row.where, Outcome.REFUSED, error=row.message, row=row.where))
             continue
         available.update(row.row.passthrough)
         try:

@@ -25,7 +25,7 @@ from airflow_provider_wan.images.dataset import (
     RowError,
     is_prepared_row,
     read_manifest,
-    row_of_cells,
+    rows_of,
 )
 from airflow_provider_wan.images.readers import (
     BucketReader,
@@ -180,13 +180,9 @@ class DatasetReader:
             yield self._given_row({"image": address}, where, number)
 
     def _given_row(self, entry: Mapping[str, Any], where: str, number: int) -> Row:
-        try:
-            broken = () if is_prepared_row(entry) else self.columns.unknown(str(name) for name in entry)
-            if broken:
-                return RowError(where, number, "; ".join(broken))
-            return row_of_cells(entry, origin=where, line=number, columns=self.columns)
-        except ValueError as error:
-            return RowError(where, number, str(error))
+        broken = [] if is_prepared_row(entry) else self.columns.problems([str(name) for name in entry])
+        (row,) = rows_of([(number, "; ".join(broken) or entry)], where, self.columns)
+        return row
 
     # -- prefixes ----------------------------------------------------------------------------------------------------
 
@@ -296,19 +292,13 @@ class DatasetReader:
             ) from error
         try:
             table = parquet.ParquetFile(file)
-            broken = self.columns.unknown(table.schema_arrow.names)
-            if "staged_uri" not in table.schema_arrow.names:
-                broken += [] if "image" in table.schema_arrow.names else ["there is no column 'image'"]
-                if broken:
-                    raise WanInputError(f"{address}: {'; '.join(broken)}.")
-            line = 0
-            for batch in table.iter_batches(batch_size=1000):
-                for cells in batch.to_pylist():
-                    line += 1
-                    try:
-                        yield row_of_cells(cells, origin=address, line=line, columns=self.columns)
-                    except ValueError as error:
-                        yield RowError(address, line, str(error))
+            names = table.schema_arrow.names
+            broken = [] if "staged_uri" in names else self.columns.problems_of_table(names)
+            if broken:
+                raise WanInputError(f"{address}: {'; '.join(broken)}.")
+            batches = table.iter_batches(batch_size=1000)
+            cells = (cells for batch in batches for cells in batch.to_pylist())
+            yield from rows_of(enumerate(cells, 1), address, self.columns)
         except ArrowException as error:
             raise WanInputError(f"{address} is not a Parquet table that can be read: {error}.") from error
 

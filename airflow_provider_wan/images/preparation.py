@@ -329,9 +329,8 @@ def _unusable(row: Row, rule: str, message: str) -> Unusable:
 
 
 def _problem(row: Row, broken: BrokenRule) -> Problem:
-    where = f"{row.origin}, line {row.line}" if row.line else row.origin
-    image = canonical_url(row.image) if isinstance(row, DatasetRow) else where
-    return Problem(image, where, broken.rule, broken.value, broken.limit, broken.message)
+    image = canonical_url(row.image) if isinstance(row, DatasetRow) else row.where
+    return Problem(image, row.where, broken.rule, broken.value, broken.limit, broken.message)
 
 
 # -- the results in the bucket -----------------------------------------------------------------------------
