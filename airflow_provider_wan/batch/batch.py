@@ -298,7 +298,11 @@ class Batch:
             self._log.error("The manifest could not be written: %s", error)
             manifest = ""
         self._log.info("%s. Manifest: %s", progress.line(), manifest)
-        summary = summary_of(state, progress) | {"manifest": manifest, "journal": self._spec.journal}
+        summary = summary_of(state, progress) | {
+            "manifest": manifest,
+            "journal": self._spec.journal,
+            "model_id": self._spec.model_id,
+        }
         resubmits = self._spec.on_unknown_submission == "resubmit"
         return Report(summary, error_of(state, self._spec.max_failures, manifest, resubmits=resubmits))
 

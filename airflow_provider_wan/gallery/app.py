@@ -62,6 +62,7 @@ _may_read_xcoms = Depends(requires_access_dag(method="GET", access_entity=DagAcc
 
 RunId = Annotated[str, Query(min_length=1, max_length=250)]
 State = Literal["all", "landed", "open", "todo", "not_landed", "unknown", "failed", "refused", "left"]
+View = Literal["", "cards", "models"]
 Key = Literal["", "return_value", "request", "failed", "refused", "manifest"]
 
 
@@ -71,8 +72,9 @@ async def _asked_page(
     state: State = "all",
     page: Annotated[int, Query(ge=1, le=100_000)] = 1,
     name: Annotated[str, Query(max_length=200)] = "",
+    view: View = "",
 ) -> PageQuery:
-    return PageQuery(dag_id, run_id, state, page, name.strip())
+    return PageQuery(dag_id, run_id, state, page, name.strip(), view)
 
 
 async def _asked_xcom(
@@ -173,6 +175,7 @@ def _read_run(session: Any, data: RunData, run_state: str, *, with_inputs: bool 
         cards = data.completed(cards)
     fields = data.rendered(batch.task for batch in batches)
     session.close()
+    batches = [replace(batch, model_id=fields[batch.task].get("model_id") or None) for batch in batches]
     lines = _readers.map(lambda batch: _lines(batch, fields[batch.task]), batches)
     problems = problems_of(batches, entries)
     return RunView.of(cards, zip(batches, lines, strict=True), is_over=is_over, problems=problems)

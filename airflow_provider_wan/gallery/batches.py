@@ -64,6 +64,7 @@ class BatchStatus:
     :param journal: ``gs://bucket/prefix`` of the records; None: unknown.
     :param progress: how far it is, in words; empty once it has ended.
     :param is_over: whether its task has ended.
+    :param model_id: the model of all its images; None: unknown.
     """
 
     task_id: str
@@ -72,6 +73,7 @@ class BatchStatus:
     journal: str | None
     progress: str = ""
     is_over: bool = False
+    model_id: str | None = None
 
     @property
     def task(self) -> TaskInstanceKey:
@@ -132,6 +134,8 @@ class BatchLines:
         self._offsets = array("Q")
         self._kinds = array("H")
         self._kind_numbers: dict[tuple[str, bool], int] = {}
+        #: Keys of the source images, see :func:`image_key`.
+        self.images = array("q")
         self.cost_usd = 0.0
         names = []
         offset = 0
@@ -142,6 +146,7 @@ class BatchLines:
                 self._kinds.append(self._kind_number(line))
                 self.cost_usd += _number(line.get("cost_usd")) or 0.0
                 names.append(_names_of(line))
+                self.images.append(hash(_text(line.get("image")) or (offset, "no image")))
             offset += len(text)
         self._names = "\n".join(names)
 
@@ -240,6 +245,15 @@ class BatchCards:
         """Return cards by their numbers."""
         return [self._card(number, self._lines.line(number)) for number in numbers]
 
+    @property
+    def models(self) -> Collection[str]:
+        """The id of the model."""
+        return {self._status.model_id} if self._status.model_id else ()
+
+    def image_key(self, number: int) -> int:
+        """Return a number that cards of the same source image share."""
+        return self._lines.images[number]
+
     def _state(self, outcome: str, has_request: bool) -> CardState:
         state = _STATE_OF_OUTCOME.get(outcome, CardState.FAILED)
         if not self._status.is_over:
@@ -258,6 +272,7 @@ class BatchCards:
             ref,
             request_id=request_id,
             image=_text(line.get("image")),
+            model_id=self._status.model_id,
             cost_usd=_number(line.get("cost_usd")),
             error=_text(line.get("error")),
             videos=(CardVideo(uri, _number(line.get("size_bytes")), ref),) if uri else (),

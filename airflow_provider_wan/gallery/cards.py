@@ -205,6 +205,11 @@ class Card:
         return None
 
 
+def image_key(card: Card) -> int:
+    """Return a number that cards of the same source image share; a card without an image has its own."""
+    return hash(card.image or card.ref)
+
+
 def facts_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts in a request's XCom or record as fields of a :class:`Card`."""
     inputs = plain.get("inputs")
@@ -266,6 +271,15 @@ class CardList:
     def cards(self, numbers: Iterable[int]) -> list[Card]:
         """Return cards by their numbers."""
         return [self._cards[number] for number in numbers]
+
+    @property
+    def models(self) -> Collection[str]:
+        """The ids of the models, in order."""
+        return dict.fromkeys(card.model_id for card in self._cards if card.model_id)
+
+    def image_key(self, number: int) -> int:
+        """Return a number that cards of the same source image share."""
+        return image_key(self._cards[number])
 
 
 def _has_name(card: Card, name: str) -> bool:

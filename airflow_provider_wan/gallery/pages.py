@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from statistics import median
 from typing import Any
 from urllib.parse import quote, unquote, urlencode
 
@@ -28,6 +29,8 @@ from airflow_provider_wan.gallery.cards import (
     TaskInstanceKey,
     XComRef,
     facts_of,
+    image_at,
+    image_key,
     split_address,
     task_name,
 )
@@ -163,6 +166,7 @@ class PageQuery:
 
     :param number: of the page, from 1.
     :param name: part of the name of an image or video.
+    :param view: ``cards``, ``models`` (side by side), or empty: side by side if the run uses several models.
     """
 
     dag_id: str
@@ -170,11 +174,13 @@ class PageQuery:
     state: str = "all"
     number: int = 1
     name: str = ""
+    view: str = ""
 
-    def address(self, *, state: str | None = None, number: int = 1) -> str:
+    def address(self, *, state: str | None = None, number: int = 1, view: str | None = None) -> str:
         """Return the relative address of another part of the same run."""
-        more = {"name": self.name} if self.name else {}
-        return "?" + urlencode({"run_id": self.run_id, "state": state or self.state, "page": number, **more})
+        more = {"name": self.name, "view": self.view if view is None else view}
+        asked = {"run_id": self.run_id, "state": state or self.state, "page": number}
+        return "?" + urlencode(asked | {name: value for name, value in more.items() if value})
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,10 +254,21 @@ class RunView:
         """The counts of all filters and the known costs, as one line."""
         return summary_of(self.counts, sum(source.cost_usd for source in self.sources))
 
+    @property
+    def models(self) -> list[str]:
+        """The ids of the models, in order."""
+        return list(dict.fromkeys(model for source in self.sources for model in source.models))
+
+    def is_side_by_side(self, query: PageQuery) -> bool:
+        """Return whether the page has a row for each image, with a column for each model."""
+        return query.view == "models" or (not query.view and len(self.models) > 1)
+
     def page(self, query: PageQuery) -> tuple[list[Card], int]:
-        """Return the cards of a page, and the number of matching cards."""
+        """Return the cards of a page, and the number of matching cards; side by side, that of their images."""
         states = FILTERS[query.state].states
         found = [source.find(states, query.name) for source in self.sources]
+        if self.is_side_by_side(query):
+            return self._page_of_images(query, found)
         total = sum(map(len, found))
         first = (min(query.number, pages_of(total)) - 1) * PAGE_SIZE
         last = first + PAGE_SIZE
@@ -261,10 +278,64 @@ class RunView:
             first, last = first - len(numbers), last - len(numbers)
         return shown, total
 
+    def _page_of_images(self, query: PageQuery, found: Sequence[Sequence[int]]) -> tuple[list[Card], int]:
+        images: dict[int, list[tuple[CardList | BatchCards, int]]] = {}
+        for source, numbers in zip(self.sources, found, strict=True):
+            for number in numbers:
+                images.setdefault(source.image_key(number), []).append((source, number))
+        first = (min(query.number, pages_of(len(images))) - 1) * PAGE_SIZE
+        of_page = list(images.values())[first : first + PAGE_SIZE]
+        return [source.cards([n])[0] for places in of_page for source, n in places], len(images)
+
 
 def pages_of(total: int) -> int:
-    """Return the number of pages for so many cards."""
+    """Return the number of pages for so many cards or images."""
     return max(1, -(-total // PAGE_SIZE))
+
+
+# -- models side by side -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Cards as a table: a row for each source image, a column for each model.
+
+    :param columns: the models, each with its figures; the id is empty where the model is not known.
+    :param rows: a card of the image, the prompt that all its cards share, and the cards of each column.
+    """
+
+    columns: Sequence[tuple[str, str]]
+    rows: Sequence[tuple[CardView, str, Sequence[Sequence[CardView]]]]
+
+
+def comparison_of(views: Sequence[CardView]) -> Comparison:
+    """Sort cards into a table, in the order of their first appearance."""
+    by_model: dict[str, list[Card]] = {}
+    by_image: dict[int, list[CardView]] = {}
+    for view in views:
+        by_model.setdefault(view.card.model_id or "", []).append(view.card)
+        by_image.setdefault(image_key(view.card), []).append(view)
+    rows = []
+    for row in by_image.values():
+        prompts = {str(view.card.inputs.get("prompt") or "") for view in row}
+        cells = [[view for view in row if (view.card.model_id or "") == model] for model in by_model]
+        rows.append((row[0], prompts.pop() if len(prompts) == 1 else "", cells))
+    return Comparison([(model, figures_of(cards)) for model, cards in by_model.items()], rows)
+
+
+def figures_of(cards: Sequence[Card]) -> str:
+    """Return how many videos of these cards landed, what they cost, and how long one took."""
+    landed = sum(card.state is CardState.LANDED for card in cards)
+    cost_usd = sum(card.cost_usd or 0.0 for card in cards)
+    seconds = [card.seconds for card in cards if card.seconds is not None]
+    parts = [f"{landed:,} of {len(cards):,} landed"]
+    if cost_usd:
+        parts.append(f"{cost_usd:,.2f} USD")
+    if cost_usd and landed:
+        parts.append(f"{cost_usd / landed:,.2f} USD for each that landed")
+    if seconds:
+        parts.append(f"{duration(median(seconds))} each")
+    return ", ".join(parts)
 
 
 def summary_of(counts: Mapping[CardState, int], cost_usd: float) -> str:
@@ -310,12 +381,17 @@ def render_page(run: RunView, shown: Sequence[Card], *, query: PageQuery, total:
         if not choice.is_rare or run.count(name) or name == query.state
     ]
     pages = pages_of(total)
+    side_by_side = run.is_side_by_side(query)
     return (
         _environment()
         .get_template("page.html")
         .render(
             run=run,
             cards=views,
+            comparison=comparison_of(views) if side_by_side else None,
+            other_view=query.address(view="cards" if side_by_side else "models")
+            if len(run.models) > 1
+            else "",
             filters=filters,
             query=query,
             label=FILTERS[query.state].label,
@@ -366,8 +442,9 @@ def render_contact_sheet(cards: Sequence[Card], *, title: str = DEFAULT_TITLE) -
     source = CardList(cards)
     views = [view_of(card, video_src=lambda video: video.src, thumbnail=card.thumbnail) for card in cards]
     summary = summary_of(source.count(), source.cost_usd)
+    comparison = comparison_of(views) if len(source.models) > 1 else None
     template = _environment().get_template("contact_sheet.html")
-    return template.render(cards=views, title=title, summary=summary)
+    return template.render(cards=views, title=title, summary=summary, comparison=comparison)
 
 
 def card_of_record(record: Mapping[str, Any], *, page: str) -> Card:
@@ -381,7 +458,7 @@ def card_of_record(record: Mapping[str, Any], *, page: str) -> Card:
         CardState.LANDED if videos else CardState.FAILED,
         XComRef(""),
         request_id=record.get("request_id"),
-        image=record.get("image"),
+        image=image_at(record, 0),
         error=record.get("error"),
         videos=tuple(
             CardVideo(
@@ -395,12 +472,13 @@ def card_of_record(record: Mapping[str, Any], *, page: str) -> Card:
     )
 
 
-def cards_without_video(lines: BatchLines) -> list[Card]:
+def cards_without_video(lines: BatchLines, model_id: str | None = None) -> list[Card]:
     """Return the cards of those images of an ended batch that have no video.
 
     :param lines: of its manifest.
+    :param model_id: its model, if that is known.
     """
-    source = BatchCards(BatchStatus("", -1, None, None, is_over=True), lines)
+    source = BatchCards(BatchStatus("", -1, None, None, is_over=True, model_id=model_id), lines)
     numbers = source.find(FILTERS["all"].states - {CardState.LANDED})
     return [replace(card, videos=()) for card in source.cards(numbers)]
 

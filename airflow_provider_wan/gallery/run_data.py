@@ -134,4 +134,5 @@ def _with_fields(card: Card, fields: Mapping[str, Any] | None) -> Card:
         return card
     inputs = {name: fields[name] for name in INPUT_PARAMETERS if fields.get(name) not in (None, "", "None")}
     image = card.image or str(inputs.get("img_url") or "")
-    return replace(card, inputs=inputs, image=image.split("?")[0] or None)
+    model_id = card.model_id or fields.get("model_id") or None
+    return replace(card, inputs=inputs, image=image.split("?")[0] or None, model_id=model_id)

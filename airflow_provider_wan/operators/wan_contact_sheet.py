@@ -30,7 +30,7 @@ class WanContactSheetOperator(BaseOperator):
     The page is self-contained: links are relative, pictures of the source images are embedded, and it needs no
     script. So it works in a bucket viewer, on a static web site and in a downloaded folder. It is made from the
     records that :class:`WanToGCSOperator` writes next to the videos, of this run and of earlier ones under the same
-    prefix.
+    prefix. Videos of several models are shown side by side: a row for each source image, a column for each model.
 
     Images of a batch that have no video are shown with the reason if its ``manifest`` is given.
 
@@ -123,8 +123,8 @@ class WanContactSheetOperator(BaseOperator):
                 videos = len(cards)
                 missing = [
                     card
-                    for uri in _addresses(self.manifest)
-                    for card in cards_without_video(self._read_lines(client, uri))
+                    for uri, model_id in _manifests(self.manifest)
+                    for card in cards_without_video(self._read_lines(client, uri), model_id)
                 ]
                 if len(missing) > self.max_videos:
                     self.log.warning("%d images have no video; %d are shown.", len(missing), self.max_videos)
@@ -200,12 +200,12 @@ class WanContactSheetOperator(BaseOperator):
             )
 
 
-def _addresses(given: Any) -> list[str]:
-    """Return the addresses of manifests, given in any form."""
+def _manifests(given: Any) -> list[tuple[str, str | None]]:
+    """Return the addresses of manifests, given in any form, each with its model where that is known."""
     if given is None or (isinstance(given, str) and given.strip() in ("", "None")):
         return []
     if isinstance(given, str):
-        return [given.strip()]
+        return [(given.strip(), None)]
     if isinstance(given, Mapping):
-        return [str(given["manifest"])] if given.get("manifest") else []
-    return [address for item in given for address in _addresses(item)]
+        return [(str(given["manifest"]), given.get("model_id"))] if given.get("manifest") else []
+    return [manifest for item in given for manifest in _manifests(item)]

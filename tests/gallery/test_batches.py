@@ -184,6 +184,25 @@ def test_only_the_lines_of_a_page_are_parsed_again() -> None:
     assert run.page(PageQuery("d", "r", "failed", name="19999")) == ([], 0)
 
 
+def test_batches_of_several_models_are_joined_by_image() -> None:
+    values = [{"image": f"gs://in/{name}.jpg", "outcome": "landed", "cost_usd": 0.2} for name in "abc"]
+    batches = [
+        (replace(ENDED, map_index=number, model_id=model), lines(values[number:]))
+        for number, model in enumerate(["a/one", "a/two"])
+    ]
+    run = RunView.of([], batches)
+    shown, total = run.page(PageQuery("dag", "run"))
+    assert total == 3
+    assert [(card.name, card.model_id) for card in shown] == [
+        ("a.jpg", "a/one"),
+        ("b.jpg", "a/one"),
+        ("b.jpg", "a/two"),
+        ("c.jpg", "a/one"),
+        ("c.jpg", "a/two"),
+    ]
+    assert run.page(PageQuery("dag", "run", view="cards"))[1] == 5
+
+
 def test_record_of_a_request_adds_its_inputs_and_times() -> None:
     line = {"outcome": "landed", "request_id": request_id(), "fingerprint": FINGERPRINT, "cost_usd": 0.2}
     (card,) = cards([line])

@@ -21,7 +21,7 @@ from airflow_provider_wan.gallery.pages import (
 from airflow_provider_wan.operators.wan import WanSubmitOperator
 from airflow_provider_wan.operators.wan_contact_sheet import WanContactSheetOperator
 from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
-from tests.gallery.entries import landed, submitted
+from tests.gallery.entries import MODEL, landed, submitted
 from tests.gallery.test_pages import HOSTILE, Tags
 
 if TYPE_CHECKING:
@@ -35,12 +35,13 @@ class TaskInstance:
         """Ignore it."""
 
 
+OTHER_MODEL = "wan-ai/wan-2-5/image-to-video"
 CONTEXT: dict[str, Any] = {"ti": TaskInstance(), "outlet_events": {}}
 
 
-def land(prompt: str, object_name: str, image: str) -> None:
+def land(prompt: str, object_name: str, image: str, **more: Any) -> None:
     request = WanSubmitOperator(
-        task_id="submit", prompt=prompt, img_url=image, check_image=False, durable=False
+        task_id="submit", prompt=prompt, img_url=image, check_image=False, durable=False, **more
     ).execute(CONTEXT)
     WanToGCSOperator(
         task_id="land", request={**request}, bucket_name="videos", object_name=object_name
@@ -80,6 +81,23 @@ def test_page_is_written_beside_the_videos_and_links_to_them(bucket: Bucket, ima
     assert len(pictures) == 2
     assert all(one.startswith("data:image/jpeg;base64,") and len(one) < 20_000 for one in pictures)
     assert bucket.client.bucket("videos").get_blob("2026/01/index.html").content_type.startswith("text/html")
+
+
+def test_videos_of_several_models_are_side_by_side(bucket: Bucket, image: str) -> None:
+    land("a wave", "first/teal.mp4", image)
+    land("a wave", "second/teal.mp4", image, model_id=OTHER_MODEL)
+    line = {"image": "gs://images/red.png", "outcome": "refused", "error": "it is too small"}
+    bucket.put("_manifests/a.jsonl", json.dumps(line).encode(), "application/x-ndjson")
+    manifest = {"manifest": "gs://videos/_manifests/a.jsonl", "model_id": OTHER_MODEL}
+
+    WanContactSheetOperator(task_id="sheet", bucket_name="videos", manifest=[manifest]).execute(CONTEXT)
+
+    html = sheet(bucket, "index.html")
+    assert (len(html.all("tr")), len(html.all("td")), html.all("li")) == (1 + 2, 2 * 2, [])
+    assert {video["src"] for video in html.all("video")} == {"./first/teal.mp4", "./second/teal.mp4"}
+    assert f"{MODEL} 1 of 1 landed, 0.20 USD, 0.20 USD for each that landed" in html.words
+    assert f"{OTHER_MODEL} 1 of 2 landed" in html.words
+    assert html.words.count("not made with this model") == 1
 
 
 def test_page_is_replaced_and_needs_no_images(bucket: Bucket, image: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from airflow_provider_wan.gallery.cards import FILTERS, Card, Entry, RunTask, cards_of
 from airflow_provider_wan.gallery.pages import PAGE_SIZE, PageQuery, RunView, outside_link, render_page
-from tests.gallery.entries import failed, landed, refused, submitted, waited
+from tests.gallery.entries import MODEL, failed, landed, refused, submitted, waited
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'>&"
 
@@ -178,6 +178,60 @@ def test_filters_show_as_many_cards_as_they_and_the_summary_say(state: str, coun
 def test_only_a_page_with_running_requests_is_updated() -> None:
     assert page(cards_of([submitted()])).all("body")[0]["data-live"]
     assert not page(cards_of([submitted(), landed()])).all("body")[0]["data-live"]
+
+
+OTHER_MODEL = "wan-ai/wan-3.0/image-to-video"
+
+
+def compared() -> list[Card]:
+    """Return the cards of three images with one model, and of two of them with another."""
+    entries = []
+    for number, image in enumerate(["a.jpg", "b.jpg", "c.jpg"]):
+        entries += [submitted(number, image=image), waited(number), landed(number)]
+    for number, image in enumerate(["a.jpg", "b.jpg"], 10):
+        entries.append(submitted(number, image=image, model_id=OTHER_MODEL, prompt=f"move {number}"))
+    entries += [waited(10, model_id=OTHER_MODEL, cost_usd=0.7), landed(10), failed(11)]
+    return cards_of(entries)
+
+
+def test_run_of_several_models_has_a_row_for_each_image_and_a_column_for_each_model() -> None:
+    html = page(compared())
+    assert (html.all("li"), len(html.all("tr")), len(html.all("td"))) == ([], 1 + 3, 3 * 2)
+    assert (
+        f"image {MODEL} 3 of 3 landed, 0.60 USD, 0.20 USD for each that landed, 2 min 14 s each" in html.words
+    )
+    assert f"{OTHER_MODEL} 1 of 2 landed, 0.70 USD, 0.70 USD for each that landed" in html.words
+    assert len(html.all("video")) == 4
+    assert "it shows too much" in html.words
+    assert html.words.count("not made with this model") == 1
+    assert html.words.count("cost 0.2 USD took 2 min 14 s") == 3
+
+
+def test_comparison_can_be_left_for_cards_and_back() -> None:
+    for cards, query, other, rows in (
+        (compared(), {}, "cards", 3),
+        (compared(), {"view": "cards"}, "models", 0),
+        (landed_videos(2), {}, None, 0),
+        (landed_videos(2), {"view": "models"}, None, 1),
+    ):
+        html = page(cards, **query)
+        views = [parse_qs(urlsplit(tag["href"] or "").query).get("view") for tag in html.all("a")]
+        assert ([other] in views) == (other is not None)
+        assert len(html.all("tr")) == (rows and rows + 1)
+
+
+def test_comparison_is_filtered_and_paged_by_image() -> None:
+    entries = []
+    for number in range(PAGE_SIZE + 2):
+        entries += [submitted(number, image=f"{number}.jpg"), landed(number)]
+        entries.append(submitted(number + 100, image=f"{number}.jpg", model_id=OTHER_MODEL))
+    cards = cards_of(entries)
+    assert len(page(cards).all("tr")) == 1 + PAGE_SIZE
+    last = page(cards, number=2)
+    assert len(last.all("tr")) == 1 + 2
+    assert "page 2 of 2" in last.words
+    assert len(page(cards, name="7.jpg").all("tr")) == 1 + 2  # 7 and 17
+    assert "not made with this model" not in page(cards, state="landed").words
 
 
 @pytest.mark.parametrize(
