@@ -122,6 +122,10 @@ class WanNoOutputError(WanError):
     """A request succeeded without an output, as content moderation does: it counts as paid, and is not bought again."""
 
 
+class WanBadVideoError(WanError):
+    """A video is whole and a check found something wrong with it. It is in quarantine, and was paid for."""
+
+
 class WanStorageError(WanError):
     """The bucket refused or did not answer, after retries.
 

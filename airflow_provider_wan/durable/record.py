@@ -19,6 +19,9 @@ from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.model_api.calls import check_request_id
 
 SCHEMA = 1
+#: The folder for videos that a check has rejected, beside the accepted ones.
+QUARANTINE = "_rejected"
+_OPTIONAL = ("facts", "verdict")
 
 
 class Stage(StrEnum):
@@ -38,6 +41,8 @@ class LandedVideo:
 
     :param crc32c: base64, as in Cloud Storage.
     :param generation: the object's generation at landing.
+    :param facts: width, height, duration and more, as ``landing.probe.VideoFacts`` describes them; None: not read.
+    :param verdict: ``status`` (``good`` or ``bad``), ``reasons`` and ``detail`` of its checks; None: not checked.
     """
 
     uri: str
@@ -48,6 +53,23 @@ class LandedVideo:
     generation: int
     content_type: str
     request_id: str
+    facts: Mapping[str, Any] | None = field(default=None, hash=False)
+    verdict: Mapping[str, Any] | None = field(default=None, hash=False)
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether a check found something wrong."""
+        return self.verdict is not None and self.verdict.get("status") == "bad"
+
+    @property
+    def is_rejected(self) -> bool:
+        """Whether it is in quarantine."""
+        return self.object_name.split("/")[-2:-1] == [QUARANTINE]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the video as JSON values, without facts and verdict where there are none."""
+        plain = asdict(self)
+        return {key: value for key, value in plain.items() if key not in _OPTIONAL or value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +90,7 @@ class Record:
         was lost, oldest first.
     :param videos: the landed videos.
     :param taken_over: whether a person named the request with ``request=``: another task may have submitted it.
+    :param digital_source_type: how the videos were made, as a term of IPTC's vocabulary; set when they land.
     :param extra: keys of a later version, kept when the record is rewritten.
     """
 
@@ -93,6 +116,7 @@ class Record:
     earlier_buyers: tuple[str, ...] = ()
     videos: tuple[LandedVideo, ...] = ()
     taken_over: bool = False
+    digital_source_type: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def to_json(self) -> str:
@@ -110,10 +134,12 @@ class Record:
         extra = plain.pop("extra")
         if not plain["taken_over"]:
             del plain["taken_over"]
+        if plain["digital_source_type"] is None:
+            del plain["digital_source_type"]
         plain["watchers"] = list(self.watchers)
         plain["earlier_request_ids"] = list(self.earlier_request_ids)
         plain["earlier_buyers"] = list(self.earlier_buyers)
-        plain["videos"] = [asdict(video) for video in self.videos]
+        plain["videos"] = [video.as_dict() for video in self.videos]
         return {"schema": SCHEMA, **plain, "stage": str(self.stage), **extra}
 
     @classmethod
@@ -181,6 +207,16 @@ class Record:
         return set(self.watchers) - set(owners)
 
     @property
+    def is_bad(self) -> bool:
+        """Whether a check found something wrong with one of its videos."""
+        return any(video.is_bad for video in self.videos)
+
+    @property
+    def is_rejected(self) -> bool:
+        """Whether all its videos are in quarantine."""
+        return bool(self.videos) and all(video.is_rejected for video in self.videos)
+
+    @property
     def buyer(self) -> str:
         """The task instance that made the latest purchase; empty if unknown."""
         return self.watchers[0] if self.watchers else ""
@@ -207,7 +243,9 @@ class Record:
 
 
 def _video(plain: Mapping[str, Any]) -> LandedVideo:
-    return LandedVideo(**{f.name: plain[f.name] for f in fields(LandedVideo)})
+    names = [each.name for each in fields(LandedVideo)]
+    values: dict[str, Any] = {name: plain.get(name) if name in _OPTIONAL else plain[name] for name in names}
+    return LandedVideo(**values)
 
 
 def new_claim() -> str:

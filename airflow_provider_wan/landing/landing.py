@@ -26,8 +26,10 @@ from airflow_provider_wan.exceptions import (
     WanTransientError,
 )
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
+from airflow_provider_wan.landing.checks import Inspection, VideoChecks, VideoInspector
 from airflow_provider_wan.landing.download import Download, Downloader, LinkExpiredError
 from airflow_provider_wan.landing.objects import (
+    AI_GENERATED,
     META_COUNT,
     META_REQUEST,
     Destination,
@@ -44,7 +46,7 @@ from airflow_provider_wan.landing.objects import (
     landed_as,
     metadata_of,
 )
-from airflow_provider_wan.landing.video_file import check_video_file
+from airflow_provider_wan.landing.video_file import VideoFile, check_video_file
 from airflow_provider_wan.model_api.calls import RequestResult
 
 if TYPE_CHECKING:
@@ -62,9 +64,20 @@ class Landing:
     :param hook: the API, for results.
     :param client: a Cloud Storage client.
     :param downloader: fetches result files.
+    :param checks: how videos are checked, and where bad ones go; default: the built-in checks, which only report.
     """
 
-    def __init__(self, hook: Api, client: storage.Client, downloader: Downloader, log: Logger) -> None:
+    def __init__(
+        self,
+        hook: Api,
+        client: storage.Client,
+        downloader: Downloader,
+        log: Logger,
+        *,
+        checks: VideoChecks | None = None,
+    ) -> None:
+        self._checks = checks or VideoChecks()
+        self._inspector = VideoInspector(self._checks, client, log)
         self._hook = hook
         self._client = client
         self._downloader = downloader
@@ -98,28 +111,45 @@ class Landing:
             stage=Stage.LANDED,
             succeeded_once=True,
             landed_at=(landed.landed_at if found else None) or utc_text(),
+            digital_source_type=AI_GENERATED,
         )
-        self._record.write(landed, destination, is_first=not found)
+        self._record.write(landed, is_first=not found)
         return landed
 
     def _first_blob(self, request_id: str, destination: Destination) -> storage.Blob | None:
         """Return the object that has the first video's name; looked up once, since each look-up takes a round trip."""
-        return get_blob(self._client, destination.bucket_name, destination.name_of(0, request_id))
+        return self._blob(0, request_id, destination)
 
     def _already_landed(
         self, first: storage.Blob | None, request_id: str, destination: Destination
     ) -> tuple[LandedVideo, ...]:
         """Return all videos of this request, if all are in the bucket; the API is not asked."""
-        if first is None or not is_of(first, request_id, 0):
-            return ()
-        blobs = [first]
-        count = str((first.metadata or {}).get(META_COUNT, "1"))
-        for index in range(1, int(count) if count.isdecimal() and len(count) < 4 else 1):
-            blob = get_blob(self._client, destination.bucket_name, destination.name_of(index, request_id))
+        blobs: list[storage.Blob] = []
+        count = 1
+        while len(blobs) < count:
+            index = len(blobs)
+            blob = first if index == 0 else self._blob(index, request_id, destination)
             if blob is None or not is_of(blob, request_id, index):
+                blob = self._rejected_blob(index, request_id, destination)
+            if blob is None:
                 return ()
             blobs.append(blob)
+            stated = str((blob.metadata or {}).get(META_COUNT, "1"))
+            count = int(stated) if index == 0 and stated.isdecimal() and len(stated) < 4 else count
         return tuple(landed_as(blob, request_id) for blob in blobs)
+
+    def _blob(
+        self, index: int, request_id: str, destination: Destination, *, is_rejected: bool = False
+    ) -> storage.Blob | None:
+        name = destination.name_of(index, request_id, is_rejected=is_rejected)
+        return get_blob(self._client, destination.bucket_name, name)
+
+    def _rejected_blob(self, index: int, request_id: str, destination: Destination) -> storage.Blob | None:
+        """Return the object of a video in quarantine, if bad videos go there and it is this one."""
+        if not self._checks.quarantines:
+            return None
+        blob = self._blob(index, request_id, destination, is_rejected=True)
+        return blob if blob is not None and is_of(blob, request_id, index) else None
 
     def _copy_or_fetch(self, record: Record, first: storage.Blob | None, destination: Destination) -> Record:
         """Copy the videos from where they landed before, or download them.
@@ -144,7 +174,8 @@ class Landing:
             found = self._existing(first, request_id, index, destination)
             source = LandedBefore(self._client, video)
             try:
-                copies.append(self._place(source, record, index, len(before), destination, found))
+                inspection = Inspection(video.facts, video.verdict)
+                copies.append(self._place(source, record, index, len(before), destination, found, inspection))
             except SourceGoneError as error:
                 self._log.info("Request %s landed before, but %s. Asking for its result.", request_id, error)
                 return None
@@ -154,6 +185,7 @@ class Landing:
         """Download the files of the result."""
         request_id = id_of(record)
         result = self._result(request_id, record.videos)
+        known = with_result(record, result)
         count = len(result.video_urls)
         landed = []
         for index in range(count):
@@ -162,9 +194,15 @@ class Landing:
                 landed.append(landed_as(found, request_id))
                 continue
             with self._download(result, index) as download:
-                source = Downloaded(download, _check_video(download, request_id))
-                landed.append(self._place(source, record, index, count, destination, found))
-        return replace(with_result(record, result), videos=tuple(landed))
+                video = _check_video(download, request_id)
+                before = record.videos[index] if index < len(record.videos) else None
+                if before is not None and before.verdict is not None and before.crc32c == download.crc32c:
+                    inspection = Inspection(before.facts, before.verdict)
+                else:
+                    inspection = self._inspector.inspect(download.file, download.size_bytes, video, known)
+                source = Downloaded(download, video.content_type)
+                landed.append(self._place(source, known, index, count, destination, found, inspection))
+        return replace(known, videos=tuple(landed))
 
     def _result(self, request_id: str, before: tuple[LandedVideo, ...] = ()) -> RequestResult:
         try:
@@ -212,9 +250,7 @@ class Landing:
 
         :raises WanConflictError: it is another video's, and may not be replaced.
         """
-        found = first
-        if index:
-            found = get_blob(self._client, destination.bucket_name, destination.name_of(index, request_id))
+        found = self._blob(index, request_id, destination) if index else first
         if found is not None and destination.if_exists == "fail" and not is_of(found, request_id, index):
             raise conflict(found, request_id, destination)
         return found
@@ -227,18 +263,25 @@ class Landing:
         count: int,
         destination: Destination,
         found: storage.Blob | None,
+        inspection: Inspection,
     ) -> LandedVideo:
-        """Write one object, unless it exists already or another one may not be replaced."""
+        """Write one object, unless it exists already or another one may not be replaced.
+
+        :param found: the object that has the video's name outside of quarantine.
+        """
         request_id = id_of(record)
-        name = destination.name_of(index, request_id)
+        is_rejected = self._checks.rejects(inspection.verdict)
+        if is_rejected:
+            found = self._blob(index, request_id, destination, is_rejected=True)
+        name = destination.name_of(index, request_id, is_rejected=is_rejected)
         if found is not None and (is_of(found, request_id, index) or found.crc32c == source.crc32c):
-            return landed_as(found, request_id)
+            return landed_as(found, request_id, inspection)
         if found is not None and destination.if_exists != "overwrite":
             raise conflict(found, request_id, destination)
         blob = self._client.bucket(destination.bucket_name).blob(name, chunk_size=_CHUNK_BYTES)
-        blob.metadata = metadata_of(record, index, count)
+        blob.metadata = metadata_of(record, index, count, inspection)
         blob = self._write(source, blob, found, request_id, destination)
-        landed = landed_as(blob, request_id)
+        landed = landed_as(blob, request_id, inspection)
         self._log.info("Landed %s (%d bytes).", landed.uri, landed.size_bytes)
         return landed
 
@@ -280,8 +323,8 @@ class Landing:
         )
 
 
-def _check_video(download: Download, request_id: str) -> str:
-    """Return the content type of a whole video."""
+def _check_video(download: Download, request_id: str) -> VideoFile:
+    """Return what the structure of a whole video says."""
     try:
         video = check_video_file(download.file, download.size_bytes)  # type: ignore[arg-type]
     except ValueError as error:
@@ -296,7 +339,7 @@ def _check_video(download: Download, request_id: str) -> str:
             "cannot be checked whether it is whole. Nothing was put into the bucket.",
             request_id=request_id,
         )
-    return video.content_type
+    return video
 
 
 def as_landed(landed: Record) -> Callable[[Record], Record]:
@@ -309,6 +352,7 @@ def as_landed(landed: Record) -> Callable[[Record], Record]:
             succeeded_once=True,
             videos=landed.videos,
             landed_at=record.landed_at or landed.landed_at,
+            digital_source_type=landed.digital_source_type,
             cost_usd=landed.cost_usd if landed.cost_usd is not None else record.cost_usd,
             created_at=landed.created_at or record.created_at,
             finished_at=landed.finished_at or record.finished_at,

@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import posixpath
 import time
 from dataclasses import dataclass, replace
 from logging import Logger
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from airflow_provider_wan.durable.reconcile import Api, with_result
-from airflow_provider_wan.durable.record import LandedVideo, Record, Stage
+from airflow_provider_wan.durable.record import QUARANTINE, LandedVideo, Record, Stage
 from airflow_provider_wan.exceptions import WanConflictError, WanError, WanStorageError
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, check_object_name, retry_policy, storage_errors
+from airflow_provider_wan.landing.checks import Inspection
 from airflow_provider_wan.landing.download import Download
 
 if TYPE_CHECKING:
@@ -23,6 +25,11 @@ CONTENT_TYPE = "video/mp4"
 IfExists = Literal["skip", "overwrite", "fail"]
 META_REQUEST, META_INDEX, META_COUNT = "wan-request-id", "wan-video-index", "wan-video-count"
 META_MODEL, META_FINGERPRINT = "wan-model-id", "wan-fingerprint"
+#: Facts and verdict as JSON, so that a later task finds them without reading the video.
+META_FACTS, META_VERDICT = "wan-facts", "wan-verdict"
+META_SOURCE_TYPE, META_GENERATED_AT = "wan-digital-source-type", "wan-generated-at"
+#: "Created using a model trained on sampled content": IPTC's vocabulary, which C2PA uses too.
+AI_GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 #: For how long one call of an upload is retried, in seconds.
 UPLOAD_RETRY_FOR_S = 300.0
 #: The most that one copy inside Cloud Storage may take, in seconds; between locations it takes several calls.
@@ -44,10 +51,11 @@ class Destination:
     object_name: str
     if_exists: IfExists = "skip"
 
-    def name_of(self, index: int, request_id: str) -> str:
+    def name_of(self, index: int, request_id: str, *, is_rejected: bool = False) -> str:
         """Return the object name of a video.
 
         :param index: from 0.
+        :param is_rejected: whether it lands in quarantine, which is a folder beside the accepted ones.
         """
         name = self.object_name
         if name.endswith("/") or not name:
@@ -55,6 +63,8 @@ class Destination:
         if index:
             stem, suffix = posixpath.splitext(name)
             name = f"{stem}-{index + 1}{suffix}"
+        if is_rejected:
+            name = posixpath.join(posixpath.dirname(name), QUARANTINE, posixpath.basename(name))
         return check_object_name(name)
 
 
@@ -80,19 +90,42 @@ def is_of(blob: storage.Blob, request_id: str, index: int) -> bool:
     return metadata.get(META_REQUEST) == request_id and metadata.get(META_INDEX) == str(index)
 
 
-def metadata_of(record: Record, index: int, count: int) -> dict[str, str]:
+def metadata_of(record: Record, index: int, count: int, inspection: Inspection) -> dict[str, str]:
     """Return the metadata of the object of a video."""
+    generated_at = record.finished_at or record.created_at
     return {
         META_REQUEST: id_of(record),
         META_MODEL: record.model_id,
         META_FINGERPRINT: record.fingerprint,
         META_INDEX: str(index),
         META_COUNT: str(count),
+        META_SOURCE_TYPE: AI_GENERATED,
+        **({META_GENERATED_AT: generated_at} if generated_at else {}),
+        **({META_FACTS: json.dumps(dict(inspection.facts))} if inspection.facts else {}),
+        **({META_VERDICT: json.dumps(dict(inspection.verdict))} if inspection.verdict else {}),
     }
 
 
-def landed_as(blob: storage.Blob, request_id: str) -> LandedVideo:
-    """Return an object as a landed video of a request."""
+def inspection_of(blob: storage.Blob) -> Inspection:
+    """Return facts and verdict that an object's metadata holds."""
+    metadata = blob.metadata or {}
+    return Inspection(_json_of(metadata.get(META_FACTS)), _json_of(metadata.get(META_VERDICT)))
+
+
+def _json_of(text: str | None) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text or "null")
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def landed_as(blob: storage.Blob, request_id: str, inspection: Inspection | None = None) -> LandedVideo:
+    """Return an object as a landed video of a request.
+
+    :param inspection: its facts and verdict; None: those that its metadata holds.
+    """
+    inspection = inspection or inspection_of(blob)
     return LandedVideo(
         uri=f"gs://{blob.bucket.name}/{blob.name}",
         bucket=blob.bucket.name,
@@ -102,6 +135,8 @@ def landed_as(blob: storage.Blob, request_id: str) -> LandedVideo:
         generation=int(blob.generation),
         content_type=blob.content_type or CONTENT_TYPE,
         request_id=request_id,
+        facts=inspection.facts,
+        verdict=inspection.verdict,
     )
 
 
@@ -225,7 +260,7 @@ class RecordObject:
         self._client = client
         self._log = log
 
-    def write(self, record: Record, destination: Destination, *, is_first: bool = False) -> None:
+    def write(self, record: Record, *, is_first: bool = False) -> None:
         """Write it, unless it is there. A landing never fails because of it.
 
         Another object of that name is only replaced if it is the record of a video that was replaced too.
@@ -233,8 +268,8 @@ class RecordObject:
         :param is_first: whether the video has just landed: then most likely there is no record yet, and the name is
             looked up only if the write finds one, which saves a round trip.
         """
-        request_id = id_of(record)
-        bucket, name = destination.bucket_name, f"{destination.name_of(0, request_id)}.json"
+        request_id, first = id_of(record), record.videos[0]
+        bucket, name = first.bucket, f"{first.object_name}.json"
         try:
             if is_first and self._put(self._with_cost(record), bucket, name, replaces=0):
                 return

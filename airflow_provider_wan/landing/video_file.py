@@ -19,6 +19,8 @@ from typing import BinaryIO
 _MOST_BOXES = 100_000
 #: Headers are read into memory; an hour of video at 60 frames a second has less than 10 MB.
 _HEADER_MAX_BYTES = 64 * 1024 * 1024
+#: The type of the box that holds a C2PA manifest (C2PA specification, "Embedding manifests into BMFF-based assets").
+_C2PA_UUID = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
 _EBML = b"\x1a\x45\xdf\xa3"
 
 
@@ -29,11 +31,15 @@ class VideoFile:
     :param content_type: ``video/mp4``, ``video/quicktime`` or ``video/webm``.
     :param duration_s: its length in seconds; None where the header of a WebM does not say.
     :param open_ended: whether its last part runs "to the end of the file", so that its structure cannot show a cut.
+    :param has_c2pa: whether it has a C2PA box (Content Credentials), which says where it comes from.
+    :param largest_frame_bytes: of its video track; 0 where the structure of a WebM does not say.
     """
 
     content_type: str
     duration_s: float | None
     open_ended: bool
+    has_c2pa: bool = False
+    largest_frame_bytes: int = field(default=0, compare=False)
 
 
 def check_video_file(file: BinaryIO, size_bytes: int) -> VideoFile:
@@ -66,6 +72,7 @@ class _Track:
     scale: int = 0
     samples: int = 0
     size_bytes: int = 0
+    largest_bytes: int = 0
     ticks: int = 0
     chunks: list[tuple[int, int]] = field(default_factory=list)
     defaults: tuple[int, int] = (0, 0)
@@ -75,7 +82,7 @@ def _check_mp4(file: BinaryIO, size_bytes: int) -> VideoFile:
     seen: set[bytes] = set()
     moov, moofs, media = b"", [], []
     content_type = "video/mp4"
-    at, open_ended = 0, False
+    at, open_ended, has_c2pa = 0, False, False
     for _ in range(_MOST_BOXES):
         if at == size_bytes:
             break
@@ -97,6 +104,8 @@ def _check_mp4(file: BinaryIO, size_bytes: int) -> VideoFile:
             moofs.append((at, at + header, end))
         elif kind == b"mdat":
             media.append((at + header, end))
+        elif kind == b"uuid":
+            has_c2pa |= _read(file, at + header, min(at + header + 16, end)) == _C2PA_UUID
         seen.add(kind)
         at = end
     else:
@@ -107,7 +116,9 @@ def _check_mp4(file: BinaryIO, size_bytes: int) -> VideoFile:
     tracks, duration_s = _read_moov(moov)
     for start, body_at, end in moofs:
         _read_moof(_read(file, body_at, end), start, tracks)
-    return VideoFile(content_type, _check_tracks(tracks, duration_s, media), open_ended)
+    duration_s = _check_tracks(tracks, duration_s, media)
+    largest = max(track.largest_bytes for track in tracks.values() if track.handler == b"vide")
+    return VideoFile(content_type, duration_s, open_ended, has_c2pa, largest)
 
 
 def _read(file: BinaryIO, start: int, end: int) -> bytes:
@@ -199,6 +210,7 @@ def _read_track(mdia: bytes) -> _Track:
         track.ticks += count * delta
     sizes = _sample_sizes(stbl)
     track.samples, track.size_bytes = len(sizes), sum(sizes)
+    track.largest_bytes = sizes.size if isinstance(sizes, _SameSize) else max(sizes, default=0)
     offsets = [at for (at,) in _entries(_find(stbl, b"co64"), ">Q") or _entries(_find(stbl, b"stco"), ">I")]
     runs = _entries(_find(stbl, b"stsc"), ">III")
     first_sample = 0
@@ -224,16 +236,16 @@ class _SameSize:
     """The sizes of samples that all have one size, without a list of them."""
 
     def __init__(self, size: int, count: int) -> None:
-        self._size, self._count = size, count
+        self.size, self._count = size, count
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[int]:
-        return iter((self._size * self._count,))  # only their sum is needed
+        return iter((self.size * self._count,))  # only their sum is needed
 
     def __getitem__(self, samples: slice) -> _SameSize:
-        return _SameSize(self._size, len(range(*samples.indices(self._count))))
+        return _SameSize(self.size, len(range(*samples.indices(self._count))))
 
 
 def _sample_sizes(stbl: bytes) -> list[int] | _SameSize:
@@ -288,7 +300,10 @@ def _read_trun(trun: bytes, track: _Track, base: int, data_at: int, duration: in
         width = len(columns)
         table = struct.unpack_from(f">{count * width}I", trun, at)
         ticks = sum(table[columns.index(0x100) :: width]) if 0x100 in columns else ticks
-        size_bytes = sum(table[columns.index(0x200) :: width]) if 0x200 in columns else size_bytes
+        if 0x200 in columns:
+            sizes = table[columns.index(0x200) :: width]
+            size_bytes, size = sum(sizes), max(sizes, default=0)
+    track.largest_bytes = max(track.largest_bytes, size)
     track.samples += count
     track.ticks += ticks
     track.size_bytes += size_bytes

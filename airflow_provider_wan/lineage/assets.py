@@ -120,6 +120,8 @@ def extra_of(record: Record, video: LandedVideo) -> dict[str, Any]:
         "size_bytes": video.size_bytes,
         "crc32c": video.crc32c,
         "image": record.image,
+        **({"facts": dict(video.facts)} if video.facts else {}),
+        **({"verdict": dict(video.verdict)} if video.verdict else {}),
     }
 
 

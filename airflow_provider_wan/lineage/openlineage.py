@@ -27,6 +27,8 @@ class WanRequestRunFacet(RunFacet):
     """The request behind the videos, with its cost and duration.
 
     :param processing_seconds: from submit to finish, by RunComfy's clock.
+    :param digital_source_type: how the videos were made, as a term of IPTC's vocabulary.
+    :param videos: address, facts and verdict of each video.
     """
 
     request_id: str
@@ -38,6 +40,8 @@ class WanRequestRunFacet(RunFacet):
     finished_at: str | None
     landed_at: str | None
     processing_seconds: float | None
+    digital_source_type: str | None = None
+    videos: list[dict[str, Any]] = attrs.field(factory=list)
 
     @staticmethod
     def _get_schema() -> str:
@@ -114,6 +118,11 @@ def lineage_of(record: Record) -> Any:
         finished_at=record.finished_at,
         landed_at=record.landed_at,
         processing_seconds=_seconds_between(record.created_at, record.finished_at),
+        digital_source_type=record.digital_source_type,
+        videos=[
+            {"uri": video.uri, "facts": dict(video.facts or {}), "verdict": dict(video.verdict or {})}
+            for video in record.videos
+        ],
     )
     query = external_query_run.ExternalQueryRunFacet(
         externalQueryId=record.request_id or "", source="runcomfy"

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_wan import metrics
+from airflow_provider_wan.landing.checks import OnBadVideo, UserCheck, VideoChecks, bad_video_error
 from airflow_provider_wan.links.wan import WanBucketLink, WanGenerationsLink, WanVideoLink
 from airflow_provider_wan.utils.errors import as_airflow_errors
 from airflow_provider_wan.utils.params import RequestRef, request_of
@@ -29,7 +29,7 @@ class WanToGCSOperator(BaseOperator):
     to be loaded into a table.
 
     Returns a list of ``{"uri", "bucket", "object_name", "size_bytes", "crc32c", "generation", "content_type",
-    "request_id"}``, one a video.
+    "request_id", "facts", "verdict"}``, one a video.
 
     :param request: a request id, or the return value of a ``WanSubmitOperator`` or ``WanRequestSensor``;
         ``expand(request=sensor.output)`` works. (templated)
@@ -40,6 +40,12 @@ class WanToGCSOperator(BaseOperator):
         request's video or has the same bytes, and raises otherwise; ``overwrite`` replaces it; ``fail`` raises unless
         it is this request's.
     :param max_size_bytes: a larger file is refused, default 2 GiB.
+    :param checks: names of built-in checks (``short``, ``size``, ``black``, ``frozen``, ``first_frame``, ``audio``,
+        ``damaged``) and functions ``(path, facts, record)`` that return None for a good video and the reason for a bad
+        one; None (default): all built-in checks; ``[]``: videos are neither decoded nor checked. Most of them need the
+        extra ``[video]``.
+    :param on_bad_video: ``report`` (default): a bad video lands as others do, and its verdict says why it is bad;
+        ``reject``: it lands in the folder ``_rejected/`` beside the others; ``fail``: the same, and the task fails.
     :param wan_conn_id: the connection, default ``wan_default``; its ``download_hosts`` say where videos may
         come from. (templated)
     :param gcp_conn_id: a Google Cloud connection, which needs the extra ``[google]``; None (default): Application
@@ -48,6 +54,7 @@ class WanToGCSOperator(BaseOperator):
 
     :raises WanDownloadError: a file could not be downloaded whole, or may not be.
     :raises WanNoOutputError: the result has no video.
+    :raises WanBadVideoError: a check found something wrong, with ``on_bad_video="fail"``.
     :raises WanConflictError: another video has the name.
     :raises WanStorageError: the bucket refused, or did not answer.
     :raises WanGenerationFailedError: the request failed.
@@ -73,6 +80,8 @@ class WanToGCSOperator(BaseOperator):
         object_name: str = "",
         if_exists: Literal["skip", "overwrite", "fail"] = "skip",
         max_size_bytes: int = 2 * 1024**3,
+        checks: Sequence[str | UserCheck] | None = None,
+        on_bad_video: OnBadVideo = "report",
         wan_conn_id: str = "wan_default",
         gcp_conn_id: str | None = None,
         impersonation_chain: str | Sequence[str] | None = None,
@@ -81,11 +90,14 @@ class WanToGCSOperator(BaseOperator):
         super().__init__(**kwargs)
         if if_exists not in ("skip", "overwrite", "fail"):
             raise ValueError('if_exists must be "skip", "overwrite" or "fail"')
+        VideoChecks.of(checks, on_bad_video)
         self.request = request
         self.bucket_name = bucket_name
         self.object_name = object_name
         self.if_exists = if_exists
         self.max_size_bytes = max_size_bytes
+        self.checks = checks
+        self.on_bad_video = on_bad_video
         self.wan_conn_id = wan_conn_id
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
@@ -99,8 +111,10 @@ class WanToGCSOperator(BaseOperator):
             ref = request_of(self.request)
             self.link_state = LinkState(ref.request_id)
             landed = self._land(ref)
-        self._emit(TaskRequest.of(self, context), landed, time.monotonic() - started)
-        return [asdict(video) for video in landed.videos]
+            self._emit(TaskRequest.of(self, context), landed, time.monotonic() - started)
+            if self.on_bad_video == "fail" and landed.is_bad:
+                raise bad_video_error(landed)
+        return [video.as_dict() for video in landed.videos]
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
         """Return image, videos, cost and processing time for OpenLineage, which calls this if it is installed."""
@@ -147,7 +161,8 @@ class WanToGCSOperator(BaseOperator):
         journal = BucketJournal(client, ref.journal) if ref.journal else None
         found = journal.read(ref.fingerprint) if journal is not None and ref.fingerprint else None
         known = found.record if found is not None and found.record.request_id == ref.request_id else None
-        landing = Landing(hook, client, Downloader(policy, self.log), self.log)
+        checks = VideoChecks.of(self.checks, self.on_bad_video)
+        landing = Landing(hook, client, Downloader(policy, self.log), self.log, checks=checks)
         landed = landing.land(known or _record_of(ref), destination)
         emit_hook_lineage(hook, landed, self.log)
         if journal is not None and ref.fingerprint:

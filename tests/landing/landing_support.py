@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from airflow_provider_wan.durable.record import Record, Stage
 from airflow_provider_wan.hooks.wan import WanHook
+from airflow_provider_wan.landing.checks import VideoChecks
 from airflow_provider_wan.landing.download import Downloader, DownloadPolicy
 from airflow_provider_wan.landing.landing import Destination, Landing
 from airflow_provider_wan.model_api.faults import RetryPolicy
@@ -35,12 +36,15 @@ def landing(
     hosts: Sequence[str] | None = None,
     *,
     sleep: Callable[[float], None] = lambda _: None,
+    checks: VideoChecks | None = None,
     **policy: Any,
 ) -> Landing:
     """Give a landing that does not pause between its tries unless told to."""
     hook = WanHook(retry=QUICK)
     bounds = DownloadPolicy(hosts or hook.settings.download_hosts, stall_s=10)
-    return Landing(hook, bucket.client, Downloader(replace(bounds, **policy), LOG, sleep=sleep), LOG)
+    return Landing(
+        hook, bucket.client, Downloader(replace(bounds, **policy), LOG, sleep=sleep), LOG, checks=checks
+    )
 
 
 def to(bucket: Bucket, name: str = "v/clip.mp4", **more: Any) -> Destination:

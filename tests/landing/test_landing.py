@@ -40,12 +40,17 @@ def test_a_video_lands_whole_with_its_metadata_and_its_record(bucket: Bucket) ->
         "video/mp4",
     )
     assert (stored["crc32c"], stored["generation"]) == (video.crc32c, video.generation)
-    assert stored["metadata"] == {
+    about = stored["metadata"]
+    assert json.loads(about.pop("wan-facts")) == video.facts
+    assert json.loads(about.pop("wan-verdict")) == video.verdict
+    assert about.pop("wan-generated-at")
+    assert about == {
         "wan-request-id": record.request_id,
         "wan-model-id": MODEL,
         "wan-fingerprint": "f" * 64,
         "wan-video-index": "0",
         "wan-video-count": "1",
+        "wan-digital-source-type": "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia",
     }
     (line,) = bucket.read("v/clip.mp4.json").splitlines()
     beside = Record.from_json(line)

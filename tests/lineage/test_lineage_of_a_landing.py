@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,17 @@ def test_asset_event_describes_the_video() -> None:
         "crc32c": "AAAAAA==",
         "image": "https://images.example.com/folder/a.jpg",
     }
+
+
+def test_asset_event_has_facts_and_verdict_of_a_checked_video() -> None:
+    from airflow.sdk import Asset
+
+    verdict = {"status": "bad", "reasons": ["black"], "detail": "all of its frames are black"}
+    checked = replace(record(), videos=(replace(video(), facts={"width": 640}, verdict=verdict),))
+    asset, events = Asset("gs://videos/daily"), outlet_events()
+    emit_outlets(events, [asset], checked)
+    extra = events[asset].extra
+    assert (extra["facts"], extra["verdict"]) == ({"width": 640}, verdict)
 
 
 def test_asset_event_lists_several_videos_of_a_request() -> None:
@@ -163,6 +175,10 @@ def test_landing_is_reported_to_hook_lineage_and_openlineage(
     assert request["request_id"] == report["request_id"]
     assert request["cost_usd"] == pytest.approx(0.2)
     assert request["processing_seconds"] >= 0
+    assert request["digital_source_type"].endswith("/trainedAlgorithmicMedia")
+    (checked,) = request["videos"]
+    assert (checked["uri"], checked["facts"]["codec"]) == ("gs://videos/a.mp4", "h264")
+    assert checked["verdict"]["status"] == "good"
     assert report["links"] == {
         "Video": "https://storage.cloud.google.com/videos/a.mp4",
         "Bucket": "https://console.cloud.google.com/storage/browser/videos/",
