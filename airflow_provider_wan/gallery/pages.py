@@ -309,18 +309,19 @@ class Comparison:
 
 
 def comparison_of(views: Sequence[CardView]) -> Comparison:
-    """Sort cards into a table, in the order of their first appearance."""
+    """Sort cards into a table: images in the order of their first card, models by id."""
     by_model: dict[str, list[Card]] = {}
     by_image: dict[int, list[CardView]] = {}
     for view in views:
         by_model.setdefault(view.card.model_id or "", []).append(view.card)
         by_image.setdefault(image_key(view.card), []).append(view)
+    models = sorted(by_model, key=lambda model: (not model, model))
     rows = []
     for row in by_image.values():
-        prompts = {str(view.card.inputs.get("prompt") or "") for view in row}
-        cells = [[view for view in row if (view.card.model_id or "") == model] for model in by_model]
+        prompts = {str(prompt) for view in row if (prompt := view.card.inputs.get("prompt"))}
+        cells = [[view for view in row if (view.card.model_id or "") == model] for model in models]
         rows.append((row[0], prompts.pop() if len(prompts) == 1 else "", cells))
-    return Comparison([(model, figures_of(cards)) for model, cards in by_model.items()], rows)
+    return Comparison([(model, figures_of(by_model[model])) for model in models], rows)
 
 
 def figures_of(cards: Sequence[Card]) -> str:
@@ -332,7 +333,7 @@ def figures_of(cards: Sequence[Card]) -> str:
     if cost_usd:
         parts.append(f"{cost_usd:,.2f} USD")
     if cost_usd and landed:
-        parts.append(f"{cost_usd / landed:,.2f} USD for each that landed")
+        parts.append(f"{cost_usd / landed:,.2f} USD per landed video")
     if seconds:
         parts.append(f"{duration(median(seconds))} each")
     return ", ".join(parts)
