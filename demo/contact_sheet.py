@@ -28,6 +28,6 @@ def _card(row: Row) -> Card:
         inputs={"prompt": PROMPTS.get(row.image, "")},
         cost_usd=row.cost_usd,
         error=row.refused or row.problem or None,
-        videos=(CardVideo(row.uri, row.size_bytes, src=f"./{name}"),) if row.landed else (),
+        videos=(CardVideo(row.uri, src=f"./{name}"),) if row.landed else (),
     )
     return with_thumbnail(card, thumbnail_of((PHOTOS / row.image).read_bytes(), name=row.image))

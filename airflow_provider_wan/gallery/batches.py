@@ -275,7 +275,7 @@ class BatchCards:
             model_id=self._status.model_id,
             cost_usd=_number(line.get("cost_usd")),
             error=_text(line.get("error")),
-            videos=(CardVideo(uri, _number(line.get("size_bytes")), ref),) if uri else (),
+            videos=(CardVideo(uri, ref),) if uri else (),
             record=self._record(line.get("fingerprint")),
         )
 

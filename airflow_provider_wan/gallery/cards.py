@@ -154,7 +154,6 @@ class CardVideo:
     """
 
     uri: str
-    size_bytes: int | None = None
     ref: XComRef | None = None
     src: str = ""
 
@@ -191,6 +190,12 @@ class Card:
     def name(self) -> str:
         """File name of the source image, else of the video; empty if there is neither."""
         return file_name(self.image) or (file_name(self.videos[0].uri) if self.videos else "")
+
+    @property
+    def title(self) -> str:
+        """The name, else the request or the task."""
+        request = f"request {self.request_id}" if self.request_id else ""
+        return self.name or request or task_name(self.ref.task) or "video"
 
     @property
     def seconds(self) -> float | None:
@@ -365,7 +370,7 @@ class _JoinedCards:
             request_id = video["request_id"]
             card = self.by_request.get(request_id) or Card(CardState.LANDED, ref, request_id)
             if video["uri"] not in {known.uri for known in card.videos}:
-                shown = CardVideo(video["uri"], video.get("size_bytes"), ref)
+                shown = CardVideo(video["uri"], ref)
                 card = replace(card, state=CardState.LANDED, videos=(*card.videos, shown))
             self.by_request[request_id] = card
 

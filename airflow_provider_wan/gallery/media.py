@@ -102,20 +102,12 @@ class Media:
     def _read_lines(self, uri: str, earlier: tuple[int, BatchLines] | None) -> tuple[int, BatchLines] | None:
         """Return a file's lines, from the cache if it has not changed."""
         try:
-            bucket, name = split_gs_uri(uri, name="address", needs_object=True)
-            with storage_errors(f"Reading {uri}"):
-                retry = retry_policy(5.0)
-                blob = self._client.bucket(bucket).get_blob(name, timeout=TIMEOUT_S, retry=retry)
-                if blob is None:
-                    return None
-                generation = int(blob.generation)
-                if earlier and earlier[0] == generation:
-                    return earlier
-
-                def download(file: Any) -> None:
-                    blob.download_to_file(file, timeout=TIMEOUT_S, retry=retry)
-
-                return generation, BatchLines.temporary(download)
+            blob = self._find(uri, retry_s=5.0)
+            if blob is None:
+                return None
+            if earlier and earlier[0] == int(blob.generation):
+                return earlier
+            return int(blob.generation), read_lines(blob, retry_s=5.0)
         except WanError as error:
             log.warning("The file of a batch cannot be read: %s", error)
             return None
@@ -125,19 +117,7 @@ class Media:
 
         def read(_: Any) -> Mapping[str, Any] | None:
             try:
-                bucket, name = split_gs_uri(uri, name="address", needs_object=True)
-                with storage_errors(f"Reading {uri}"):
-                    body = (
-                        self._client.bucket(bucket)
-                        .blob(name)
-                        .download_as_bytes(
-                            end=_LONGEST_RECORD_BYTES,
-                            timeout=TIMEOUT_S,
-                            retry=retry_policy(5.0),
-                            checksum=None,
-                        )
-                    )
-                record = json.loads(body)
+                record = json.loads(self._start_of(uri, max_bytes=_LONGEST_RECORD_BYTES, retry_s=5.0))
             except (WanError, ValueError):
                 return None
             return record if isinstance(record, Mapping) else None
@@ -146,9 +126,7 @@ class Media:
 
     def find_landed(self, uri: str, request_id: str) -> VideoVersion | None:
         """Find the video of a request by its address; None if the object belongs to another request."""
-        bucket, name = split_gs_uri(uri, name="uri", needs_object=True)
-        with storage_errors(f"Looking for {uri}", request_id=request_id):
-            blob = self._client.bucket(bucket).get_blob(name, timeout=TIMEOUT_S, retry=retry_policy(20.0))
+        blob = self._find(uri)
         if blob is None or (blob.metadata or {}).get(META_REQUEST) != request_id:
             return None
         return VideoVersion(uri, request_id, int(blob.generation), blob.crc32c)
@@ -164,11 +142,7 @@ class Media:
         return request_id == video.request_id or (bool(crc32c) and crc32c == video.crc32c)
 
     def _read_landed(self, video: VideoVersion) -> tuple[str | None, str | None]:
-        bucket, name = split_gs_uri(video.uri, name="uri", needs_object=True)
-        with storage_errors(f"Looking for {video.uri}", request_id=video.request_id):
-            blob = self._client.bucket(bucket).get_blob(
-                name, generation=video.generation, timeout=TIMEOUT_S, retry=retry_policy(20.0)
-            )
+        blob = self._find(video.uri, video.generation)
         return (None, None) if blob is None else ((blob.metadata or {}).get(META_REQUEST), blob.crc32c)
 
     def signed_address(self, video: VideoVersion) -> str | None:
@@ -178,15 +152,14 @@ class Media:
         credentials = self._client._credentials
         if not isinstance(credentials, Signing) or isinstance(credentials, AnonymousCredentials):
             return None
-        bucket, name = split_gs_uri(video.uri, name="uri", needs_object=True)
-        blob = self._client.bucket(bucket).blob(name)
+        blob = self._blob(video.uri)
         try:
             address: str = blob.generate_signed_url(
                 version="v4", expiration=SIGNED_FOR, method="GET", generation=video.generation
             )
         except (
             Exception
-        ):  # signing may need a call that is not allowed (IAM); the server then streams the video
+        ):  # signing may need a call that IAM does not allow; the server then streams the video
             return None
         return address
 
@@ -221,13 +194,38 @@ class Media:
 
         :raises WanError: it cannot be read.
         """
-        bucket, name = split_gs_uri(uri, name="image", needs_object=True)
+        return self._start_of(uri, max_bytes=max_bytes, retry_s=15.0)
+
+    def _blob(self, uri: str) -> storage.Blob:
+        bucket, name = split_gs_uri(uri, name="address", needs_object=True)
+        return self._client.bucket(bucket).blob(name)
+
+    def _find(self, uri: str, generation: int | None = None, *, retry_s: float = 20.0) -> storage.Blob | None:
+        blob = self._blob(uri)
+        with storage_errors(f"Looking for {uri}"):
+            return blob.bucket.get_blob(
+                blob.name, generation=generation, timeout=TIMEOUT_S, retry=retry_policy(retry_s)
+            )
+
+    def _start_of(self, uri: str, *, max_bytes: int, retry_s: float) -> bytes:
+        blob = self._blob(uri)
         with storage_errors(f"Reading {uri}"):
-            blob = self._client.bucket(bucket).blob(name)
             data: bytes = blob.download_as_bytes(
-                end=max_bytes - 1, timeout=TIMEOUT_S, retry=retry_policy(15.0), checksum=None
+                end=max_bytes - 1, timeout=TIMEOUT_S, retry=retry_policy(retry_s), checksum=None
             )
         return data
+
+
+def read_lines(blob: storage.Blob, *, retry_s: float | None = None) -> BatchLines:
+    """Read an object with a JSON object on each line; other lines are skipped.
+
+    :param retry_s: for how long to retry, in seconds; default: as all calls of Cloud Storage.
+    :raises WanError: it cannot be read.
+    """
+    with storage_errors(f"Reading gs://{blob.bucket.name}/{blob.name}"):
+        return BatchLines.temporary(
+            lambda file: blob.download_to_file(file, timeout=TIMEOUT_S, retry=retry_policy(retry_s))
+        )
 
 
 _media = SharedCache(32, fresh_s=_CLIENT_KEPT_S)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.resources import files
@@ -66,7 +66,13 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters["duration"] = duration
+    found.filters |= {
+        "duration": duration,
+        "link": outside_link,
+        "task_name": task_name,
+        "state_class": lambda state: _CLASS_OF.get(state, "bad"),
+        "without_video": lambda state: _WITHOUT_VIDEO.get(state, "no video"),
+    }
     templates = files("airflow_provider_wan.gallery") / "templates"
     found.globals["css"] = Markup((templates / "gallery.css").read_text(encoding="utf-8"))
     found.globals["script"] = Markup((templates / "gallery.js").read_text(encoding="utf-8"))
@@ -81,59 +87,47 @@ def render_message(text: str) -> str:
 # -- what a card shows -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class CardView:
-    """A card as the template shows it: texts and addresses."""
+class SheetLinks:
+    """The addresses on a page that is a file: videos beside it, embedded pictures, and no Airflow."""
 
-    card: Card
-    title: str
-    image_href: str
-    thumbnail: str
-    tasks: Sequence[tuple[str, str, str]]
-    videos: Sequence[tuple[CardVideo, str]]
+    def thumbnail(self, card: Card) -> str:
+        """Return the address of a small source image; empty: none."""
+        return card.thumbnail
 
-    @property
-    def css_class(self) -> str:
-        """Class of the state."""
-        return _CLASS_OF.get(self.card.state, "bad")
+    def video(self, video: CardVideo) -> str:
+        """Return the address of a video."""
+        return video.src
 
-    @property
-    def without_video(self) -> str:
-        """The text in place of the video."""
-        return _WITHOUT_VIDEO.get(self.card.state, "no video")
-
-    @property
-    def is_polled(self) -> bool:
-        """Whether the page's script replaces the state with that at RunComfy."""
-        return bool(self.card.request_id) and self.card.state is CardState.OPEN
-
-    @property
-    def files(self) -> Sequence[tuple[str, str]]:
-        """Addresses of the videos, with links."""
-        return [(video.uri, outside_link(video.uri)) for video in self.card.videos]
+    def tasks(self, card: Card) -> Iterable[tuple[str, TaskInstanceKey, str]]:
+        """Yield the task instances of a card: label, task instance and address."""
+        return ()
 
 
-def view_of(
-    card: Card,
-    *,
-    video_src: Callable[[CardVideo], str],
-    thumbnail: str = "",
-    task_href: Callable[[TaskInstanceKey], str] | None = None,
-) -> CardView:
-    """Prepare a card for its template.
+class TabLinks(SheetLinks):
+    """The addresses in the tab: routes of the gallery, and pages of Airflow."""
 
-    :param video_src: returns the address of a video.
-    :param thumbnail: address of a small source image; empty: none.
-    :param task_href: returns the address of a task instance; None: there is no Airflow to link to.
-    """
-    tasks = []
-    if task_href and card.ref.task_id:
-        tasks.append(("task", task_name(card.ref.task), task_href(card.ref.task)))
-        if card.failed_in:
-            tasks.append(("failed in", task_name(card.failed_in), task_href(card.failed_in)))
-    title = card.name or (f"request {card.request_id}" if card.request_id else task_name(card.ref.task))
-    videos = [(video, video_src(video)) for video in card.videos]
-    return CardView(card, title or "video", outside_link(card.image), thumbnail, tasks, videos)
+    def __init__(self, query: PageQuery) -> None:
+        self._query = query
+
+    def thumbnail(self, card: Card) -> str:  # noqa: D102
+        return self._route("image", card.ref) if card.image else ""
+
+    def video(self, video: CardVideo) -> str:  # noqa: D102
+        return self._route("video", video.ref) if video.ref else ""
+
+    def tasks(self, card: Card) -> Iterable[tuple[str, TaskInstanceKey, str]]:  # noqa: D102
+        for label, task in (("task", card.ref.task), ("failed in", card.failed_in)):
+            if task and task[0]:
+                yield label, task, self._page_of(task)
+
+    def _route(self, route: str, ref: XComRef) -> str:
+        return f"{route}?" + urlencode({"run_id": self._query.run_id, **asdict(ref)})
+
+    def _page_of(self, task: TaskInstanceKey) -> str:
+        task_id, map_index = task
+        parts = (self._query.dag_id, "runs", self._query.run_id, "tasks", task_id)
+        path = "/".join(quote(part, safe="") for part in parts)
+        return f"../../../dags/{path}" + (f"/mapped/{map_index}" if map_index >= 0 else "")
 
 
 def outside_link(address: str | None) -> str:
@@ -305,21 +299,21 @@ class Comparison:
     """
 
     columns: Sequence[tuple[str, str]]
-    rows: Sequence[tuple[CardView, str, Sequence[Sequence[CardView]]]]
+    rows: Sequence[tuple[Card, str, Sequence[Sequence[Card]]]]
 
 
-def comparison_of(views: Sequence[CardView]) -> Comparison:
+def comparison_of(cards: Sequence[Card]) -> Comparison:
     """Sort cards into a table: images in the order of their first card, models by id."""
     by_model: dict[str, list[Card]] = {}
-    by_image: dict[int, list[CardView]] = {}
-    for view in views:
-        by_model.setdefault(view.card.model_id or "", []).append(view.card)
-        by_image.setdefault(image_key(view.card), []).append(view)
+    by_image: dict[int, list[Card]] = {}
+    for card in cards:
+        by_model.setdefault(card.model_id or "", []).append(card)
+        by_image.setdefault(image_key(card), []).append(card)
     models = sorted(by_model, key=lambda model: (not model, model))
     rows = []
     for row in by_image.values():
-        prompts = {str(prompt) for view in row if (prompt := view.card.inputs.get("prompt"))}
-        cells = [[view for view in row if (view.card.model_id or "") == model] for model in models]
+        prompts = {str(prompt) for card in row if (prompt := card.inputs.get("prompt"))}
+        cells = [[card for card in row if (card.model_id or "") == model] for model in models]
         rows.append((row[0], prompts.pop() if len(prompts) == 1 else "", cells))
     return Comparison([(model, figures_of(by_model[model])) for model in models], rows)
 
@@ -356,26 +350,6 @@ def render_page(run: RunView, shown: Sequence[Card], *, query: PageQuery, total:
     :param total: number of cards that match the query.
     :param nonce: allows the page's own style and script, and no other.
     """
-
-    def task_href(task: TaskInstanceKey) -> str:
-        task_id, map_index = task
-        path = "/".join(
-            quote(part, safe="") for part in (query.dag_id, "runs", query.run_id, "tasks", task_id)
-        )
-        return f"../../../dags/{path}" + (f"/mapped/{map_index}" if map_index >= 0 else "")
-
-    def address(route: str, ref: XComRef | None) -> str:
-        return f"{route}?" + urlencode({"run_id": query.run_id, **asdict(ref)}) if ref else ""
-
-    views = [
-        view_of(
-            card,
-            video_src=lambda video: address("video", video.ref),
-            thumbnail=address("image", card.ref) if card.image else "",
-            task_href=task_href,
-        )
-        for card in shown
-    ]
     filters = [
         (choice.label, run.count(name), query.address(state=name), name == query.state)
         for name, choice in FILTERS.items()
@@ -388,48 +362,22 @@ def render_page(run: RunView, shown: Sequence[Card], *, query: PageQuery, total:
         .get_template("page.html")
         .render(
             run=run,
-            cards=views,
-            comparison=comparison_of(views) if side_by_side else None,
+            cards=shown,
+            links=TabLinks(query),
+            comparison=comparison_of(shown) if side_by_side else None,
             other_view=query.address(view="cards" if side_by_side else "models")
             if len(run.models) > 1
             else "",
             filters=filters,
             query=query,
-            label=FILTERS[query.state].label,
+            here=FILTERS[query.state],
             number=min(query.number, pages),
             pages=pages,
             total=total,
             nonce=nonce,
             live="live" + query.address(number=query.number) if run.is_live else "",
-            alarms=_alarms(run, query),
         )
     )
-
-
-def _alarms(run: RunView, query: PageQuery) -> list[tuple[str, str, str]]:
-    """Return the items that need a person: a headline, the action, and the address of the cards."""
-    alarms = []
-    if number := run.count("not_landed"):
-        what = "1 request is" if number == 1 else f"{number:,} requests are"
-        alarms.append(
-            (
-                f"{what} paid for, and the video is not in the bucket.",
-                "No task of this run is going to land it. Clear the landing task, or the batch: that lands what "
-                "was paid for and buys nothing again. Do it soon: RunComfy does not say how long it keeps a video.",
-                query.address(state="not_landed"),
-            )
-        )
-    if number := run.count("unknown"):
-        what = "1 request" if number == 1 else f"{number:,} requests"
-        alarms.append(
-            (
-                f"{what} may have been bought, and its answer was lost.",
-                "Nothing is sent again by itself. Look it up on RunComfy's page Generations, then settle it with "
-                "airflow wan journal settle, or with resolve=.",
-                query.address(state="unknown"),
-            )
-        )
-    return alarms
 
 
 # -- the contact sheet -------------------------------------------------------------------------------------
@@ -441,11 +389,12 @@ def render_contact_sheet(cards: Sequence[Card], *, title: str = DEFAULT_TITLE) -
     :param cards: with ``videos[].src`` relative to the page, and ``thumbnail`` as a ``data:`` address or empty.
     """
     source = CardList(cards)
-    views = [view_of(card, video_src=lambda video: video.src, thumbnail=card.thumbnail) for card in cards]
     summary = summary_of(source.count(), source.cost_usd)
-    comparison = comparison_of(views) if len(source.models) > 1 else None
+    comparison = comparison_of(cards) if len(source.models) > 1 else None
     template = _environment().get_template("contact_sheet.html")
-    return template.render(cards=views, title=title, summary=summary, comparison=comparison)
+    return template.render(
+        cards=cards, links=SheetLinks(), title=title, summary=summary, comparison=comparison
+    )
 
 
 def card_of_record(record: Mapping[str, Any], *, page: str) -> Card:
@@ -464,7 +413,6 @@ def card_of_record(record: Mapping[str, Any], *, page: str) -> Card:
         videos=tuple(
             CardVideo(
                 str(video["uri"]),
-                video.get("size_bytes"),
                 src=relative_address(str(video["object_name"]), page=page),
             )
             for video in videos

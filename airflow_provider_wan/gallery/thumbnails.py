@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import io
-import threading
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -15,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from airflow_provider_wan.exceptions import WanError, WanInputError
 from airflow_provider_wan.gallery.media import Media, media_of
-from airflow_provider_wan.gallery.workers import BoundedExecutor
+from airflow_provider_wan.gallery.workers import BoundedExecutor, SharedCache
 
 SIDE_PX = 320
 _LARGEST_IMAGE_BYTES = 25_000_000
@@ -116,8 +113,7 @@ class ThumbnailCache:
 
     def __init__(self, *, threads: int = 4, queued: int = 64) -> None:
         self._executor = BoundedExecutor("wan-thumbnail", threads=threads, queued=queued)
-        self._kept: OrderedDict[tuple[str, Access], tuple[Future[bytes | None], float]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._kept = SharedCache(_KEPT, fresh_s=_FAILURE_KEPT_S)
 
     def get(
         self, uri: str, access: Access, read: Callable[[str, Access], bytes] | None = None
@@ -129,18 +125,13 @@ class ThumbnailCache:
         :param read: reads the image; default: from its bucket or address.
         :raises QueueFullError: too many images wait already.
         """
-        read = read or _read
-        key = (uri, access)
-        with self._lock:
-            future, started = self._kept.get(key, (None, 0.0))
-            failed = future is not None and future.done() and future.result() is None
-            if future is None or (failed and time.monotonic() - started > _FAILURE_KEPT_S):
-                future = self._executor.submit(_make, uri, access, read)
-                self._kept[key] = future, time.monotonic()
-                while len(self._kept) > _KEPT:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(key)
-            return future
+
+        def make(earlier: Future[bytes | None] | None) -> Future[bytes | None]:
+            if earlier is not None and not (earlier.done() and earlier.result() is None):
+                return earlier
+            return self._executor.submit(_make, uri, access, read or _read)
+
+        return self._kept.get((uri, access), make)
 
 
 def _read(uri: str, access: Access) -> bytes:

@@ -18,7 +18,6 @@ from airflow_provider_wan.utils.task import LinkState
 if TYPE_CHECKING:
     from google.cloud import storage
 
-    from airflow_provider_wan.gallery.batches import BatchLines
     from airflow_provider_wan.gallery.cards import Card
 
 _READ_AT_ONCE = 8
@@ -97,6 +96,7 @@ class WanContactSheetOperator(BaseOperator):
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Read the records and write the page."""
+        from airflow_provider_wan.gallery.media import read_lines
         from airflow_provider_wan.gallery.pages import (
             card_of_record,
             cards_without_video,
@@ -111,10 +111,14 @@ class WanContactSheetOperator(BaseOperator):
             client = storage_client(self.gcp_conn_id, self.impersonation_chain)
             add_picture = self._add_picture(client)
 
-            def card_of(record_name: str) -> Card | None:
-                lines = self._read_lines(client, f"gs://{bucket}/{record_name}")
+            def blob_at(uri: str) -> storage.Blob:
+                manifest_bucket, manifest_name = split_gs_uri(uri, name="manifest", needs_object=True)
+                return client.bucket(manifest_bucket).blob(manifest_name)
+
+            def card_of(record: storage.Blob) -> Card | None:
+                lines = read_lines(record)
                 if len(lines) != 1:
-                    self.log.warning("gs://%s/%s is not a record and is left out.", bucket, record_name)
+                    self.log.warning("gs://%s/%s is not a record and is left out.", bucket, record.name)
                     return None
                 return add_picture(card_of_record(lines.line(0), page=name))
 
@@ -124,7 +128,7 @@ class WanContactSheetOperator(BaseOperator):
                 missing = [
                     card
                     for uri, model_id in _manifests(self.manifest)
-                    for card in cards_without_video(self._read_lines(client, uri), model_id)
+                    for card in cards_without_video(read_lines(blob_at(uri)), model_id)
                 ]
                 if len(missing) > self.max_videos:
                     self.log.warning("%d images have no video; %d are shown.", len(missing), self.max_videos)
@@ -169,7 +173,7 @@ class WanContactSheetOperator(BaseOperator):
 
         return add
 
-    def _records(self, client: storage.Client, bucket: str, prefix: str) -> list[str]:
+    def _records(self, client: storage.Client, bucket: str, prefix: str) -> list[storage.Blob]:
         """Find the records next to videos: those that the landing marked with their request."""
         from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
         from airflow_provider_wan.landing.landing import META_REQUEST
@@ -185,19 +189,7 @@ class WanContactSheetOperator(BaseOperator):
         found.sort(key=lambda blob: blob.time_created, reverse=True)
         if len(found) > self.max_videos:
             self.log.warning("Found %d videos; the newest %d are shown.", len(found), self.max_videos)
-        return [blob.name for blob in found[: self.max_videos]]
-
-    def _read_lines(self, client: storage.Client, uri: str) -> BatchLines:
-        """Read a file with a JSON object on each line; other lines are skipped."""
-        from airflow_provider_wan.gallery.batches import BatchLines
-        from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
-
-        bucket, name = split_gs_uri(uri, name="manifest", needs_object=True)
-        blob = client.bucket(bucket).blob(name)
-        with storage_errors(f"Reading {uri}"):
-            return BatchLines.temporary(
-                lambda file: blob.download_to_file(file, timeout=TIMEOUT_S, retry=retry_policy())
-            )
+        return found[: self.max_videos]
 
 
 def _manifests(given: Any) -> list[tuple[str, str | None]]:
