@@ -79,6 +79,7 @@ def run_batch(images: list[str], *, in_flight: int, land: int | None = None) -> 
     from airflow_provider_wan.batch.spec import BatchLimits, BatchSpec
     from airflow_provider_wan.hooks.gcs import storage_client
     from airflow_provider_wan.hooks.wan import WanHook
+    from airflow_provider_wan.model_api.inputs import LazyModel
     from airflow_provider_wan.utils.images import image_sources
 
     log = logging.getLogger("batch")
@@ -87,7 +88,12 @@ def run_batch(images: list[str], *, in_flight: int, land: int | None = None) -> 
     hook = WanHook("wan_default")
     client = storage_client(pool_size=28)
     sources = image_sources(
-        MODEL, log=log, allow_private=True, gcp_conn_id=None, impersonation_chain=None, check_image=False
+        LazyModel(MODEL),
+        log=log,
+        allow_private=True,
+        gcp_conn_id=None,
+        impersonation_chain=None,
+        check_image=False,
     )
     spec = BatchSpec(
         images=images,

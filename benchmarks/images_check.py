@@ -35,7 +35,7 @@ from airflow_provider_wan.images.dataset_reader import DatasetReader
 from airflow_provider_wan.images.inspect import inspect
 from airflow_provider_wan.images.preparation import Counts, Preparation
 from airflow_provider_wan.images.source import ImageOptions, ImageSources
-from airflow_provider_wan.model_api.inputs import image_rules
+from airflow_provider_wan.model_api.inputs import LazyModel, Model
 
 MODEL = "wan-ai/wan-2-2/image-to-video"
 DISTINCT = 20
@@ -70,16 +70,16 @@ def fill(client: Any, folder: Path, count: int) -> None:
 
 
 def by_headers(client: Any) -> int:
-    sources = ImageSources(MODEL, lambda: client, logging.getLogger(), options=ImageOptions())
+    sources = ImageSources(LazyModel(MODEL), lambda: client, logging.getLogger(), options=ImageOptions())
     counts = Counts()
     rows = DatasetReader(lambda: client).rows("gs://photos/set/")
-    for one in Preparation(sources, MODEL, workers=WORKERS).plan(rows):
+    for one in Preparation(sources, workers=WORKERS).plan(rows):
         counts.add(one)
     return counts.fixed
 
 
 def downloaded_whole(client: Any) -> int:
-    rules = image_rules(MODEL)
+    (rules,) = Model.bundled(MODEL).images
     assert rules is not None
 
     def one(blob: Any) -> bool:

@@ -98,9 +98,9 @@ def stage_mark(bucket_url: str) -> None:
     from airflow_provider_wan.hooks.gcs import storage_client
     from airflow_provider_wan.images.prepare import PreparedImage
     from airflow_provider_wan.images.staging import Recipe, Staging
-    from airflow_provider_wan.model_api.inputs import image_rules
+    from airflow_provider_wan.model_api.inputs import Model
 
-    rules = image_rules("wan-ai/wan-2-2/image-to-video")
+    (rules,) = Model.bundled("wan-ai/wan-2-2/image-to-video").images
     assert rules is not None
     data = _small_image()
     key = Recipe(rules).key("md5:" + hashlib.md5(data, usedforsecurity=False).hexdigest())

@@ -26,9 +26,9 @@ from PIL import Image, ImageOps
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images.inspect import ImageFacts, inspect
 from airflow_provider_wan.images.prepare import prepare
-from airflow_provider_wan.model_api.inputs import image_rules
+from airflow_provider_wan.model_api.inputs import Model
 
-RULES = image_rules("wan-ai/wan-2-2/image-to-video")
+(RULES,) = Model.bundled("wan-ai/wan-2-2/image-to-video").images
 
 
 def by_pillow(path: Path, fmt: str) -> tuple[tuple[int, int], str, int]:

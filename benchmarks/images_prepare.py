@@ -30,7 +30,7 @@ from PIL import Image, ImageOps
 from airflow_provider_wan.images.preparation import map_in_order
 from airflow_provider_wan.images.prepare import PreparedImage, prepare
 from airflow_provider_wan.images.source import usable_cores
-from airflow_provider_wan.model_api.inputs import ImageRules, image_rules
+from airflow_provider_wan.model_api.inputs import ImageRules, Model
 
 PHOTOS = Path(__file__).resolve().parent.parent / "demo" / "photos"
 SIZE = (4000, 3000)
@@ -98,7 +98,7 @@ WAYS: dict[str, Callable[[list[Path], ImageRules], int]] = {
 
 
 def run_one_way(way: str, folder: Path) -> None:
-    rules = image_rules("wan-ai/wan-2-2/image-to-video")
+    (rules,) = Model.bundled("wan-ai/wan-2-2/image-to-video").images
     assert rules is not None
     paths = sorted(folder.glob("*.jpg"))
     start = time.perf_counter()

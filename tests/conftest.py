@@ -97,6 +97,14 @@ def sandbox_server() -> Iterator[Sandbox]:
         yield started
 
 
+@pytest.fixture(autouse=True)
+def no_cached_pages() -> None:
+    """Each test begins, as a task does, in a process that has read no page of a model."""
+    if (hook := sys.modules.get("airflow_provider_wan.hooks.wan")) is not None:
+        hook._pages.clear()
+        hook._logged.clear()
+
+
 @pytest.fixture
 def sandbox(sandbox_server: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
     """The shared sandbox in its initial state, with the environment that points at it.

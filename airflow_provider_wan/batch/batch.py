@@ -95,7 +95,7 @@ class Batch:
             hook,
             client,
             spec.journal,
-            spec.model_id,
+            sources.model,
             log,
             given=spec.price_usd,
             limits=spec.budget,

@@ -22,7 +22,7 @@ from airflow_provider_wan.exceptions import WanInputError, WanRefusedError
 from airflow_provider_wan.hooks.gcs import check_object_name
 from airflow_provider_wan.images.dataset import DatasetRow, RowError
 from airflow_provider_wan.images.source import ImageSource, ImageSources
-from airflow_provider_wan.model_api.inputs import clip_seconds
+from airflow_provider_wan.model_api.inputs import LazyModel, clip_seconds
 from airflow_provider_wan.model_api.video_spec import make_video_spec
 
 _NAME = "{name}-{fingerprint}.mp4"
@@ -169,7 +169,7 @@ class Plan:
 def plan_rows(
     rows: Iterable[SourcedRow],
     *,
-    model_id: str,
+    model: LazyModel,
     object_name: str,
     columns: Iterable[str] = (),
 ) -> Plan:
@@ -190,7 +190,7 @@ def plan_rows(
             continue
         available.update(row.row.passthrough)
         try:
-            item = _item(row, model_id)
+            item = _item(row, model)
             same = plan.items.get(item.fingerprint)
             if same is not None:
                 plan.items[item.fingerprint] = replace(same, copies=same.copies + 1)
@@ -212,16 +212,16 @@ def plan_rows(
     return plan
 
 
-def _item(source: ImageSource, model_id: str) -> Item:
+def _item(source: ImageSource, model: LazyModel) -> Item:
     row = source.row
     inputs = {
         name: value
         for name, value in row.inputs.items()
         if value is not None and name != source.image.input_name
     }
-    if inputs.get("duration") and clip_seconds(model_id, inputs) is None:
+    if inputs.get("duration") and model.known.schema is None and clip_seconds(model.known, inputs) is None:
         raise WanInputError(f"duration={str(inputs['duration'])[:80]!r} is not a number of seconds.")
-    spec = make_video_spec(model_id, inputs, image=source.image, variation=row.variation, validate=False)
+    spec = make_video_spec(model.model_id, inputs, image=source.image, variation=row.variation)
     return Item(spec.fingerprint, source, inputs, "", row.variation, row.where if row.line else "")
 
 

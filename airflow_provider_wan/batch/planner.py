@@ -50,7 +50,7 @@ class Planner:
         self._sources = sources
         self._log = log
         #: Validates inputs; shared by the whole batch, since it caches its verdicts.
-        self.check = InputCheck(spec.model_id, sources.input_name)
+        self.check = InputCheck(sources.model, sources.input_name)
 
     def plan(self, former: Iterable[str] = ()) -> Plan:
         """Return the plan, with what the journal knows about it.
@@ -91,7 +91,9 @@ class Planner:
 
     def _read_dataset(self) -> Plan:
         spec = self._spec
-        schema = load_schema(spec.model_id)
+        schema = load_schema(
+            spec.model_id
+        )  # not the page's: which columns are inputs is part of fingerprints
         known_inputs = None if schema is None else set(schema.fields) - {self._sources.input_name}
         columns = Columns(
             inputs=known_inputs,
@@ -102,7 +104,7 @@ class Planner:
         reader = DatasetReader(lambda: self._client, columns)
         return plan_rows(
             open_rows(reader.rows(spec.images), self._sources),
-            model_id=spec.model_id,
+            model=self._sources.model,
             object_name=spec.object_name,
             columns=spec.passthrough,
         )

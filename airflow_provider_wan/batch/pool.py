@@ -138,7 +138,6 @@ class BatchWork:
             image=item.source.image,
             variation=item.variation,
             owner=self.owner,
-            validate=False,
         )
         return replace(spec, make_inputs=make_inputs)
 

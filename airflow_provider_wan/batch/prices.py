@@ -35,7 +35,7 @@ from airflow_provider_wan.exceptions import (
 )
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
 from airflow_provider_wan.hooks.wan import WanHook
-from airflow_provider_wan.model_api.inputs import clip_seconds, coerce_inputs, load_schema
+from airflow_provider_wan.model_api.inputs import LazyModel, Model, clip_seconds, coerce_inputs
 from airflow_provider_wan.model_api.states import State
 from airflow_provider_wan.model_api.values import ModelInfo
 
@@ -85,11 +85,10 @@ class PriceNotLearned(WanError):
     """Another task is learning the price of this combination; nothing was bought."""
 
 
-def combination_of(model_id: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def combination_of(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the price-relevant inputs, defaults included: all but free text, seed and media."""
-    schema = load_schema(model_id)
-    media = set(schema.image_fields) if schema is not None else set()
-    given = {**(schema.defaults if schema is not None else {}), **coerce_inputs(model_id, inputs)}
+    media = {rules.field for rules in model.images} | set(model.schema.media_fields if model.schema else ())
+    given = {**model.defaults, **coerce_inputs(model, inputs)}
     return {name: value for name, value in sorted(given.items()) if _is_relevant(name, value, media)}
 
 
@@ -142,7 +141,7 @@ class PriceBook:
         hook: WanHook,
         client: storage.Client,
         journal: str,
-        model_id: str,
+        model: LazyModel,
         log: Logger,
         *,
         given: GivenPrice,
@@ -155,7 +154,8 @@ class PriceBook:
         bucket, prefix = split_gs_uri(journal, name="journal")
         self._bucket = client.bucket(bucket)
         self._folder = (prefix.rstrip("/") + "/" if prefix else "") + "_prices/"
-        self._model_id = model_id
+        self._model = model
+        self._model_id = model.model_id
         self._log = log
         self._given = given
         self._limits = limits
@@ -197,7 +197,7 @@ class PriceBook:
         inputs = json.dumps(item.inputs, sort_keys=True, default=str)
         key = self._keys.get(inputs)
         if key is None:
-            combination = combination_of(self._model_id, item.inputs)
+            combination = combination_of(self._model.known, item.inputs)
             key = self._keys[inputs] = json.dumps(combination, sort_keys=True, default=str)
         return key
 
@@ -209,7 +209,7 @@ class PriceBook:
             return Price(max(given, learned or 0.0), PriceSource.GIVEN)
         if learned is not None:
             return Price(learned, PriceSource.LEARNED)
-        base = self.page and self.page.price_of(clip_seconds(self._model_id, combination))
+        base = self.page and self.page.price_of(clip_seconds(self._model.known, combination))
         return Price(base, PriceSource.BASE) if base else Price(None, PriceSource.UNKNOWN)
 
     def usd_of(self, key: str) -> float:
@@ -444,7 +444,7 @@ class PriceBook:
 
     def key_of_defaults(self) -> str:
         """Return the combination of the model's defaults."""
-        return json.dumps(combination_of(self._model_id, {}), sort_keys=True, default=str)
+        return json.dumps(combination_of(self._model.known, {}), sort_keys=True, default=str)
 
 
 #: From the least sure price to the surest.

@@ -34,6 +34,7 @@ MAX_REPLY_BYTES = 8 * 1024 * 1024
 #: A request id that cannot exist; asking for it costs nothing and shows whether the token works.
 TEST_REQUEST_ID = "connection-test-00000000"
 ONCE = RetryPolicy(tries=1)
+MODELS_PER_PAGE = 100
 #: Headers of every call; the token comes from an auth object of its own.
 HEADERS: Mapping[str, str] = {
     "Accept": "application/json",
@@ -90,6 +91,12 @@ def cancellation_of(request_id: str) -> Operation[calls.CancelOutcome]:
 def model_of(model_id: str) -> Operation[calls.ModelInfo]:
     """Return the operation for the page of a model."""
     return Operation(calls.model_call(model_id), "model", calls.read_model)
+
+
+def models_of(search: str | None, category: str | None, offset: int) -> Operation[calls.ModelPage]:
+    """Return the operation that asks for a page of the catalogue."""
+    call = calls.models_call(search=search, category=category, limit=MODELS_PER_PAGE, offset=offset)
+    return Operation(call, "list of models", calls.read_models)
 
 
 BALANCE: Operation[calls.Balance] = Operation(calls.balance_call(), "balance", calls.read_balance)

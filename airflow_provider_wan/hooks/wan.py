@@ -11,14 +11,16 @@ import contextlib
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
+from logging import Logger
 from typing import Any, ClassVar, TypeVar
 
 import requests
 import tenacity
 from airflow.sdk import BaseHook
 
-from airflow_provider_wan.exceptions import WanAuthError, WanError
+from airflow_provider_wan.exceptions import WanAuthError, WanError, WanInputError, WanTransientError
 from airflow_provider_wan.hooks import common
 from airflow_provider_wan.hooks.common import Operation, pacer_of
 from airflow_provider_wan.hooks.connection import WanSettings, read_settings
@@ -32,11 +34,48 @@ from airflow_provider_wan.model_api.calls import (
     RequestStatus,
     SubmittedRequest,
 )
+from airflow_provider_wan.model_api.dialect import model_of_page, read_schema
 from airflow_provider_wan.model_api.faults import RetryPolicy
+from airflow_provider_wan.model_api.schema import Model, load_schema
 
 __all__ = ["WanAsyncHook", "WanHook"]
 
 _T = TypeVar("_T")
+
+
+#: A page that was read by any hook of this process, with the moment when it expires.
+_pages: dict[tuple[str, str, str, str], tuple[ModelInfo, float]] = {}
+_PAGE_LIFETIME_S = 15 * 60
+#: Remarks about pages that were logged in this process.
+_logged: set[str] = set()
+
+
+def _check_schema(model: Model, log: Logger, notes: list[str], *, require_schema: bool) -> None:
+    """Log what is remarkable about a model's schema; what its page says, only once a process.
+
+    :raises WanError: a schema is required, and there is none.
+    """
+    model_id, unread = model.model_id, model.unread
+    why = f"could not be read: {unread}" if unread else "has no schema of its inputs."
+    if model.schema is None:
+        if require_schema:
+            message = (
+                f"The page of model {model_id} {why} require_schema=True, so nothing was sent and nothing was bought. "
+                "Try again later, or set schema=."
+            )
+            raise (WanTransientError if isinstance(unread, WanTransientError) else WanInputError)(message)
+        log.warning(
+            "The page of model %s %s Its inputs and images are sent unchecked, and a mistake may be paid for. "
+            "require_schema=True refuses instead; schema= supplies the rules.",
+            model_id,
+            why,
+        )
+    elif unread is not None:
+        log.warning("The page of model %s %s The rules of this package apply.", model_id, why)
+    for note in notes:
+        if note not in _logged:
+            _logged.add(note)
+            log.info("%s", note)
 
 
 class _Bearer(requests.auth.AuthBase):
@@ -183,11 +222,77 @@ class WanHook(BaseHook):
         return self._read(common.cancellation_of(request_id), retry)
 
     def get_model(self, model_id: str) -> ModelInfo:
-        """Ask for a model's name, price and input schema.
+        """Return a model's name, price and input schema, as its page states them.
+
+        Pages are cached for 15 minutes in each process.
 
         :raises WanError: no usable answer, or there is no such model.
         """
-        return self._read(common.model_of(model_id))
+        return self._page(model_id)
+
+    def _page(self, model_id: str, retry: bool = True) -> ModelInfo:
+        settings = self.settings
+        key = (settings.conn_id, settings.api_origin, settings.account_origin, model_id)
+        page, expires_at = _pages.get(key, (None, 0.0))
+        if page is None or time.monotonic() > expires_at:
+            page = self._read(common.model_of(model_id), retry)
+            _pages[key] = (page, time.monotonic() + _PAGE_LIFETIME_S)
+        return page
+
+    def list_models(self, search: str | None = None, category: str | None = None) -> list[ModelInfo]:
+        """Return the models of the catalogue, each with its schema, image fields, price, unit and note.
+
+        :param search: words to search for; None (default): all.
+        :param category: a category of the catalogue, such as ``image-to-video``; None (default): all.
+        :raises WanError: no usable answer.
+        """
+        found: dict[str, ModelInfo] = {}
+        offset = 0
+        while True:
+            page = self._read(common.models_of(search, category, offset))
+            offset += len(page.models)
+            is_new = any(model.model_id not in found for model in page.models)
+            found |= {model.model_id: model for model in page.models}
+            if not is_new or (page.total is not None and offset >= page.total):
+                return list(found.values())
+
+    def model(
+        self,
+        model_id: str,
+        *,
+        schema: Mapping[str, Any] | str | None = None,
+        image_field: str | None = None,
+        require_schema: bool = False,
+        log: Logger | None = None,
+    ) -> Model:
+        """Return a model with the rules that validate its inputs and images, by its page.
+
+        Wan 2.2's page decides where it differs from the bundled schema, which decides where the page can't be read.
+        The inputs of any other model whose page can't be read go unchecked, and the log says so.
+
+        :param schema: a JSON schema (also in RunComfy's dialect), or its JSON text, in place of the page's.
+        :param image_field: the field that takes the source image; None (default): found from the schema.
+        :param require_schema: whether to raise where no schema is known, default False.
+        :param log: default: the hook's.
+        :raises WanAuthError: the token is not accepted.
+        :raises WanInputError: ``schema`` is no schema; or there is none and ``require_schema`` is set.
+        :raises WanTransientError: with ``require_schema``: the page can't be read now.
+        """
+        if schema is not None:
+            translation = read_schema(schema, model_id)
+            model, notes = Model(model_id, translation.schema, chosen_field=image_field), translation.notes
+        else:
+            try:
+                page = self._page(model_id, retry=load_schema(model_id) is None)
+                if page.model_id != model_id:
+                    raise WanInputError(f"RunComfy answered with the page of model {page.model_id}.")
+                model, notes = model_of_page(page, image_field)
+            except WanAuthError:
+                raise
+            except WanError as error:
+                model, notes = replace(Model.bundled(model_id, image_field), unread=error), []
+        _check_schema(model, log or self.log, notes, require_schema=require_schema)
+        return model
 
     def get_balance(self) -> Balance:
         """Ask for the account's balance; it is asked for at the connection's ``account_host``.

@@ -36,14 +36,12 @@ from airflow_provider_wan.images.source import (
     needs_copy,
     usable_cores,
 )
-from airflow_provider_wan.model_api.inputs import canonical_url, load_schema
+from airflow_provider_wan.model_api.inputs import canonical_url
 from airflow_provider_wan.model_api.video_spec import SourceImage, make_video_spec
 
 if TYPE_CHECKING:
     from google.cloud import storage
 
-#: Takes the place of required inputs that a row lacks: the submitting task supplies them.
-_FILLING = "x"
 _SPOOLED_BYTES = 1024 * 1024
 _CONTENT_TYPE = "application/x-ndjson"
 
@@ -126,18 +124,14 @@ class Preparation:
     """Prepares the rows of a dataset, or only inspects them.
 
     :param sources: opens the images; its staging prefix takes the copies.
-    :param model_id: the model.
     :param workers: threads; each spends most of its time waiting for the network.
     """
 
-    def __init__(self, sources: ImageSources, model_id: str, *, workers: int) -> None:
+    def __init__(self, sources: ImageSources, *, workers: int) -> None:
         self._sources = sources
-        self._model_id = model_id
         self._workers = workers
-        schema = load_schema(model_id)
-        filling = dict.fromkeys(schema.required, _FILLING) if schema else {}
-        self._inputs = InputCheck(model_id, sources.input_name, filling=filling)
-        _ = sources.recipe  # refuses a model whose rules for images are unknown
+        self._inputs = InputCheck(sources.model, sources.input_name, is_partial=True)
+        sources.recipe()  # refuses a model whose rules for images are unknown
 
     def run(self, rows: Iterable[Row]) -> Iterator[Ready | Unusable]:
         """Prepare each row.
@@ -170,7 +164,7 @@ class Preparation:
         if isinstance(reader, Unusable):
             return reader
         try:
-            staged, was_prepared = self._sources.prepare(reader)
+            staged, was_prepared = self._sources.prepare(reader, self._sources.recipe())
         except (WanInputError, WanDownloadError) as error:
             return _refused(row, error)
         prepared = PreparedRow(
@@ -199,9 +193,9 @@ class Preparation:
         reader = self._open(row)
         if isinstance(reader, Unusable):
             return reader
-        recipe = self._sources.recipe
+        recipe = self._sources.recipe()
         try:
-            found = self._sources.find_prepared(reader)
+            found = self._sources.find_prepared(reader, recipe)
             if found is not None:
                 fingerprint = self._fingerprint(row, reader.identity)
                 return Planned(reader.address, fingerprint, not found.changes, True)
@@ -236,8 +230,8 @@ class Preparation:
     def _fingerprint(self, row: DatasetRow, identity: str | None) -> str:
         image = SourceImage(self._sources.input_name, canonical_url(row.image), identity)
         inputs = {name: value for name, value in row.inputs.items() if name != image.input_name}
-        spec = make_video_spec(self._model_id, inputs, image=image, variation=row.variation, validate=False)
-        return spec.fingerprint
+        model_id = self._sources.model.model_id
+        return make_video_spec(model_id, inputs, image=image, variation=row.variation).fingerprint
 
 
 @dataclass(slots=True)

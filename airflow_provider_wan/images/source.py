@@ -38,17 +38,18 @@ from airflow_provider_wan.images.readers import (
 )
 from airflow_provider_wan.images.signed_urls import DEFAULT_LIFETIME_S, ObjectLinks
 from airflow_provider_wan.images.staging import Recipe, Staged, Staging
-from airflow_provider_wan.model_api.inputs import canonical_url, image_rules, validate_inputs
-from airflow_provider_wan.model_api.video_spec import SourceImage, VideoSpec, make_video_spec
+from airflow_provider_wan.model_api.inputs import ImageRules, LazyModel, canonical_url, validate_inputs
+from airflow_provider_wan.model_api.video_spec import SourceImage
 
 if TYPE_CHECKING:
     from google.cloud import storage
 
-    from airflow_provider_wan.model_api.inputs import ImageRules
-
 
 #: Bytes of files that are read and prepared at the same time; a larger file goes alone.
 MOST_BYTES = 256 * 1024 * 1024
+
+
+_NO_RULES = ImageRules("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,63 +104,40 @@ class ImageSource:
         assert self.image.make_address is not None
         return self.image.make_address()
 
-    def video_spec(
-        self,
-        model_id: str,
-        inputs: Mapping[str, Any] | None = None,
-        *,
-        variation: str | None = None,
-        owner: str | None = None,
-    ) -> VideoSpec:
-        """Return the spec of one video of this image.
-
-        :param inputs: the task's inputs; the row's own override them.
-        :param variation: the task's; the row's own overrides it.
-        :raises WanInputError: an input breaks a rule of the model.
-        """
-        return make_video_spec(
-            model_id,
-            {**(inputs or {}), **self.row.inputs},
-            image=self.image,
-            variation=self.row.variation or variation,
-            owner=owner,
-        )
-
 
 class ImageSources:
     """Opens source images; safe to use from several threads.
 
-    :param model_id: the model: its rules decide what fits, its schema which input takes the image.
+    :param model: its rules decide what fits; they are read when the first image is checked.
     :param make_client: returns a Cloud Storage client; called once, and only if one is needed.
-    :param image_field: the input that takes the image, for a model whose schema is not known here.
     """
 
     def __init__(
         self,
-        model_id: str,
+        model: LazyModel,
         make_client: Callable[[], storage.Client],
         log: Logger,
         *,
         options: ImageOptions | None = None,
-        image_field: str | None = None,
     ) -> None:
         self.options = options or ImageOptions()
-        self.rules: ImageRules | None = image_rules(model_id)
-        chosen = image_field or (self.rules.field if self.rules else None)
-        if chosen is None:
-            raise WanInputError(
-                f"Which input of model {model_id} takes the image is not known here. Give the address of a public "
-                "image in inputs={...}. Nothing was bought."
-            )
-        self.input_name = chosen
+        Recipe(
+            _NO_RULES, self.options.background, self.options.too_small
+        )  # refuses options that are not valid
+        self.model = model
         self._log = log
         self._make_client = make_client
         self._lock = threading.Lock()
         self._limits = Limits()
         self._client: storage.Client | None = None
-        self._recipe: Recipe | None = None
-        if self.rules is not None:
-            self._recipe = Recipe(self.rules, self.options.background, self.options.too_small)
+
+    @property
+    def input_name(self) -> str:
+        """The input that takes the source image.
+
+        :raises WanInputError: neither the user nor the model's schema names it.
+        """
+        return self.model.image_field()
 
     @property
     def client(self) -> storage.Client:
@@ -174,22 +152,24 @@ class ImageSources:
         """The place of prepared copies."""
         return Staging(self.client, self.options.staging) if self.options.staging else None
 
-    @property
-    def recipe(self) -> Recipe:
-        """The preparation of images: the model's rules and the user's options.
+    def recipe(self, field: str | None = None) -> Recipe:
+        """Return how the images of an input are prepared: by the model's rules and the user's options.
 
+        :param field: the input; None: the one that takes the source image.
         :raises WanInputError: the model's rules are not known.
         """
-        if self._recipe is None:
+        rules = self.model.known.rules_of(field or self.input_name)
+        if rules is None:
             raise WanInputError(
-                "The rules of this model for images are not known here, so images can't be prepared for it."
+                f"The rules of model {self.model.model_id} for images are not known, so none can be prepared for it."
             )
-        return self._recipe
+        return Recipe(rules, self.options.background, self.options.too_small)
 
-    def open(self, image: str | Mapping[str, Any] | DatasetRow) -> ImageSource:
+    def open(self, image: str | Mapping[str, Any] | DatasetRow, field: str | None = None) -> ImageSource:
         """Identify one image, without reading it where its identity is known.
 
         :param image: ``gs://``, ``https://`` or a path; a row of a dataset, or a row or a prepared row as a mapping.
+        :param field: the input that takes it; None: the one that takes the source image.
         :raises WanInputError: it has another form, or there is no such object or file.
         :raises WanStorageError: the bucket cannot be reached.
         """
@@ -197,18 +177,19 @@ class ImageSources:
         if isinstance(row, str):
             row = DatasetRow(row.strip())
         if row.prepared is not None:
-            return self.source_of(row, canonical_url(row.prepared.source), row.prepared.identity)
+            return self.source_of(row, canonical_url(row.prepared.source), row.prepared.identity, field)
         reader = self.reader_of(row.image, row.known)
         identity = reader.identity
         if isinstance(reader, BucketReader):
             row = replace(row, known=reader.facts)  # the purchase reads the object that was identified
-        return self.source_of(row, reader.address, identity)
+        return self.source_of(row, reader.address, identity, field)
 
-    def source_of(self, row: DatasetRow, shown: str, identity: str | None) -> ImageSource:
+    def source_of(
+        self, row: DatasetRow, shown: str, identity: str | None, field: str | None = None
+    ) -> ImageSource:
         """Return the source of a row that was identified before."""
-        return ImageSource(
-            row, SourceImage(self.input_name, shown, identity, partial(self._address_to_send, row))
-        )
+        name = field or self.input_name
+        return ImageSource(row, SourceImage(name, shown, identity, partial(self._address_to_send, row, name)))
 
     def reader_of(self, address: str, known: ObjectFacts | None = None) -> ImageReader:
         """Return a reader of an image.
@@ -227,28 +208,28 @@ class ImageSources:
             )
         return FileReader(address)
 
-    def prepare(self, reader: ImageReader) -> tuple[Staged, bool]:
+    def prepare(self, reader: ImageReader, recipe: Recipe) -> tuple[Staged, bool]:
         """Make an image acceptable, and keep the copy in the staging prefix.
 
         :return: the prepared image, and whether an earlier run had prepared it.
         :raises WanInputError: it can't be made acceptable.
         """
         identity = reader.identity
-        if identity is not None and (found := self._find(identity, needs_copy(reader))) is not None:
+        if identity is not None and (found := self._find(identity, recipe, needs_copy(reader))) is not None:
             return found, True
         with self._limits.holding(reader.size_bytes):
             data = reader.read_all()
             if identity is None:  # from the web: only the content shows whether it was prepared before
-                found = self._find(md5_identity(data), needs_copy(reader))
+                found = self._find(md5_identity(data), recipe, needs_copy(reader))
                 if found is not None:
                     return found, True
-            return self._prepare_data(reader, data), False
+            return self._prepare_data(reader, data, recipe), False
 
-    def find_prepared(self, reader: ImageReader) -> Staged | None:
+    def find_prepared(self, reader: ImageReader, recipe: Recipe) -> Staged | None:
         """Return the result of an earlier preparation of an image whose content is known without reading it."""
         if self.staging is None or reader.identity is None:
             return None
-        return self._find(reader.identity, needs_copy(reader))
+        return self._find(reader.identity, recipe, needs_copy(reader))
 
     def address_of(self, reader: ImageReader, staged: Staged) -> str:
         """Return the address of the submitted image, as it may be recorded."""
@@ -262,13 +243,13 @@ class ImageSources:
         bucket, _, name = uri.removeprefix("gs://").partition("/")
         return ObjectLinks(self.client, lifetime_s=self.options.link_lifetime_s).link_to(bucket, name)
 
-    def _find(self, identity: str, copy: bool) -> Staged | None:
+    def _find(self, identity: str, recipe: Recipe, copy: bool) -> Staged | None:
         staging = self.staging
         assert staging is not None
-        return staging.find(self.recipe.key(identity), copy=copy)
+        return staging.find(recipe.key(identity), copy=copy)
 
-    def _prepare_data(self, reader: ImageReader, data: bytes) -> Staged:
-        staging, recipe = self.staging, self.recipe
+    def _prepare_data(self, reader: ImageReader, data: bytes, recipe: Recipe) -> Staged:
+        staging = self.staging
         assert staging is not None
         with self._limits.decoding:
             prepared = prepare(
@@ -283,33 +264,34 @@ class ImageSources:
 
     # -- one image -----------------------------------------------------------------------------------------
 
-    def _address_to_send(self, row: DatasetRow) -> str:
+    def _address_to_send(self, row: DatasetRow, field: str) -> str:
         if row.prepared is not None:
             return self._url_of_prepared(row.prepared)
         reader = self.reader_of(row.image, row.known)
-        if self.rules is None or not (self.options.check or self.options.staging):
+        if not (self.options.check or self.options.staging) or self.model.known.rules_of(field) is None:
             return self._url_as_it_is(reader)
+        recipe = self.recipe(field)
         if self.options.staging is None:
             with self._limits.holding(reader.size_bytes):
-                facts = check_sent_as_it_is(reader, self.rules, too_small=self.options.too_small)
+                facts = check_sent_as_it_is(reader, recipe.rules, too_small=self.options.too_small)
             self._warn_of(facts)
             return self._url_as_it_is(reader)
         if isinstance(reader, WebReader):
-            return self._web_address(reader, self.rules)
-        return self._address_of_prepared(reader, *self.prepare(reader))
+            return self._web_address(reader, recipe)
+        return self._address_of_prepared(reader, *self.prepare(reader, recipe))
 
-    def _web_address(self, reader: WebReader, rules: ImageRules) -> str:
+    def _web_address(self, reader: WebReader, recipe: Recipe) -> str:
         """Return the address itself if the image fits, else that of its copy; it is read once for both."""
         with self._limits.holding(None):
             data = reader.read_all()
             facts = inspect(data, name=reader.address)
-            if fits_as_it_is(facts, rules):
+            if fits_as_it_is(facts, recipe.rules):
                 check_whole(data, facts)
                 return reader.url
-            found = self._find(md5_identity(data), needs_copy(reader))
+            found = self._find(md5_identity(data), recipe, needs_copy(reader))
             if found is not None:
                 return self._address_of_prepared(reader, found, True)
-            return self._address_of_prepared(reader, self._prepare_data(reader, data), False)
+            return self._address_of_prepared(reader, self._prepare_data(reader, data, recipe), False)
 
     def _address_of_prepared(self, reader: ImageReader, staged: Staged, was_prepared: bool) -> str:
         if staged.changes and not was_prepared:
@@ -360,19 +342,20 @@ class ImageSources:
 class InputCheck:
     """Validates the inputs of rows, once for each different set of them: most rows differ only in the image.
 
-    :param filling: takes the place of required inputs that a row lacks; default: nothing.
+    :param is_partial: whether required inputs may be missing, because another task supplies them.
     """
 
-    def __init__(self, model_id: str, image_field: str, *, filling: Mapping[str, Any] | None = None) -> None:
-        self._model_id = model_id
+    def __init__(self, model: LazyModel, image_field: str, *, is_partial: bool = False) -> None:
+        self._model = model
         self._image_field = image_field
-        self._filling = filling or {}
+        self._is_partial = is_partial
         self._checked: dict[bytes, WanRefusedError | None] = {}
 
     def problem(self, inputs: Mapping[str, Any]) -> WanRefusedError | None:
         """Return the problem with the inputs of a row, apart from its image; None if they are valid."""
         key = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).digest()
         if key not in self._checked:
+            _ = self._model.known  # its errors are not about the inputs
             try:
                 self.validated(inputs, "https://storage.googleapis.com/image")
                 self._checked[key] = None
@@ -385,7 +368,8 @@ class InputCheck:
 
         :raises WanInputError: an input breaks a rule.
         """
-        return validate_inputs(self._model_id, {**self._filling, **inputs, self._image_field: address})
+        given = {**inputs, self._image_field: address}
+        return validate_inputs(self._model.known, given, is_partial=self._is_partial)
 
 
 def check_sent_as_it_is(
@@ -412,14 +396,13 @@ def check_sent_as_it_is(
     return facts
 
 
-def check_public_image(url: str, model_id: str, *, allow_private: bool) -> None:
+def check_public_image(url: str, rules: ImageRules, *, allow_private: bool) -> None:
     """Refuse an image behind a public address that the model would refuse.
 
     :raises WanInputError: the model would refuse it, or it cannot be read anonymously.
     :raises WanDownloadError: it cannot be read now.
     """
-    rules = image_rules(model_id)
-    if rules is not None and url.startswith(("http://", "https://")):
+    if url.startswith(("http://", "https://")):
         check_sent_as_it_is(WebReader(url, allow_private=allow_private), rules)
 
 

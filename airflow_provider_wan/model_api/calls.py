@@ -163,6 +163,7 @@ def models_call(
     category: str | None = None,
     limit: int | None = None,
     offset: int | None = None,
+    include_schema: bool = True,
 ) -> Call:
     """Return the call for a page of the catalogue.
 
@@ -170,8 +171,10 @@ def models_call(
     :param category: a category of the catalogue.
     :param limit: how many models at most.
     :param offset: how many models to skip.
+    :param include_schema: whether to include the schema of each model's inputs, default true.
     """
     given = {"search": search, "category": category, "limit": limit, "offset": offset}
+    given |= {"include_schema": "true" if include_schema else None}
     return Call("GET", "/v1/models", query={k: str(v) for k, v in given.items() if v is not None})
 
 

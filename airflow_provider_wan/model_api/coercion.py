@@ -35,9 +35,12 @@ def coerce_fields(schema: ModelSchema, inputs: Mapping[str, Any]) -> dict[str, A
     coerced = {}
     for name, value in inputs.items():
         rules = schema.fields.get(name, {})
-        if value is None or (name not in schema.required and _means_left_out(value, _types(rules))):
+        types = _types(rules)
+        if value is None or (name not in schema.required and _means_left_out(value, types)):
             continue
-        coerced[name] = coerce_value(value, _types(rules))
+        coerced[name] = coerce_value(value, types)
+        if types == ("array",) and "x-image" in rules and isinstance(coerced[name], str):
+            coerced[name] = [coerced[name]]  # one image for a field that takes several
     return coerced
 
 
@@ -47,7 +50,7 @@ def coerce_value(value: Any, types: tuple[str, ...]) -> Any:
     :param value: the value as given.
     :param types: JSON schema type names; empty for any.
     """
-    value = _plain_number(value)
+    value = plain_number(value)
     if any(_IS[name](value) for name in types if name in _IS):
         is_whole = isinstance(value, float) and "integer" in types and "number" not in types
         return int(value) if is_whole else value
@@ -60,8 +63,17 @@ def coerce_value(value: Any, types: tuple[str, ...]) -> Any:
 
 
 def _types(rules: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the types of a field: declared, else those of its alternatives, else those of its possible values."""
     declared = rules.get("type", ())
-    return (declared,) if isinstance(declared, str) else tuple(declared)
+    if isinstance(declared, str):
+        return (declared,)
+    alternatives = [
+        name for rule in ("anyOf", "oneOf") for other in rules.get(rule, ()) for name in _types(other)
+    ]
+    values = [
+        name for value in rules.get("enum", ()) for name in _IS if _IS[name](value) and name != "number"
+    ]
+    return tuple(declared) or tuple(dict.fromkeys(alternatives)) or tuple(dict.fromkeys(values))
 
 
 def _means_left_out(value: Any, types: tuple[str, ...]) -> bool:
@@ -70,7 +82,7 @@ def _means_left_out(value: Any, types: tuple[str, ...]) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def _plain_number(value: Any) -> Any:
+def plain_number(value: Any) -> Any:
     """Return the Python number for one of numpy or a similar library, which JSON does not accept."""
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
         value = value.item()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Refuse before paying: inputs that the API would reject are rejected here, naming field, value and rule.
 
-A model with a file in ``schemas/`` is checked against it. The inputs of any other model only have to be a JSON object
-that is not empty.
+The schema of a :class:`~airflow_provider_wan.model_api.schema.Model` decides. The inputs of a model without one only
+have to be a JSON object that is not empty.
 """
 
 from __future__ import annotations
@@ -23,77 +23,91 @@ from airflow_provider_wan.model_api.fingerprints import (
     without_signatures,
 )
 from airflow_provider_wan.model_api.outputs import is_http_url
-from airflow_provider_wan.model_api.schema import ImageRules, ModelSchema, image_rules, load_schema
+from airflow_provider_wan.model_api.schema import ImageRules, LazyModel, Model, ModelSchema, load_schema
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
 
 __all__ = [
     "ImageRules",
+    "LazyModel",
+    "Model",
     "ModelSchema",
     "canonical_url",
     "clip_seconds",
     "coerce_inputs",
     "fingerprint",
-    "image_rules",
     "load_schema",
     "validate_inputs",
     "without_signatures",
 ]
 
 _SHOWN_CHARS = 80
+_SHOWN_VALUES = 20
 #: The largest request that may be sent, with a ``data:`` URI in it (RunComfy's own nodes: 64 MiB).
 _REQUEST_MAX_BYTES = 64 * 1024 * 1024
 
 
-def coerce_inputs(model_id: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Coerce inputs to the types of the model's schema without loss, and drop values that mean "left out".
+def coerce_inputs(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Coerce inputs to the types of the model's schema without loss, and drop what means "left out".
 
     What cannot be coerced stays as it is; :func:`validate_inputs` then names it.
 
-    :param model_id: the model; without a schema only ``None`` is dropped.
+    :param model: the model; without a schema only ``None`` is dropped.
     :param inputs: the inputs as given.
     """
-    schema = load_schema(model_id)
-    if schema is None:
+    if model.schema is None:
         return {name: value for name, value in inputs.items() if value is not None}
-    return coerce_fields(schema, inputs)
+    return coerce_fields(model.schema, inputs)
 
 
 def validate_inputs(
-    model_id: str, inputs: Mapping[str, Any], *, allow_data_uri: bool = False
+    model: Model, inputs: Mapping[str, Any], *, allow_data_uri: bool = False, is_partial: bool = False
 ) -> dict[str, Any]:
     """Return the inputs to send: coerced, without fields that were left out, and within every rule of the model.
 
-    :param model_id: the model.
+    :param model: the model.
     :param inputs: the inputs as given; ``None`` means left out.
     :param allow_data_uri: take an image as a ``data:`` URI too; RunComfy does not document that for every
         model, so it is off by default.
+    :param is_partial: whether required inputs may be missing, because another task supplies them; default False.
     :raises WanInputError: rules are broken; the message names all of them, with field and value.
     """
     if not isinstance(inputs, Mapping):
         raise WanInputError(
-            f"The inputs of model {model_id} must be a dict, not {type(inputs).__name__}. Nothing was bought."
+            f"The inputs of model {model.model_id} must be a dict, not {type(inputs).__name__}. Nothing was bought."
         )
-    schema = load_schema(model_id)
-    coerced = coerce_inputs(model_id, inputs)
+    schema = model.schema
+    coerced = coerce_inputs(model, inputs)
     broken = _broken_form(coerced)
     if not broken and schema is not None:
-        broken = [*_unknown_fields(schema, inputs), *_broken_rules(schema, coerced)]
-        broken += _broken_image_urls(schema, coerced, allow_data_uri=allow_data_uri)
-    elif not broken and not coerced:
+        broken = [*_unknown_fields(schema, inputs), *_broken_rules(schema, coerced, is_partial=is_partial)]
+        broken += _broken_urls(schema, coerced, allow_data_uri=allow_data_uri)
+    elif not broken and not coerced and not is_partial:
         broken = ["there are no inputs; give at least one"]
     if broken:
-        lines = broken[0] if len(broken) == 1 else "".join(f"\n- {line}" for line in broken)
-        raise WanInputError(f"Inputs of model {model_id} refused, nothing was bought: {lines}")
+        raise _refusal(model.model_id, broken)
     return coerced
 
 
-def clip_seconds(model_id: str, inputs: Mapping[str, Any]) -> float | None:
+def _refusal(model_id: str, broken: list[str]) -> WanInputError:
+    lines = broken[0] if len(broken) == 1 else "".join(f"\n- {line}" for line in broken)
+    return WanInputError(f"Inputs of model {model_id} refused, nothing was bought: {lines}")
+
+
+def check_form(model_id: str, inputs: Mapping[str, Any]) -> None:
+    """Refuse inputs that cannot be sent as JSON at all, whatever the model.
+
+    :raises WanInputError: they cannot.
+    """
+    if broken := _broken_form(inputs):
+        raise _refusal(model_id, broken)
+
+
+def clip_seconds(model: Model, inputs: Mapping[str, Any]) -> float | None:
     """Return the length of a clip in seconds, from its inputs or the model's default; None if neither says it."""
-    schema = load_schema(model_id)
-    default = schema.defaults.get("duration") if schema is not None else None
-    seconds = coerce_value(coerce_inputs(model_id, inputs).get("duration", default), ("number",))
+    given = coerce_inputs(model, inputs).get("duration", model.defaults.get("duration"))
+    seconds = coerce_value(given, ("number",))
     is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     return float(seconds) if is_number and 0 < seconds < math.inf else None
 
@@ -123,6 +137,8 @@ def _is_json(value: Any) -> bool:
 
 def _unknown_fields(schema: ModelSchema, inputs: Mapping[str, Any]) -> Iterator[str]:
     """Yield the unknown fields, those with a value of ``None`` too: a mistyped name is a mistake in any case."""
+    if schema.takes_other_fields:
+        return
     names = {name.lower(): name for name in schema.fields}
     for name in inputs:
         if name not in schema.fields:
@@ -131,13 +147,28 @@ def _unknown_fields(schema: ModelSchema, inputs: Mapping[str, Any]) -> Iterator[
             yield f"{_shown(name)} is not a field of this model; {hint}"
 
 
-def _broken_rules(schema: ModelSchema, inputs: Mapping[str, Any]) -> Iterator[str]:
+def _broken_rules(schema: ModelSchema, inputs: Mapping[str, Any], *, is_partial: bool) -> Iterator[str]:
     from jsonschema import Draft202012Validator
 
-    for error in sorted(Draft202012Validator(schema.document).iter_errors(inputs), key=_position):
+    try:
+        errors = sorted(Draft202012Validator(schema.document).iter_errors(inputs), key=_position)
+    except (
+        Exception
+    ) as odd:  # a page's rules and a user's values can meet in ways that jsonschema does not expect
+        yield f"the schema of this model can't be applied ({type(odd).__name__}); set schema= to a corrected one"
+        return
+    for error in errors:
+        if (
+            is_partial
+            and not error.absolute_path
+            and error.validator in ("required", "anyOf", "oneOf", "allOf")
+        ):
+            continue
         if error.validator == "required":
             # jsonschema gives one error a missing field, and only its message names it: "'prompt' is a ..."
-            yield f"{error.message.rpartition(' is a required')[0]} is required"
+            name = f"{error.message.rpartition(' is a required')[0]}"
+            where = ".".join(str(part) for part in error.absolute_path)
+            yield f"{where}: {name} is required" if where else f"{name} is required"
         elif error.validator != "additionalProperties" or error.absolute_path:
             path = ".".join(str(part) for part in error.absolute_path) or "inputs"
             yield f"{path!r}: {_shown(error.instance)} {_rule(error)}"
@@ -159,7 +190,9 @@ def _rule(error: ValidationError) -> str:
         case "type":
             return f"must be of type {limit if isinstance(limit, str) else ' or '.join(limit)}"
         case "enum":
-            return f"must be {' or '.join(json.dumps(value) for value in limit)}"
+            words = [json.dumps(value) for value in limit[:_SHOWN_VALUES]]
+            more = f" or one of {len(limit) - len(words)} more" if len(limit) > len(words) else ""
+            return f"must be {' or '.join(words)}{more}"
         case "maxLength":
             return f"is {len(given)} characters long; at most {limit} are allowed"
         case "minLength":
@@ -172,21 +205,27 @@ def _rule(error: ValidationError) -> str:
             return f"breaks the rule {name}: {_shown(limit)}"
 
 
-def _broken_image_urls(
-    schema: ModelSchema, inputs: Mapping[str, Any], *, allow_data_uri: bool
-) -> Iterator[str]:
-    for name in schema.image_fields:
-        value = inputs.get(name)
-        if not isinstance(value, str) or not value or is_http_url(value):
-            continue
-        if value.startswith(("http://", "https://")) and (odd := invisible_character(value)):
-            yield f"{name!r}: {_shown(value)} contains {odd}; remove it or percent-encode it"
-        elif value[:5].lower() != "data:":
-            yield f"{name!r}: {_shown(value)} must be a public http:// or https:// URL"
-        elif not allow_data_uri:
-            yield f"{name!r}: a data: URI is not documented for this model; allow it on purpose or give a URL"
-        elif value[:11].lower() != "data:image/" or ";base64," not in value[:100].lower():
-            yield f"{name!r}: {_shown(value)} must be a data:image/...;base64,... URI"
+def _broken_urls(schema: ModelSchema, inputs: Mapping[str, Any], *, allow_data_uri: bool) -> Iterator[str]:
+    for name in schema.media_fields:
+        given = inputs.get(name)
+        values = given if isinstance(given, list) else [given]
+        for value in (
+            value for value in values if isinstance(value, str) and value and not is_http_url(value)
+        ):
+            if problem := _problem_of_url(value, allow_data_uri=allow_data_uri):
+                yield f"{name!r}: {problem}"
+
+
+def _problem_of_url(value: str, *, allow_data_uri: bool) -> str | None:
+    if value.startswith(("http://", "https://")) and (odd := invisible_character(value)):
+        return f"{_shown(value)} contains {odd}; remove it or percent-encode it"
+    if value[:5].lower() != "data:":
+        return f"{_shown(value)} must be a public http:// or https:// URL"
+    if not allow_data_uri:
+        return "a data: URI is not documented for this model; allow it on purpose or give a URL"
+    if value[:11].lower() != "data:image/" or ";base64," not in value[:100].lower():
+        return f"{_shown(value)} must be a data:image/...;base64,... URI"
+    return None
 
 
 def _shown(value: Any) -> str:

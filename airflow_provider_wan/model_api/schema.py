@@ -1,21 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of a model, from its JSON file in ``schemas/``; each file there is a model."""
+"""The rules of a model: its input schema, what it requires of images, and which field takes the source image.
+
+Two schemas play a part. The bundled one (a JSON file in ``schemas/``, for Wan 2.2 alone) gives the defaults and
+conversions that enter a fingerprint, so it must not change. The one that validates comes from the model's page at
+RunComfy, or from the user; it can change at any time, and never enters a fingerprint.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from typing import Any
 
-from airflow_provider_wan.model_api.calls import check_model_id
+from airflow_provider_wan.exceptions import WanError, WanInputError, WanTransientError
+from airflow_provider_wan.model_api.calls import ModelInfo, check_model_id
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRules:
-    """The requirements of a model for the image of one of its fields.
+    """What a model requires of the image of one of its fields.
 
     :param field: the input field that takes the image's URL.
     :param formats: format names as Pillow has them; empty for any.
@@ -24,15 +31,32 @@ class ImageRules:
     :param max_side_px: the greatest width and height, inclusive; ``None`` for no limit.
     :param max_size_bytes_exclusive: the file must be smaller than this; ``None`` for no limit.
     :param messages: the rule in words, by the name of the rule.
+    :param min_aspect: the least width / height, inclusive; ``None`` for no limit.
+    :param max_aspect: the greatest width / height, inclusive; ``None`` for no limit.
+    :param is_array: whether the field takes a list of URLs.
     """
 
     field: str
-    formats: tuple[str, ...]
-    alpha: bool
-    min_side_px: int | None
-    max_side_px: int | None
-    max_size_bytes_exclusive: int | None
-    messages: Mapping[str, str]
+    formats: tuple[str, ...] = ()
+    alpha: bool = True
+    min_side_px: int | None = None
+    max_side_px: int | None = None
+    max_size_bytes_exclusive: int | None = None
+    messages: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    min_aspect: float | None = None
+    max_aspect: float | None = None
+    is_array: bool = False
+
+    @classmethod
+    def of(cls, field: str, rules: Mapping[str, Any]) -> ImageRules:
+        """Read the ``x-image`` keyword of a field."""
+        return cls(field, **{**rules, "formats": tuple(rules.get("formats", ()))})
+
+    @property
+    def has_pixel_rules(self) -> bool:
+        """Whether there is a rule about width and height."""
+        rules = (self.min_side_px, self.max_side_px, self.min_aspect, self.max_aspect)
+        return any(rule is not None for rule in rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +64,8 @@ class ModelSchema:
     """The input schema of one model.
 
     :param model_id: the model.
-    :param document: the JSON schema (Draft 2020-12) with this package's ``x-`` keywords.
+    :param document: the JSON schema (Draft 2020-12) with this package's ``x-`` keywords: ``x-image`` (what is required
+        of an image), ``x-media`` (``video`` or ``audio``) and ``x-messages`` (rules in words).
     """
 
     model_id: str
@@ -58,9 +83,19 @@ class ModelSchema:
         return frozenset(self.document.get("required", ()))
 
     @property
+    def takes_other_fields(self) -> bool:
+        """Whether fields that the schema does not list are accepted."""
+        return self.document.get("additionalProperties", False) is not False
+
+    @property
     def image_fields(self) -> tuple[str, ...]:
         """The names of the fields that take the URL of an image."""
         return tuple(name for name, rules in self.fields.items() if "x-image" in rules)
+
+    @property
+    def media_fields(self) -> tuple[str, ...]:
+        """The names of the fields that take the URL of an image, a video or audio."""
+        return tuple(name for name, rules in self.fields.items() if "x-image" in rules or "x-media" in rules)
 
     @property
     def defaults(self) -> Mapping[str, Any]:
@@ -70,7 +105,7 @@ class ModelSchema:
 
 @cache
 def load_schema(model_id: str) -> ModelSchema | None:
-    """Return the schema of a model, or None if this package has none.
+    """Return the bundled schema of a model, or None if this package has none.
 
     :param model_id: the model, such as ``wan-ai/wan-2-2/image-to-video``.
     :raises WanInputError: the model id is not valid.
@@ -83,22 +118,124 @@ def load_schema(model_id: str) -> ModelSchema | None:
     return ModelSchema(model_id, document) if document["x-model-id"] == model_id else None
 
 
-def image_rules(model_id: str) -> ImageRules | None:
-    """Return the requirements of a model for its (first) image, or None if they are not known.
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as a task uses it: what validates its inputs and images, and what its page says of the price.
 
-    :raises WanInputError: the model id is not valid.
+    :param model_id: the model.
+    :param schema: validates the inputs; None: they are sent unchecked.
+    :param page: its page at RunComfy; None: not read.
+    :param chosen_field: the field that takes the source image, as the user says; None: found from the schema.
+    :param unread: why the page could not be read.
     """
-    schema = load_schema(model_id)
-    if schema is None or not schema.image_fields:
-        return None
-    field = schema.image_fields[0]
-    rules = schema.fields[field]["x-image"]
-    return ImageRules(
-        field=field,
-        formats=tuple(rules.get("formats", ())),
-        alpha=rules.get("alpha", True),
-        min_side_px=rules.get("min_side_px"),
-        max_side_px=rules.get("max_side_px"),
-        max_size_bytes_exclusive=rules.get("max_size_bytes_exclusive"),
-        messages=rules.get("messages", {}),
-    )
+
+    model_id: str
+    schema: ModelSchema | None = None
+    page: ModelInfo | None = None
+    chosen_field: str | None = None
+    unread: WanError | None = None
+
+    @classmethod
+    def bundled(cls, model_id: str, image_field: str | None = None) -> Model:
+        """Return a model by what this package knows of it, without its page."""
+        return cls(model_id, load_schema(model_id), chosen_field=image_field)
+
+    @property
+    def images(self) -> tuple[ImageRules, ...]:
+        """What is required of the image of each field that takes one, in the order of the schema."""
+        fields = self.schema.fields if self.schema else {}
+        found = [
+            ImageRules.of(name, rules["x-image"]) for name, rules in fields.items() if "x-image" in rules
+        ]
+        chosen = self.chosen_field
+        if chosen is not None and all(rules.field != chosen for rules in found):
+            found.append(ImageRules(chosen, is_array=fields.get(chosen, {}).get("type") == "array"))
+        return tuple(found)
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """The values of fields that are left out; those of the bundled schema, if there is one."""
+        schema = load_schema(self.model_id) or self.schema
+        return schema.defaults if schema else {}
+
+    def rules_of(self, field: str) -> ImageRules | None:
+        """Return what is required of the image of a field; None if the field is not known to take one."""
+        return next((rules for rules in self.images if rules.field == field), None)
+
+    def image_field(self, others: Collection[str] = ()) -> str:
+        """Return the field that takes the source image: the chosen one, else what the schema shows.
+
+        That is the one required image field, else the one with rules about pixels, else the only one.
+
+        :param others: fields whose images are given by name.
+        :raises WanInputError: the schema does not show it.
+        :raises WanTransientError: the page can't be read now, so nothing shows it.
+        """
+        if self.chosen_field is not None:
+            return self.chosen_field
+        images = [rules for rules in self.images if rules.field not in others]
+        required = self.schema.required if self.schema else frozenset()
+        for found in (
+            [rules for rules in images if rules.field in required],
+            [rules for rules in images if rules.has_pixel_rules],
+            images,
+        ):
+            if len(found) == 1:
+                return found[0].field
+        raise self._no_image_field([rules.field for rules in images])
+
+    def _no_image_field(self, found: list[str]) -> WanError:
+        if self.schema is None:
+            message = (
+                f"Which input of model {self.model_id} takes the image is not known, because the model's page "
+                f"could not be read{f': {self.unread}' if self.unread else '.'} Nothing was bought. "
+                'Set image_field=, such as image_field="image_url".'
+            )
+            return (WanTransientError if isinstance(self.unread, WanTransientError) else WanInputError)(
+                message
+            )
+        if not found:
+            return WanInputError(
+                f"Model {self.model_id} names no input for an image. Nothing was bought. Leave out image=, or set "
+                "image_field= if the model's page is wrong."
+            )
+        return WanInputError(
+            f"Model {self.model_id} takes several images: {', '.join(found)}. Nothing was bought. Set image_field= "
+            "for the source image, or give each image by name in images={...}."
+        )
+
+
+class LazyModel:
+    """A model whose page is read when its rules are first needed: not at all where nothing is bought.
+
+    :param read: returns the model; it may make a call. None (default): only what is bundled is known.
+    :param chosen_field: the field that takes the source image, as the user says.
+    """
+
+    def __init__(
+        self, model_id: str, read: Callable[[], Model] | None = None, *, chosen_field: str | None = None
+    ) -> None:
+        self.model_id = check_model_id(model_id)
+        self._chosen_field = chosen_field
+        self._read = read
+
+    @classmethod
+    def of(cls, model: Model) -> LazyModel:
+        """Return a model that was read."""
+        return cls(model.model_id, lambda: model, chosen_field=model.chosen_field)
+
+    @cached_property
+    def known(self) -> Model:
+        """The model; the first use may make a call."""
+        return self._read() if self._read is not None else Model.bundled(self.model_id, self._chosen_field)
+
+    def image_field(self, others: Collection[str] = ()) -> str:
+        """Return the field that takes the source image; see :meth:`Model.image_field`.
+
+        No call is made where the user or the bundled schema names it.
+        """
+        if self._chosen_field is not None:
+            return self._chosen_field
+        return (Model.bundled(self.model_id) if load_schema(self.model_id) else self.known).image_field(
+            others
+        )

@@ -6,10 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_wan.model_api.bodies import without_secret
 from airflow_provider_wan.model_api.states import State, is_over_word, is_success_word
+
+if TYPE_CHECKING:
+    from airflow_provider_wan.model_api.schema import ModelSchema
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +150,19 @@ class ModelInfo:
     pricing_note: str | None
     input_schema: Mapping[str, Any] | None
     raw: Mapping[str, Any]
+
+    @property
+    def schema(self) -> ModelSchema | None:
+        """The schema of its inputs as it validates them; None if the page has no usable one."""
+        from airflow_provider_wan.model_api.dialect import model_of_page
+
+        return model_of_page(self)[0].schema
+
+    @property
+    def image_fields(self) -> tuple[str, ...]:
+        """The names of the inputs that take the URL of an image."""
+        schema = self.schema
+        return schema.image_fields if schema else ()
 
     @property
     def is_priced_by_the_second(self) -> bool:

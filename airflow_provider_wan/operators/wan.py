@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -18,15 +19,23 @@ from airflow_provider_wan.model_api import INPUT_PARAMETERS
 from airflow_provider_wan.operators.wan_cancel import WanCancelOperator
 from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in, event_of, is_over_for_good
 from airflow_provider_wan.utils.errors import as_airflow_errors
-from airflow_provider_wan.utils.images import given_image, image_sources, shown_image
+from airflow_provider_wan.utils.images import (
+    given_image,
+    given_images,
+    image_sources,
+    open_images,
+    shown_image,
+)
 from airflow_provider_wan.utils.params import (
     DEFAULT_MODEL_ID,
     DEFAULT_TIMEOUT,
     RequestRef,
+    flag_of,
     given_inputs,
     given_or_none,
     mapping_of,
     mask_signatures,
+    model_of,
     request_of,
     seconds_of,
     shown_url,
@@ -42,8 +51,9 @@ if TYPE_CHECKING:
     from airflow_provider_wan.durable.record import Record
     from airflow_provider_wan.durable.submission import SubmitResult
     from airflow_provider_wan.hooks.wan import WanHook
-    from airflow_provider_wan.images.source import ImageSources
-    from airflow_provider_wan.model_api.video_spec import VideoSpec
+    from airflow_provider_wan.images.source import ImageSource, ImageSources
+    from airflow_provider_wan.model_api.inputs import LazyModel
+    from airflow_provider_wan.model_api.video_spec import SourceImage, VideoSpec
 
 __all__ = ["WanCancelOperator", "WanSubmitOperator"]
 
@@ -58,15 +68,18 @@ class WanSubmitOperator(BaseOperator):
     Returns ``{"request_id", "model_id", "fingerprint", "submitted_at"}``, and with ``wait_for_completion`` also the
     result: ``state``, ``videos`` (links, public and short-lived), ``cost_usd``, ``created_at`` and ``finished_at``.
 
-    Inputs are checked before anything is sent: fields against the model's rules, and ``img_url`` by the image's
-    header. Values from Jinja or CSV are converted without loss (``"123"`` to 123); ``None`` means left out.
+    Before a purchase the inputs are checked against the model's rules, which its page at RunComfy states, and the
+    images too. Values from Jinja or CSV are converted without loss (``"123"`` to 123); ``None`` means left out.
 
-    :param prompt: the description of the video, at most 800 characters. (templated)
-    :param image: the source image, instead of ``img_url``: ``gs://bucket/object``, also of a private bucket (RunComfy
-        gets a signed link); ``https://...``; or a row that ``WanPrepareImagesOperator`` wrote, with its own inputs. An
-        image in a bucket is identified by its content. (templated)
-    :param img_url: a public address of the source image: JPEG, PNG without alpha, BMP or WEBP, 360 to 2000 px
-        a side, under 10 MB. (templated)
+    :param prompt: the description of the video; for Wan 2.2 at most 800 characters. (templated)
+    :param image: the source image: ``gs://bucket/object``, also of a private bucket (RunComfy gets a signed link);
+        ``https://...``; or a row that ``WanPrepareImagesOperator`` wrote, with its own inputs. An image in a bucket is
+        identified by its content. (templated)
+    :param images: images of other inputs by name, such as ``{"end_image_url": "gs://..."}``; an input that takes
+        several has a list. They are treated as ``image`` is. (templated)
+    :param image_field: the input that takes ``image``; None (default): found from the model's schema. (templated)
+    :param img_url: for Wan 2.2, instead of ``image``: a public address of the source image: JPEG, PNG without alpha,
+        BMP or WEBP, 360 to 2000 px a side, under 10 MB. (templated)
     :param negative_prompt: content to keep out of the video, at most 500 characters. (templated)
     :param template: name of an effect, such as ``squish``. (templated)
     :param resolution: ``480P`` (the API's default) or ``1080P``. (templated)
@@ -75,6 +88,10 @@ class WanSubmitOperator(BaseOperator):
     :param seed: a whole number; the same seed gives the same video. (templated)
     :param model_id: any model of the API; default ``wan-ai/wan-2-2/image-to-video``. (templated)
     :param inputs: more inputs, or all of them, by name; for other models. (templated)
+    :param schema: the JSON schema of the inputs, as a mapping or JSON text, where the model's page is wrong; None
+        (default): the page's. (templated)
+    :param require_schema: whether to refuse a model whose page can't be read; default False: its inputs are sent
+        unchecked, and the log says so. (templated)
     :param variation: part of the fingerprint and never sent: a new value buys one new video of the same inputs.
         (templated)
     :param wait_for_completion: whether to wait for the result, default False.
@@ -121,10 +138,14 @@ class WanSubmitOperator(BaseOperator):
     template_fields: Sequence[str] = (
         *INPUT_PARAMETERS,
         "image",
+        "images",
+        "image_field",
         "staging",
         "background",
         "model_id",
         "inputs",
+        "schema",
+        "require_schema",
         "variation",
         "journal",
         "resolve",
@@ -135,7 +156,9 @@ class WanSubmitOperator(BaseOperator):
         "gcp_conn_id",
         "impersonation_chain",
     )
-    template_fields_renderers: ClassVar[dict[str, str]] = {"inputs": "json", "resolve": "json"}
+    template_fields_renderers: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("images", "inputs", "schema", "resolve"), "json"
+    )
     operator_extra_links = (WanVideoLink(), WanGenerationsLink())
     ui_color = "#efe4fb"
 
@@ -144,6 +167,8 @@ class WanSubmitOperator(BaseOperator):
         *,
         prompt: str | None = None,
         image: str | Mapping[str, Any] | None = None,
+        images: Mapping[str, str | list[str]] | str | None = None,
+        image_field: str | None = None,
         img_url: str | None = None,
         negative_prompt: str | None = None,
         template: str | None = None,
@@ -153,6 +178,8 @@ class WanSubmitOperator(BaseOperator):
         seed: int | str | None = None,
         model_id: str = DEFAULT_MODEL_ID,
         inputs: Mapping[str, Any] | str | None = None,
+        schema: Mapping[str, Any] | str | None = None,
+        require_schema: bool | str = False,
         variation: str | None = None,
         wait_for_completion: bool = False,
         deferrable: bool = True,
@@ -186,6 +213,8 @@ class WanSubmitOperator(BaseOperator):
             raise ValueError("durable=False keeps no record, so it can't have a journal")
         self.prompt = prompt
         self.image = image
+        self.images = images
+        self.image_field = image_field
         self.img_url = img_url
         self.negative_prompt = negative_prompt
         self.template = template
@@ -195,6 +224,8 @@ class WanSubmitOperator(BaseOperator):
         self.seed = seed
         self.model_id = model_id
         self.inputs = inputs
+        self.schema = schema
+        self.require_schema = require_schema
         self.variation = variation
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
@@ -222,7 +253,7 @@ class WanSubmitOperator(BaseOperator):
 
     def __setattr__(self, key: str, value: Any) -> None:
         """Set an attribute, and mask signatures: Airflow stores rendered fields before it executes the task."""
-        if key in ("img_url", "inputs", "image"):
+        if key in ("img_url", "inputs", "image", "images"):
             mask_signatures(value)
         super().__setattr__(key, value)
 
@@ -237,9 +268,10 @@ class WanSubmitOperator(BaseOperator):
             given = given_inputs(self)
             if self._is_request_alone(given):
                 return self._take_over_alone(task, hook)
-            spec = self._video_spec(task, hook, given)
+            model = self._model(hook)
+            spec = self._video_spec(task, hook, model, given)
             journal = self._journal(task)
-            obtained = self._obtain(task, hook, journal, spec)
+            obtained = self._obtain(task, hook, model, journal, spec)
             task.on_obtained(obtained)
             wait = self._awaited(task, hook, journal, obtained.record)
             if not self.wait_for_completion:
@@ -264,25 +296,39 @@ class WanSubmitOperator(BaseOperator):
 
     # -- obtaining the request -----------------------------------------------------------------------------
 
-    def _video_spec(self, task: TaskRequest, hook: WanHook, given: Mapping[str, Any]) -> VideoSpec:
-        variation = given_or_none(self.variation)
-        image = given_image(self.image)
+    def _model(self, hook: WanHook) -> LazyModel:
+        return model_of(
+            self.model_id,
+            hook,
+            log=self.log,
+            image_field=self.image_field,
+            schema=self.schema,
+            require_schema=flag_of(self.require_schema, name="require_schema"),
+        )
+
+    def _video_spec(
+        self, task: TaskRequest, hook: WanHook, model: LazyModel, given: Mapping[str, Any]
+    ) -> VideoSpec:
+        image, images = given_image(self.image), given_images(self.images)
         with self._skips_invalid(task):
-            if image is not None:
-                source = self._image_sources(hook).open(image)
-                return source.video_spec(self.model_id, given, variation=variation, owner=task.owner)
+            source: ImageSource | None = None
+            more_images: list[SourceImage] = []
+            if image is not None or images:
+                source, more_images = open_images(self._image_sources(hook, model), image, images)
             return video_spec_of(
                 given,
-                model_id=self.model_id,
-                variation=variation,
+                model=model,
+                source=source,
+                more_images=more_images,
+                variation=given_or_none(self.variation),
                 check_image=self.check_image,
                 hook=hook,
                 owner=task.owner,
             )
 
-    def _image_sources(self, hook: WanHook) -> ImageSources:
+    def _image_sources(self, hook: WanHook, model: LazyModel) -> ImageSources:
         return image_sources(
-            self.model_id,
+            model,
             log=self.log,
             allow_private=hook.settings.allow_private_images,
             gcp_conn_id=self.gcp_conn_id,
@@ -296,7 +342,7 @@ class WanSubmitOperator(BaseOperator):
         )
 
     def _obtain(
-        self, task: TaskRequest, hook: WanHook, journal: Journal | None, spec: VideoSpec
+        self, task: TaskRequest, hook: WanHook, model: LazyModel, journal: Journal | None, spec: VideoSpec
     ) -> SubmitResult:
         from airflow_provider_wan.durable.submission import Submission
 
@@ -311,24 +357,34 @@ class WanSubmitOperator(BaseOperator):
         )
         request = given_or_none(self.request)
         request_id = None if request is None else request_of(request).request_id
-        if self.durable and not given_or_none(self.journal):  # after the checks that can still fail for free
-            task.warn_about_protection()
+        has_no_journal = self.durable and not given_or_none(self.journal)
         if request_id is not None:
+            if has_no_journal:
+                task.warn_about_protection()
             return submission.take_over(spec, request_id)
         spec = with_limit(
             spec,
             task,
             hook,
+            model,
             max_cost_usd=self.max_cost_usd,
             price_usd=self.price_usd,
             journal=given_or_none(self.journal) if self.durable else None,
         )
+
+        def make_inputs() -> Mapping[str, Any]:
+            inputs = spec.make_inputs()  # the checks that can still fail for free
+            if has_no_journal:
+                task.warn_about_protection()
+            return inputs
+
         with self._skips_invalid(task):
-            return submission.obtain(spec)
+            return submission.obtain(replace(spec, make_inputs=make_inputs))
 
     def _is_request_alone(self, given: Mapping[str, Any]) -> bool:
         """Return whether to adopt a request without its inputs."""
-        return given_or_none(self.request) is not None and not given and given_image(self.image) is None
+        has_images = given_image(self.image) is not None or given_images(self.images)
+        return given_or_none(self.request) is not None and not given and not has_images
 
     def _take_over_alone(self, task: TaskRequest, hook: WanHook) -> dict[str, Any]:
         """Continue with such a request; without inputs there is no fingerprint, and so no record."""

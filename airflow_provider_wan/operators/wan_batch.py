@@ -24,6 +24,7 @@ from airflow_provider_wan.utils.params import (
     given_inputs,
     given_or_none,
     mapping_of,
+    model_of,
     seconds_of,
     timeout_of,
 )
@@ -351,7 +352,7 @@ class WanBatchOperator(BaseOperator):
             hook,
             storage_client(self.gcp_conn_id, self.impersonation_chain, pool_size=threads),
             image_sources(
-                self.model_id,
+                model_of(self.model_id, hook, log=self.log),
                 log=self.log,
                 allow_private=hook.settings.allow_private_images,
                 gcp_conn_id=self.gcp_conn_id,

@@ -17,6 +17,7 @@ from airflow_provider_wan.utils.params import (
     given_or_none,
     mapping_of,
     mask_signatures,
+    model_of,
 )
 from airflow_provider_wan.utils.task import bucket_journal
 
@@ -170,7 +171,7 @@ class WanPrepareImagesOperator(BaseOperator):
             hook = self._hook()
             sources = self._sources(hook)
             reader = self._reader(sources)
-            preparation = Preparation(sources, self.model_id, workers=self.workers)
+            preparation = Preparation(sources, workers=self.workers)
             if is_dry_run:
                 return self._plan(reader, preparation, hook)
             return self._prepare(context, sources, reader, preparation)
@@ -302,7 +303,9 @@ class WanPrepareImagesOperator(BaseOperator):
         except WanError as error:
             self.log.warning("The price of a video is unknown: %s", error)
             return None
-        return model.price_of(clip_seconds(self.model_id, mapping_of(self.inputs, name="inputs")))
+        return model.price_of(
+            clip_seconds(hook.model(self.model_id, log=self.log), mapping_of(self.inputs, name="inputs"))
+        )
 
     # -- both ----------------------------------------------------------------------------------------------
 
@@ -314,7 +317,7 @@ class WanPrepareImagesOperator(BaseOperator):
 
     def _sources(self, hook: WanHook | None) -> ImageSources:
         return image_sources(
-            self.model_id,
+            model_of(self.model_id, hook, log=self.log),
             log=self.log,
             allow_private=hook.settings.allow_private_images if hook else False,
             gcp_conn_id=self.gcp_conn_id,
@@ -330,7 +333,9 @@ class WanPrepareImagesOperator(BaseOperator):
         from airflow_provider_wan.images.dataset_reader import DatasetReader
         from airflow_provider_wan.model_api.inputs import load_schema
 
-        schema = load_schema(self.model_id)
+        schema = load_schema(
+            self.model_id
+        )  # not the page's: which columns are inputs is part of fingerprints
         columns = Columns(
             inputs=tuple(name for name in schema.fields if name != sources.input_name) if schema else None,
             defaults=mapping_of(self.inputs, name="inputs"),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from logging import Logger
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +13,9 @@ from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.utils.params import given_or_none, mapping_of, seconds_of
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.images.source import ImageSources
+    from airflow_provider_wan.images.source import ImageSource, ImageSources
+    from airflow_provider_wan.model_api.inputs import LazyModel
+    from airflow_provider_wan.model_api.video_spec import SourceImage
 
 TooSmall = Literal["upscale", "reject"]
 
@@ -30,6 +33,48 @@ def given_image(image: Any) -> str | Mapping[str, Any] | None:
     return (mapping_of(text, name="image") if text.startswith("{") else text) or None
 
 
+def given_images(images: Any) -> dict[str, str | list[str]]:
+    """Read ``images=``: addresses by input, as a mapping or as JSON text; an input that takes several has a list.
+
+    :raises WanInputError: it has another form.
+    """
+    given = {}
+    for field, value in mapping_of(images, name="images").items():
+        items = value if isinstance(value, list | tuple) else [value]
+        addresses = [item.strip() if isinstance(item, str) else item for item in items if given_or_none(item)]
+        if not all(isinstance(address, str) for address in addresses):
+            raise WanInputError(
+                f"images[{str(field)!r}] must be an address or a list of them. Nothing was bought."
+            )
+        if addresses:
+            given[str(field)] = addresses if isinstance(value, list | tuple) else addresses[0]
+    return given
+
+
+def open_images(
+    sources: ImageSources, image: Any, images: Mapping[str, str | list[str]]
+) -> tuple[ImageSource | None, list[SourceImage]]:
+    """Return the source image and the images of other inputs, identified and not read yet.
+
+    :param image: as :func:`given_image` returns it.
+    :param images: as :func:`given_images` returns it.
+    :raises WanInputError: the input that takes ``image`` is not known; or an address can't be used.
+    """
+    from airflow_provider_wan.model_api.inputs import load_schema
+
+    others = dict(images)
+    if image is None and load_schema(sources.model.model_id) is not None:
+        # By its name or as image=, the source image of Wan 2.2 is the same video.
+        image = others.pop(sources.model.image_field(), None)
+    source = None if image is None else sources.open(image, sources.model.image_field(others))
+    more = [
+        replace(sources.open(address, field).image, is_listed=isinstance(value, list))
+        for field, value in others.items()
+        for address in (value if isinstance(value, list) else [value])
+    ]
+    return source, more
+
+
 def shown_image(image: Any) -> str | None:
     """Return the address of ``image=`` as it may be shown."""
     from airflow_provider_wan.model_api.inputs import canonical_url
@@ -41,7 +86,7 @@ def shown_image(image: Any) -> str | None:
 
 
 def image_sources(
-    model_id: str,
+    model: LazyModel,
     *,
     log: Logger,
     allow_private: bool,
@@ -65,7 +110,6 @@ def image_sources(
     from airflow_provider_wan.hooks.gcs import storage_client
     from airflow_provider_wan.images.signed_urls import DEFAULT_LIFETIME_S
     from airflow_provider_wan.images.source import ImageOptions, ImageSources
-    from airflow_provider_wan.model_api.calls import check_model_id
 
     lifetime_s = max(DEFAULT_LIFETIME_S, waits_for_s) if link_lifetime is None else seconds_of(link_lifetime)
     if lifetime_s < waits_for_s:
@@ -75,7 +119,7 @@ def image_sources(
             "Nothing was bought. Make link_lifetime at least as long as timeout."
         )
     return ImageSources(
-        check_model_id(model_id),
+        model,
         lambda: storage_client(gcp_conn_id, impersonation_chain, pool_size=workers),
         log,
         options=ImageOptions(

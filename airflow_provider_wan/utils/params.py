@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from logging import Logger
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanInputError
@@ -14,7 +15,9 @@ from airflow_provider_wan.model_api import INPUT_PARAMETERS
 
 if TYPE_CHECKING:
     from airflow_provider_wan.hooks.wan import WanHook
-    from airflow_provider_wan.model_api.video_spec import VideoSpec
+    from airflow_provider_wan.images.source import ImageSource
+    from airflow_provider_wan.model_api.inputs import LazyModel
+    from airflow_provider_wan.model_api.video_spec import SourceImage, VideoSpec
 
 DEFAULT_MODEL_ID = "wan-ai/wan-2-2/image-to-video"
 #: An account that runs two requests at a time can have a long queue.
@@ -171,10 +174,42 @@ def given_inputs(task: Any) -> dict[str, Any]:
     return {**given, **more}
 
 
+def model_of(
+    model_id: str,
+    hook: WanHook | None,
+    *,
+    log: Logger,
+    image_field: str | None = None,
+    schema: Mapping[str, Any] | str | None = None,
+    require_schema: bool = False,
+) -> LazyModel:
+    """Return the model that a task names; its page is read when its rules are first needed.
+
+    :param hook: reads the page; None: only the bundled schema is used.
+    :param image_field: the input that takes the source image, if the user names it.
+    :param schema: the user's own schema of the inputs, a mapping or JSON text.
+    :param require_schema: whether to refuse a model without a schema.
+    :raises WanInputError: the model id is not valid.
+    """
+    from airflow_provider_wan.model_api.inputs import LazyModel
+
+    field = given_or_none(image_field)
+    own_schema = mapping_of(schema, name="schema") or None
+
+    def read() -> Any:
+        return hook.model(  # type: ignore[union-attr]
+            model_id, schema=own_schema, image_field=field, require_schema=require_schema, log=log
+        )
+
+    return LazyModel(model_id, read if hook is not None else None, chosen_field=field)
+
+
 def video_spec_of(
     given: Mapping[str, Any],
     *,
-    model_id: str,
+    model: LazyModel,
+    source: ImageSource | None = None,
+    more_images: Sequence[SourceImage] = (),
     variation: str | None,
     check_image: bool,
     hook: WanHook,
@@ -182,29 +217,39 @@ def video_spec_of(
 ) -> VideoSpec:
     """Return the video that a task's inputs ask for.
 
-    :param given: as :func:`given_inputs` returns it.
-    :param check_image: whether to check the image, immediately before a purchase.
-    :raises WanInputError: the model would refuse them.
-    """
-    from dataclasses import replace
+    Before a purchase its inputs are validated, and then the images behind public addresses among them are checked.
 
+    :param given: as :func:`given_inputs` returns it; the source image's row overrides it.
+    :param source: the source image, if it is not among the inputs.
+    :param more_images: images of other inputs.
+    :param check_image: whether to check the images.
+    :raises WanInputError: the inputs are not JSON, or an image is given twice.
+    """
     from airflow_provider_wan.images.source import check_public_image
-    from airflow_provider_wan.model_api.calls import check_model_id
-    from airflow_provider_wan.model_api.inputs import load_schema
     from airflow_provider_wan.model_api.video_spec import make_video_spec
 
-    spec = make_video_spec(check_model_id(model_id), given, variation=variation, owner=owner)
-    schema = load_schema(model_id)
-    if not check_image or schema is None:
+    if source is not None:
+        given, variation = {**given, **source.row.inputs}, source.row.variation or variation
+    spec = make_video_spec(
+        model.model_id,
+        given,
+        image=source.image if source else None,
+        more_images=more_images,
+        variation=variation,
+        owner=owner,
+        model=model,
+    )
+    if not check_image:
         return spec
 
     def make_inputs() -> Mapping[str, Any]:
-        for name in schema.image_fields:
-            if name in spec.inputs:
-                check_public_image(
-                    str(spec.inputs[name]), model_id, allow_private=hook.settings.allow_private_images
-                )
-        return spec.inputs
+        inputs = spec.validate()
+        for rules in model.known.images:
+            found = inputs.get(rules.field) if rules.field in given else None
+            for url in found if isinstance(found, list) else [found]:
+                if isinstance(url, str):
+                    check_public_image(url, rules, allow_private=hook.settings.allow_private_images)
+        return spec.make_inputs()
 
     return replace(spec, make_inputs=make_inputs)
 

@@ -14,6 +14,7 @@ from airflow_provider_wan.utils.task import TaskRequest
 
 if TYPE_CHECKING:
     from airflow_provider_wan.hooks.wan import WanHook
+    from airflow_provider_wan.model_api.inputs import LazyModel
     from airflow_provider_wan.model_api.video_spec import VideoSpec
 
 
@@ -38,6 +39,7 @@ def with_limit(
     spec: VideoSpec,
     task: TaskRequest,
     hook: WanHook,
+    model: LazyModel,
     *,
     max_cost_usd: Any,
     price_usd: Any,
@@ -58,7 +60,7 @@ def with_limit(
     )
 
     def make_inputs() -> Mapping[str, Any]:
-        price, source = _price_of(spec, task, hook, given, journal)
+        price, source = _price_of(spec.validate(), task, hook, model, given, journal)
         if price is None:
             raise WanBudgetError(
                 f"max_cost_usd={limit:g} can't be kept: the price of a request of {spec.model_id} is not known. "
@@ -78,7 +80,12 @@ def with_limit(
 
 
 def _price_of(
-    spec: VideoSpec, task: TaskRequest, hook: WanHook, given: Any, journal: str | None
+    inputs: Mapping[str, Any],
+    task: TaskRequest,
+    hook: WanHook,
+    model: LazyModel,
+    given: Any,
+    journal: str | None,
 ) -> tuple[float | None, str]:
     """Return the price of a request and how it is known: given, learned from a real cost, or the page's base price."""
     from airflow_provider_wan.batch.budget import BudgetLimits
@@ -87,7 +94,7 @@ def _price_of(
     from airflow_provider_wan.model_api.inputs import clip_seconds
 
     check_given(given)
-    combination = combination_of(spec.model_id, spec.inputs)
+    combination = combination_of(model.known, inputs)
     price = given_price(given, combination)
     if price is not None:
         return price, "as price_usd says"
@@ -95,11 +102,9 @@ def _price_of(
         operator = task.operator
         client = storage_client(operator.gcp_conn_id, operator.impersonation_chain)
         limits = BudgetLimits()
-        book = PriceBook(
-            hook, client, journal, spec.model_id, task.log, given=given, limits=limits, owner=task.owner
-        )
+        book = PriceBook(hook, client, journal, model, task.log, given=given, limits=limits, owner=task.owner)
         learned = book.refresh(json.dumps(combination, sort_keys=True, default=str)) or {}
         if learned.get("price_usd"):
             return float(learned["price_usd"]), "the real cost of an earlier request"
-    base = hook.get_model(spec.model_id).price_of(clip_seconds(spec.model_id, combination))
+    base = hook.get_model(model.model_id).price_of(clip_seconds(model.known, combination))
     return base, "the base price of the model's page; the real cost can differ"

@@ -22,7 +22,7 @@ from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.images.source import ImageSources
 from airflow_provider_wan.triggers.wan_batch import WanBatchTrigger
 from airflow_provider_wan.utils.images import image_sources
-from airflow_provider_wan.utils.params import DEFAULT_MODEL_ID
+from airflow_provider_wan.utils.params import DEFAULT_MODEL_ID, model_of
 from wan_sandbox.server import Sandbox
 
 BUCKET = "videos"
@@ -69,7 +69,7 @@ def batch(
         storage_client(pool_size=24),
         sources
         or image_sources(
-            model_id,
+            model_of(model_id, hook, log=LOG),
             log=LOG,
             allow_private=True,
             gcp_conn_id=None,

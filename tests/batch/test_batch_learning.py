@@ -13,6 +13,7 @@ from airflow_provider_wan.batch.budget import BudgetLimits
 from airflow_provider_wan.batch.prices import combination_of, given_price
 from airflow_provider_wan.batch.report import Report
 from airflow_provider_wan.exceptions import WanBudgetError
+from airflow_provider_wan.model_api.inputs import Model
 from airflow_provider_wan.utils.params import DEFAULT_MODEL_ID
 from tests.batch.batch_support import addresses, batch, connection, outcomes, run, wait
 from wan_sandbox.server import Sandbox
@@ -137,13 +138,13 @@ def test_given_prices_are_used_by_combination_and_nothing_is_learned_first(sandb
 
 def test_combinations_leave_out_free_text_seed_and_media() -> None:
     inputs = {"prompt": "waves", "negative_prompt": "rain", "seed": 7, "img_url": "https://x/y.jpg"}
-    assert combination_of(DEFAULT_MODEL_ID, inputs) == {
+    assert combination_of(Model.bundled(DEFAULT_MODEL_ID), inputs) == {
         "duration": 5,
         "prompt_extend": True,
         "resolution": "480P",
     }
     free_form = {"prompt": "a", "audio_url": "https://x/y.mp3", "generate_audio": True, "duration": "10"}
-    assert combination_of("any/model/x", free_form) == {"duration": "10", "generate_audio": True}
+    assert combination_of(Model("any/model/x"), free_form) == {"duration": "10", "generate_audio": True}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from airflow_provider_wan.batch.budget import BudgetLimits
 from airflow_provider_wan.exceptions import WanBudgetError
 from airflow_provider_wan.hooks.gcs import storage_client
 from airflow_provider_wan.images.source import ImageOptions, ImageSources
+from airflow_provider_wan.model_api.inputs import LazyModel
 from tests.batch.batch_support import LOG, addresses, batch, connection, manifest, outcomes, run
 from wan_sandbox.server import Sandbox
 
@@ -31,7 +32,9 @@ def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
 
 def any_length() -> dict[str, Any]:
     options = ImageOptions(check=False, allow_private=True)
-    sources = ImageSources(ANY_LENGTH, storage_client, LOG, options=options, image_field="img_url")
+    sources = ImageSources(
+        LazyModel(ANY_LENGTH, chosen_field="img_url"), storage_client, LOG, options=options
+    )
     return {"model_id": ANY_LENGTH, "sources": sources}
 
 

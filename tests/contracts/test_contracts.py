@@ -35,6 +35,7 @@ from airflow_provider_wan.images.dataset import DatasetRow, PreparedRow
 from airflow_provider_wan.images.preparation import Preparation
 from airflow_provider_wan.images.source import ImageSources
 from airflow_provider_wan.model_api.fingerprints import fingerprint
+from airflow_provider_wan.model_api.inputs import LazyModel
 from airflow_provider_wan.operators.wan import WanCancelOperator, WanSubmitOperator
 from airflow_provider_wan.operators.wan_contact_sheet import WanContactSheetOperator
 from airflow_provider_wan.operators.wan_images import WanPrepareImagesOperator
@@ -95,6 +96,11 @@ def image_field(case: Mapping[str, Any]) -> str:
     return str((case["image_fields"] or ["img_url"])[0])
 
 
+def sources_of(case: Mapping[str, Any]) -> ImageSources:
+    model = LazyModel(case["model_id"], chosen_field=image_field(case))
+    return ImageSources(model, storage_client, LOG)
+
+
 def directly(case: Mapping[str, Any]) -> str:
     more = {"image_fields": case["image_fields"]}
     return fingerprint(case["model_id"], case["inputs"], case["identity"], case["variation"], **more)
@@ -103,29 +109,29 @@ def directly(case: Mapping[str, Any]) -> str:
 def in_submit(case: Mapping[str, Any]) -> str:
     """As ``WanSubmitOperator`` does with inputs alone."""
     options: dict[str, Any] = {"check_image": False, "hook": None, "owner": ""}
-    wanted = video_spec_of(case["inputs"], model_id=case["model_id"], variation=case["variation"], **options)
-    return wanted.fingerprint
+    model = LazyModel(case["model_id"])
+    return video_spec_of(case["inputs"], model=model, variation=case["variation"], **options).fingerprint
 
 
 def in_submit_of_an_image(case: Mapping[str, Any]) -> str:
     """As ``WanSubmitOperator`` does with ``image=``."""
     row = row_of(case, is_prepared=True)
-    source = ImageSources(case["model_id"], storage_client, LOG, image_field=image_field(case)).open(row)
-    return source.video_spec(case["model_id"]).fingerprint
+    sources = sources_of(case)
+    source = sources.open(row)
+    options: dict[str, Any] = {"check_image": True, "hook": None, "owner": ""}
+    return video_spec_of({}, model=sources.model, source=source, variation=None, **options).fingerprint
 
 
 def in_batch(case: Mapping[str, Any]) -> str:
     row = row_of(case, is_prepared=case["identity"] is not None)
-    sources = ImageSources(case["model_id"], storage_client, LOG, image_field=image_field(case))
-    (one,) = plan_rows(open_rows([row], sources), model_id=case["model_id"], object_name="").items
+    sources = sources_of(case)
+    (one,) = plan_rows(open_rows([row], sources), model=sources.model, object_name="").items
     return one
 
 
 def in_preparation(case: Mapping[str, Any]) -> str:
     """As the plan of ``WanPrepareImagesOperator`` does, to tell what is bought already."""
-    preparation = Preparation(
-        ImageSources(case["model_id"], storage_client, LOG), case["model_id"], workers=1
-    )
+    preparation = Preparation(sources_of(case), workers=1)
     (looked,) = preparation.plan([row_of(case, is_prepared=True)])
     return str(getattr(looked, "fingerprint", looked))
 

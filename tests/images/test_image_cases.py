@@ -19,7 +19,7 @@ from airflow_provider_wan.images.inspect import inspect
 from airflow_provider_wan.images.preparation import Planned, Preparation, Ready, Unusable
 from airflow_provider_wan.images.prepare import prepare
 from airflow_provider_wan.images.source import ImageOptions, ImageSources
-from airflow_provider_wan.model_api.inputs import image_rules
+from airflow_provider_wan.model_api.inputs import LazyModel, Model
 from tests.image_samples import encoded, photo
 from tests.sandboxes import MODEL, Bucket
 
@@ -45,7 +45,7 @@ Sources = Callable[..., ImageSources]
 def sources(bucket: Bucket) -> Sources:
     def make(**options: object) -> ImageSources:
         options.setdefault("allow_private", True)
-        return ImageSources(MODEL, lambda: bucket.client, LOG, options=ImageOptions(**options))  # type: ignore[arg-type]
+        return ImageSources(LazyModel(MODEL), lambda: bucket.client, LOG, options=ImageOptions(**options))  # type: ignore[arg-type]
 
     return make
 
@@ -68,7 +68,7 @@ def test_plan_preparation_and_submit_agree(path: Path, bucket: Bucket, sources: 
     bucket.put(f"in/{path.name}", path.read_bytes())
     uri = f"gs://videos/in/{path.name}"
     reader = DatasetReader(lambda: bucket.client)
-    preparation = Preparation(sources(staging="gs://videos/staged"), MODEL, workers=1)
+    preparation = Preparation(sources(staging="gs://videos/staged"), workers=1)
 
     (planned,) = preparation.plan(reader.rows("gs://videos/in/"))
     (prepared,) = preparation.run(reader.rows("gs://videos/in/"))
@@ -130,7 +130,7 @@ def test_orientation_that_only_xmp_gives_is_noted_in_log_and_plan(
     bucket: Bucket, sources: Sources, caplog: pytest.LogCaptureFixture
 ) -> None:
     bucket.put("in/a.png", (CASES / "xmp_orientation6.png").read_bytes())
-    preparation = Preparation(sources(staging="gs://videos/staged"), MODEL, workers=1)
+    preparation = Preparation(sources(staging="gs://videos/staged"), workers=1)
     rows = list(DatasetReader(lambda: bucket.client).rows("gs://videos/in/"))
     (planned,), (prepared,) = preparation.plan(rows), preparation.run(rows)
     for result in (planned, prepared):
@@ -176,6 +176,6 @@ def test_pillow_settings_of_other_code_decide_nothing_and_are_kept(
 
 
 def _rules():  # type: ignore[no-untyped-def]
-    rules = image_rules(MODEL)
+    (rules,) = Model.bundled(MODEL).images
     assert rules is not None
     return rules

@@ -10,9 +10,9 @@ import pytest
 
 from airflow_provider_wan.images.check import check, explain, fit_size
 from airflow_provider_wan.images.inspect import ImageFacts
-from airflow_provider_wan.model_api.inputs import ImageRules, image_rules
+from airflow_provider_wan.model_api.inputs import ImageRules, Model
 
-FOUND = image_rules("wan-ai/wan-2-2/image-to-video")
+(FOUND,) = Model.bundled("wan-ai/wan-2-2/image-to-video").images
 assert FOUND is not None
 RULES: ImageRules = FOUND
 

@@ -17,10 +17,10 @@ from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images.check import check
 from airflow_provider_wan.images.inspect import inspect
 from airflow_provider_wan.images.prepare import PreparedImage, prepare
-from airflow_provider_wan.model_api.inputs import ImageRules, image_rules
+from airflow_provider_wan.model_api.inputs import ImageRules, Model
 from tests import image_samples as samples
 
-FOUND = image_rules("wan-ai/wan-2-2/image-to-video")
+(FOUND,) = Model.bundled("wan-ai/wan-2-2/image-to-video").images
 assert FOUND is not None
 RULES: ImageRules = FOUND
 

@@ -23,6 +23,7 @@ from google.oauth2 import service_account
 
 from airflow_provider_wan.exceptions import WanInputError, WanStorageError
 from airflow_provider_wan.images.signed_urls import ObjectLinks
+from airflow_provider_wan.model_api.inputs import LazyModel
 from airflow_provider_wan.utils.images import image_sources
 from tests.image_samples import encoded, photo
 from tests.sandboxes import MODEL, Bucket
@@ -189,7 +190,7 @@ def test_a_wait_longer_than_the_link_is_refused_before_anything_is_opened() -> N
 
     def make(link_lifetime: timedelta | None, waits_for_s: float) -> float:
         return image_sources(
-            MODEL,
+            LazyModel(MODEL),
             log=logging.getLogger(__name__),
             allow_private=False,
             gcp_conn_id=None,
@@ -209,16 +210,15 @@ def test_record_of_a_signed_image_has_no_signature(bucket: Bucket, key: rsa.RSAP
     import logging
 
     from airflow_provider_wan.images.source import ImageSources
+    from airflow_provider_wan.model_api.video_spec import make_video_spec
 
     bucket.put("a.jpg", encoded(photo(640, 480), "JPEG"))
     signing = client_with(account(key), bucket)
     signing._credentials.token = "t"  # reads go to the emulator, which asks for none
     signing._credentials.refresh = lambda request: None
     signing._http_internal = requests.Session()
-    wanted = (
-        ImageSources(MODEL, lambda: signing, logging.getLogger(__name__))
-        .open("gs://videos/a.jpg")
-        .video_spec(MODEL, {"prompt": "waves"})
-    )
+    sources = ImageSources(LazyModel(MODEL), lambda: signing, logging.getLogger(__name__))
+    image = sources.open("gs://videos/a.jpg").image
+    wanted = make_video_spec(MODEL, {"prompt": "waves"}, image=image, model=sources.model)
     assert "X-Goog-Signature" in wanted.make_inputs()["img_url"]
     assert "X-Goog" not in repr(wanted) + json.dumps(dict(wanted.recorded_inputs)) + str(wanted.image)

@@ -24,8 +24,10 @@ from airflow_provider_wan.images.dataset_reader import DatasetReader
 from airflow_provider_wan.images.inspect import inspect
 from airflow_provider_wan.images.preparation import Planned, Preparation
 from airflow_provider_wan.images.readers import look_up_object
-from airflow_provider_wan.images.source import ImageOptions, ImageSources
-from airflow_provider_wan.model_api.inputs import fingerprint
+from airflow_provider_wan.images.source import ImageOptions, ImageSource, ImageSources
+from airflow_provider_wan.model_api.inputs import LazyModel, fingerprint
+from airflow_provider_wan.model_api.video_spec import VideoSpec
+from airflow_provider_wan.utils.params import video_spec_of
 from tests.image_samples import encoded, exif_with, noise, photo, put_gzip, quadrants
 from tests.sandboxes import MODEL, Bucket
 from tests.wires import Wire, always, reply
@@ -35,11 +37,17 @@ PROMPT = {"prompt": "a slow wave"}
 Sources = Callable[..., ImageSources]
 
 
+def spec_of(source: ImageSource, inputs: dict[str, Any], variation: str | None = None) -> VideoSpec:
+    """As ``WanSubmitOperator`` does; the source is open, so there is no call to make."""
+    options: dict[str, Any] = {"check_image": False, "hook": None, "owner": "o"}
+    return video_spec_of(inputs, model=LazyModel(MODEL), source=source, variation=variation, **options)
+
+
 @pytest.fixture
 def sources(bucket: Bucket) -> Sources:
     def make(**options: Any) -> ImageSources:
         options.setdefault("allow_private", True)
-        return ImageSources(MODEL, lambda: bucket.client, LOG, options=ImageOptions(**options))
+        return ImageSources(LazyModel(MODEL), lambda: bucket.client, LOG, options=ImageOptions(**options))
 
     return make
 
@@ -73,12 +81,12 @@ def test_same_content_is_the_same_image_in_every_place(
     ]
     opened = [sources().open(address) for address in addresses]
     assert {one.identity for one in opened} == {f"md5:{hashlib.md5(fits()).hexdigest()}"}
-    assert len({one.video_spec(MODEL, PROMPT).fingerprint for one in opened}) == 1
+    assert len({spec_of(one, PROMPT).fingerprint for one in opened}) == 1
 
 
 def test_web_image_is_identified_by_its_address_under_either_parameter(sources: Sources) -> None:
     url = "https://images.example.com/a.jpg"
-    wanted = sources().open(f"{url}?X-Amz-Signature=abc").video_spec(MODEL, PROMPT, variation="2")
+    wanted = spec_of(sources().open(f"{url}?X-Amz-Signature=abc"), PROMPT, variation="2")
     assert wanted.fingerprint == fingerprint(MODEL, {**PROMPT, "img_url": url}, variation="2")
     assert wanted.recorded_inputs == {**PROMPT, "img_url": url}
 
@@ -86,7 +94,7 @@ def test_web_image_is_identified_by_its_address_under_either_parameter(sources: 
 def test_nothing_is_read_staged_or_signed_before_a_purchase(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.jpg", turned())
     bucket.sandbox.bucket_control("calls", method="DELETE")
-    wanted = sources(staging="gs://videos/staged").open("gs://videos/a.jpg").video_spec(MODEL, PROMPT)
+    wanted = spec_of(sources(staging="gs://videos/staged").open("gs://videos/a.jpg"), PROMPT)
     shown = bucket.sandbox.bucket_control("calls")
     assert shown["bytes_read"] == shown["bytes_written"] == 0
     assert wanted.recorded_inputs == {**PROMPT, "img_url": "gs://videos/a.jpg"}
@@ -174,7 +182,7 @@ def test_an_address_on_the_web_that_fits_goes_as_it_is_with_its_signature(
     opened = sources(staging="gs://videos/staged").open(url)
     assert opened.make_address() == url
     assert "abc" not in repr(opened)
-    assert "abc" not in repr(opened.video_spec(MODEL, PROMPT))
+    assert "abc" not in repr(spec_of(opened, PROMPT))
 
 
 def test_an_address_on_the_web_that_does_not_fit_is_staged_once(bucket: Bucket, sources: Sources) -> None:
@@ -214,16 +222,14 @@ def test_a_private_address_is_not_read(bucket: Bucket, sources: Sources) -> None
 
 def test_an_input_given_twice_is_refused(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.jpg", fits())
-    with pytest.raises(WanInputError, match="img_url and image"):
-        sources().open("gs://videos/a.jpg").video_spec(
-            MODEL, {**PROMPT, "img_url": "https://x.example.com/a.jpg"}
-        )
+    with pytest.raises(WanInputError, match="img_url: given as an image and among the inputs"):
+        spec_of(sources().open("gs://videos/a.jpg"), {**PROMPT, "img_url": "https://x.example.com/a.jpg"})
 
 
 def test_a_row_overrides_the_task(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.jpg", fits())
     row = {"image": "gs://videos/a.jpg", "prompt": "rain", "seed": "7", "variation": "b"}
-    wanted = sources().open(row).video_spec(MODEL, {**PROMPT, "resolution": "1080P"}, variation="a")
+    wanted = spec_of(sources().open(row), {**PROMPT, "resolution": "1080P"}, variation="a")
     assert wanted.recorded_inputs == {
         "prompt": "rain",
         "seed": 7,
@@ -242,7 +248,7 @@ def test_image_that_is_stored_compressed_is_read_as_the_image_it_is(bucket: Buck
     assert sources().open("gs://videos/fits.jpg").make_address().endswith("/fits.jpg")
     url = sources(staging="gs://videos/staged").open("gs://videos/turned.jpg").make_address()
     assert inspect(requests.get(url, timeout=10).content).displayed_width == 480
-    (planned,) = Preparation(sources(staging="gs://videos/other"), MODEL, workers=1).plan(
+    (planned,) = Preparation(sources(staging="gs://videos/other"), workers=1).plan(
         DatasetReader(lambda: bucket.client).rows(["gs://videos/fits.jpg"])
     )
     assert isinstance(planned, Planned)

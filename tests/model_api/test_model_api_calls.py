@@ -39,8 +39,8 @@ def test_each_call_is_what_the_contract_says() -> None:
     assert calls.result_call("r-1", include_cost=False) == Call("GET", "/v1/requests/r-1/result")
     assert calls.cancel_call("r-1") == Call("POST", "/v1/requests/r-1/cancel")
     assert calls.model_call("a/b") == Call("GET", "/v1/models/a/b")
-    assert calls.models_call() == Call("GET", "/v1/models")
-    assert calls.models_call(search="wan", limit=5, offset=0) == Call(
+    assert calls.models_call() == Call("GET", "/v1/models", query={"include_schema": "true"})
+    assert calls.models_call(search="wan", limit=5, offset=0, include_schema=False) == Call(
         "GET", "/v1/models", query={"search": "wan", "limit": "5", "offset": "0"}
     )
     assert calls.balance_call() == Call("GET", "/prod/v2/balance", host="account")

@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.model_api.coercion import coerce_value
-from airflow_provider_wan.model_api.inputs import coerce_inputs, image_rules, load_schema, validate_inputs
+from airflow_provider_wan.model_api.inputs import Model, coerce_inputs, load_schema, validate_inputs
 from tests.model_api.model_api_replies import MODEL, STEADY
 
+WAN = Model.bundled(MODEL)
 GOOD = {"prompt": "a cat", "img_url": "https://h.example/a.png"}
 
 
 def refusal(inputs: Any, model_id: str = MODEL, **options: bool) -> str:
     with pytest.raises(WanInputError) as raised:
-        validate_inputs(model_id, inputs, **options)
+        validate_inputs(Model.bundled(model_id), inputs, **options)
     return str(raised.value)
 
 
@@ -63,7 +64,7 @@ def refusal(inputs: Any, model_id: str = MODEL, **options: bool) -> str:
     ],
 )
 def test_values_are_coerced_without_loss(given: dict[str, Any], sent: dict[str, Any]) -> None:
-    validated = validate_inputs(MODEL, GOOD | given)
+    validated = validate_inputs(WAN, GOOD | given)
     assert validated == GOOD | sent
     assert {name: type(value) for name, value in validated.items()} == {
         name: type(value) for name, value in (GOOD | sent).items()
@@ -126,7 +127,7 @@ def test_a_long_or_signed_value_is_not_shown_whole() -> None:
 
 @pytest.mark.parametrize("uri", ["data:image/png;base64,AAAA", "DATA:image/jpeg;charset=x;base64,AAAA"])
 def test_a_data_uri_is_taken_on_purpose_only(uri: str) -> None:
-    assert validate_inputs(MODEL, GOOD | {"img_url": uri}, allow_data_uri=True)["img_url"] == uri
+    assert validate_inputs(WAN, GOOD | {"img_url": uri}, allow_data_uri=True)["img_url"] == uri
     assert "'img_url'" in refusal(GOOD | {"img_url": uri})
 
 
@@ -142,7 +143,7 @@ def test_a_request_too_heavy_to_send_is_refused() -> None:
 
 def test_a_model_without_a_schema_takes_what_is_json() -> None:
     inputs = {"text": "x", "n": [1, {"a": None}], "skip": None}
-    assert validate_inputs("acme/new-model", inputs) == {"text": "x", "n": [1, {"a": None}]}
+    assert validate_inputs(Model("acme/new-model"), inputs) == {"text": "x", "n": [1, {"a": None}]}
     assert "no inputs" in refusal({}, "acme/new-model")
     assert "no inputs" in refusal({"a": None}, "acme/new-model")
     assert "'a'" in refusal({"a": {1, 2}}, "acme/new-model")
@@ -182,8 +183,7 @@ def test_every_schema_file_is_sound() -> None:
 
 
 def test_the_image_rules_are_those_of_the_page() -> None:
-    rules = image_rules(MODEL)
-    assert rules is not None
+    (rules,) = WAN.images
     assert rules.field == "img_url"
     assert rules.formats == ("JPEG", "PNG", "BMP", "WEBP")
     assert (rules.alpha, rules.min_side_px, rules.max_side_px) == (False, 360, 2000)
@@ -195,7 +195,7 @@ def test_the_image_rules_are_those_of_the_page() -> None:
         "max_side_px",
         "max_size_bytes_exclusive",
     }
-    assert image_rules("acme/new-model") is None
+    assert Model.bundled("acme/new-model").images == ()
 
 
 @pytest.mark.parametrize(
@@ -238,16 +238,16 @@ FIELDS = st.sampled_from([*GOOD, "seed", "duration", "prompt_extend", "negative_
 @STEADY
 @given(st.dictionaries(FIELDS, VALUES))
 def test_coercing_twice_changes_nothing_more(inputs: dict[str, Any]) -> None:
-    once = coerce_inputs(MODEL, inputs)
-    assert repr(coerce_inputs(MODEL, once)) == repr(once)
+    once = coerce_inputs(WAN, inputs)
+    assert repr(coerce_inputs(WAN, once)) == repr(once)
 
 
 @STEADY
 @given(st.dictionaries(FIELDS, VALUES))
 def test_any_inputs_are_refused_or_sendable(inputs: dict[str, Any]) -> None:
     try:
-        validated = validate_inputs(MODEL, inputs)
+        validated = validate_inputs(WAN, inputs)
     except WanInputError:
         return
-    assert validate_inputs(MODEL, json.loads(json.dumps(validated))) == validated
+    assert validate_inputs(WAN, json.loads(json.dumps(validated))) == validated
     assert "odd" not in validated

@@ -279,15 +279,16 @@ def test_image_deleted_after_the_listing_is_reported_and_the_others_prepared(buc
     from airflow_provider_wan.images.dataset_reader import DatasetReader
     from airflow_provider_wan.images.preparation import Preparation, Ready, Unusable
     from airflow_provider_wan.images.source import ImageOptions, ImageSources
+    from airflow_provider_wan.model_api.inputs import LazyModel
 
     for name in ("a", "b", "c"):
         bucket.put(f"in/{name}.jpg", fits(640 + ord(name)))
     rows = list(DatasetReader(lambda: bucket.client).rows("gs://videos/in/"))
     bucket.client.bucket("videos").blob("in/b.jpg").delete()
     sources = ImageSources(
-        MODEL, lambda: bucket.client, logging.getLogger(), options=ImageOptions(staging=STAGING)
+        LazyModel(MODEL), lambda: bucket.client, logging.getLogger(), options=ImageOptions(staging=STAGING)
     )
-    done = list(Preparation(sources, MODEL, workers=2).run(rows))
+    done = list(Preparation(sources, workers=2).run(rows))
     assert [type(one) for one in done] == [Ready, Unusable, Ready]
     assert isinstance(done[1], Unusable)
     assert "no such object" in done[1].problems[0].message

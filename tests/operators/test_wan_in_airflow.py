@@ -165,7 +165,7 @@ def test_a_teardown_has_nothing_to_do_where_nothing_was_submitted(sandbox: Sandb
         """
     )()
     assert run.states() == {"submit": "failed", "take_back": "success"}
-    assert sandbox.ledger()["calls"] == {}
+    assert sandbox.ledger()["calls"] == {"model": 1}
 
 
 SENSORS: list[tuple[str, dict[str, Any]]] = [

@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Translate the ``input_schema`` of a model's page (RunComfy's dialect of JSON Schema) into the form of this package.
+
+A schema is text from outside. Only the keywords listed here are kept: nothing refers to another document, nothing is
+a regular expression that could hang, and size and depth are limited. The dialect differs from JSON Schema in its media
+formats (``image_uri``), its ``validations`` (rules for the file behind a URL) and its type ``float``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from airflow_provider_wan.exceptions import WanInputError
+from airflow_provider_wan.model_api.bodies import clean_text
+from airflow_provider_wan.model_api.schema import Model, ModelSchema, load_schema
+from airflow_provider_wan.model_api.values import ModelInfo
+
+_MAX_DEPTH = 16
+_MAX_NODES = 20_000
+_MAX_TEXT_CHARS = 2_000
+_MAX_INTEGER = 10**30
+_MAX_NAME_CHARS = 200
+_TYPES = {
+    **{name: name for name in ("string", "integer", "number", "boolean", "array", "object", "null")},
+    **{"float": "number", "double": "number", "int": "integer", "bool": "boolean"},
+}
+_MEDIA = {f"{kind}_uri{s}": kind for kind in ("image", "video", "audio") for s in ("", "s")}
+#: Keywords that say nothing about which values are valid; they are dropped without a word.
+_SILENT = frozenset(
+    (
+        "$schema",
+        "$id",
+        "$comment",
+        "$defs",
+        "definitions",
+        "id",
+        "examples",
+        "example",
+        "deprecated",
+        "nullable",
+    )
+) | {"readOnly", "writeOnly", "format", "order", "validations", "required_inputs", "ui", "discriminator"}
+_RULE = re.compile(r"(file_size_mb|width_pixels|height_pixels|width/height)\s*([<>])=?", re.ASCII)
+_BYTES_PER_MB = 1_000_000
+_IMAGE_NAME = re.compile(r"(^|_)(image|img|frame)(_|$)", re.ASCII)
+#: Rules on the value itself: where a page states one of them, it replaces all of the bundled schema.
+_VALUE_RULES = frozenset(
+    ("enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+) | {"anyOf", "oneOf", "allOf"}
+_LENGTH_RULES = frozenset(("minLength", "maxLength", "minItems", "maxItems", "uniqueItems"))
+
+
+class SchemaTranslation:
+    """The schema of one page, translated.
+
+    :ivar schema: what validates; None: the page has no usable schema.
+    :ivar notes: what was left out or differs, each a sentence for the log.
+    """
+
+    def __init__(self, model_id: str, given: Any, required_inputs: Any = None) -> None:
+        self.notes: list[str] = []
+        self._nodes = 0
+        self._dropped: set[str] = set()
+        self.schema = self._schema(model_id, given, required_inputs)
+        if self._dropped:
+            names = ", ".join(sorted(self._dropped)[:20])
+            self.notes.append(f"The schema of model {model_id} has rules that are not applied here: {names}.")
+
+    def _schema(self, model_id: str, given: Any, required_inputs: Any) -> ModelSchema | None:
+        if not isinstance(given, Mapping) or not isinstance(given.get("properties"), Mapping):
+            return None
+        try:
+            document = self._node(given, 0)
+        except _TooLarge as error:
+            self.notes.append(f"The schema of model {model_id} is not used: {error}.")
+            return None
+        if not document["properties"]:
+            return None
+        required = document.get("required") or _names(required_inputs)
+        document["required"] = [name for name in required if name in document["properties"]]
+        document["type"] = "object"
+        others = given.get("additionalProperties")
+        document["additionalProperties"] = others is True or isinstance(others, Mapping)
+        for name, rules in given["properties"].items():
+            if name in document["properties"]:
+                self._mark_media(str(name), rules, document["properties"][name])
+        return ModelSchema(model_id, document)
+
+    def _node(self, given: Any, depth: int) -> dict[str, Any]:
+        """Return the known keywords of a schema, with valid values."""
+        self._nodes += 1
+        if depth > _MAX_DEPTH or self._nodes > _MAX_NODES:
+            raise _TooLarge
+        if not isinstance(given, Mapping):  # true and false are schemas too
+            return {}
+        node: dict[str, Any] = {}
+        for key, value in given.items():
+            read = _KEYWORDS.get(key) if isinstance(key, str) else None
+            found = read(self, value, depth) if read is not None else None
+            if found is not None:
+                node[key] = found
+            elif (
+                not (isinstance(key, str) and (key in _SILENT or key.startswith("x-"))) and value is not None
+            ):
+                self._dropped.add(clean_text(str(key), 40))
+        return node
+
+    def _properties(self, given: Any, depth: int) -> dict[str, Any] | None:
+        if not isinstance(given, Mapping):
+            return None
+        names = [name for name in given if isinstance(name, str) and 0 < len(name) <= _MAX_NAME_CHARS]
+        return {name: self._node(given[name], depth + 1) for name in names}
+
+    def _nodes_of(self, given: Any, depth: int) -> list[Any] | None:
+        if not isinstance(given, list | tuple) or not given:
+            return None
+        return [self._node(item, depth + 1) for item in given]
+
+    def _value(self, given: Any, depth: int = 0) -> Any:
+        """Return a JSON value, or raise; it is counted like the schema itself."""
+        self._nodes += 1
+        if depth > _MAX_DEPTH or self._nodes > _MAX_NODES:
+            raise _TooLarge
+        if isinstance(given, Mapping):
+            return {str(name): self._value(item, depth + 1) for name, item in given.items()}
+        if isinstance(given, list | tuple):
+            return [self._value(item, depth + 1) for item in given]
+        if given is None or isinstance(given, bool | str) or _number(given) is not None:
+            return given
+        return str(given)[:_MAX_TEXT_CHARS]
+
+    # -- media ---------------------------------------------------------------------------------------------
+
+    def _mark_media(self, name: str, given: Any, node: dict[str, Any]) -> None:
+        """Mark a field that takes the URL of an image, a video or audio, with the rules for an image."""
+        if not isinstance(given, Mapping):
+            return
+        items = given.get("items")
+        formats = [given.get("format"), items.get("format") if isinstance(items, Mapping) else None]
+        kind = next((_MEDIA[text] for text in formats if isinstance(text, str) and text in _MEDIA), None)
+        rules = self._image_rules(name, given) | (
+            self._image_rules(name, items) if isinstance(items, Mapping) else {}
+        )
+        if kind is None and rules:  # older pages mark images only by the rules for them
+            has_pixels = rules.keys() - {"messages", "max_size_bytes_exclusive"}
+            kind = "image" if has_pixels or _IMAGE_NAME.search(name) else None
+        if kind == "image":
+            if node.get("type") == "array":
+                rules["is_array"] = True
+            node["x-image"] = rules
+        elif kind is not None:
+            node["x-media"] = kind
+
+    def _image_rules(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        rules: dict[str, Any] = {}
+        messages: dict[str, str] = {}
+        validations = given.get("validations")
+        for validation in validations if isinstance(validations, list | tuple) else ():
+            if not isinstance(validation, Mapping):
+                continue
+            text = clean_text(str(validation.get("validation_rule")), 40)
+            value = _number(validation.get("validation_value"))
+            found = _RULE.fullmatch(text.strip().lower())
+            if found is None or value is None or value <= 0 or (found[1], found[2]) == ("file_size_mb", ">"):
+                self._dropped.add(f"{clean_text(name, 40)}: {text}")
+                continue
+            rule, limit = _rule_of(found[1], found[2], value)
+            rules[rule] = (max if found[2] == ">" else min)(limit, rules.get(rule, limit))
+            words = validation.get("validation_error")
+            if isinstance(words, str) and words.strip():
+                messages[rule] = clean_text(words)
+        return {**rules, "messages": messages} if rules else {}
+
+
+class _TooLarge(Exception):
+    """The schema is deeper or larger than any that is useful."""
+
+    def __str__(self) -> str:
+        return f"it has more than {_MAX_DEPTH} levels or {_MAX_NODES:,} rules"
+
+
+def _rule_of(subject: str, sign: str, value: float) -> tuple[str, float]:
+    """Return the name of a rule in ``x-image``, and its limit.
+
+    Width and height have one limit here, the stricter one. The pages write limits of pixels as exclusive and mean them
+    as inclusive (their messages say so); the file size is exclusive.
+    """
+    if subject == "file_size_mb":
+        return "max_size_bytes_exclusive", math.ceil(min(value, 1e9) * _BYTES_PER_MB)
+    if subject == "width/height":
+        return ("max_aspect" if sign == "<" else "min_aspect"), value
+    if sign == "<":
+        return "max_side_px", math.floor(min(value, 1e9))
+    return "min_side_px", math.ceil(min(value, 1e9))
+
+
+# -- keywords ----------------------------------------------------------------------------------------------
+
+
+def _number(value: Any) -> int | float | None:
+    """Return a finite number, also one that is written as text."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,20}(\.\d{1,20})?", value.strip(), re.ASCII):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, int):
+        return value if abs(value) <= _MAX_INTEGER else None
+    return value if math.isfinite(value) and abs(value) <= _MAX_INTEGER else None
+
+
+def _limit(translation: SchemaTranslation, value: Any, depth: int) -> int | float | None:
+    return _number(value)
+
+
+def _step(translation: SchemaTranslation, value: Any, depth: int) -> int | float | None:
+    step = _number(value)
+    return step if step is not None and step > 1e-9 else None
+
+
+def _count(translation: SchemaTranslation, value: Any, depth: int) -> int | None:
+    count = _number(value)
+    return int(count) if count is not None and count >= 0 and count == int(count) else None
+
+
+def _types(translation: SchemaTranslation, value: Any, depth: int) -> str | list[str] | None:
+    if isinstance(value, str):
+        return _TYPES.get(value)
+    if not isinstance(value, list | tuple) or not value:
+        return None
+    names = [_TYPES.get(name) if isinstance(name, str) else None for name in value]
+    return None if None in names else list(dict.fromkeys(name for name in names if name is not None))
+
+
+def _names(value: Any) -> list[str]:
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list | tuple) else []
+
+
+def _enum(translation: SchemaTranslation, value: Any, depth: int) -> list[Any] | None:
+    return [translation._value(item) for item in value] if isinstance(value, list | tuple) and value else None
+
+
+def _text(translation: SchemaTranslation, value: Any, depth: int) -> str | None:
+    return clean_text(value, _MAX_TEXT_CHARS) if isinstance(value, str) else None
+
+
+def _flag(translation: SchemaTranslation, value: Any, depth: int) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _schema_or_flag(translation: SchemaTranslation, value: Any, depth: int) -> Any:
+    if isinstance(value, bool):
+        return value
+    return translation._node(value, depth + 1) if isinstance(value, Mapping) else None
+
+
+def _one_node(translation: SchemaTranslation, value: Any, depth: int) -> dict[str, Any] | None:
+    return translation._node(value, depth + 1) if isinstance(value, Mapping) else None
+
+
+_KEYWORDS: Mapping[str, Callable[[SchemaTranslation, Any, int], Any]] = {
+    "type": _types,
+    "enum": _enum,
+    "const": lambda translation, value, depth: translation._value(value),
+    "default": lambda translation, value, depth: translation._value(value),
+    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), _limit),
+    "multipleOf": _step,
+    **dict.fromkeys(
+        ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"), _count
+    ),
+    "uniqueItems": _flag,
+    "required": lambda translation, value, depth: _names(value) if isinstance(value, list | tuple) else None,
+    "properties": SchemaTranslation._properties,
+    "additionalProperties": _schema_or_flag,
+    "items": _one_node,
+    **dict.fromkeys(("anyOf", "oneOf", "allOf"), SchemaTranslation._nodes_of),
+    **dict.fromkeys(("title", "description"), _text),
+}
+
+
+# -- which schema validates --------------------------------------------------------------------------------
+
+
+def model_of_page(page: ModelInfo, image_field: str | None = None) -> tuple[Model, list[str]]:
+    """Return a model by its page, and remarks for the log: rules not applied, differences to the bundled schema.
+
+    :param image_field: the field that takes the source image, if the user names one.
+    """
+    model_id = page.model_id
+    translation = SchemaTranslation(model_id, page.input_schema, page.raw.get("required_inputs"))
+    schema, notes, bundled = translation.schema, list(translation.notes), load_schema(model_id)
+    if bundled is not None:
+        schema, differences = merge_with_bundled(bundled, schema) if schema else (bundled, [])
+        if differences:
+            notes.append(
+                f"The page of model {model_id} differs from the rules of this package, and decides: "
+                f"{'; '.join(differences)}."
+            )
+    return Model(model_id, schema, page, image_field), notes
+
+
+def merge_with_bundled(bundled: ModelSchema, page: ModelSchema) -> tuple[ModelSchema, list[str]]:
+    """Return the schema that validates a model which has both, and how the page differs from the bundled one.
+
+    The page decides on the fields and on every rule that it states. What it is silent about (such as the formats of
+    an image, which no page states as a rule) stays as bundled.
+    """
+    fields: dict[str, dict[str, Any]] = {}
+    differences = []
+    for name, stated in page.fields.items():
+        known = bundled.fields.get(name)
+        if known is None:
+            differences.append(f"{name} is new")
+            fields[name] = dict(stated)
+            continue
+        fields[name] = {**_without_replaced(known, stated), **stated}
+        if "x-image" in known:
+            fields[name]["x-image"] = _merged_image(known["x-image"], stated.get("x-image", {}))
+        rules = sorted(
+            (_VALUE_RULES | _LENGTH_RULES | {"type", "default", "x-image"}) & (known.keys() | stated.keys())
+        )
+        differences += [
+            f"{name}: {_words(rule, known)} is now {_words(rule, fields[name])}"
+            for rule in rules
+            if _plain(known.get(rule)) != _plain(fields[name].get(rule))
+        ]
+    differences += [f"{name} is gone" for name in bundled.fields if name not in page.fields]
+    required = sorted(page.required or bundled.required & fields.keys())
+    if set(required) != bundled.required:
+        differences.append(f"required are now {', '.join(required)}")
+    document = {**bundled.document, **page.document, "properties": fields, "required": required}
+    return ModelSchema(bundled.model_id, document), differences
+
+
+def _without_replaced(known: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the bundled rules of a field without those that the page's rules replace."""
+    replaced = (
+        _VALUE_RULES
+        if _VALUE_RULES & stated.keys() or stated.get("type", known.get("type")) != known.get("type")
+        else frozenset()
+    )
+    return {rule: value for rule, value in known.items() if rule not in replaced}
+
+
+def _merged_image(known: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    messages = {**known.get("messages", {}), **stated.get("messages", {})}
+    kept = {rule: words for rule, words in messages.items() if rule in {**known, **stated}}
+    return {**known, **stated, "messages": kept}
+
+
+def _plain(value: Any) -> Any:
+    """Return rules without their wording, to compare them."""
+    return {k: v for k, v in value.items() if k != "messages"} if isinstance(value, Mapping) else value
+
+
+def _words(rule: str, rules: Mapping[str, Any]) -> str:
+    value = _plain(rules.get(rule))
+    return f"no {rule}" if value is None else f"{rule} {clean_text(json.dumps(value, default=str), 120)}"
+
+
+def read_schema(given: Mapping[str, Any] | str, model_id: str) -> SchemaTranslation:
+    """Read ``schema=``: a JSON schema, also in RunComfy's dialect, as a mapping or as JSON text.
+
+    :raises WanInputError: it is neither, or has no properties.
+    """
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError):
+            raise WanInputError("schema= is not JSON. Nothing was bought.") from None
+    if isinstance(given, Mapping) and isinstance(given.get("input_schema"), Mapping):  # a whole page
+        given = given["input_schema"]
+    translation = SchemaTranslation(model_id, given)
+    if translation.schema is None:
+        why = f" {' '.join(translation.notes)}" if translation.notes else ""
+        raise WanInputError(
+            f'schema= must be a JSON schema with "properties", as the input_schema of a model\'s page is.{why} '
+            "Nothing was bought."
+        )
+    return translation
