@@ -2,7 +2,7 @@
 """Airflow's scheduler with the tasks' imports preloaded: LocalExecutor forks each task from this process.
 
 ``python demo/scheduler.py scheduler ...`` takes the arguments of ``airflow``. A forked task would otherwise import
-Airflow's task runner, the provider and the clients of the API and of the bucket anew, for a second or two of CPU.
+Airflow's task runner, the provider and the clients of the API and of the bucket again, for a second or two of CPU.
 """
 
 from __future__ import annotations

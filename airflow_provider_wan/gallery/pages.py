@@ -88,7 +88,7 @@ def render_message(text: str) -> str:
 
 
 class SheetLinks:
-    """The addresses on a page that is a file: videos beside it, embedded pictures, and no Airflow."""
+    """The addresses on a page that is a file: relative links to videos, embedded pictures, no Airflow."""
 
     def thumbnail(self, card: Card) -> str:
         """Return the address of a small source image; empty: none."""

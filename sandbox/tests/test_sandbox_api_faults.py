@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every fault of the API, each told apart by what it says and by what was bought."""
+"""Every fault of the API: its answer, and whether something was bought."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def bought(client: Client) -> int:
 
 
 def answers(client: Client, request_id: str) -> dict[str, Any]:
-    """Give a way to make each call of the API."""
+    """Return a function that makes each call of the API."""
     return {
         "submit": client.submit,
         "status": lambda: client.status(request_id),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the sandbox refuses before anything is bought: fields by the schema, images by looking at them."""
+"""Submits that the sandbox refuses: inputs by the schema, images by their content."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_inputs_are_checked_as_the_schema_says(
     assert client.sandbox.ledger()["purchases"] == []
 
 
-def test_all_that_is_wrong_is_said_at_once(client: Client) -> None:
+def test_all_violations_are_reported_together(client: Client) -> None:
     answer = client.submit(prompt="", duration=6, resolution="4K")
     assert len(answer.json()["detail"]) == 3
 
 
 @pytest.mark.parametrize("body", ["[]", '"text"', "{", ""])
-def test_a_body_that_is_no_object_is_422(client: Client, body: str) -> None:
+def test_body_that_is_not_an_object_is_422(client: Client, body: str) -> None:
     url = f"{client.sandbox.url}/v1/models/wan-ai/wan-2-2/image-to-video"
     assert client.session.post(url, data=body, timeout=10).status_code == 422
 
@@ -84,7 +84,7 @@ def test_good_inputs_pass(client: Client, inputs: dict[str, Any]) -> None:
     ],
     ids=["short", "long", "alpha", "gif", "html", "empty", "cut", "heavy"],
 )
-def test_a_bad_image_is_422_and_the_reason_is_said(looking: Sandbox, data: bytes, says: str) -> None:
+def test_bad_image_is_422_with_the_reason(looking: Sandbox, data: bytes, says: str) -> None:
     url = put_image(looking, "picture", data)
     answer = Client(looking).submit(img_url=url)
     assert answer.status_code == 422
@@ -122,7 +122,7 @@ def test_an_address_that_does_not_answer_is_422(looking: Sandbox) -> None:
         assert "cannot be fetched" in answer.json()["detail"][0]["msg"]
 
 
-def test_a_data_uri_is_looked_at_too(looking: Sandbox) -> None:
+def test_image_in_a_data_uri_is_checked_too(looking: Sandbox) -> None:
     client = Client(looking)
     good = base64.b64encode(image_bytes()).decode()
     client.buy(img_url=f"data:image/png;base64,{good}")
@@ -132,7 +132,7 @@ def test_a_data_uri_is_looked_at_too(looking: Sandbox) -> None:
 
 
 class _PictureHost:
-    """A host of one image that notes what it is asked, and answers 304 to what is known."""
+    """A host of one image that records its requests, and answers 304 to a known ETag."""
 
     def __init__(self) -> None:
         host = self
@@ -171,7 +171,7 @@ def test_an_image_is_fetched_without_any_credential(looking: Sandbox, picture_ho
     assert not {"authorization", "cookie", "proxy-authorization"} & set(headers)
 
 
-def test_a_known_image_is_not_fetched_again_and_a_changed_one_is_judged_anew(
+def test_known_image_is_not_fetched_again_and_a_changed_one_is_checked_again(
     looking: Sandbox, picture_host: _PictureHost
 ) -> None:
     client = Client(looking)

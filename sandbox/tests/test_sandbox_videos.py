@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The videos are real: they decode, have the size and length of the model's, and show the image that was sent."""
+"""The videos are real: they decode, have the requested size and length, and show the image that was sent."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def boxes(data: bytes) -> list[str]:
 
 
 def mean_difference(one: Image.Image, other: Image.Image) -> float:
-    """Compare what two images show, not their grain."""
+    """Compare two images at a small size, without their grain."""
     small = (24, 16)
     difference = ImageChops.difference(one.convert("RGB").resize(small), other.convert("RGB").resize(small))
     return sum(ImageStat.Stat(difference).mean) / 3
 
 
-def test_a_video_has_the_form_of_the_model_s(studio: Client) -> None:
+def test_video_has_the_format_of_wan_2_2(studio: Client) -> None:
     data = film(studio, "coffee.jpg")
     names = boxes(data)
     assert names[0] == "ftyp"
@@ -87,7 +87,7 @@ def test_the_same_image_and_inputs_give_the_same_bytes_and_others_do_not(studio:
     assert once == again != other
 
 
-def test_a_clip_encoded_anew_is_the_same_byte_for_byte(tmp_path: Path) -> None:
+def test_clip_encoded_again_has_the_same_bytes(tmp_path: Path) -> None:
     image = (PHOTOS / "rocket.jpg").read_bytes()
     for name in ("one.mp4", "two.mp4"):
         encode_video(image, tmp_path / name, Clip(seconds=0.5, has_audio=True), key="k")
@@ -145,7 +145,7 @@ def test_the_sound_is_not_silent(tmp_path: Path) -> None:
         assert any(any(bytes(frame.planes[0])) for frame in container.decode(audio=0))
 
 
-def test_without_image_checks_a_video_is_made_all_the_same() -> None:
+def test_video_is_made_without_image_checks_too() -> None:
     with Sandbox(check_images=False, generation_seconds=0) as sandbox:
         client = Client(sandbox)
         request_id = client.buy()
@@ -165,6 +165,6 @@ def test_a_padded_video_has_exactly_the_size_and_is_another_for_each_request(siz
         assert sum(1 for _ in container.decode(video=0)) == 150
 
 
-def test_a_padded_size_that_no_video_fits_in_is_refused_at_the_start() -> None:
+def test_padded_size_smaller_than_a_video_is_refused_at_the_start() -> None:
     with pytest.raises(ValueError, match="video-bytes must be"):
         Sandbox(video_bytes=1000).start()

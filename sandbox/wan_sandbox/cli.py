@@ -192,4 +192,4 @@ def _write_state(path: Path, url: str, bucket_url: str, env: dict[str, str], tok
     state = {"url": url, "bucket_url": bucket_url, "pid": os.getpid(), "token": token, "env": env}
     part = path.with_name(f"{path.name}.part")
     part.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    part.replace(path)  # whoever waits for the file never sees half of it
+    part.replace(path)  # a reader of the file never sees half of it

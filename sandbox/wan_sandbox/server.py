@@ -232,7 +232,7 @@ class Sandbox:
         return call(f"{self.bucket_url}/_sandbox/{path}", json, method=method)
 
     def ledger(self) -> dict[str, Any]:
-        """Return what was called, bought, charged, cancelled and refused."""
+        """Return calls, purchases, charges, cancels and refusals."""
         book: dict[str, Any] = self.control("ledger")
         return book
 

@@ -37,7 +37,7 @@ class Settings:
     :param early_result: what ``/result`` says too early: ``state`` (200 and the state) or ``400005``.
     :param models: ids of further models, which take any input.
     :param buckets: names of buckets to create at the start.
-    :param faults: rules in force from the start, as text (``call:fault[:key=value,...]``) or mappings.
+    :param faults: rules that apply from the start, as text (``call:fault[:key=value,...]``) or mappings.
     :param seed: seed of all random numbers.
     """
 

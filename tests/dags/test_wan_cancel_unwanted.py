@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The example DAG that takes back what nobody waits for, run by Airflow against the sandbox."""
+"""The example DAG that cancels unneeded requests, run by Airflow against the sandbox."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contact sheet, written beside the videos into a bucket of the sandbox."""
+"""The contact sheet, written next to the videos, into a bucket of the sandbox."""
 
 from __future__ import annotations
 

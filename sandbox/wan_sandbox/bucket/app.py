@@ -56,8 +56,8 @@ def bucket_app(
     :param buckets: made at the start and after each reset.
     :param public: whether unsigned links may be read; ``POST /_sandbox/buckets`` says it for one bucket.
     :param latency_s: time before each answer, 0 by default.
-    :param bytes_per_s: bound on each upload and download; 0, the default, is none.
-    :param write_interval_s: least time between two changes of one object, else 429; 0, the default, is none
+    :param bytes_per_s: limit of each upload and download; default 0: no limit.
+    :param write_interval_s: least time between two changes of one object, else 429; default 0: no limit
         (Cloud Storage takes about one a second).
     """
     faults.register(BUCKET_FAULTS)

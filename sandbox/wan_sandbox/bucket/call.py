@@ -29,7 +29,7 @@ class Shape:
     """A slow link, for benchmarks.
 
     :param latency_s: time before each answer.
-    :param bytes_per_s: bound on each single upload or download; 0 is none.
+    :param bytes_per_s: limit of each upload or download; 0: no limit.
     """
 
     latency_s: float = 0.0
@@ -103,8 +103,8 @@ class Call:
     """One call to the bucket: an HTTP request, or a part of a batch.
 
     :param kind: the name that fault rules use, such as ``bucket.get``.
-    :param bucket: from the path, decoded; empty where there is none.
-    :param name: of the object, from the path, decoded; empty where there is none.
+    :param bucket: from the path, decoded; empty if the path has none.
+    :param name: of the object, from the path, decoded; empty if the path has none.
     :param target: bucket and name that a copy goes to.
     :param rule: the fault that hit this call and that its handler has to play.
     :param body: of a part of a batch; None for a request of its own.
@@ -143,7 +143,7 @@ class Call:
 
     @property
     def write_interval_s(self) -> float:
-        """Least time between changes of one object that the fault ``write_rate`` asks for; 0 is none."""
+        """Least time between changes of one object that the fault ``write_rate`` asks for; 0: no limit."""
         if self.rule is None or self.rule.fault != "write_rate":
             return 0.0
         return float(self.rule.params.get("interval_s", GCS_WRITE_INTERVAL_S))

@@ -45,7 +45,7 @@ class Conditions:
     def check(self, current: Versioned | None) -> None:
         """Pass or raise, for a request that changes something.
 
-        :param current: the live object, or None where there is none.
+        :param current: the live object, or None if there is none.
         :raises StorageError: 412.
         """
         if self._broken_match(current) or self._broken_not_match(current):

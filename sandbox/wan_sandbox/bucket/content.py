@@ -29,7 +29,7 @@ class Hashes:
     """The two checksums of Cloud Storage, computed while bytes pass by."""
 
     def __init__(self) -> None:
-        # Comes with google-cloud-storage; whoever runs without a bucket need not have it.
+        # Comes with google-cloud-storage; a sandbox whose bucket is not used works without it.
         import google_crc32c
 
         checksum: Any = google_crc32c.Checksum

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bucket's controls under ``/_sandbox/``: what is in it, what was asked of it, seeding and link speed."""
+"""The bucket's controls under ``/_sandbox/``: its objects, counts of calls, seeding and link speed."""
 
 from __future__ import annotations
 

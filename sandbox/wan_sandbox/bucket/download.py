@@ -87,7 +87,7 @@ def _respond(
 ) -> web.Response:
     counts = call.emulator.counts
     if call.rule is not None and call.rule.fault in _WHOLE_BODY_FAULTS:
-        body = b"".join(blocks)  # these faults cut and drip what is in memory
+        body = b"".join(blocks)  # these faults cut or drip a body in memory
         counts.bytes_read += len(body)
         return web.Response(status=status, headers=headers, body=body)
     pacer = Pacer(call.emulator.shape.bytes_per_s)

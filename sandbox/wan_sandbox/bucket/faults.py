@@ -26,7 +26,7 @@ BUCKET_FAULTS = (
     *TRANSPORT_FAULTS,
     FaultKind(
         "corrupt",
-        "one byte is flipped: of what is stored (at=rest, the checksums stay), or on the wire (at=wire)",
+        "one byte is flipped: in the stored object (at=rest, the checksums stay), or on the wire (at=wire)",
         frozenset({"at"}),
         ("bucket.get", "bucket.upload", "bucket.upload.chunk"),
     ),

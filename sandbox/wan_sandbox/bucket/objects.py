@@ -37,12 +37,12 @@ async def delete_object(call: Call) -> web.StreamResponse:
 
 
 async def patch_object(call: Call) -> web.StreamResponse:
-    """Change some metadata; what is not named stays."""
+    """Change some metadata; other fields keep their values."""
     return _change(call, await call.json())
 
 
 async def update_object(call: Call) -> web.StreamResponse:
-    """Replace all metadata; what is not named goes."""
+    """Replace all metadata; other fields are removed."""
     changes = await call.json()
     stored = _asked_object(call)
     gone: dict[str, Any] = {field: None for field in WRITABLE_FIELDS if field != "storageClass"}

@@ -163,7 +163,7 @@ def _finish(call: Call, session: Session, sums: Expected, asked: ChunkRange) -> 
     try:
         stored = commit(call, session.name, session.content, session.fields, sums)
     except StorageError as error:
-        if error.status != 429:  # that one may be tried again with what was sent
+        if error.status != 429:  # after a 429 the client may send the same bytes again
             session.refusal, session.content = error, None
         raise
     session.done = object_resource(stored, call.base_url)

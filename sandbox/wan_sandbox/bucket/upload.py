@@ -90,7 +90,7 @@ def check_start(call: Call, name: str) -> None:
 def commit(
     call: Call, name: str, content: Content, fields: Mapping[str, Any], sums: Expected
 ) -> StoredObject:
-    """Store what arrived, if it is what was sent and the conditions still hold."""
+    """Store the received bytes if they are complete and the preconditions still hold."""
     sums.check(content)
     return call.store.commit(
         call.bucket,

@@ -17,7 +17,7 @@ def control_guard(hosts: Collection[str] = ()) -> Middleware:
     """Return a middleware that answers 403 to calls of ``/_sandbox/`` that a web page could have sent.
 
     ``Host`` must be an IP address, ``localhost`` or one of ``hosts``: a domain that an attacker points at this
-    machine (DNS rebinding) is none of them. Where there is an ``Origin``, it must be this server's own.
+    machine (DNS rebinding) is not accepted. Where there is an ``Origin``, it must be this server's own.
 
     :param hosts: further names that this server is called by.
     """

@@ -2,7 +2,7 @@
 """The faults that any HTTP answer can have: outages, resets, hangs, slow, cut and foreign bodies.
 
 Each comes before or after the call was processed; for a submit that is the difference between "nothing was
-bought" and "bought, and nobody was told". A name that ends in ``_after`` processes the call first.
+bought" and "bought, and the answer was lost". A name that ends in ``_after`` processes the call first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ErrorJson = Callable[[int, Mapping[str, Any]], Any]
 _STATUS = frozenset({"status", "body", "retry_after", "error_code", "error_message", "shape", "text"})
 _REDIRECT = frozenset({"location", "status"})
 
-#: The calls that travel over HTTP; ``generation`` is none, but what becomes of a purchase.
+#: The calls that travel over HTTP; ``generation`` is not a call: its faults decide how a purchase ends.
 HTTP_CALLS = ("submit", "status", "result", "cancel", "model", "models", "balance", "media", "bucket.*")
 
 #: The faults of this module, for :meth:`FaultBook.register`.
@@ -62,7 +62,7 @@ _NO_LINGER = struct.pack("ii", 1, 0)
 async def play(
     request: web.Request, rule: FaultRule, process: Process, *, error_json: ErrorJson
 ) -> web.StreamResponse:
-    """Answer a call with the fault of ``rule``; a fault that is none of this module is left to the server.
+    """Answer a call with the fault of ``rule``; other faults are left to the server.
 
     :param process: does what the call asks for and gives the true answer.
     :param error_json: how this server writes errors.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calls of the Model API: who may ask, what is answered, and where a fault comes between."""
+"""The calls of the Model API: accounts, answers, and the faults in between."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Refusal(Exception):
 class Call:
     """One call that came in.
 
-    :param about: the request, or the digest of what is submitted: what a ``Retry-After`` was about.
+    :param about: the request id, or the digest of the submitted body: the subject of a ``Retry-After``.
     :param subject: texts that a fault rule may be limited to.
     :param entry: of a submit in the ledger.
     :param rule: the fault that hits the call.
@@ -187,7 +187,7 @@ class Api:
         if problems:
             raise Refusal(422, body={"detail": problems})
         pictures = await self._look_at(model, inputs)
-        # Nothing may be awaited from here on: the money is looked at and promised in one go.
+        # No await from here on: the balance is checked and reserved in one step.
         account.lane.advance()
         if not account.can_pay(world.price_micro(model, inputs)):
             raise Refusal(400, 400002)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The models that the sandbox offers, and their pages in RunComfy's schema dialect.
 
-Inside, a model's inputs are a JSON schema with the keyword ``x-image``, as in the provider's bundled schema of Wan
-2.2; the page is a translation of it. So what the page cannot say (formats, alpha) is enforced all the same.
+Inside, the inputs of a model are a JSON schema with the keyword ``x-image``, like the provider's bundled schema of Wan
+2.2. The page is a translation of it. Rules that the dialect cannot express (formats, alpha) are enforced too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from wan_sandbox.runcomfy.models import table
 from wan_sandbox.runcomfy.pictures import ImageRules
 
 _WAN_22 = "wan-ai--wan-2-2--image-to-video.json"
-#: Taken with any input; their pages have no schema.
+#: Models that accept any input; their pages have no schema.
 _FREE_FORM = ("wan-ai/wan-2-2/text-to-video", "sandbox/free-form/any")
 #: Keywords of the schemas here that RunComfy's pages do not use.
 _NOT_ON_PAGES = ("pattern", "minLength")
@@ -29,7 +29,7 @@ _NOT_ON_PAGES = ("pattern", "minLength")
 class Model:
     """One model of the catalogue.
 
-    :param schema: what its inputs are checked by; None takes any.
+    :param schema: the schema of its inputs; None: any input is accepted.
     :param output_shape: form of the output of its results.
     :param price_factor: its base price, relative to that of Wan 2.2.
     :param price_unit: ``output`` or ``second``; None for the setting of the sandbox.

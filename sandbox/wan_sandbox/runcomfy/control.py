@@ -70,7 +70,7 @@ class Control:
         return self._world.change_account(str(body.get("account", DEFAULT_ACCOUNT)), body).to_json()
 
     def _speed(self, request: web.Request, body: Mapping[str, Any]) -> Any:
-        """Change the speed of what runs already, and the length of what is bought from now on."""
+        """Change the speed of all generations, and the length of later ones."""
         world = self._world
         speed = float(body.get("speed", world.clock.speed))
         if not 0 < speed < math.inf:

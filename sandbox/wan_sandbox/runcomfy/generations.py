@@ -71,7 +71,7 @@ class Generation:
     charged_micro: int = 0
     error: Any = None
     vanished: bool = False
-    #: Its video is made; and its time is over, though the video may not be made yet.
+    #: A generation ends when its video is encoded and its time is over.
     video_ready: bool = True
     time_is_over: bool = False
     status_calls: int = 0
@@ -114,7 +114,7 @@ class Lane:
 
     :param clock: sandbox time.
     :param concurrency: how many run at the same time.
-    :param on_finish: told of each generation whose time is over, with the moment.
+    :param on_finish: called with each generation whose time is over, and the moment.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Lane:
         self._running: list[tuple[float, int, Generation]] = []
         self._running_count = 0
         self._next_number = 0
-        #: Numbers that left the queue out of turn, sorted: they are ahead of nobody.
+        #: Sorted numbers of generations that left the queue out of turn: they do not count for positions.
         self._left: list[int] = []
 
     def add(self, generation: Generation) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks inputs as the model's schema says, and words what is wrong as the API's ``detail`` list does."""
+"""Checks inputs by the model's schema, and reports violations in the form of the API's ``detail`` list."""
 
 from __future__ import annotations
 

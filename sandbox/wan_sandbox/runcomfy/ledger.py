@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger: what was called, bought, charged, cancelled and refused.
+"""The ledger: calls, purchases, charges, cancels and refusals.
 
 It also keeps each ``Retry-After`` that was sent, and records the calls that came earlier.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 from wan_sandbox.runcomfy.generations import Generation
 
-#: What a client's and this machine's clock may differ in, in seconds.
+#: Largest difference between the clocks of a client and this machine, in seconds.
 _TOLERANCE_S = 0.005
 
 
@@ -57,7 +57,7 @@ class Ledger:
         self.refusals.append(entry)
 
     def see_leaked_token(self, *, path: str, where: str) -> None:
-        """Record a token that was sent where none belongs; the token itself is not kept."""
+        """Record that a token was sent to a public link; the token itself is not stored."""
         self.token_leaked.append({"at": time.time(), "path": path, "where": where})
 
     def tell_to_wait(self, call: str, about: str, header: str) -> None:

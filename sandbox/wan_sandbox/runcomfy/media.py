@@ -182,7 +182,7 @@ async def send(request: web.Request, plan: Plan) -> web.StreamResponse:
     if plan.stall_after is not None:
         return await hang(request, seconds=plan.stall_s)
     if plan.cut_after is not None or (plan.length is not None and plan.length > stop - plan.start):
-        await asyncio.sleep(0.02)  # lets the kernel send what was written before the connection goes
+        await asyncio.sleep(0.02)  # lets the kernel send the written bytes before the connection is closed
         return cut_connection(request, clean=True)
     return answer
 

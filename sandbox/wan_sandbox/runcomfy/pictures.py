@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetches the image of a submit as RunComfy would, without any credential, and really looks at it."""
+"""Fetches the images of a submit as RunComfy does, without credentials, and decodes and checks them."""
 
 from __future__ import annotations
 
@@ -81,15 +81,15 @@ class ImageRules:
 
 
 class BadPictureError(Exception):
-    """An image that the model would not take, and why."""
+    """The model refuses the image; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image that was fetched and found good.
+    """An image that was fetched and accepted.
 
     :param sha256: of the file.
-    :param path: the file itself, or None where nobody will need it.
+    :param path: the file, or None if no video is encoded from it.
     """
 
     sha256: str
@@ -104,9 +104,9 @@ class _Remembered:
 
 
 class PictureDesk:
-    """Fetches and judges images; remembers its judgement of an address for as long as the ETag stays.
+    """Fetches and checks images; remembers the verdict about an address while its ETag stays the same.
 
-    :param folder: where files are kept for the encoding.
+    :param folder: where files are stored for the encoder.
     :param keep: whether to keep them.
     """
 
@@ -124,7 +124,7 @@ class PictureDesk:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def look_at(self, url: str, rules: ImageRules) -> Picture:
-        """Fetch an image and hold it against the rules of the model.
+        """Fetch an image and check it by the rules of the model.
 
         :raises BadPictureError: it cannot be fetched, or breaks a rule.
         """

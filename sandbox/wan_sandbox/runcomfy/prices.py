@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request costs: the base price of the page, or a price for each resolution, duration and audio."""
+"""The cost of a request: the base price of the page, or a price for each resolution, duration and audio."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from wan_sandbox.runcomfy.catalog import Model
 from wan_sandbox.runcomfy.clip import BASE_SECONDS, Clip
 
-#: Factors on the base price, by number of lines. None is 1: RunComfy's base is no price that anyone pays.
+#: Factors on the base price, by number of lines. None of them is 1: at RunComfy the base is never the actual price.
 _BY_LINES = {480: 1.5, 720: 2.5, 768: 2.5, 1080: 5.0, 1440: 8.0, 2160: 12.0}
 _AUDIO_FACTOR = 1.33
 

@@ -58,10 +58,10 @@ class FileVideo:
 
 @dataclass(frozen=True, slots=True)
 class PaddedVideo:
-    """A small real MP4, then a ``free`` box up to the size that was asked for; nothing of it is stored.
+    """A small real MP4, then a ``free`` box up to the requested size; nothing is stored.
 
     :param video: the small MP4.
-    :param label: written into the box, so that each request's file is another one.
+    :param label: written into the box, so that each request has a different file.
     """
 
     video: bytes
@@ -147,7 +147,7 @@ def inputs_key(model: Model, inputs: Mapping[str, Any], images: Sequence[str]) -
 
 
 class Studio:
-    """Encodes in two threads (Pillow and FFmpeg work outside of Python's lock); one file a key.
+    """Encodes in two threads (Pillow and FFmpeg release the GIL), one file for each key.
 
     :param folder: where the files are.
     :param padded_bytes: encode nothing and give padded files of this size.
@@ -161,16 +161,16 @@ class Studio:
         self._small = self._small_video() if padded_bytes is not None else b""
 
     def close(self) -> None:
-        """End the threads; what is being encoded is finished first."""
+        """End the threads, after the current encodings."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     @property
     def encodes(self) -> bool:
-        """Whether a video takes time to make."""
+        """Whether videos are encoded."""
         return self._padded_bytes is None
 
     def order(self, key: str, *, image: Path | None, clip: Clip, on_done: Callable[[bool], None]) -> None:
-        """Start to encode a video; ``on_done`` hears whether it worked."""
+        """Start to encode a video; ``on_done`` is called with whether it worked."""
         job = self._job(key, image, clip)
         if job.done():
             on_done(job.exception() is None)

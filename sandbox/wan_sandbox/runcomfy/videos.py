@@ -91,8 +91,8 @@ def encode_video(image: bytes, path: Path, clip: Clip, *, key: str, container: s
 
     :param image: the file that was sent, in any format that Pillow reads.
     :param path: appears when the clip is whole. A file, for the index can only be moved to the front there.
-    :param clip: what is asked for.
-    :param key: stands for the inputs; chooses the camera move.
+    :param clip: its size, length, frame rate and sound.
+    :param key: a key of the inputs; selects the camera move.
     :param container: ``mp4`` (H.264) or ``webm`` (VP8).
     :raises ModuleNotFoundError: PyAV is missing.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of one sandbox: accounts, generations, faults and the ledger, and what a purchase sets in motion."""
+"""The state of one sandbox: accounts, generations, faults and the ledger."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class World:
             self.faults.add_json(parse_rule(rule) if isinstance(rule, str) else rule)
 
     async def close(self) -> None:
-        """Stop the threads beside the event loop."""
+        """Stop the threads."""
         await self.pictures.close()
         self.studio.close()
 
