@@ -22,7 +22,7 @@ from airflow_provider_wan.exceptions import WanBadVideoError, WanError, WanInput
 from airflow_provider_wan.landing.likeness import likeness
 from airflow_provider_wan.landing.probe import VideoFacts, is_available, probe
 from airflow_provider_wan.landing.video_file import VideoFile
-from airflow_provider_wan.model_api.inputs import clip_seconds
+from airflow_provider_wan.model_api.inputs import Model, clip_seconds
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -71,7 +71,7 @@ class Verdict:
 
 
 def _short(facts: VideoFacts, record: Record) -> str | None:
-    asked = clip_seconds(record.model_id, record.inputs) if record.inputs else None
+    asked = clip_seconds(Model.bundled(record.model_id), record.inputs) if record.inputs else None
     if asked and facts.duration_s is not None and facts.duration_s < _LEAST_PART_OF_DURATION * asked:
         return f"it lasts {facts.duration_s:g} s instead of {asked:g} s"
     return None
