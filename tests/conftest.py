@@ -101,8 +101,7 @@ def sandbox_server() -> Iterator[Sandbox]:
 def no_cached_pages() -> None:
     """Each test begins, as a task does, in a process that has read no page of a model."""
     if (hook := sys.modules.get("airflow_provider_wan.hooks.wan")) is not None:
-        hook._pages.clear()
-        hook._logged.clear()
+        hook.WanHook.forget_models()
 
 
 @pytest.fixture

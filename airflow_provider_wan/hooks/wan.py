@@ -230,6 +230,12 @@ class WanHook(BaseHook):
         """
         return self._page(model_id)
 
+    @staticmethod
+    def forget_models() -> None:
+        """Drop the cached pages of this process, so that the next use reads them again."""
+        _pages.clear()
+        _logged.clear()
+
     def _page(self, model_id: str, retry: bool = True) -> ModelInfo:
         settings = self.settings
         key = (settings.conn_id, settings.api_origin, settings.account_origin, model_id)

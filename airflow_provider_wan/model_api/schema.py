@@ -186,10 +186,10 @@ class Model:
 
     def _no_image_field(self, found: list[str]) -> WanError:
         if self.schema is None:
+            why = f"could not be read: {self.unread}" if self.unread else "has no schema of its inputs."
             message = (
-                f"Which input of model {self.model_id} takes the image is not known, because the model's page "
-                f"could not be read{f': {self.unread}' if self.unread else '.'} Nothing was bought. "
-                'Set image_field=, such as image_field="image_url".'
+                f"The input of model {self.model_id} that takes the image is not known: the model's page {why} "
+                'Nothing was bought. Set image_field=, such as image_field="image_url".'
             )
             return (WanTransientError if isinstance(self.unread, WanTransientError) else WanInputError)(
                 message
