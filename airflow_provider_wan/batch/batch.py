@@ -120,11 +120,12 @@ class Batch:
         before = self._files.read_plan(self._log)
         plan = self._planner.plan(before.fingerprints() if before else ())
         self._prices.load(plan, self._usable(plan))
-        self._files.write_plan(plan, self._owner)
+        self._files.write_plan(plan, self._owner, self._sources.model.known)
         done = sum(plan.is_done(fingerprint) for fingerprint in plan.items)
         self._log.info(
-            "%d images: %d to generate, %d already done, %d rejected.",
+            "%d videos of model %s: %d to generate, %d already done, %d rejected.",
             plan.total,
+            self._spec.model_id,
             len(plan.items) - done,
             done,
             len(plan.refused),
@@ -143,6 +144,9 @@ class Batch:
             policy_of(self._hook.settings), event.get("learned"), (), started, time.time()
         )
         saved = self._files.read_plan(self._log)
+        model = self._sources.model
+        if saved and (known := saved.model(model.model_id, model.chosen_field)):
+            model.use(known)
         plan = self._planner.plan_again(saved) if saved else self._planner.plan()
         self._prices.load_page()
         self._prices.load(plan, self._usable(plan))
@@ -199,13 +203,16 @@ class Batch:
         self._prices.load(plan, self._usable(plan))
         check = self._planner.check
         to_do = plan.to_do()
-        refused = [item for item in to_do if check.problem(item.inputs) is not None]
+        refused = [item for item in to_do if check.problem(item.inputs, item.source.fields) is not None]
         for item in refused[:SHOWN_ERRORS]:
-            self._log.warning("%s would be refused: %s", item.source.shown, check.problem(item.inputs))
+            self._log.warning(
+                "%s would be refused: %s", item.source.shown, check.problem(item.inputs, item.source.fields)
+            )
         usable = self._usable(plan)
         to_buy = [item for item in usable if not plan.is_in_journal(item.fingerprint)]
         summary = {
             "dry_run": True,
+            "model_id": self._spec.model_id,
             "total": plan.total,
             "reused": len(plan.items) - len(to_do),
             "in_journal": len(to_do) - len(refused) - len(to_buy),
@@ -218,7 +225,11 @@ class Batch:
         return Report(summary)
 
     def _usable(self, plan: Plan) -> list[Item]:
-        return [item for item in plan.to_do() if self._planner.check.problem(item.inputs) is None]
+        return [
+            item
+            for item in plan.to_do()
+            if self._planner.check.problem(item.inputs, item.source.fields) is None
+        ]
 
     def _engine(
         self, plan: Plan, poller: RequestPoller, *, started: Mapping[str, float] | None = None

@@ -18,20 +18,18 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from logging import Logger
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from airflow_provider_wan.batch.plan import Item, Plan
 from airflow_provider_wan.batch.report import ImageResult
-from airflow_provider_wan.exceptions import WanError, WanInputError
+from airflow_provider_wan.exceptions import WanError
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
-from airflow_provider_wan.images.dataset import DatasetRow, PreparedRow
-from airflow_provider_wan.images.readers import ObjectFacts
-from airflow_provider_wan.images.source import ImageSource, ImageSources
-from airflow_provider_wan.model_api.inputs import without_signatures
-from airflow_provider_wan.model_api.video_spec import SourceImage
+from airflow_provider_wan.images.source import ImageSources
+from airflow_provider_wan.model_api.inputs import Model, ModelSchema, without_signatures
+from airflow_provider_wan.model_api.values import ModelInfo
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -39,6 +37,8 @@ if TYPE_CHECKING:
 _IN_MEMORY_BYTES = 4 * 1024 * 1024
 _NOT_IN_NAMES = re.compile(r"[^\w.:+=-]+")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+#: Of the model's page, what a price needs.
+_PAGE_FIELDS = ("display_name", "base_price_usd", "price_unit", "pricing_note")
 _ITEM_FIELDS = ("fingerprint", "inputs", "object_name", "variation", "row", "copies")
 
 
@@ -174,13 +174,14 @@ class Checkpoint:
 # -- the plan ----------------------------------------------------------------------------------------------
 
 
-def plan_lines(plan: Plan, owner: str) -> Iterator[dict[str, Any]]:
-    """Return a plan as plain JSON values: one line of fingerprints to remember, then one line for each image.
+def plan_lines(plan: Plan, owner: str, model: Model) -> Iterator[dict[str, Any]]:
+    """Return a plan as plain JSON values: fingerprints to remember and the rules, then one line for each video.
 
     :param owner: the name of the task instance in records.
+    :param model: its rules, which a batch applies to its end, whatever the model's page says by then.
     """
     former = [name for name, summary in plan.former.items() if summary.bought_by(owner)]
-    yield {"former": former, "missing": plan.missing()}
+    yield {"former": former, "missing": plan.missing(), "model": _model_line(model)}
     for item in plan.items.values():
         yield _item_line(item)
     for result in plan.refused:
@@ -195,6 +196,7 @@ class SavedPlan:
     """
 
     def __init__(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        self._model: Mapping[str, Any] | None = None
         #: Fingerprints that had landed and whose video was not at the planned name.
         self.missing: frozenset[str] = frozenset()
         self._former: list[str] = []
@@ -208,15 +210,28 @@ class SavedPlan:
             else:
                 self._former = [str(fingerprint) for fingerprint in line["former"]]
                 self.missing = frozenset(line["missing"])
+                self._model = line.get("model")
 
     @property
     def has_gaps(self) -> bool:
         """Whether there are images with signed addresses, which are not saved."""
-        return any(line["image"] is None for line in self._items.values())
+        return any(_has_gap(line) for line in self._items.values())
 
     def fingerprints(self) -> set[str]:
         """Return the fingerprints of this plan and of earlier purchases."""
         return {*self._items, *self._former}
+
+    def model(self, model_id: str, image_field: str | None) -> Model | None:
+        """Return the model with the rules that were saved, None if the plan has none.
+
+        :param image_field: the field that takes the source image, as the user says.
+        """
+        saved = self._model
+        if saved is None or saved["model_id"] != model_id:
+            return None
+        schema = saved["schema"] and ModelSchema(model_id, saved["schema"])
+        page = saved["page"] and ModelInfo(model_id, **saved["page"], input_schema=None, raw={})
+        return Model(model_id, schema, page, image_field)
 
     def plan(self, sources: ImageSources, items_now: Mapping[str, Item]) -> Plan:
         """Return the plan, without what the journal knows about it.
@@ -224,58 +239,36 @@ class SavedPlan:
         :param sources: opens source images.
         :param items_now: the present dataset, where images with signed addresses are looked up.
         """
-        items = {
-            fingerprint: _saved_item(line, sources)
-            if line["image"] is not None
-            else items_now.get(fingerprint) or _item_of(line, _gone(line, sources.input_name))
-            for fingerprint, line in self._items.items()
-        }
+        items = {}
+        for fingerprint, line in self._items.items():
+            source = sources.restored(line["images"], line["row"])
+            item = Item(source=source, **{name: line[name] for name in _ITEM_FIELDS})
+            items[fingerprint] = items_now.get(fingerprint, item) if _has_gap(line) else item
         return Plan(items, self._refused)
 
 
-def _item_line(item: Item) -> dict[str, Any]:
-    source = item.source
-    row = source.row
-    prepared = row.prepared and replace(row.prepared, inputs={}, passthrough={}).as_dict()
-    known = row.known and asdict(row.known)
-    image = {"image": row.image, "origin": row.origin, "line": row.line, "known": known, "prepared": prepared}
-    line = {
-        **{name: getattr(item, name) for name in _ITEM_FIELDS},
-        "shown": source.shown,
-        "identity": source.identity,
-        "image": image,
+def _model_line(model: Model) -> dict[str, Any]:
+    page, schema = model.page, model.schema
+    return {
+        "model_id": model.model_id,
+        "schema": schema and schema.document,
+        "page": page and {name: getattr(page, name) for name in _PAGE_FIELDS},
     }
-    # Only inputs and image can hold a signature.
-    given = {"inputs": item.inputs, "image": image}
+
+
+def _has_gap(line: Mapping[str, Any]) -> bool:
+    return any(image["address"] is None for image in line["images"])
+
+
+def _item_line(item: Item) -> dict[str, Any]:
+    line = {name: getattr(item, name) for name in _ITEM_FIELDS} | {"images": item.source.saved()}
+    # Only inputs and images can hold a signature.
+    given = {"inputs": item.inputs, "images": line["images"]}
     unsigned = without_signatures(given)
-    return line if unsigned == given else {**line, "inputs": unsigned["inputs"], "image": None}
-
-
-def _saved_item(line: Mapping[str, Any], sources: ImageSources) -> Item:
-    image = dict(line["image"])
-    known, prepared = image.pop("known"), image.pop("prepared")
-    row = DatasetRow(
-        **image,
-        known=known and ObjectFacts(**known),
-        prepared=prepared and PreparedRow.from_dict(prepared),
-    )
-    return _item_of(line, sources.source_of(row, line["shown"], line["identity"]))
-
-
-def _gone(line: Mapping[str, Any], input_name: str) -> ImageSource:
-    """Return an image whose signed address is not in the dataset any more."""
-
-    def refuse() -> str:
-        raise WanInputError(
-            f"{line['shown']} is not in the dataset any more. Its address was signed, so it was not saved. Nothing was "
-            "bought for it."
-        )
-
-    return ImageSource(DatasetRow(""), SourceImage(input_name, line["shown"], line["identity"], refuse))
-
-
-def _item_of(line: Mapping[str, Any], source: ImageSource) -> Item:
-    return Item(source=source, **{name: line[name] for name in _ITEM_FIELDS})
+    if unsigned == given:
+        return line
+    images = [image | {"address": None, "known": None, "prepared": None} for image in line["images"]]
+    return {**line, "inputs": unsigned["inputs"], "images": images}
 
 
 # -- the objects in the bucket -----------------------------------------------------------------------------
@@ -313,9 +306,10 @@ class BatchFiles:
         plain = (json.dumps(line, separators=(",", ":")) for line in lines)
         self._write_lines(self._status, plain, retry_for_s=10.0)
 
-    def write_plan(self, plan: Plan, owner: str) -> None:
-        """Write the plan, one image a line."""
-        self._write_lines(self._plan, (json.dumps(line, default=str) for line in plan_lines(plan, owner)))
+    def write_plan(self, plan: Plan, owner: str, model: Model) -> None:
+        """Write the plan, one video a line."""
+        lines = plan_lines(plan, owner, model)
+        self._write_lines(self._plan, (json.dumps(line, default=str) for line in lines))
 
     def read_plan(self, log: Logger) -> SavedPlan | None:
         """Return the plan of this task instance; None if it is missing or unusable."""

@@ -20,7 +20,7 @@ from airflow_provider_wan.durable.journal import RecordSummary
 from airflow_provider_wan.durable.record import Stage
 from airflow_provider_wan.exceptions import WanInputError, WanRefusedError
 from airflow_provider_wan.hooks.gcs import check_object_name
-from airflow_provider_wan.images.dataset import DatasetRow, RowError
+from airflow_provider_wan.images.dataset import DatasetRow, RowError, RowImage
 from airflow_provider_wan.images.source import ImageSource, ImageSources
 from airflow_provider_wan.model_api.inputs import LazyModel, clip_seconds
 from airflow_provider_wan.model_api.video_spec import make_video_spec
@@ -65,9 +65,16 @@ def open_rows(rows: Iterable[DatasetRow | RowError], sources: ImageSources) -> I
 
 
 def _is_identified(row: DatasetRow) -> bool:
-    if row.prepared is not None or row.image.startswith(("http://", "https://")):
-        return True
-    return row.known is not None and row.known.md5 is not None
+    images = [RowImage(row.image or None, row.known, row.prepared)]
+    for found in row.images.values():
+        images += found if isinstance(found, tuple) else (found,)
+    return all(
+        image.prepared is not None
+        or (image.known is not None and image.known.md5 is not None)
+        or image.address is None
+        or image.address.startswith(("http://", "https://"))
+        for image in images
+    )
 
 
 # -- the plan ----------------------------------------------------------------------------------------------
@@ -214,14 +221,12 @@ def plan_rows(
 
 def _item(source: ImageSource, model: LazyModel) -> Item:
     row = source.row
-    inputs = {
-        name: value
-        for name, value in row.inputs.items()
-        if value is not None and name != source.image.input_name
-    }
+    inputs = {name: value for name, value in row.inputs.items() if value is not None}
     if inputs.get("duration") and model.known.schema is None and clip_seconds(model.known, inputs) is None:
         raise WanInputError(f"duration={str(inputs['duration'])[:80]!r} is not a number of seconds.")
-    spec = make_video_spec(model.model_id, inputs, image=source.image, variation=row.variation)
+    spec = make_video_spec(
+        model.model_id, inputs, image=source.image, more_images=source.more_images, variation=row.variation
+    )
     return Item(spec.fingerprint, source, inputs, "", row.variation, row.where if row.line else "")
 
 
@@ -240,7 +245,7 @@ def _check_pattern(pattern: str, available: Iterable[str]) -> None:
 def _object_name(pattern: str, row: DatasetRow, item: Item) -> str:
     values = {
         **{name: _for_name(value) for name, value in row.passthrough.items() if value not in (None, "")},
-        "name": _for_name(_stem(item.source.shown)) or "image",
+        "name": _for_name(_stem(item.source.shown)) or "image" if item.source.images else "video",
         "fingerprint": item.fingerprint[:_SHOWN_HEX],
         "variation": _for_name(row.variation or ""),
     }

@@ -16,10 +16,8 @@ from airflow_provider_wan.durable.journal import BucketJournal, RecordSummary, a
 from airflow_provider_wan.durable.record import Stage
 from airflow_provider_wan.exceptions import WanError, WanRecordError
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
-from airflow_provider_wan.images.dataset import Columns
 from airflow_provider_wan.images.dataset_reader import DatasetReader
 from airflow_provider_wan.images.source import ImageSources, InputCheck
-from airflow_provider_wan.model_api.inputs import load_schema
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -50,7 +48,7 @@ class Planner:
         self._sources = sources
         self._log = log
         #: Validates inputs; shared by the whole batch, since it caches its verdicts.
-        self.check = InputCheck(sources.model, sources.input_name)
+        self.check = InputCheck(sources.model)
 
     def plan(self, former: Iterable[str] = ()) -> Plan:
         """Return the plan, with what the journal knows about it.
@@ -91,15 +89,8 @@ class Planner:
 
     def _read_dataset(self) -> Plan:
         spec = self._spec
-        schema = load_schema(
-            spec.model_id
-        )  # not the page's: which columns are inputs is part of fingerprints
-        known_inputs = None if schema is None else set(schema.fields) - {self._sources.input_name}
-        columns = Columns(
-            inputs=known_inputs,
-            defaults=spec.inputs,
-            variation=spec.variation,
-            passthrough=spec.passthrough,
+        columns = self._sources.columns(
+            defaults=spec.inputs, variation=spec.variation, passthrough=spec.passthrough
         )
         reader = DatasetReader(lambda: self._client, columns)
         return plan_rows(

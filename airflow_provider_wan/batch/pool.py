@@ -136,6 +136,7 @@ class BatchWork:
             self.model_id,
             item.inputs,
             image=item.source.image,
+            more_images=item.source.more_images,
             variation=item.variation,
             owner=self.owner,
         )

@@ -178,7 +178,10 @@ class PriceBook:
             return
         must_know = self._limits.max_cost_usd is not None and self._given is None
         try:
-            self.page = self._hook.get_model(self._model_id)
+            model = self._model.known
+            if model.unread is not None:
+                raise model.unread
+            self.page = model.page or self._hook.get_model(self._model_id)
         except WanError as error:
             if must_know:
                 raise

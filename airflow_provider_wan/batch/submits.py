@@ -241,7 +241,7 @@ class Submits:
         self._begin_check(now)
         while state.to_submit and self.may_begin(now):
             item = state.to_submit.popleft()
-            problem = self._check.problem(item.inputs)
+            problem = self._check.problem(item.inputs, item.source.fields)
             if problem is not None:
                 state.refuse(item.fingerprint, problem)
                 continue
@@ -510,7 +510,7 @@ def _obtain(
             prices.claim(key, may_take_over=takes_over)
         prices.apply_share(budget, key)
         budget.reserve(fingerprint, prices.usd_of(key))
-        inputs = check.validated(item.inputs, item.source.make_address())
+        inputs = check.validated(item.inputs, item.source.addresses())
         may_be_sent = True
         return inputs
 

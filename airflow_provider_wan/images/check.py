@@ -54,6 +54,7 @@ def _broken(facts: ImageFacts, rules: ImageRules, too_small: TooSmall) -> Iterat
         message = "it has transparency, the model takes none"
         yield BrokenRule("alpha", "transparency", "none", message, missing is None)
     yield from _broken_sides(facts, rules, too_small)
+    yield from _broken_aspect(facts, rules)
     limit = rules.max_size_bytes_exclusive
     if limit is not None and facts.size_bytes is not None and facts.size_bytes >= limit:
         message = f"it has {facts.size_bytes:,} bytes, the model takes less than {limit:,}"
@@ -72,6 +73,19 @@ def _broken_sides(facts: ImageFacts, rules: ImageRules, too_small: TooSmall) -> 
     if rules.max_side_px is not None and long > rules.max_side_px:
         message = f"it is {width}x{height} px, a side may have at most {rules.max_side_px} px{why}"
         yield BrokenRule("max_side_px", long, rules.max_side_px, message, reason is None)
+
+
+def _broken_aspect(facts: ImageFacts, rules: ImageRules) -> Iterator[BrokenRule]:
+    """Yield the broken rules about width / height: only a person can decide how to crop an image."""
+    width, height = facts.displayed_width, facts.displayed_height
+    aspect = round(width / height, 4)
+    is_it = f"it is {width}x{height} px, and width / height ({aspect:g}) must be at"
+    if rules.min_aspect is not None and width < rules.min_aspect * height:
+        message = f"{is_it} least {rules.min_aspect:g}: crop it"
+        yield BrokenRule("min_aspect", aspect, rules.min_aspect, message, fixable=False)
+    if rules.max_aspect is not None and width > rules.max_aspect * height:
+        message = f"{is_it} most {rules.max_aspect:g}: crop it"
+        yield BrokenRule("max_aspect", aspect, rules.max_aspect, message, fixable=False)
 
 
 def explain(facts: ImageFacts, broken: Iterable[BrokenRule]) -> str:

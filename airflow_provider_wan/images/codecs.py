@@ -75,7 +75,7 @@ class BrokenRule:
     """One rule that an image breaks.
 
     :param rule: the rule's name in the model's schema file (``formats``, ``alpha``, ``min_side_px``, ``max_side_px``,
-        ``max_size_bytes_exclusive``), or ``decodable``.
+        ``min_aspect``, ``max_aspect``, ``max_size_bytes_exclusive``), or ``decodable``.
     :param value: what the image has.
     :param limit: what the rule allows.
     :param message: value and limit in a sentence, without the image's name.
@@ -83,8 +83,8 @@ class BrokenRule:
     """
 
     rule: str
-    value: str | int | None
-    limit: str | int | None
+    value: str | float | None
+    limit: str | float | None
     message: str
     fixable: bool
 

@@ -129,6 +129,11 @@ class PreparedRow:
         )
 
 
+def is_source_list(name: str, found: RowImage | tuple[RowImage, ...]) -> bool:
+    """Return whether a row gives its source image as a list, for a model that takes an array of them."""
+    return name == _IMAGE and isinstance(found, tuple)
+
+
 def is_prepared_row(plain: Mapping[str, Any]) -> bool:
     """Return whether a row is a prepared row, not one of a user's manifest."""
     return "staged_uri" in plain
@@ -138,12 +143,12 @@ def is_prepared_row(plain: Mapping[str, Any]) -> bool:
 class RowImage:
     """One image of a row.
 
-    :param address: ``gs://``, ``https://`` or a path.
+    :param address: ``gs://``, ``https://`` or a path; None: signed, and so not kept over a wait.
     :param known: its metadata from a listing.
     :param prepared: the prepared image, for a row of a chunk manifest.
     """
 
-    address: str
+    address: str | None
     known: ObjectFacts | None = None
     prepared: PreparedRow | None = None
 
@@ -306,16 +311,14 @@ def row_of_cells(cells: Mapping[str, Any], *, origin: str, line: int, columns: C
             row = DatasetRow.of_prepared(PreparedRow.from_dict(cells))
         except WanInputError as error:
             raise ValueError(str(error)) from error
-        inputs = {**columns.defaults, **row.inputs}
+        inputs, images = _split({**columns.defaults, **row.inputs}, columns, origin)
         variation = columns.variation if row.variation is None else row.variation
-        return replace(row, inputs=inputs, variation=variation, origin=origin, line=line)
+        images |= row.images
+        return replace(row, inputs=inputs, variation=variation, images=images, origin=origin, line=line)
     given = {name: value for name, value in cells.items() if value is not None and value != ""}
     image, variation = given.pop(_IMAGE, None), given.pop(_VARIATION, columns.variation)
     passthrough = {name: given.pop(name) for name in columns.passthrough if name in given}
-    given = {**columns.defaults, **given}
-    images: dict[str, RowImage | tuple[RowImage, ...]] = {}
-    for name in [name for name, value in given.items() if name in columns.images or _is_in_bucket(value)]:
-        images[name] = _row_images(given.pop(name), name, origin)
+    inputs, images = _split({**columns.defaults, **given}, columns, origin)
     if image is not None:
         found = _row_images(image, _IMAGE, origin)
         if isinstance(found, tuple):  # the source images of a model that takes an array of them
@@ -326,13 +329,22 @@ def row_of_cells(cells: Mapping[str, Any], *, origin: str, line: int, columns: C
         raise ValueError("there is no image")
     return DatasetRow(
         image=image or "",
-        inputs=given,
+        inputs=inputs,
         variation=None if variation is None else str(variation),
         passthrough=passthrough,
         origin=origin,
         line=line,
         images=images,
     )
+
+
+def _split(
+    given: dict[str, Any], columns: Columns, origin: str
+) -> tuple[dict[str, Any], dict[str, RowImage | tuple[RowImage, ...]]]:
+    """Split the inputs of a row into those that are sent as they are, and images."""
+    names = [name for name, value in given.items() if name in columns.images or _is_in_bucket(value)]
+    images = {name: _row_images(given[name], name, origin) for name in names if given[name] is not None}
+    return {name: value for name, value in given.items() if name not in names}, images
 
 
 def _listed(value: Any) -> Any:

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import getLogger
 from typing import IO, TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from airflow_provider_wan.images.dataset import (
     RowError,
     is_prepared_row,
     read_manifest,
+    row_of_cells,
     rows_of,
 )
 from airflow_provider_wan.images.readers import (
@@ -200,6 +201,7 @@ class DatasetReader:
                     retry=retry_policy(),
                 )
             )
+        row = row_of_cells({}, origin=uri, line=0, columns=replace(self.columns, needs_image=False))
         images = 0
         passed_over = PassedOver()
         for number in range(1, 2**63):
@@ -214,14 +216,7 @@ class DatasetReader:
                 continue
             images += 1
             known = facts_of(blob)
-            yield DatasetRow(
-                image=known.uri,
-                inputs=dict(self.columns.defaults),
-                variation=self.columns.variation,
-                origin=uri,
-                line=number,
-                known=known,
-            )
+            yield replace(row, image=known.uri, line=number, known=known)
         if passed_over.total:
             log.warning(
                 "%d objects under %s are not images by their name and were passed over: %s",

@@ -23,21 +23,23 @@ from airflow_provider_wan.hooks.gcs import (
     split_gs_uri,
     storage_errors,
 )
-from airflow_provider_wan.images.check import check
+from airflow_provider_wan.images.check import check, explain
 from airflow_provider_wan.images.codecs import BrokenRule, UnusableImageError
 from airflow_provider_wan.images.dataset import DatasetRow, PreparedRow, RowError
 from airflow_provider_wan.images.dataset_reader import Row
 from airflow_provider_wan.images.prepare import fits_as_it_is
-from airflow_provider_wan.images.readers import BucketReader, ImageReader
+from airflow_provider_wan.images.readers import ImageReader
 from airflow_provider_wan.images.source import (
+    ImageSource,
     ImageSources,
     InputCheck,
+    PlacedImage,
     inspect_header,
     needs_copy,
     usable_cores,
 )
 from airflow_provider_wan.model_api.inputs import canonical_url
-from airflow_provider_wan.model_api.video_spec import SourceImage, make_video_spec
+from airflow_provider_wan.model_api.video_spec import make_video_spec
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -65,8 +67,8 @@ class Problem:
     image: str
     row: str
     rule: str
-    value: str | int | None
-    limit: str | int | None
+    value: str | float | None
+    limit: str | float | None
     message: str
 
     def as_dict(self) -> dict[str, Any]:
@@ -130,8 +132,13 @@ class Preparation:
     def __init__(self, sources: ImageSources, *, workers: int) -> None:
         self._sources = sources
         self._workers = workers
-        self._inputs = InputCheck(sources.model, sources.input_name, is_partial=True)
-        sources.recipe()  # refuses a model whose rules for images are unknown
+        self._inputs = InputCheck(sources.model, is_partial=True)
+        self._model = model = sources.model.known
+        if not model.images:
+            raise WanInputError(
+                f"No images can be prepared for model {model.model_id}: it takes none, or its page, which states its "
+                "rules for images, can't be read. image_field= or schema= helps."
+            )
 
     def run(self, rows: Iterable[Row]) -> Iterator[Ready | Unusable]:
         """Prepare each row.
@@ -154,19 +161,52 @@ class Preparation:
                 yield result
 
     def _prepare(self, row: Row) -> Ready | Unusable:
-        problem = self._problem_of_row(row)
-        if problem is not None:
-            return problem
+        source = self._open(row)
+        if isinstance(source, Unusable):
+            return source
         assert isinstance(row, DatasetRow)
-        if row.prepared is not None:
-            return Ready(replace(row.prepared, inputs=dict(row.inputs), variation=row.variation), True)
-        reader = self._open(row)
-        if isinstance(reader, Unusable):
-            return reader
-        try:
-            staged, was_prepared = self._sources.prepare(reader, self._sources.recipe())
-        except (WanInputError, WanDownloadError) as error:
-            return _refused(row, error)
+        inputs = dict(row.inputs)
+        images: dict[str, Any] = {}
+        done: list[PreparedRow] = []
+        notes: list[str] = []
+        problems: list[Problem] = []
+        was_prepared = True
+        for placed in source.placed:
+            if self._model.rules_of(placed.field) is None:  # a video or audio: nothing to prepare
+                _add(inputs, placed, placed.image.address)
+                continue
+            prepared = placed.image.prepared
+            if prepared is None:
+                try:
+                    prepared, was_before, about = self._prepared(placed)
+                except (WanInputError, WanDownloadError) as error:
+                    problems += _refused(row, error, placed).problems
+                    continue
+                was_prepared = was_prepared and was_before
+                notes += about
+            done.append(prepared)
+            if not placed.is_source:
+                _add(images, placed, prepared)
+        if problems:
+            return Unusable(tuple(problems))
+        if not done:
+            return _unusable(row, "row", "there is no image")
+        first = replace(
+            done[0],
+            inputs=inputs,
+            variation=row.variation,
+            passthrough=dict(row.passthrough),
+            input_name=None if source.image else next(iter(images)),
+            images={
+                name: tuple(image) if isinstance(image, list) else image for name, image in images.items()
+            },
+        )
+        return Ready(first, was_prepared, tuple(notes))
+
+    def _prepared(self, placed: PlacedImage) -> tuple[PreparedRow, bool, tuple[str, ...]]:
+        """Prepare one image; return it, whether an earlier run had prepared it, and the notes about it."""
+        reader = self._reader(placed)
+        staged, was_prepared = self._sources.prepare(reader, self._sources.recipe(placed.field))
         prepared = PreparedRow(
             source=reader.address,
             staged_uri=self._sources.address_of(reader, staged),
@@ -176,62 +216,76 @@ class Preparation:
             sha256=staged.sha256,
             changes=staged.changes,
             identity=reader.identity,
-            inputs=dict(row.inputs),
-            variation=row.variation,
-            passthrough=dict(row.passthrough),
         )
-        return Ready(prepared, was_prepared, staged.notes)
+        return prepared, was_prepared, staged.notes
 
     def _plan(self, row: Row) -> Planned | Unusable:
-        problem = self._problem_of_row(row)
-        if problem is not None:
-            return problem
+        source = self._open(row)
+        if isinstance(source, Unusable):
+            return source
         assert isinstance(row, DatasetRow)
-        if row.prepared is not None:
-            fingerprint = self._fingerprint(row, row.prepared.identity)
-            return Planned(row.image, fingerprint, not row.prepared.changes, True)
-        reader = self._open(row)
-        if isinstance(reader, Unusable):
-            return reader
-        recipe = self._sources.recipe()
-        try:
-            found = self._sources.find_prepared(reader, recipe)
-            if found is not None:
-                fingerprint = self._fingerprint(row, reader.identity)
-                return Planned(reader.address, fingerprint, not found.changes, True)
-            facts = inspect_header(reader)
-        except (WanInputError, WanDownloadError) as error:
-            return _refused(row, error)
-        hopeless = [
-            rule for rule in check(facts, recipe.rules, too_small=recipe.too_small) if not rule.fixable
-        ]
-        if hopeless:
-            return Unusable(tuple(_problem(row, rule) for rule in hopeless))
-        is_fit = fits_as_it_is(facts, recipe.rules) and not needs_copy(reader)
-        fingerprint = self._fingerprint(row, reader.identity)
-        return Planned(reader.address, fingerprint, is_fit, False, facts.notes)
+        is_fit, was_prepared, notes = True, True, list[str]()
+        problems: list[Problem] = []
+        for placed in source.placed:
+            if self._model.rules_of(placed.field) is None:
+                continue
+            try:
+                fits, was_before, about = self._planned(placed)
+            except (WanInputError, WanDownloadError) as error:
+                problems += _refused(row, error, placed).problems
+                continue
+            is_fit, was_prepared = is_fit and fits, was_prepared and was_before
+            notes += about
+        if problems:
+            return Unusable(tuple(problems))
+        spec = make_video_spec(
+            self._model.model_id,
+            row.inputs,
+            image=source.image,
+            more_images=source.more_images,
+            variation=row.variation,
+        )
+        return Planned(source.shown, spec.fingerprint, is_fit, was_prepared, tuple(notes))
 
-    def _problem_of_row(self, row: Row) -> Unusable | None:
-        """Return the problems of a row that are known before its image is read."""
+    def _planned(self, placed: PlacedImage) -> tuple[bool, bool, tuple[str, ...]]:
+        """Inspect one image; return whether it is sent as it is, whether it was prepared before, and notes about it.
+
+        :raises UnusableImageError: it breaks a rule that can't be fixed.
+        """
+        if placed.image.prepared is not None:
+            return not placed.image.prepared.changes, True, ()
+        reader, recipe = self._reader(placed), self._sources.recipe(placed.field)
+        found = self._sources.find_prepared(reader, recipe)
+        if found is not None:
+            return not found.changes, True, ()
+        facts = inspect_header(reader)
+        broken = check(facts, recipe.rules, too_small=recipe.too_small)
+        if hopeless := tuple(rule for rule in broken if not rule.fixable):
+            raise UnusableImageError(explain(facts, hopeless), hopeless)
+        return fits_as_it_is(facts, recipe.rules) and not needs_copy(reader), False, facts.notes
+
+    def _reader(self, placed: PlacedImage) -> ImageReader:
+        assert placed.image.address is not None
+        return self._sources.reader_of(placed.image.address, placed.image.known)
+
+    def _open(self, row: Row) -> ImageSource | Unusable:
+        """Identify the images of a row, after what is known without them was checked."""
         if isinstance(row, RowError):
             return _unusable(row, "row", row.message)
-        problem = self._inputs.problem(row.inputs)
-        return None if problem is None else _unusable(row, "inputs", str(problem))
-
-    def _open(self, row: DatasetRow) -> ImageReader | Unusable:
         try:
-            reader = self._sources.reader_of(row.image, row.known)
-            if isinstance(reader, BucketReader):
-                _ = reader.identity  # a composite object has to be read for it, and that can fail
-            return reader
+            source = self._sources.open(row)
         except WanInputError as error:
             return _unusable(row, "address", str(error))
+        problem = self._inputs.problem(row.inputs, source.fields)
+        return source if problem is None else _unusable(row, "inputs", str(problem))
 
-    def _fingerprint(self, row: DatasetRow, identity: str | None) -> str:
-        image = SourceImage(self._sources.input_name, canonical_url(row.image), identity)
-        inputs = {name: value for name, value in row.inputs.items() if name != image.input_name}
-        model_id = self._sources.model.model_id
-        return make_video_spec(model_id, inputs, image=image, variation=row.variation).fingerprint
+
+def _add(values: dict[str, Any], placed: PlacedImage, value: Any) -> None:
+    """Add what belongs to an image to the values by input; a list for an input that was given a list."""
+    if placed.is_listed:
+        values.setdefault(placed.field, []).append(value)
+    else:
+        values[placed.field] = value
 
 
 @dataclass(slots=True)
@@ -312,19 +366,22 @@ def _short(fingerprint: str) -> int:
     return int(fingerprint[:15], 16)
 
 
-def _refused(row: DatasetRow, error: WanInputError | WanDownloadError) -> Unusable:
+def _refused(row: DatasetRow, error: WanInputError | WanDownloadError, placed: PlacedImage) -> Unusable:
     if isinstance(error, UnusableImageError):
-        return Unusable(tuple(_problem(row, rule) for rule in error.broken))
-    return _unusable(row, "reachable" if isinstance(error, WanDownloadError) else "image", str(error))
+        return Unusable(tuple(_problem(row, rule, placed) for rule in error.broken))
+    rule = "reachable" if isinstance(error, WanDownloadError) else "image"
+    return Unusable((_problem(row, BrokenRule(rule, None, None, str(error), fixable=False), placed),))
 
 
 def _unusable(row: Row, rule: str, message: str) -> Unusable:
     return Unusable((_problem(row, BrokenRule(rule, None, None, message, fixable=False)),))
 
 
-def _problem(row: Row, broken: BrokenRule) -> Problem:
-    image = canonical_url(row.image) if isinstance(row, DatasetRow) else row.where
-    return Problem(image, row.where, broken.rule, broken.value, broken.limit, broken.message)
+def _problem(row: Row, broken: BrokenRule, placed: PlacedImage | None = None) -> Problem:
+    address = placed.image.address if placed else row.image if isinstance(row, DatasetRow) else None
+    image = canonical_url(address) if address else row.where
+    message = broken.message if placed is None or placed.is_source else f"{placed.field}: {broken.message}"
+    return Problem(image, row.where, broken.rule, broken.value, broken.limit, message)
 
 
 # -- the results in the bucket -----------------------------------------------------------------------------

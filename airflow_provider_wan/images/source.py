@@ -12,17 +12,24 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanInputError, WanRefusedError
 from airflow_provider_wan.images.check import TooSmall, check, explain
 from airflow_provider_wan.images.codecs import UnusableImageError, check_whole
-from airflow_provider_wan.images.dataset import DatasetRow, PreparedRow, is_prepared_row
+from airflow_provider_wan.images.dataset import (
+    Columns,
+    DatasetRow,
+    PreparedRow,
+    RowImage,
+    is_source_list,
+    row_of_cells,
+)
 from airflow_provider_wan.images.inspect import ImageFacts, inspect
 from airflow_provider_wan.images.prepare import fits_as_it_is, prepare
 from airflow_provider_wan.images.readers import (
@@ -38,8 +45,14 @@ from airflow_provider_wan.images.readers import (
 )
 from airflow_provider_wan.images.signed_urls import DEFAULT_LIFETIME_S, ObjectLinks
 from airflow_provider_wan.images.staging import Recipe, Staged, Staging
-from airflow_provider_wan.model_api.inputs import ImageRules, LazyModel, canonical_url, validate_inputs
-from airflow_provider_wan.model_api.video_spec import SourceImage
+from airflow_provider_wan.model_api.inputs import (
+    ImageRules,
+    LazyModel,
+    canonical_url,
+    load_schema,
+    validate_inputs,
+)
+from airflow_provider_wan.model_api.video_spec import SourceImage, address_to_send, by_field
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -50,6 +63,8 @@ MOST_BYTES = 256 * 1024 * 1024
 
 
 _NO_RULES = ImageRules("")
+#: Takes the place of an address that does not exist yet while the other inputs are validated.
+_PLACEHOLDER = "https://storage.googleapis.com/image"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,33 +91,75 @@ class ImageOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class ImageSource:
-    """The image of one video: identified, and not read before a purchase.
+class PlacedImage:
+    """An image of a row, and the input that takes it.
 
-    :param row: the row that names it.
-    :param image: the image, which makes the address to send.
+    :param is_source: whether the row gives it as the source image, not by the name of its input.
+    :param is_listed: whether it is one of a list.
+    """
+
+    field: str
+    image: RowImage
+    is_source: bool = False
+    is_listed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """The images of one video: identified, and not read before a purchase.
+
+    :param row: the row that names them.
+    :param placed: the images, the source image first.
+    :param images: the same, as they are sent.
     """
 
     row: DatasetRow = field(repr=False)
-    image: SourceImage
+    placed: tuple[PlacedImage, ...] = field(default=(), repr=False)
+    images: tuple[SourceImage, ...] = ()
+
+    @property
+    def image(self) -> SourceImage | None:
+        """The source image; None: the row gives none, or gives it by the name of its input."""
+        return self.images[0] if self.placed and self.placed[0].is_source else None
+
+    @property
+    def more_images(self) -> tuple[SourceImage, ...]:
+        """The images that the row gives by the name of their input."""
+        return self.images if self.image is None else self.images[1:]
 
     @property
     def shown(self) -> str:
-        """Its address as it may be shown and recorded."""
-        return self.image.address
+        """The address of the first image as it may be shown and recorded; without an image, the row's place."""
+        return self.images[0].address if self.images else self.row.where
 
     @property
-    def identity(self) -> str | None:
-        """The identity of its content in a fingerprint; None: its address identifies it."""
-        return self.image.identity
+    def fields(self) -> dict[str, bool]:
+        """The inputs that take the images, and whether each takes a list."""
+        return {image.input_name: image.is_listed for image in self.images}
 
-    def make_address(self) -> str:
-        """Check, fix, stage and sign the image, and return the address to send.
+    def addresses(self) -> dict[str, Any]:
+        """Check, fix, stage and sign the images; return the address of each by its input, or a list of them.
 
         Call it only immediately before a purchase, and keep the result nowhere.
         """
-        assert self.image.make_address is not None
-        return self.image.make_address()
+        return by_field(self.images, address_to_send)
+
+    def saved(self) -> list[dict[str, Any]]:
+        """Return the images as plain JSON values, for :meth:`ImageSources.restored`."""
+        return [
+            {
+                "field": placed.field,
+                "is_source": placed.is_source,
+                "is_listed": placed.is_listed,
+                "shown": image.address,
+                "identity": image.identity,
+                "address": placed.image.address,
+                "known": placed.image.known and asdict(placed.image.known),
+                "prepared": placed.image.prepared
+                and replace(placed.image.prepared, inputs={}, passthrough={}, images={}).as_dict(),
+            }
+            for placed, image in zip(self.placed, self.images, strict=True)
+        ]
 
 
 class ImageSources:
@@ -130,14 +187,16 @@ class ImageSources:
         self._lock = threading.Lock()
         self._limits = Limits()
         self._client: storage.Client | None = None
+        self._fields: dict[frozenset[str], str] = {}
 
-    @property
-    def input_name(self) -> str:
-        """The input that takes the source image.
+    @cached_property
+    def _bundled_field(self) -> str | None:
+        return self.model.image_field() if load_schema(self.model.model_id) else None
 
-        :raises WanInputError: neither the user nor the model's schema names it.
-        """
-        return self.model.image_field()
+    def _image_field(self, others: frozenset[str]) -> str:
+        if others not in self._fields:
+            self._fields[others] = self.model.image_field(others)
+        return self._fields[others]
 
     @property
     def client(self) -> storage.Client:
@@ -152,44 +211,108 @@ class ImageSources:
         """The place of prepared copies."""
         return Staging(self.client, self.options.staging) if self.options.staging else None
 
-    def recipe(self, field: str | None = None) -> Recipe:
+    def recipe(self, field: str) -> Recipe:
         """Return how the images of an input are prepared: by the model's rules and the user's options.
 
-        :param field: the input; None: the one that takes the source image.
         :raises WanInputError: the model's rules are not known.
         """
-        rules = self.model.known.rules_of(field or self.input_name)
+        rules = self.model.known.rules_of(field)
         if rules is None:
             raise WanInputError(
                 f"The rules of model {self.model.model_id} for images are not known, so none can be prepared for it."
             )
         return Recipe(rules, self.options.background, self.options.too_small)
 
-    def open(self, image: str | Mapping[str, Any] | DatasetRow, field: str | None = None) -> ImageSource:
-        """Identify one image, without reading it where its identity is known.
+    def open(self, given: str | Mapping[str, Any] | DatasetRow) -> ImageSource:
+        """Identify the images of one video, without reading them where their identity is known.
 
-        :param image: ``gs://``, ``https://`` or a path; a row of a dataset, or a row or a prepared row as a mapping.
-        :param field: the input that takes it; None: the one that takes the source image.
+        :param given: ``gs://``, ``https://`` or a path; a row of a dataset, or a row or a prepared row as a mapping.
         :raises WanInputError: it has another form, or there is no such object or file.
         :raises WanStorageError: the bucket cannot be reached.
         """
-        row = _row_of(image) if isinstance(image, Mapping) else image
-        if isinstance(row, str):
-            row = DatasetRow(row.strip())
-        if row.prepared is not None:
-            return self.source_of(row, canonical_url(row.prepared.source), row.prepared.identity, field)
-        reader = self.reader_of(row.image, row.known)
-        identity = reader.identity
-        if isinstance(reader, BucketReader):
-            row = replace(row, known=reader.facts)  # the purchase reads the object that was identified
-        return self.source_of(row, reader.address, identity, field)
+        row = row_of(given)
+        return self._source(row, [self._identified(placed) for placed in self.placed(row)])
 
-    def source_of(
-        self, row: DatasetRow, shown: str, identity: str | None, field: str | None = None
+    def restored(self, saved: Iterable[Mapping[str, Any]], row: str) -> ImageSource:
+        """Return a source that was saved: nothing is looked up.
+
+        :param saved: see :meth:`ImageSource.saved`; an address of None is one that may not be saved.
+        :param row: the row's place.
+        """
+        identified = []
+        for line in saved:
+            known, prepared = line["known"], line["prepared"]
+            image = RowImage(
+                line["address"],
+                known and ObjectFacts(**known),
+                prepared and PreparedRow.from_dict(prepared),
+            )
+            placed = PlacedImage(line["field"], image, line["is_source"], line["is_listed"])
+            identified.append((placed, line["shown"], line["identity"]))
+        return self._source(DatasetRow(origin=row), identified)
+
+    def columns(
+        self,
+        *,
+        defaults: Mapping[str, Any],
+        variation: str | None,
+        passthrough: Sequence[str] = (),
+        needs_image: bool = False,
+    ) -> Columns:
+        """Return the columns that a manifest of this model may have.
+
+        :param needs_image: whether rows without an image are refused, even where the model does not require one.
+        """
+        model = self.model.known
+        images = tuple(rules.field for rules in model.images)
+        schema, bundled = model.schema, load_schema(model.model_id)
+        required = model.chosen_field or (schema is not None and schema.required & {*images})
+        # Not the page's fields alone: a row that was bought is found again after the page has changed. Unknown inputs
+        # are refused before a purchase.
+        inputs = None if bundled is None else {*bundled.fields, *(schema.fields if schema else ())}
+        return Columns(inputs, defaults, variation, tuple(passthrough), images, needs_image or bool(required))
+
+    def placed(self, row: DatasetRow) -> list[PlacedImage]:
+        """Return the images of a row with the inputs that take them, the source image first.
+
+        :raises WanInputError: the input that takes the source image is not known.
+        """
+        others = frozenset(name for name, found in row.images.items() if not is_source_list(name, found))
+        placed = []
+        if row.image:
+            image = RowImage(row.image, row.known, row.prepared)
+            placed.append(PlacedImage(self._image_field(others), image, is_source=True))
+        for name, found in row.images.items():
+            if isinstance(found, RowImage):
+                # By its name or as the image of the row, the source image of a bundled model is the same video.
+                is_source = not row.image and name == self._bundled_field
+                placed.append(PlacedImage(name, found, is_source))
+            else:
+                name = self._image_field(others) if is_source_list(name, found) else name
+                placed += [PlacedImage(name, image, is_listed=True) for image in found]
+        return sorted(placed, key=lambda each: not each.is_source)
+
+    def _identified(self, placed: PlacedImage) -> tuple[PlacedImage, str, str | None]:
+        image = placed.image
+        if image.prepared is not None:
+            return placed, canonical_url(image.prepared.source), image.prepared.identity
+        assert image.address is not None
+        reader = self.reader_of(image.address, image.known)
+        identity = reader.identity
+        if isinstance(reader, BucketReader):  # the purchase reads the object that was identified
+            placed = replace(placed, image=replace(image, known=reader.facts))
+        return placed, reader.address, identity
+
+    def _source(
+        self, row: DatasetRow, identified: Sequence[tuple[PlacedImage, str, str | None]]
     ) -> ImageSource:
-        """Return the source of a row that was identified before."""
-        name = field or self.input_name
-        return ImageSource(row, SourceImage(name, shown, identity, partial(self._address_to_send, row, name)))
+        images = (
+            SourceImage(
+                placed.field, shown, identity, partial(self._address_to_send, placed, shown), placed.is_listed
+            )
+            for placed, shown, identity in identified
+        )
+        return ImageSource(row, tuple(placed for placed, _, _ in identified), tuple(images))
 
     def reader_of(self, address: str, known: ObjectFacts | None = None) -> ImageReader:
         """Return a reader of an image.
@@ -264,10 +387,16 @@ class ImageSources:
 
     # -- one image -----------------------------------------------------------------------------------------
 
-    def _address_to_send(self, row: DatasetRow, field: str) -> str:
-        if row.prepared is not None:
-            return self._url_of_prepared(row.prepared)
-        reader = self.reader_of(row.image, row.known)
+    def _address_to_send(self, placed: PlacedImage, shown: str) -> str:
+        field, image = placed.field, placed.image
+        if image.address is None:
+            raise WanInputError(
+                f"{shown} is not in the dataset any more. Its address was signed, so it was not saved. Nothing was "
+                "bought for it."
+            )
+        if image.prepared is not None:
+            return self._url_of_prepared(image.prepared)
+        reader = self.reader_of(image.address, image.known)
         if not (self.options.check or self.options.staging) or self.model.known.rules_of(field) is None:
             return self._url_as_it_is(reader)
         recipe = self.recipe(field)
@@ -345,31 +474,34 @@ class InputCheck:
     :param is_partial: whether required inputs may be missing, because another task supplies them.
     """
 
-    def __init__(self, model: LazyModel, image_field: str, *, is_partial: bool = False) -> None:
+    def __init__(self, model: LazyModel, *, is_partial: bool = False) -> None:
         self._model = model
-        self._image_field = image_field
         self._is_partial = is_partial
         self._checked: dict[bytes, WanRefusedError | None] = {}
 
-    def problem(self, inputs: Mapping[str, Any]) -> WanRefusedError | None:
-        """Return the problem with the inputs of a row, apart from its image; None if they are valid."""
-        key = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).digest()
+    def problem(self, inputs: Mapping[str, Any], fields: Mapping[str, bool]) -> WanRefusedError | None:
+        """Return the problem with the inputs of a row, apart from its images; None if they are valid.
+
+        :param fields: the inputs that take its images, and whether each takes a list.
+        """
+        key = hashlib.sha256(json.dumps([inputs, fields], sort_keys=True, default=str).encode()).digest()
         if key not in self._checked:
             _ = self._model.known  # its errors are not about the inputs
+            images = {name: [_PLACEHOLDER] if is_list else _PLACEHOLDER for name, is_list in fields.items()}
             try:
-                self.validated(inputs, "https://storage.googleapis.com/image")
+                self.validated(inputs, images)
                 self._checked[key] = None
             except WanRefusedError as error:
                 self._checked[key] = error
         return self._checked[key]
 
-    def validated(self, inputs: Mapping[str, Any], address: str) -> dict[str, Any]:
+    def validated(self, inputs: Mapping[str, Any], addresses: Mapping[str, Any]) -> dict[str, Any]:
         """Return the inputs to send.
 
+        :param addresses: of the images, by input.
         :raises WanInputError: an input breaks a rule.
         """
-        given = {**inputs, self._image_field: address}
-        return validate_inputs(self._model.known, given, is_partial=self._is_partial)
+        return validate_inputs(self._model.known, {**inputs, **addresses}, is_partial=self._is_partial)
 
 
 def check_sent_as_it_is(
@@ -421,15 +553,23 @@ def inspect_header(reader: ImageReader) -> ImageFacts:
         return inspect(file, name=reader.address, size_bytes=reader.size_bytes)
 
 
-def _row_of(plain: Mapping[str, Any]) -> DatasetRow:
-    if is_prepared_row(plain):
-        row = PreparedRow.from_dict(plain)
-        return DatasetRow(row.source, row.inputs, row.variation, prepared=row)
-    given = {name: value for name, value in plain.items() if value not in (None, "")}
-    image, variation = given.pop("image", None), given.pop("variation", None)
-    if not isinstance(image, str):
-        raise WanInputError('This row names no image. Give {"image": "gs://...", ...} or a prepared row.')
-    return DatasetRow(image=image, inputs=given, variation=None if variation is None else str(variation))
+def row_of(given: str | Mapping[str, Any] | DatasetRow) -> DatasetRow:
+    """Return the row that an address or a mapping stands for.
+
+    :raises WanInputError: the mapping names no image.
+    """
+    if isinstance(given, DatasetRow):
+        return given
+    if isinstance(given, str):
+        if not given.strip():
+            raise WanInputError("The address of the image is empty. Nothing was bought.")
+        return DatasetRow(given.strip())
+    try:
+        return row_of_cells(given, origin="", line=0, columns=Columns())
+    except ValueError as error:
+        raise WanInputError(
+            f'This row can\'t be used: {error}. Give {{"image": "gs://...", ...}} or a prepared row.'
+        ) from error
 
 
 def usable_cores() -> int:

@@ -63,6 +63,8 @@ class Recipe:
             list(parse_background(self.background)),
             self.too_small,
         ]
+        if rules.min_aspect is not None or rules.max_aspect is not None:  # the names of Wan 2.2's copies stay
+            recipe.append([rules.min_aspect, rules.max_aspect])
         return hashlib.sha256(json.dumps([identity, recipe]).encode()).hexdigest()
 
 

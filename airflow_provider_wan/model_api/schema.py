@@ -216,7 +216,7 @@ class LazyModel:
         self, model_id: str, read: Callable[[], Model] | None = None, *, chosen_field: str | None = None
     ) -> None:
         self.model_id = check_model_id(model_id)
-        self._chosen_field = chosen_field
+        self.chosen_field = chosen_field
         self._read = read
 
     @classmethod
@@ -227,15 +227,19 @@ class LazyModel:
     @cached_property
     def known(self) -> Model:
         """The model; the first use may make a call."""
-        return self._read() if self._read is not None else Model.bundled(self.model_id, self._chosen_field)
+        return self._read() if self._read is not None else Model.bundled(self.model_id, self.chosen_field)
+
+    def use(self, model: Model) -> None:
+        """Use a model that was read before a wait: its page is not read again."""
+        self.__dict__["known"] = model
 
     def image_field(self, others: Collection[str] = ()) -> str:
         """Return the field that takes the source image; see :meth:`Model.image_field`.
 
         No call is made where the user or the bundled schema names it.
         """
-        if self._chosen_field is not None:
-            return self._chosen_field
+        if self.chosen_field is not None:
+            return self.chosen_field
         return (Model.bundled(self.model_id) if load_schema(self.model_id) else self.known).image_field(
             others
         )

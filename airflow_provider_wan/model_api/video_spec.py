@@ -117,20 +117,20 @@ def make_video_spec(
     if image is not None and any(each.input_name == image.input_name for each in more_images):
         raise WanInputError(f"{image.input_name} is given by image and by images; one of them is enough.")
     given = _plain(check_model_id(model_id), {n: value for n, value in inputs.items() if n not in names})
-    shown = given | _by_field(images, lambda each: encoded_url(each.address))
-    identities = _by_field(images, lambda each: each.identity or encoded_url(each.address))
+    shown = given | by_field(images, lambda each: encoded_url(each.address))
+    identities = by_field(images, lambda each: each.identity or encoded_url(each.address))
     if image is not None and image.identity is not None:
         del identities[image.input_name]
 
     def validate() -> dict[str, Any]:
-        found = given | _by_field(
+        found = given | by_field(
             images, lambda each: _PLACEHOLDER if each.identity else encoded_url(each.address)
         )
         return validate_inputs(model.known, found) if model is not None else found
 
     def make_inputs() -> dict[str, Any]:
         sent = validate()
-        for name, address in _by_field(images, _address_to_send).items():
+        for name, address in by_field(images, address_to_send).items():
             sent[name] = [address] if isinstance(sent[name], list) and isinstance(address, str) else address
         return sent
 
@@ -173,7 +173,7 @@ def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def _by_field(images: Sequence[SourceImage], value_of: Callable[[SourceImage], str]) -> dict[str, Any]:
+def by_field(images: Sequence[SourceImage], value_of: Callable[[SourceImage], str]) -> dict[str, Any]:
     """Return a value of each image by its field; a list for a field that was given a list."""
     found: dict[str, Any] = {}
     for each in images:
@@ -184,7 +184,8 @@ def _by_field(images: Sequence[SourceImage], value_of: Callable[[SourceImage], s
     return found
 
 
-def _address_to_send(image: SourceImage) -> str:
+def address_to_send(image: SourceImage) -> str:
+    """Make the address of an image as it is sent."""
     return encoded_url(image.make_address() if image.make_address else image.address)
 
 

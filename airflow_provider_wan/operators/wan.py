@@ -51,9 +51,9 @@ if TYPE_CHECKING:
     from airflow_provider_wan.durable.record import Record
     from airflow_provider_wan.durable.submission import SubmitResult
     from airflow_provider_wan.hooks.wan import WanHook
-    from airflow_provider_wan.images.source import ImageSource, ImageSources
+    from airflow_provider_wan.images.source import ImageSources
     from airflow_provider_wan.model_api.inputs import LazyModel
-    from airflow_provider_wan.model_api.video_spec import SourceImage, VideoSpec
+    from airflow_provider_wan.model_api.video_spec import VideoSpec
 
 __all__ = ["WanCancelOperator", "WanSubmitOperator"]
 
@@ -311,15 +311,11 @@ class WanSubmitOperator(BaseOperator):
     ) -> VideoSpec:
         image, images = given_image(self.image), given_images(self.images)
         with self._skips_invalid(task):
-            source: ImageSource | None = None
-            more_images: list[SourceImage] = []
-            if image is not None or images:
-                source, more_images = open_images(self._image_sources(hook, model), image, images)
+            source = open_images(self._image_sources(hook, model), image, images)
             return video_spec_of(
                 given,
                 model=model,
                 source=source,
-                more_images=more_images,
                 variation=given_or_none(self.variation),
                 check_image=self.check_image,
                 hook=hook,

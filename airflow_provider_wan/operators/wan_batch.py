@@ -64,7 +64,8 @@ class WanBatchOperator(BaseOperator):
 
     :param images: ``gs://bucket/prefix/`` (all images under it), the address of a manifest (``.csv``, ``.jsonl``;
         also a chunk that ``WanPrepareImagesOperator`` wrote), or a list of addresses and rows. The columns of a row
-        override the inputs below. (templated)
+        override the inputs below; one that is named after another image field of the model takes an image like
+        ``image``. Rows of a text-to-video model have no image. (templated)
     :param bucket_name: the bucket of the videos. (templated)
     :param object_name: a prefix that ends with ``/`` (default: none), below which videos are named
         ``{name}-{fingerprint}.mp4`` after their images; or a pattern with ``{name}``, ``{fingerprint}``,
@@ -77,8 +78,12 @@ class WanBatchOperator(BaseOperator):
     :param duration: (templated)
     :param prompt_extend: (templated)
     :param seed: (templated)
-    :param model_id: any model of the API that takes an image; default ``wan-ai/wan-2-2/image-to-video``. (templated)
+    :param model_id: any model of the API; default ``wan-ai/wan-2-2/image-to-video``. (templated)
+    :param image_field: the input that takes the images of the column ``image``; None (default): found from the model's
+        schema. (templated)
     :param inputs: more inputs by name. (templated)
+    :param schema: as in ``WanSubmitOperator``, where the model's page is wrong. (templated)
+    :param require_schema: as there, default False. (templated)
     :param variation: for rows without their own: a new value buys another take of every image. (templated)
     :param passthrough: columns of the manifest that are not inputs.
     :param max_in_flight: requests submitted and not finished, at most; default 100.
@@ -131,7 +136,10 @@ class WanBatchOperator(BaseOperator):
         "journal",
         *(name for name in INPUT_PARAMETERS if name != "img_url"),
         "model_id",
+        "image_field",
         "inputs",
+        "schema",
+        "require_schema",
         "variation",
         "max_cost_usd",
         "max_requests",
@@ -146,7 +154,9 @@ class WanBatchOperator(BaseOperator):
         "gcp_conn_id",
         "impersonation_chain",
     )
-    template_fields_renderers: ClassVar[dict[str, str]] = {"inputs": "json", "resolve": "json"}
+    template_fields_renderers: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("inputs", "schema", "resolve"), "json"
+    )
     operator_extra_links = (WanBucketLink(), WanGenerationsLink())
     ui_color = "#e2f3e4"
 
@@ -165,7 +175,10 @@ class WanBatchOperator(BaseOperator):
         prompt_extend: bool | str | None = None,
         seed: int | str | None = None,
         model_id: str = DEFAULT_MODEL_ID,
+        image_field: str | None = None,
         inputs: Mapping[str, Any] | str | None = None,
+        schema: Mapping[str, Any] | str | None = None,
+        require_schema: bool | str = False,
         variation: str | None = None,
         passthrough: Sequence[str] = (),
         max_in_flight: int = 100,
@@ -220,7 +233,10 @@ class WanBatchOperator(BaseOperator):
         self.prompt_extend = prompt_extend
         self.seed = seed
         self.model_id = model_id
+        self.image_field = image_field
         self.inputs = inputs
+        self.schema = schema
+        self.require_schema = require_schema
         self.variation = variation
         self.passthrough = passthrough
         self.max_in_flight = max_in_flight
@@ -352,7 +368,14 @@ class WanBatchOperator(BaseOperator):
             hook,
             storage_client(self.gcp_conn_id, self.impersonation_chain, pool_size=threads),
             image_sources(
-                model_of(self.model_id, hook, log=self.log),
+                model_of(
+                    self.model_id,
+                    hook,
+                    log=self.log,
+                    image_field=self.image_field,
+                    schema=self.schema,
+                    require_schema=flag_of(self.require_schema, name="require_schema"),
+                ),
                 log=self.log,
                 allow_private=hook.settings.allow_private_images,
                 gcp_conn_id=self.gcp_conn_id,

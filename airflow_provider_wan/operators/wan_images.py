@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.providers.common.compat.sdk import AirflowSkipException, BaseOperator
 
-from airflow_provider_wan.exceptions import WanError, WanInputError
+from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.utils.errors import as_airflow_errors
 from airflow_provider_wan.utils.images import TooSmall, image_sources
 from airflow_provider_wan.utils.params import (
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from airflow_provider_wan.images.dataset_reader import DatasetReader
     from airflow_provider_wan.images.preparation import Counts, Planned, Preparation, Ready, Unusable
     from airflow_provider_wan.images.source import ImageSources
+    from airflow_provider_wan.model_api.inputs import Model
 
 _SHOWN_PROBLEMS = 20
 _LOG_EVERY = 1000
@@ -45,10 +46,14 @@ class WanPrepareImagesOperator(BaseOperator):
     Nothing is bought.
 
     With ``dry_run`` it returns a plan instead, from the images' headers and earlier preparations, and writes
-    nothing: ``images``, ``usable_as_they_are``, ``fixable``, ``unusable``, ``by_rule``, ``prepared_before``,
-    ``bought_before``, ``repeated``, ``videos_to_buy``, ``price_usd``, ``expected_cost_usd`` and ``problems`` (the
-    first of them). Both name the objects passed over under a prefix: ``passed_over``, ``passed_over_by_kind`` and
-    ``passed_over_first``.
+    nothing: ``model_id``, ``images``, ``usable_as_they_are``, ``fixable``, ``unusable``, ``by_rule``,
+    ``prepared_before``, ``headers_only``, ``bought_before``, ``repeated``, ``videos_to_buy``, ``price_usd``,
+    ``expected_cost_usd`` and ``problems`` (the first of them). ``headers_only`` counts the images whose pixels were not
+    read: a file that is cut off behind its header counts as usable, and is refused before its purchase. Both name the
+    objects passed over under a prefix: ``passed_over``, ``passed_over_by_kind`` and ``passed_over_first``.
+
+    A column of a manifest that is named after another image field of the model takes an image like ``image``; the
+    prepared row has it in ``images``.
 
     :param dataset: ``gs://bucket/prefix/`` (its images), the address of a manifest (``.csv``, ``.jsonl`` or
         ``.parquet``, in a bucket or on disk, with columns ``image``, the model's inputs and ``variation``), a
@@ -76,7 +81,12 @@ class WanPrepareImagesOperator(BaseOperator):
         same ``inputs`` and ``variation`` as the submitting task. (templated)
     :param workers: threads, default 8. At most as many images are decoded at once as there are cores, and 256 MiB of
         files are in memory.
-    :param model_id: the model whose rules apply; default ``wan-ai/wan-2-2/image-to-video``. (templated)
+    :param model_id: the model whose rules apply, as its page at RunComfy states them; default
+        ``wan-ai/wan-2-2/image-to-video``. (templated)
+    :param image_field: the input that takes the images of the column ``image``; None (default): found from the model's
+        schema. (templated)
+    :param schema: as in ``WanSubmitOperator``, where the model's page is wrong. (templated)
+    :param require_schema: as there, default False. (templated)
     :param wan_conn_id: for the price, and for whether private addresses may be read; None: without both. (templated)
     :param gcp_conn_id: None (default): Application Default Credentials. (templated)
     :param impersonation_chain: a service account to act as. (templated)
@@ -94,11 +104,16 @@ class WanPrepareImagesOperator(BaseOperator):
         "dry_run",
         "journal",
         "model_id",
+        "image_field",
+        "schema",
+        "require_schema",
         "wan_conn_id",
         "gcp_conn_id",
         "impersonation_chain",
     )
-    template_fields_renderers: ClassVar[dict[str, str]] = {"dataset": "json", "inputs": "json"}
+    template_fields_renderers: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("dataset", "inputs", "schema"), "json"
+    )
     ui_color = "#efe4fb"
 
     def __init__(
@@ -121,6 +136,9 @@ class WanPrepareImagesOperator(BaseOperator):
         journal: str | None = None,
         workers: int = 8,
         model_id: str = DEFAULT_MODEL_ID,
+        image_field: str | None = None,
+        schema: Mapping[str, Any] | str | None = None,
+        require_schema: bool | str = False,
         wan_conn_id: str | None = "wan_default",
         gcp_conn_id: str | None = None,
         impersonation_chain: str | Sequence[str] | None = None,
@@ -152,6 +170,9 @@ class WanPrepareImagesOperator(BaseOperator):
         self.journal = journal
         self.workers = workers
         self.model_id = model_id
+        self.image_field = image_field
+        self.schema = schema
+        self.require_schema = require_schema
         self.wan_conn_id = wan_conn_id
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
@@ -173,7 +194,7 @@ class WanPrepareImagesOperator(BaseOperator):
             reader = self._reader(sources)
             preparation = Preparation(sources, workers=self.workers)
             if is_dry_run:
-                return self._plan(reader, preparation, hook)
+                return self._plan(reader, preparation, sources.model.known)
             return self._prepare(context, sources, reader, preparation)
 
     # -- preparing -----------------------------------------------------------------------------------------
@@ -245,10 +266,10 @@ class WanPrepareImagesOperator(BaseOperator):
 
     # -- planning ------------------------------------------------------------------------------------------
 
-    def _plan(self, reader: DatasetReader, preparation: Preparation, hook: WanHook | None) -> dict[str, Any]:
+    def _plan(self, reader: DatasetReader, preparation: Preparation, model: Model) -> dict[str, Any]:
         from airflow_provider_wan.images.preparation import Counts, Purchases, Unusable
 
-        counts, shown, notes = Counts(), _Table(), _Notes()
+        counts, shown, notes, headers_only = Counts(), _Table(), _Notes(), 0
         purchases = Purchases(self._bought())
         for result in preparation.plan(reader.rows(self.dataset)):
             counts.add(result)
@@ -257,10 +278,13 @@ class WanPrepareImagesOperator(BaseOperator):
             else:
                 notes.add(result)
                 purchases.add(result.fingerprint, counts)
-        price = self._price(hook)
+                headers_only += not result.was_prepared
+        price = self._price(model)
         self._log_counts(counts, shown, notes, "fixable")
         plan = {
+            "model_id": self.model_id,
             **counts.as_dict(),
+            "headers_only": headers_only,
             "bought_before": counts.bought_before,
             "repeated": counts.repeated,
             "videos_to_buy": counts.to_buy,
@@ -270,9 +294,12 @@ class WanPrepareImagesOperator(BaseOperator):
             **_passed_over(reader),
         }
         self.log.info(
-            "%d videos would be bought, for %s.",
+            "%d videos of model %s would be bought, for %s. %d images were judged by their header alone: a file that "
+            "is cut off behind it is refused before its purchase.",
             counts.to_buy,
+            self.model_id,
             "an unknown price" if price is None else f"{plan['expected_cost_usd']} USD ({price} USD each)",
+            headers_only,
         )
         return plan
 
@@ -292,20 +319,13 @@ class WanPrepareImagesOperator(BaseOperator):
             if stage in (Stage.SUBMITTED, Stage.SUCCEEDED, Stage.LANDED):
                 yield fingerprint
 
-    def _price(self, hook: WanHook | None) -> float | None:
-        """Return the price of one video, or None if it is unknown."""
-        if hook is None:
-            return None
+    def _price(self, model: Model) -> float | None:
+        """Return the base price of one video, or None if it is unknown."""
         from airflow_provider_wan.model_api.inputs import clip_seconds
 
-        try:
-            model = hook.get_model(self.model_id)
-        except WanError as error:
-            self.log.warning("The price of a video is unknown: %s", error)
+        if model.page is None:
             return None
-        return model.price_of(
-            clip_seconds(hook.model(self.model_id, log=self.log), mapping_of(self.inputs, name="inputs"))
-        )
+        return model.page.price_of(clip_seconds(model, mapping_of(self.inputs, name="inputs")))
 
     # -- both ----------------------------------------------------------------------------------------------
 
@@ -317,7 +337,14 @@ class WanPrepareImagesOperator(BaseOperator):
 
     def _sources(self, hook: WanHook | None) -> ImageSources:
         return image_sources(
-            model_of(self.model_id, hook, log=self.log),
+            model_of(
+                self.model_id,
+                hook,
+                log=self.log,
+                image_field=self.image_field,
+                schema=self.schema,
+                require_schema=flag_of(self.require_schema, name="require_schema"),
+            ),
             log=self.log,
             allow_private=hook.settings.allow_private_images if hook else False,
             gcp_conn_id=self.gcp_conn_id,
@@ -329,18 +356,13 @@ class WanPrepareImagesOperator(BaseOperator):
         )
 
     def _reader(self, sources: ImageSources) -> DatasetReader:
-        from airflow_provider_wan.images.dataset import Columns
         from airflow_provider_wan.images.dataset_reader import DatasetReader
-        from airflow_provider_wan.model_api.inputs import load_schema
 
-        schema = load_schema(
-            self.model_id
-        )  # not the page's: which columns are inputs is part of fingerprints
-        columns = Columns(
-            inputs=tuple(name for name in schema.fields if name != sources.input_name) if schema else None,
+        columns = sources.columns(
             defaults=mapping_of(self.inputs, name="inputs"),
             variation=given_or_none(self.variation),
-            passthrough=tuple(self.passthrough),
+            passthrough=self.passthrough,
+            needs_image=True,
         )
         suffixes = None if self.suffixes is None else tuple(suffix.lower() for suffix in self.suffixes)
         may_be_empty = self.on_empty == "skip"
@@ -348,8 +370,9 @@ class WanPrepareImagesOperator(BaseOperator):
 
     def _log_counts(self, counts: Counts, shown: _Table, notes: _Notes, fixed: str) -> None:
         self.log.info(
-            "%d images: %d usable as they are, %d %s, %d not usable; %d of them prepared before.",
+            "%d images for model %s: %d usable as they are, %d %s, %d not usable; %d of them prepared before.",
             counts.total,
+            self.model_id,
             counts.fit,
             counts.fixed,
             fixed,

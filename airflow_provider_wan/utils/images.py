@@ -15,7 +15,6 @@ from airflow_provider_wan.utils.params import given_or_none, mapping_of, seconds
 if TYPE_CHECKING:
     from airflow_provider_wan.images.source import ImageSource, ImageSources
     from airflow_provider_wan.model_api.inputs import LazyModel
-    from airflow_provider_wan.model_api.video_spec import SourceImage
 
 TooSmall = Literal["upscale", "reject"]
 
@@ -52,27 +51,23 @@ def given_images(images: Any) -> dict[str, str | list[str]]:
 
 
 def open_images(
-    sources: ImageSources, image: Any, images: Mapping[str, str | list[str]]
-) -> tuple[ImageSource | None, list[SourceImage]]:
-    """Return the source image and the images of other inputs, identified and not read yet.
+    sources: ImageSources, image: str | Mapping[str, Any] | None, images: Mapping[str, str | list[str]]
+) -> ImageSource:
+    """Return the images of one video, identified and not read yet.
 
     :param image: as :func:`given_image` returns it.
     :param images: as :func:`given_images` returns it.
     :raises WanInputError: the input that takes ``image`` is not known; or an address can't be used.
     """
-    from airflow_provider_wan.model_api.inputs import load_schema
+    from airflow_provider_wan.images.dataset import DatasetRow, RowImage
+    from airflow_provider_wan.images.source import row_of
 
-    others = dict(images)
-    if image is None and load_schema(sources.model.model_id) is not None:
-        # By its name or as image=, the source image of Wan 2.2 is the same video.
-        image = others.pop(sources.model.image_field(), None)
-    source = None if image is None else sources.open(image, sources.model.image_field(others))
-    more = [
-        replace(sources.open(address, field).image, is_listed=isinstance(value, list))
-        for field, value in others.items()
-        for address in (value if isinstance(value, list) else [value])
-    ]
-    return source, more
+    row = row_of(image) if image is not None else DatasetRow()
+    more = {
+        field: tuple(map(RowImage, value)) if isinstance(value, list) else RowImage(value)
+        for field, value in images.items()
+    }
+    return sources.open(replace(row, images={**row.images, **more}))
 
 
 def shown_image(image: Any) -> str | None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from logging import Logger
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from airflow_provider_wan.hooks.wan import WanHook
     from airflow_provider_wan.images.source import ImageSource
     from airflow_provider_wan.model_api.inputs import LazyModel
-    from airflow_provider_wan.model_api.video_spec import SourceImage, VideoSpec
+    from airflow_provider_wan.model_api.video_spec import VideoSpec
 
 DEFAULT_MODEL_ID = "wan-ai/wan-2-2/image-to-video"
 #: An account that runs two requests at a time can have a long queue.
@@ -185,23 +185,28 @@ def model_of(
 ) -> LazyModel:
     """Return the model that a task names; its page is read when its rules are first needed.
 
-    :param hook: reads the page; None: only the bundled schema is used.
+    :param hook: reads the page; None: only ``schema`` or the bundled schema is used.
     :param image_field: the input that takes the source image, if the user names it.
     :param schema: the user's own schema of the inputs, a mapping or JSON text.
     :param require_schema: whether to refuse a model without a schema.
     :raises WanInputError: the model id is not valid.
     """
-    from airflow_provider_wan.model_api.inputs import LazyModel
+    from airflow_provider_wan.model_api.dialect import read_schema
+    from airflow_provider_wan.model_api.inputs import LazyModel, Model
 
     field = given_or_none(image_field)
     own_schema = mapping_of(schema, name="schema") or None
 
-    def read() -> Any:
-        return hook.model(  # type: ignore[union-attr]
-            model_id, schema=own_schema, image_field=field, require_schema=require_schema, log=log
-        )
+    def read() -> Model:
+        if hook is not None:
+            return hook.model(
+                model_id, schema=own_schema, image_field=field, require_schema=require_schema, log=log
+            )
+        assert own_schema is not None
+        return Model(model_id, read_schema(own_schema, model_id).schema, chosen_field=field)
 
-    return LazyModel(model_id, read if hook is not None else None, chosen_field=field)
+    has_rules = hook is not None or own_schema is not None
+    return LazyModel(model_id, read if has_rules else None, chosen_field=field)
 
 
 def video_spec_of(
@@ -209,7 +214,6 @@ def video_spec_of(
     *,
     model: LazyModel,
     source: ImageSource | None = None,
-    more_images: Sequence[SourceImage] = (),
     variation: str | None,
     check_image: bool,
     hook: WanHook,
@@ -219,9 +223,8 @@ def video_spec_of(
 
     Before a purchase its inputs are validated, and then the images behind public addresses among them are checked.
 
-    :param given: as :func:`given_inputs` returns it; the source image's row overrides it.
-    :param source: the source image, if it is not among the inputs.
-    :param more_images: images of other inputs.
+    :param given: as :func:`given_inputs` returns it; the row of ``source`` overrides it.
+    :param source: the images that are not among the inputs.
     :param check_image: whether to check the images.
     :raises WanInputError: the inputs are not JSON, or an image is given twice.
     """
@@ -234,7 +237,7 @@ def video_spec_of(
         model.model_id,
         given,
         image=source.image if source else None,
-        more_images=more_images,
+        more_images=source.more_images if source else (),
         variation=variation,
         owner=owner,
         model=model,

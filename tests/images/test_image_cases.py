@@ -79,12 +79,14 @@ def test_plan_preparation_and_submit_agree(path: Path, bucket: Bucket, sources: 
         assert isinstance(planned, Planned if path.name in BEHIND_THE_HEADER else Unusable)
         for options in ({}, {"staging": "gs://videos/staged"}):
             with pytest.raises(WanInputError, match=r"Upload it again|Nothing was bought"):
-                sources(**options).open(uri).make_address()
+                sources(**options).open(uri).addresses()["img_url"]
         return
     assert isinstance(planned, Planned)
     assert isinstance(prepared, Ready)
     assert (prepared.row.width, prepared.row.height) == right
-    sent = requests.get(sources(staging="gs://videos/staged").open(uri).make_address(), timeout=60).content
+    sent = requests.get(
+        sources(staging="gs://videos/staged").open(uri).addresses()["img_url"], timeout=60
+    ).content
     assert (inspect(sent).width, inspect(sent).height) == right
 
 
@@ -94,7 +96,7 @@ def test_image_that_every_viewer_opens_is_sent_as_it_is_without_staging(
     name: str, bucket: Bucket, sources: Sources
 ) -> None:
     bucket.put(name, (CASES / name).read_bytes())
-    assert sources().open(f"gs://videos/{name}").make_address().endswith(name)
+    assert sources().open(f"gs://videos/{name}").addresses()["img_url"].endswith(name)
 
 
 @pytest.mark.usefixtures("pillow")
@@ -105,7 +107,7 @@ def test_cut_image_behind_a_web_address_is_refused_before_it_is_sent(
     url = f"{bucket.sandbox.bucket_url}/videos/cut.jpg"
     for options in ({}, {"staging": "gs://videos/staged"}):
         with pytest.raises(WanInputError, match="truncated or damaged"):
-            sources(**options).open(url).make_address()
+            sources(**options).open(url).addresses()["img_url"]
 
 
 def test_stray_bytes_between_jpeg_segments_are_removed_and_the_pixels_stay() -> None:
@@ -137,7 +139,7 @@ def test_orientation_that_only_xmp_gives_is_noted_in_log_and_plan(
         assert not isinstance(result, Unusable)
         assert "orientation 6 is given by XMP only and not applied" in result.notes[0]
     with caplog.at_level("WARNING"):
-        sources().open("gs://videos/in/a.png").make_address()
+        sources().open("gs://videos/in/a.png").addresses()["img_url"]
     assert "orientation 6 is given by XMP only" in caplog.text
 
 

@@ -80,7 +80,7 @@ def test_same_content_is_the_same_image_in_every_place(
         str(tmp_path / "c.jpg"),
     ]
     opened = [sources().open(address) for address in addresses]
-    assert {one.identity for one in opened} == {f"md5:{hashlib.md5(fits()).hexdigest()}"}
+    assert {one.images[0].identity for one in opened} == {f"md5:{hashlib.md5(fits()).hexdigest()}"}
     assert len({spec_of(one, PROMPT).fingerprint for one in opened}) == 1
 
 
@@ -103,7 +103,7 @@ def test_nothing_is_read_staged_or_signed_before_a_purchase(bucket: Bucket, sour
 
 def test_an_image_that_fits_is_sent_from_where_it_is(bucket: Bucket, sources: Sources) -> None:
     bucket.put("my photos/ä 1.jpg", fits())
-    url = sources(staging="gs://videos/staged").open("gs://videos/my photos/ä 1.jpg").make_address()
+    url = sources(staging="gs://videos/staged").open("gs://videos/my photos/ä 1.jpg").addresses()["img_url"]
     assert url == f"{bucket.sandbox.bucket_url}/videos/my%20photos/%C3%A4%201.jpg"
     copies = [name for name, about in bucket.objects("staged/").items() if about["size_bytes"]]
     assert copies == []
@@ -113,12 +113,12 @@ def test_second_run_reads_and_writes_nothing(bucket: Bucket, sources: Sources) -
     bucket.put("turned.jpg", turned())
     bucket.put("fits.jpg", fits())
     first = [
-        sources(staging="gs://videos/staged").open(f"gs://videos/{n}.jpg").make_address()
+        sources(staging="gs://videos/staged").open(f"gs://videos/{n}.jpg").addresses()["img_url"]
         for n in ("turned", "fits")
     ]
     bucket.sandbox.bucket_control("calls", method="DELETE")
     again = [
-        sources(staging="gs://videos/staged").open(f"gs://videos/{n}.jpg").make_address()
+        sources(staging="gs://videos/staged").open(f"gs://videos/{n}.jpg").addresses()["img_url"]
         for n in ("turned", "fits")
     ]
     shown = bucket.sandbox.bucket_control("calls")
@@ -128,7 +128,7 @@ def test_second_run_reads_and_writes_nothing(bucket: Bucket, sources: Sources) -
 
 def test_a_staged_copy_is_upright_and_private_data_is_gone(bucket: Bucket, sources: Sources) -> None:
     bucket.put("turned.jpg", turned())
-    url = sources(staging="gs://videos/staged").open("gs://videos/turned.jpg").make_address()
+    url = sources(staging="gs://videos/staged").open("gs://videos/turned.jpg").addresses()["img_url"]
     answer = requests.get(url, timeout=10)
     with Image.open(io.BytesIO(answer.content)) as image:
         assert image.size == (480, 640)
@@ -139,7 +139,9 @@ def test_a_staged_copy_is_upright_and_private_data_is_gone(bucket: Bucket, sourc
 def test_another_background_is_another_copy(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.png", encoded(quadrants().convert("RGBA"), "PNG"))
     urls = [
-        sources(staging="gs://videos/staged", background=colour).open("gs://videos/a.png").make_address()
+        sources(staging="gs://videos/staged", background=colour)
+        .open("gs://videos/a.png")
+        .addresses()["img_url"]
         for colour in ("white", "#ffffff", "black")
     ]
     assert urls[0] == urls[1] != urls[2]
@@ -150,14 +152,14 @@ def test_unfit_image_without_staging_is_refused_and_staging_is_named(
 ) -> None:
     bucket.put("a.png", encoded(quadrants().convert("RGBA"), "PNG"))
     with pytest.raises(WanInputError, match=r"gs://videos/a.png would be refused: .*transparency.*staging="):
-        sources().open("gs://videos/a.png").make_address()
+        sources().open("gs://videos/a.png").addresses()["img_url"]
 
 
 def test_image_cut_off_inside_its_pixels_is_refused(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.jpg", fits()[:-3000])
     for options in ({}, {"staging": "gs://videos/staged"}):
         with pytest.raises(WanInputError, match=r"gs://videos/a.jpg: the file is truncated or damaged"):
-            sources(**options).open("gs://videos/a.jpg").make_address()
+            sources(**options).open("gs://videos/a.jpg").addresses()["img_url"]
     assert bucket.objects("staged/") == {}
 
 
@@ -171,7 +173,7 @@ def test_object_replaced_after_it_was_opened_is_not_sent(bucket: Bucket, sources
     opened = sources().open("gs://videos/a.jpg")
     bucket.put("a.jpg", turned())
     with pytest.raises(WanInputError, match="replaced while it was read"):
-        opened.make_address()
+        opened.addresses()["img_url"]
 
 
 def test_an_address_on_the_web_that_fits_goes_as_it_is_with_its_signature(
@@ -180,7 +182,7 @@ def test_an_address_on_the_web_that_fits_goes_as_it_is_with_its_signature(
     bucket.put("a.jpg", fits())
     url = f"{bucket.sandbox.bucket_url}/videos/a.jpg?sig=abc"
     opened = sources(staging="gs://videos/staged").open(url)
-    assert opened.make_address() == url
+    assert opened.addresses()["img_url"] == url
     assert "abc" not in repr(opened)
     assert "abc" not in repr(spec_of(opened, PROMPT))
 
@@ -188,7 +190,7 @@ def test_an_address_on_the_web_that_fits_goes_as_it_is_with_its_signature(
 def test_an_address_on_the_web_that_does_not_fit_is_staged_once(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.jpg", turned())
     url = f"{bucket.sandbox.bucket_url}/videos/a.jpg"
-    made = {sources(staging="gs://videos/staged").open(url).make_address() for _ in range(2)}
+    made = {sources(staging="gs://videos/staged").open(url).addresses()["img_url"] for _ in range(2)}
     assert len(made) == 1
     assert "/videos/staged/" in made.pop()
     assert [about["writes"] for about in bucket.objects("staged/").values()] == [1]
@@ -197,13 +199,13 @@ def test_an_address_on_the_web_that_does_not_fit_is_staged_once(bucket: Bucket, 
 def test_a_file_is_staged_even_where_it_fits(bucket: Bucket, sources: Sources, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(fits())
     bucket.put("same.jpg", fits())
-    sources(staging="gs://videos/staged").open(
-        "gs://videos/same.jpg"
-    ).make_address()  # leaves a mark of the same content
-    url = sources(staging="gs://videos/staged").open(str(tmp_path / "a.jpg")).make_address()
+    sources(staging="gs://videos/staged").open("gs://videos/same.jpg").addresses()[
+        "img_url"
+    ]  # leaves a mark of the same content
+    url = sources(staging="gs://videos/staged").open(str(tmp_path / "a.jpg")).addresses()["img_url"]
     assert requests.get(url, timeout=10).content == fits()
     with pytest.raises(WanInputError, match="is a file of this machine"):
-        sources().open(str(tmp_path / "a.jpg")).make_address()
+        sources().open(str(tmp_path / "a.jpg")).addresses()["img_url"]
 
 
 @pytest.mark.parametrize(
@@ -211,13 +213,13 @@ def test_a_file_is_staged_even_where_it_fits(bucket: Bucket, sources: Sources, t
 )
 def test_invalid_image_address_is_refused(sources: Sources, address: str) -> None:
     with pytest.raises(WanInputError):
-        sources().open(address).make_address()
+        sources().open(address).addresses()["img_url"]
 
 
 def test_a_private_address_is_not_read(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.jpg", fits())
     with pytest.raises(WanDownloadError, match="not a public address"):
-        sources(allow_private=False).open(f"{bucket.sandbox.bucket_url}/videos/a.jpg").make_address()
+        sources(allow_private=False).open(f"{bucket.sandbox.bucket_url}/videos/a.jpg").addresses()["img_url"]
 
 
 def test_an_input_given_twice_is_refused(bucket: Bucket, sources: Sources) -> None:
@@ -245,8 +247,8 @@ def test_a_row_overrides_the_task(bucket: Bucket, sources: Sources) -> None:
 def test_image_that_is_stored_compressed_is_read_as_the_image_it_is(bucket: Bucket, sources: Sources) -> None:
     put_gzip(bucket, "fits.jpg", fits())
     put_gzip(bucket, "turned.jpg", turned())
-    assert sources().open("gs://videos/fits.jpg").make_address().endswith("/fits.jpg")
-    url = sources(staging="gs://videos/staged").open("gs://videos/turned.jpg").make_address()
+    assert sources().open("gs://videos/fits.jpg").addresses()["img_url"].endswith("/fits.jpg")
+    url = sources(staging="gs://videos/staged").open("gs://videos/turned.jpg").addresses()["img_url"]
     assert inspect(requests.get(url, timeout=10).content).displayed_width == 480
     (planned,) = Preparation(sources(staging="gs://videos/other"), workers=1).plan(
         DatasetReader(lambda: bucket.client).rows(["gs://videos/fits.jpg"])
@@ -261,7 +263,7 @@ def test_compressed_object_that_is_cut_off_or_no_gzip_is_named(bucket: Bucket, s
         blob.content_encoding = "gzip"
         blob.upload_from_string(data, content_type="image/jpeg")
         with pytest.raises(WanInputError, match=r"compressed content is cut off|is not gzip"):
-            sources().open(f"gs://videos/{name}").make_address()
+            sources().open(f"gs://videos/{name}").addresses()["img_url"]
 
 
 def test_listing_without_md5_costs_one_metadata_call_and_no_read(bucket: Bucket, sources: Sources) -> None:
@@ -270,7 +272,7 @@ def test_listing_without_md5_costs_one_metadata_call_and_no_read(bucket: Bucket,
     known = replace(look_up_object(bucket.client, "gs://videos/a.jpg"), md5=None)
     bucket.sandbox.bucket_control("calls", method="DELETE")
     opened = sources().open(DatasetRow("gs://videos/a.jpg", known=known))
-    assert opened.identity == f"md5:{hashlib.md5(fits()).hexdigest()}"
+    assert opened.images[0].identity == f"md5:{hashlib.md5(fits()).hexdigest()}"
     shown = bucket.sandbox.bucket_control("calls")
     assert (sum(shown["calls"].values()), shown["bytes_read"]) == (1, 0)
 
@@ -305,7 +307,7 @@ def test_no_image_is_read_by_ranges_and_then_whole(
     url = f"{bucket.sandbox.bucket_url}/videos/a.jpg"
     for address in ("gs://videos/a.jpg", url):
         bucket.sandbox.bucket_control("calls", method="DELETE")
-        sources(staging=staging).open(address).make_address()
+        sources(staging=staging).open(address).addresses()["img_url"]
         assert bucket.sandbox.bucket_control("calls")["bytes_read"] in (size, 0)
 
 
@@ -315,5 +317,5 @@ def test_image_of_which_the_size_alone_is_too_large_is_refused_by_its_header(
     bucket.put("a.bmp", encoded(noise(1900, 1900), "BMP"))
     bucket.sandbox.bucket_control("calls", method="DELETE")
     with pytest.raises(WanInputError, match="the model takes less than 10,000,000"):
-        sources().open("gs://videos/a.bmp").make_address()
+        sources().open("gs://videos/a.bmp").addresses()["img_url"]
     assert bucket.sandbox.bucket_control("calls")["bytes_read"] <= 16 * 1024

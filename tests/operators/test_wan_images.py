@@ -323,12 +323,14 @@ def test_a_plan_counts_and_prices_and_writes_nothing(bucket: Bucket, run: Run) -
     assert bucket.objects() == before
     not_counts = ("problems", "price_usd", "expected_cost_usd", "passed_over_by_kind", "passed_over_first")
     assert {name: plan[name] for name in plan if name not in not_counts} == {
+        "model_id": MODEL,
         "images": 5,
         "usable_as_they_are": 2,
         "fixable": 1,
         "unusable": 2,
         "by_rule": {"image": 1, "max_side_px": 1, "min_side_px": 1},
         "prepared_before": 0,
+        "headers_only": 3,
         "bought_before": 0,
         "repeated": 1,
         "videos_to_buy": 2,
