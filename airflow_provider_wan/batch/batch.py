@@ -284,7 +284,7 @@ class Batch:
             hook=hook,
             journal=self._journal,
             submission=submission,
-            landing=Landing(hook, self._client, Downloader(policy, self._log), self._log),
+            landing=Landing(hook, self._client, Downloader(policy, self._log), self._log, checks=spec.checks),
             log=self._log,
             model_id=spec.model_id,
             bucket_name=spec.bucket_name,
@@ -314,8 +314,14 @@ class Batch:
             "journal": self._spec.journal,
             "model_id": self._spec.model_id,
         }
-        resubmits = self._spec.on_unknown_submission == "resubmit"
-        return Report(summary, error_of(state, self._spec.max_failures, manifest, resubmits=resubmits))
+        failure = error_of(
+            state,
+            self._spec.max_failures,
+            manifest,
+            resubmits=self._spec.on_unknown_submission == "resubmit",
+            rejected_fails=self._spec.checks.on_bad_video == "fail",
+        )
+        return Report(summary, failure)
 
 
 def finish(batch: Batch, engine: BatchEngine) -> Report:

@@ -39,6 +39,8 @@ class Outcome(StrEnum):
     NOT_LANDED = "not_landed"
     #: It was paid for and succeeded without a video, as after content moderation; never bought again automatically.
     NO_OUTPUT = "no_output"
+    #: A check found something wrong with its video, which is in quarantine.
+    REJECTED = "rejected"
     #: Not finished, bought or not: a limit, a deadline or an empty account came first. A rerun continues.
     LEFT = "left"
 
@@ -50,7 +52,7 @@ class Outcome(StrEnum):
     @property
     def is_failure(self) -> bool:
         """Whether it counts against ``max_failures``."""
-        return not self.is_there and self is not Outcome.LEFT
+        return not self.is_there and self not in (Outcome.LEFT, Outcome.REJECTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,18 @@ class ImageResult:
     cost_usd: float | None = None
     error: str | None = None
     row: str | None = None
+    verdict: str | None = None
+    reasons: tuple[str, ...] | None = None
+
+    @property
+    def cost_may_follow(self) -> bool:
+        """Whether its request succeeded, so that its cost is known, or appears late."""
+        return self.outcome.is_there or self.outcome is Outcome.REJECTED
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether its video is in the bucket, and no check found something wrong with it."""
+        return self.outcome.is_there and self.verdict != "bad"
 
     def to_json(self) -> str:
         """Return the result as one line of JSON."""
@@ -87,6 +101,7 @@ class ImageResult:
         """Read what :meth:`as_dict` returned."""
         known: dict[str, Any] = {field.name: plain.get(field.name) for field in fields(cls)}
         known["outcome"] = Outcome(plain["outcome"])
+        known["reasons"] = None if known["reasons"] is None else tuple(known["reasons"])
         return cls(**known)
 
 
@@ -136,6 +151,9 @@ class Progress:
     :param ready: finished requests that are about to land.
     :param to_submit: images without a request so far.
     :param elapsed_s: since the batch began.
+    :param bad: of the videos in the bucket, those with which a check found something wrong.
+    :param rejected: videos in quarantine.
+    :param usable: good videos that this task instance bought.
     """
 
     total: int
@@ -149,11 +167,19 @@ class Progress:
     cost_usd: float
     cost_is_exact: bool
     elapsed_s: float
+    bad: int = 0
+    rejected: int = 0
+    usable: int = 0
 
     @property
     def videos_a_minute(self) -> float:
         """New videos a minute since the batch began."""
         return 60.0 * (self.done - self.before) / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    @property
+    def usable_usd(self) -> float | None:
+        """The whole cost divided by the usable videos, in USD; None without a usable video."""
+        return round(self.cost_usd / self.usable, 6) if self.usable and self.cost_usd else None
 
     @property
     def left_s(self) -> float | None:
@@ -170,12 +196,17 @@ class Progress:
             parts[0] += f" ({self.before:,} were there)"
         if self.failed:
             parts.append(f"{self.failed:,} failed")
+        if self.bad:
+            parts.append(f"{self.bad:,} bad")
+        if self.rejected:
+            parts.append(f"{self.rejected:,} rejected")
         parts.append(f"{self.running:,} running, {self.queued:,} queued, {self.to_submit:,} to submit")
         if self.ready:
             parts.append(f"{self.ready:,} to land")
         parts.append(f"{self.videos_a_minute:.1f} videos/min")
         if self.cost_usd:
-            parts.append(f"{'' if self.cost_is_exact else 'about '}{self.cost_usd:.2f} USD")
+            each = f", {self.usable_usd:.3f} USD for each usable video" if self.usable_usd else ""
+            parts.append(f"{'' if self.cost_is_exact else 'about '}{self.cost_usd:.2f} USD{each}")
         if self.left_s:
             parts.append(f"about {_duration(self.left_s)} left")
         return "; ".join(parts)
@@ -187,6 +218,7 @@ class Progress:
         return plain | {
             "videos_a_minute": round(self.videos_a_minute, 2),
             "left_s": None if left_s is None else round(left_s),
+            "cost_per_usable_usd": self.usable_usd,
         }
 
 
@@ -284,6 +316,9 @@ def summary_of(state: BatchState, progress: Progress) -> dict[str, Any]:
         "cost_usd": round(budget.spent_usd, 6),
         "cost_is_exact": not budget.unpriced,
         "cost_unknown": budget.unpriced,
+        "bad": progress.bad,
+        "usable": sum(result.is_usable for result in state.results.values()),
+        "cost_per_usable_usd": progress.usable_usd,
         "size_bytes": sum(result.size_bytes or 0 for result in state.results.values()),
         "duration_s": round(progress.elapsed_s, 1),
         "videos_a_minute": round(progress.videos_a_minute, 2),
@@ -291,11 +326,17 @@ def summary_of(state: BatchState, progress: Progress) -> dict[str, Any]:
 
 
 def error_of(
-    state: BatchState, max_failures: MaxFailures, manifest: str, *, resubmits: bool = False
+    state: BatchState,
+    max_failures: MaxFailures,
+    manifest: str,
+    *,
+    resubmits: bool = False,
+    rejected_fails: bool = False,
 ) -> WanError | None:
     """Return the error of the task: the reason for an early end, or too many failures; None if it succeeded.
 
     :param resubmits: whether a retry repeats submits whose answer was lost.
+    :param rejected_fails: whether a rejected video counts as a failure.
     :param manifest: the manifest's address, for the message.
     """
     outcomes, total = _outcomes(state), state.plan.total
@@ -309,15 +350,24 @@ def error_of(
         message = f"{left} of {total} images are not done. {halted} Manifest: {manifest}"
         halted.args = (message, *halted.args[1:])
         return halted
-    failures = sum(count for outcome, count in outcomes.items() if outcome.is_failure)
+    failing = {each for each in Outcome if each.is_failure} | (
+        {Outcome.REJECTED} if rejected_fails else set()
+    )
+    failures = sum(outcomes[outcome] for outcome in failing)
     if max_failures.allows(failures, total):
         return None
-    bad = [result for result in all_results(state) if result.outcome.is_failure]
-    hopeless = {Outcome.REFUSED, Outcome.NO_OUTPUT, *(() if resubmits else (Outcome.UNKNOWN,))}
+    bad = [result for result in all_results(state) if result.outcome in failing]
+    hopeless = {
+        Outcome.REFUSED,
+        Outcome.NO_OUTPUT,
+        Outcome.REJECTED,
+        *(() if resubmits else (Outcome.UNKNOWN,)),
+    }
     first = "; ".join(f"{result.image}: {result.error}" for result in bad[:SHOWN_ERRORS])
     more = f" and {len(bad) - SHOWN_ERRORS} more" if len(bad) > SHOWN_ERRORS else ""
     return WanBatchError(
-        f"{failures} of {total} images have no video, more than max_failures allows; all others were finished. "
+        f"{failures} of {total} images have no video{' that is good' if outcomes[Outcome.REJECTED] else ''}, more than "
+        "max_failures allows; all others were finished. "
         f"{first}{more}. Manifest: {manifest}",
         retry_helps=any(result.outcome not in hopeless for result in bad),
     )

@@ -10,6 +10,7 @@ from typing import Any
 from airflow_provider_wan.batch.budget import BudgetLimits, GivenPrice
 from airflow_provider_wan.batch.report import MaxFailures
 from airflow_provider_wan.durable.decide import OnUnknownSubmission
+from airflow_provider_wan.landing.checks import VideoChecks
 from airflow_provider_wan.landing.landing import IfExists
 
 
@@ -51,6 +52,7 @@ class BatchSpec:
     :param limits: how much at once, and for how long.
     :param inputs: the inputs of all rows; the columns of a row override them.
     :param budget: how much may be bought.
+    :param checks: how videos are checked, and where bad ones go.
     :param price_usd: of one request, or of each combination of inputs; None: learned, or what the model's page states.
     """
 
@@ -70,3 +72,4 @@ class BatchSpec:
     resolve: Mapping[str, str] = field(default_factory=dict)
     if_exists: IfExists = "skip"
     max_size_bytes: int = 2 * 1024**3
+    checks: VideoChecks = field(default_factory=VideoChecks)

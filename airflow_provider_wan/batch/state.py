@@ -167,6 +167,8 @@ class BatchState:
             uri=known.uri,
             size_bytes=known.size_bytes,
             cost_usd=known.cost_usd,
+            verdict=known.verdict,
+            reasons=known.reasons or None,
         )
 
     # -- transitions ---------------------------------------------------------------------------------------
@@ -265,7 +267,10 @@ class BatchState:
         self.unwritten.pop(fingerprint, None)
         self.end(
             fingerprint,
-            outcome,
+            Outcome.REJECTED if record.is_rejected else outcome,
+            verdict=record.verdict,
+            reasons=record.reasons or None,
+            error=record.defects,
             request_id=record.request_id,
             uri=record.videos[0].uri if record.videos else None,
             size_bytes=sum(video.size_bytes for video in record.videos),
@@ -343,6 +348,11 @@ class BatchState:
             cost_usd=self.budget.spent_usd,
             cost_is_exact=not self.budget.unpriced,
             elapsed_s=time.time() - self._checkpoint.started_at,
+            bad=sum(result.outcome.is_there and not result.is_usable for result in self.results.values()),
+            rejected=outcomes[Outcome.REJECTED],
+            usable=sum(
+                result.outcome is Outcome.LANDED and result.is_usable for result in self.results.values()
+            ),
         )
 
 

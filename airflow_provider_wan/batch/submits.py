@@ -115,7 +115,7 @@ class _PriceLearning:
             if not self._is_under_way(fingerprint):
                 del self._first[key]
                 result = state.results.get(fingerprint)
-                if result is not None and result.outcome.is_there and state.prices.must_learn(key):
+                if result is not None and result.cost_may_follow and state.prices.must_learn(key):
                     state.retries.prices.setdefault(key, RetryState(at=now))  # its cost appears late
         for key in list(self._held):
             if not state.prices.must_learn(key):

@@ -59,6 +59,7 @@ class RecordSummary:
     :param size_bytes: of all its videos; None: it has none, or an older version wrote it.
     :param buyer: the task instance that made the latest purchase.
     :param watchers: how many task instances depend on the request.
+    :param verdict: ``good`` or ``bad``, with the reasons; None: its videos were not checked.
     :param purchases: the number of requests that each task instance (by :func:`mark_of`) bought for this fingerprint,
         including failed ones and those whose answer was lost.
     """
@@ -73,6 +74,8 @@ class RecordSummary:
     buyer: str | None = None
     watchers: int = 0
     purchases: Mapping[str, int] = field(default_factory=dict)
+    verdict: str | None = None
+    reasons: tuple[str, ...] = ()
 
     def bought_by(self, owner: str) -> int:
         """Return how many requests a task instance has bought for this fingerprint."""
@@ -345,6 +348,7 @@ def _listing_metadata(record: Record) -> dict[str, str]:
         "buyer": record.buyer,
         "watchers": str(len(record.watchers)),
         "purchases": " ".join(f"{mark}:{count}" for mark, count in purchases.most_common(_MARKS)),
+        **({"verdict": record.verdict, "reasons": json.dumps(record.reasons)} if record.verdict else {}),
     }
 
 
@@ -372,6 +376,8 @@ def _summary(name: str, metadata: dict[str, str]) -> RecordSummary | None:
             buyer=metadata.get("buyer") or None,
             watchers=int(metadata.get("watchers") or 0),
             purchases={mark: int(count) for mark, _, count in purchases if count.isdigit()},
+            verdict=metadata.get("verdict") or None,
+            reasons=tuple(json.loads(metadata.get("reasons") or "[]")),
         )
     except (KeyError, ValueError):
         # The metadata is missing or broken, but there is a record: it must be read.

@@ -212,6 +212,27 @@ class Record:
         return any(video.is_bad for video in self.videos)
 
     @property
+    def verdict(self) -> str | None:
+        """``bad`` if one of its videos is, else ``good``; None if none was checked."""
+        if all(video.verdict is None for video in self.videos):
+            return None
+        return "bad" if self.is_bad else "good"
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """The names of the checks that found something wrong."""
+        verdicts = [video.verdict or {} for video in self.videos]
+        return tuple(dict.fromkeys(reason for verdict in verdicts for reason in verdict.get("reasons") or ()))
+
+    @property
+    def defects(self) -> str | None:
+        """What the checks found wrong, in words."""
+        return (
+            "; ".join(str((video.verdict or {}).get("detail")) for video in self.videos if video.is_bad)
+            or None
+        )
+
+    @property
     def is_rejected(self) -> bool:
         """Whether all its videos are in quarantine."""
         return bool(self.videos) and all(video.is_rejected for video in self.videos)

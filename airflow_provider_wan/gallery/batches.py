@@ -42,6 +42,7 @@ _NAME_OF_FILE = {"progress": "standing", "summary": "manifest"}
 _STATE_OF_OUTCOME = {
     "landed": CardState.LANDED,
     "reused": CardState.LANDED,
+    "rejected": CardState.LANDED,
     "cancelled": CardState.CANCELLED,
     "refused": CardState.REFUSED,
     "unknown": CardState.UNKNOWN,

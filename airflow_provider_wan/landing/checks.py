@@ -221,14 +221,19 @@ class VideoInspector:
         known = VideoFacts(duration_s=video.duration_s, c2pa=video.has_c2pa)
         if not self._checks:
             return Inspection(known.as_dict())
-        facts = self._facts(file, size_bytes, video, record) if is_available() else known
         if not is_available() and not self._is_told:
             self._is_told = True
             self._log.warning(
                 "PyAV is not installed, so of videos only the duration is checked. Install airflow-provider-wan[video]."
             )
         suffix = ".webm" if video.content_type == "video/webm" else ".mp4"
-        verdict = Verdict({**self._built_in(facts, record), **self._users(file, suffix, facts, record)})
+        try:
+            facts = self._facts(file, size_bytes, video, record) if is_available() else known
+            reasons = {**self._built_in(facts, record), **self._users(file, suffix, facts, record)}
+        except Exception:  # the video is paid for: a mistake in a check must not keep it out of the bucket
+            self._log.exception("The video of request %s could not be checked.", record.request_id)
+            return Inspection(known.as_dict())
+        verdict = Verdict(reasons)
         if verdict.reasons:
             self._log.warning(
                 "The video of request %s is bad: %s.", record.request_id, "; ".join(verdict.reasons.values())
@@ -268,9 +273,7 @@ class VideoInspector:
                 name = getattr(check, "__name__", type(check).__name__)
                 try:
                     answer = check(named.name, facts.as_dict(), record.as_dict())
-                except (
-                    Exception
-                ):  # the video is paid for: a mistake in a check must not keep it out of the bucket
+                except Exception:
                     self._log.exception("The check %s failed for request %s.", name, record.request_id)
                     continue
                 if answer is False or (isinstance(answer, str) and answer):

@@ -21,8 +21,11 @@ MAX_PLACES = 50
 _SUMMARY_FIELDS = (
     "total",
     *(str(outcome) for outcome in Outcome),
+    "bad",
+    "usable",
     "bought",
     "cost_usd",
+    "cost_per_usable_usd",
     "cost_is_exact",
     "size_bytes",
     "duration_s",
@@ -130,7 +133,10 @@ def extra_of_batch(end: BatchEnd) -> dict[str, Any]:
     summary = {name: end.summary[name] for name in _SUMMARY_FIELDS if name in end.summary}
     in_bucket = [result for result in end.results if result.outcome.is_there]
     videos = [
-        {name: getattr(result, name) for name in ("uri", "request_id", "cost_usd", "size_bytes", "image")}
+        {
+            name: getattr(result, name)
+            for name in ("uri", "request_id", "cost_usd", "size_bytes", "image", "verdict")
+        }
         for result in in_bucket
     ]
     more = {"videos": videos} if len(videos) <= FEW else {}

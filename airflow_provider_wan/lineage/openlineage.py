@@ -53,6 +53,8 @@ class WanBatchRunFacet(RunFacet):
     """The requests behind the videos of a batch, with their number, outcomes, cost and duration.
 
     :param outcomes: number of images by outcome.
+    :param usable: good videos that are in the bucket.
+    :param cost_per_usable_usd: the whole cost divided by the good videos that it bought.
     :param bought: requests that this task instance bought, over all its tries.
     :param processing_seconds: from the start of the try to its end.
     """
@@ -67,6 +69,8 @@ class WanBatchRunFacet(RunFacet):
     processing_seconds: float | None
     manifest: str
     journal: str
+    usable: int | None = None
+    cost_per_usable_usd: float | None = None
 
     @staticmethod
     def _get_schema() -> str:
@@ -95,6 +99,8 @@ def lineage_of_batch(end: BatchEnd) -> Any:
         processing_seconds=summary["duration_s"],
         manifest=summary["manifest"],
         journal=summary["journal"],
+        usable=summary.get("usable"),
+        cost_per_usable_usd=summary.get("cost_per_usable_usd"),
     )
     return OperatorLineage(
         inputs=[_image(place) for place in places_of(result.image for result in landed)],

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from airflow.providers.common.compat.sdk import AirflowException, BaseOperator
 
 from airflow_provider_wan.exceptions import WanInputError
+from airflow_provider_wan.landing.checks import OnBadVideo, UserCheck, VideoChecks
 from airflow_provider_wan.links.wan import WanBucketLink, WanGenerationsLink
 from airflow_provider_wan.model_api import INPUT_PARAMETERS
 from airflow_provider_wan.triggers.wan import WanBatchTrigger, deadline_in, is_over_for_good
@@ -58,9 +59,10 @@ class WanBatchOperator(BaseOperator):
     An outlet gets one event, whose extra has the summary's figures, and ``videos`` where there are at most 20.
 
     Returns the summary: ``total``, a count for each outcome (``landed``, ``reused``, ``failed``, ``cancelled``,
-    ``refused``, ``unknown``, ``not_landed``, ``no_output``, ``left``), ``bought``, ``cost_usd``, ``size_bytes``,
-    ``duration_s``, ``manifest`` and ``journal``. The XCom ``summary`` is the same, also for a failed task;
-    ``progress`` has the present figures.
+    ``refused``, ``unknown``, ``not_landed``, ``no_output``, ``rejected``, ``left``), ``bad`` and ``usable`` (of the
+    videos that are there), ``bought``, ``cost_usd``, ``cost_per_usable_usd`` (the cost divided by the good videos that
+    this task bought), ``size_bytes``, ``duration_s``, ``manifest`` and ``journal``. The XCom ``summary`` is the same,
+    also for a failed task; ``progress`` has the present figures.
 
     :param images: ``gs://bucket/prefix/`` (all images under it), the address of a manifest (``.csv``, ``.jsonl``;
         also a chunk that ``WanPrepareImagesOperator`` wrote), or a list of addresses and rows. The columns of a row
@@ -113,6 +115,10 @@ class WanBatchOperator(BaseOperator):
     :param if_exists: what to do if another object has a video's name: ``skip`` (default) and ``fail`` refuse to buy
         for that name, ``overwrite`` replaces it; see also ``WanToGCSOperator``.
     :param max_size_bytes: a larger file is refused, default 2 GiB.
+    :param checks: as in ``WanToGCSOperator``.
+    :param on_bad_video: ``report`` (default): a bad video lands as others do, and the manifest says why it is bad;
+        ``reject``: it lands in the folder ``_rejected/`` beside the others, with the outcome ``rejected``; ``fail``:
+        the same, and it counts against ``max_failures``.
     :param parallel_submits: submits at the same time, default 8.
     :param parallel_landings: landings at the same time, default 4; each takes up to 40 MB of memory.
     :param progress_interval: seconds between two lines of progress in the log, default 30.
@@ -198,6 +204,8 @@ class WanBatchOperator(BaseOperator):
         resolve: Mapping[str, str] | str | None = None,
         if_exists: Literal["skip", "overwrite", "fail"] = "skip",
         max_size_bytes: int = 2 * 1024**3,
+        checks: Sequence[str | UserCheck] | None = None,
+        on_bad_video: OnBadVideo = "report",
         parallel_submits: int = 8,
         parallel_landings: int = 4,
         progress_interval: float = 30.0,
@@ -220,6 +228,7 @@ class WanBatchOperator(BaseOperator):
             raise ValueError(
                 "max_in_flight, parallel_submits and parallel_landings must be 1 or more, retries_per_image 0 or more"
             )
+        VideoChecks.of(checks, on_bad_video)
         self.images = images
         self.bucket_name = bucket_name
         self.object_name = object_name
@@ -256,6 +265,8 @@ class WanBatchOperator(BaseOperator):
         self.resolve = resolve
         self.if_exists = if_exists
         self.max_size_bytes = max_size_bytes
+        self.checks = checks
+        self.on_bad_video = on_bad_video
         self.parallel_submits = parallel_submits
         self.parallel_landings = parallel_landings
         self.progress_interval = progress_interval
@@ -432,6 +443,7 @@ class WanBatchOperator(BaseOperator):
             resolve=mapping_of(self.resolve, name="resolve"),
             if_exists=self.if_exists,
             max_size_bytes=self.max_size_bytes,
+            checks=VideoChecks.of(self.checks, self.on_bad_video),
         )
 
     def _budget(self, task: TaskRequest) -> Any:

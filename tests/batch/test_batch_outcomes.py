@@ -71,6 +71,11 @@ def progress(**changes: Any) -> Progress:
             "82.40 USD; about 24 min left",
         ),
         (
+            {"bad": 3, "rejected": 4, "usable": 374},
+            "412 of 1,000 done (31 were there); 5 failed; 3 bad; 4 rejected; 62 running, 38 queued, 483 to submit; "
+            "24.1 videos/min; 82.40 USD, 0.220 USD for each usable video; about 24 min left",
+        ),
+        (
             {"done": 0, "before": 0, "failed": 0, "elapsed_s": 0.0, "cost_is_exact": False, "ready": 2},
             "0 of 1,000 done; 62 running, 38 queued, 483 to submit; 2 to land; 0.0 videos/min; about 82.40 USD",
         ),

@@ -97,6 +97,7 @@ def test_few_videos_are_named_one_by_one(landed: int, reused: int, named: int | 
             "cost_usd": 0.2,
             "size_bytes": 20_000,
             "image": "gs://images/landed/00000.jpg",
+            "verdict": None,
         }
 
 
