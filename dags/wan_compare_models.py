@@ -58,6 +58,7 @@ def wan_compare_models() -> None:
             {
                 "model_id": model["model_id"],
                 "inputs": {"prompt": params["prompt"], **model.get("inputs", {})},
+                "max_cost_usd": params["max_cost_usd"] / len(params["models"]),
                 "object_name": f"{params['prefix']}/{model['model_id'].replace('/', '--')}/",
             }
             for model in params["models"]
@@ -70,8 +71,6 @@ def wan_compare_models() -> None:
         bucket_name="{{ params.bucket }}",
         journal="gs://{{ params.bucket }}/{{ params.prefix }}/_journal",
         staging="gs://{{ params.bucket }}/{{ params.prefix }}/_staging",  # of images that a model needs fixed
-        max_cost_usd="{{ params.max_cost_usd }}",
-        share_of="{{ params.models | length }}",  # one limit for all models
         max_failures="100%",  # an image that one model refuses is a result too
         map_index_template="{{ task.model_id }}",
     ).expand_kwargs(models)
