@@ -100,6 +100,7 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "task-decorators": [
             {"name": "wan", "class-name": "airflow_provider_wan.decorators.wan.wan_task"},
+            {"name": "wan_batch", "class-name": "airflow_provider_wan.decorators.wan.wan_batch_task"},
         ],
         # Read by Airflow 3.3 and later; python -m airflow_provider_wan runs the same commands elsewhere.
         "cli": ["airflow_provider_wan.cli.get_wan_cli_commands"],

@@ -34,6 +34,7 @@ TABLE: dict[str, tuple[list[str], dict[str, Any]]] = {
 }
 each_model = pytest.mark.parametrize("model_id", TABLE)
 WITH_PIXEL_RULES = [name for name in TABLE if not name.startswith(("minimax", "lightricks"))]
+WITH_ASPECT_RULES = [name for name in WITH_PIXEL_RULES if "wan-2-" not in name]
 WAN_3 = "wan-ai/wan-3.0/image-to-video"
 FREE_FORM = "sandbox/free-form/any"
 A, B = "gs://videos/a.jpg", "gs://videos/b.jpg"
@@ -127,6 +128,12 @@ def test_small_second_image_is_refused(sandbox: Sandbox, images: Bucket, model_i
     second = TABLE[model_id][0][1]
     message = refusal(sandbox, complete(model_id, images={second: "gs://videos/small.jpg"}))
     assert "200x150 px" in message
+
+
+@pytest.mark.parametrize("model_id", WITH_ASPECT_RULES)
+def test_image_of_a_wrong_aspect_ratio_is_refused(sandbox: Sandbox, images: Bucket, model_id: str) -> None:
+    message = refusal(sandbox, complete(model_id, image="gs://videos/wide.jpg"))
+    assert "3600x380" in message
 
 
 # -- images ------------------------------------------------------------------------------------------------
