@@ -120,7 +120,7 @@ class WanBatchOperator(BaseOperator):
         ``reject``: it lands in the folder ``_rejected/`` beside the others, with the outcome ``rejected``; ``fail``:
         the same, and it counts against ``max_failures``.
     :param parallel_submits: submits at the same time, default 8.
-    :param parallel_landings: landings at the same time, default 4; each takes up to 40 MB of memory.
+    :param parallel_landings: landings at the same time, default 4; each takes up to 60 MB of memory.
     :param progress_interval: seconds between two lines of progress in the log, default 30.
     :param check_image: as in ``WanSubmitOperator``, like the image parameters that follow.
     :param staging: (templated)
