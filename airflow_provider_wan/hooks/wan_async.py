@@ -198,17 +198,17 @@ class WanAsyncHook:
 
     async def _read(self, operation: Operation[_T], retry: bool = True) -> _T:
         """Make a call; repeat it with a refreshed token if the cached one is refused."""
-        policy = self.retry if retry else common.ONCE
+        call = self._call if retry else self._call_once
         settings = await self.get_settings()
         try:
-            return await self._call(operation, policy)
+            return await call(operation)
         except WanAuthError:
             if not await self.refresh(settings):
                 raise
-            return await self._call(operation, policy)
+            return await call(operation)
 
-    async def _call(self, operation: Operation[_T], policy: RetryPolicy) -> _T:
-        retrying = tenacity.AsyncRetrying(sleep=asyncio.sleep, **common.retry_rules(policy))
+    async def _call(self, operation: Operation[_T]) -> _T:
+        retrying = tenacity.AsyncRetrying(sleep=asyncio.sleep, **common.retry_rules(self.retry))
         return await retrying(self._call_once, operation)
 
     def _client(self) -> _SharedClient:
