@@ -61,7 +61,9 @@ _PICTURE_WAIT_S = 0.5
 _may_read_xcoms = Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM))
 
 RunId = Annotated[str, Query(min_length=1, max_length=250)]
-State = Literal["all", "landed", "open", "todo", "not_landed", "unknown", "failed", "refused", "left"]
+State = Literal[
+    "all", "landed", "rejected", "open", "todo", "not_landed", "unknown", "failed", "refused", "left"
+]
 View = Literal["", "cards", "models"]
 Key = Literal["", "return_value", "request", "failed", "refused", "manifest"]
 

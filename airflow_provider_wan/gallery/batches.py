@@ -42,7 +42,7 @@ _NAME_OF_FILE = {"progress": "standing", "summary": "manifest"}
 _STATE_OF_OUTCOME = {
     "landed": CardState.LANDED,
     "reused": CardState.LANDED,
-    "rejected": CardState.LANDED,
+    "rejected": CardState.REJECTED,
     "cancelled": CardState.CANCELLED,
     "refused": CardState.REFUSED,
     "unknown": CardState.UNKNOWN,
@@ -138,6 +138,8 @@ class BatchLines:
         #: Keys of the source images, see :func:`image_key`.
         self.images = array("q")
         self.cost_usd = 0.0
+        #: Number of landed videos with a defect.
+        self.flawed = 0
         names = []
         offset = 0
         for text in file:
@@ -146,6 +148,7 @@ class BatchLines:
                 self._offsets.append(offset)
                 self._kinds.append(self._kind_number(line))
                 self.cost_usd += _number(line.get("cost_usd")) or 0.0
+                self.flawed += line.get("verdict") == "bad" and line.get("outcome") in ("landed", "reused")
                 names.append(_names_of(line))
                 self.images.append(hash(_text(line.get("image")) or (offset, "no image")))
             offset += len(text)
@@ -237,6 +240,11 @@ class BatchCards:
         """The number of cards with a request id."""
         return sum(count for (_, has_request), count in self._lines.count().items() if has_request)
 
+    @property
+    def usable(self) -> int:
+        """The number of usable videos."""
+        return self.count().get(CardState.LANDED, 0) - self._lines.flawed
+
     def find(self, states: Collection[CardState], name: str = "") -> Sequence[int]:
         """Return the numbers of the cards in these states whose image or video has a name that contains ``name``."""
         kinds = {kind for kind in self._lines.count() if self._state(*kind) in states}
@@ -276,7 +284,7 @@ class BatchCards:
             model_id=self._status.model_id,
             cost_usd=_number(line.get("cost_usd")),
             error=_text(line.get("error")),
-            videos=(CardVideo(uri, ref),) if uri else (),
+            videos=(CardVideo(uri, ref, defect=_defect_of(line)),) if uri else (),
             record=self._record(line.get("fingerprint")),
         )
 
@@ -297,7 +305,11 @@ def with_record(card: Card, record: Mapping[str, Any] | None) -> Card:
     facts = facts_of(record)
     if card.cost_usd is not None:
         facts["cost_usd"] = card.cost_usd
-    return replace(card, **facts)
+    landed = {video.get("uri"): video for video in record.get("videos") or () if isinstance(video, Mapping)}
+    videos = [
+        CardVideo.of(landed[video.uri], video.ref) if video.uri in landed else video for video in card.videos
+    ]
+    return replace(card, videos=tuple(videos), **facts)
 
 
 def problems_of(batches: Sequence[BatchStatus], entries: Iterable[Entry]) -> list[str]:
@@ -308,6 +320,12 @@ def problems_of(batches: Sequence[BatchStatus], entries: Iterable[Entry]) -> lis
         for entry in entries
         if entry.key == "failed" and isinstance(entry.value, Mapping) and entry.task in tasks
     )
+
+
+def _defect_of(line: Mapping[str, Any]) -> str:
+    """Return the names of the checks that found something wrong; the record has more."""
+    reasons = line.get("reasons")
+    return ", ".join(map(str, reasons)) if line.get("verdict") == "bad" and isinstance(reasons, list) else ""
 
 
 def _text(value: Any) -> str | None:

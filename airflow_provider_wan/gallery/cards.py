@@ -15,11 +15,15 @@ from enum import StrEnum
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from airflow_provider_wan.durable.record import QUARANTINE
+
 
 class CardState(StrEnum):
     """The state of a card's video."""
 
     LANDED = "landed"
+    #: Landed in quarantine: a check found something wrong.
+    REJECTED = "rejected"
     SUCCEEDED = "succeeded"
     OPEN = "in progress"
     #: Of a running batch: no request was sent for it yet.
@@ -53,6 +57,7 @@ class Filter:
 FILTERS: Mapping[str, Filter] = {
     "all": Filter("all", frozenset(CardState), is_rare=False),
     "landed": Filter("landed", frozenset({CardState.LANDED}), is_rare=False),
+    "rejected": Filter("rejected", frozenset({CardState.REJECTED})),
     "open": Filter("in progress", frozenset({CardState.OPEN, CardState.SUCCEEDED}), is_rare=False),
     "todo": Filter("to do", frozenset({CardState.WAITING})),
     "not_landed": Filter("paid but not landed", frozenset({CardState.NOT_LANDED})),
@@ -151,11 +156,27 @@ class CardVideo:
 
     :param ref: where it is in the run, for a page in Airflow.
     :param src: its relative address, for a page that is a file.
+    :param facts: size, length and sound, in words.
+    :param defect: what its checks found wrong, in words.
     """
 
     uri: str
     ref: XComRef | None = None
     src: str = ""
+    facts: str = ""
+    defect: str = ""
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any], ref: XComRef | None = None, src: str = "") -> CardVideo:
+        """Read a landed video from an XCom or a record."""
+        facts, verdict = _mapping(plain.get("facts")), _mapping(plain.get("verdict"))
+        defect = str(verdict.get("detail") or "") if verdict.get("status") == "bad" else ""
+        return cls(str(plain["uri"]), ref, src, _facts_text(facts), defect)
+
+    @property
+    def is_rejected(self) -> bool:
+        """Whether it is in quarantine."""
+        return self.uri.split("/")[-2:-1] == [QUARANTINE]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +213,11 @@ class Card:
         return file_name(self.image) or (file_name(self.videos[0].uri) if self.videos else "")
 
     @property
+    def is_usable(self) -> bool:
+        """Whether its video landed, and no check found something wrong with it."""
+        return self.state is CardState.LANDED and not any(video.defect for video in self.videos)
+
+    @property
     def title(self) -> str:
         """The name, else the request or the task."""
         request = f"request {self.request_id}" if self.request_id else ""
@@ -225,6 +251,26 @@ def facts_of(plain: Mapping[str, Any]) -> dict[str, Any]:
             for name in ("model_id", "variation", "cost_usd", "submitted_at", "created_at", "finished_at")
         },
     }
+
+
+def state_of_videos(videos: Collection[CardVideo]) -> CardState:
+    """Return the state of a request by its videos in the bucket."""
+    return CardState.REJECTED if all(video.is_rejected for video in videos) else CardState.LANDED
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _facts_text(facts: Mapping[str, Any]) -> str:
+    """Return the size, length and sound of a video in words, as far as they are known."""
+    width, height, seconds = facts.get("width"), facts.get("height"), facts.get("duration_s")
+    parts = [f"{width} x {height}"] if width and height else []
+    if isinstance(seconds, int | float):
+        parts.append(f"{seconds:g} s")
+    if facts.get("has_audio"):
+        parts.append("with sound")
+    return ", ".join(parts)
 
 
 def split_address(address: str | None) -> SplitResult:
@@ -267,6 +313,11 @@ class CardList:
     def requests(self) -> int:
         """The number of cards with a request id."""
         return sum(1 for card in self._cards if card.request_id)
+
+    @property
+    def usable(self) -> int:
+        """The number of usable videos."""
+        return sum(card.is_usable for card in self._cards)
 
     def find(self, states: Collection[CardState], name: str = "") -> Sequence[int]:
         """Return the numbers of the cards in these states whose image or video has a name that contains ``name``."""
@@ -370,8 +421,9 @@ class _JoinedCards:
             request_id = video["request_id"]
             card = self.by_request.get(request_id) or Card(CardState.LANDED, ref, request_id)
             if video["uri"] not in {known.uri for known in card.videos}:
-                shown = CardVideo(video["uri"], ref)
-                card = replace(card, state=CardState.LANDED, videos=(*card.videos, shown))
+                shown = CardVideo.of(video, ref)
+                videos = (*card.videos, shown)
+                card = replace(card, state=state_of_videos(videos), videos=videos)
             self.by_request[request_id] = card
 
     def add_failure(self, entry: Entry) -> None:
@@ -386,7 +438,7 @@ class _JoinedCards:
             if kind in _REFUSALS and not request_id and self._operators.get(entry.task) not in BUYS_NOTHING:
                 state = CardState.REFUSED
             self.others.append(Card(state, ref, request_id, error=error))
-        elif known.state is not CardState.LANDED:
+        elif known.state not in (CardState.LANDED, CardState.REJECTED):
             is_paid = known.state is CardState.SUCCEEDED
             default = CardState.NOT_LANDED if is_paid else CardState.TASK_FAILED
             self.by_request[str(request_id)] = replace(

@@ -32,6 +32,7 @@ from airflow_provider_wan.gallery.cards import (
     image_at,
     image_key,
     split_address,
+    state_of_videos,
     task_name,
 )
 
@@ -246,7 +247,7 @@ class RunView:
     @property
     def summary(self) -> str:
         """The counts of all filters and the known costs, as one line."""
-        return summary_of(self.counts, sum(source.cost_usd for source in self.sources))
+        return summary_of(self.counts, self.sources)
 
     @property
     def models(self) -> list[str]:
@@ -319,28 +320,30 @@ def comparison_of(cards: Sequence[Card]) -> Comparison:
 
 
 def figures_of(cards: Sequence[Card]) -> str:
-    """Return how many videos of these cards landed, what they cost, and how long one took."""
-    landed = sum(card.state is CardState.LANDED for card in cards)
-    cost_usd = sum(card.cost_usd or 0.0 for card in cards)
+    """Return how many of these videos are usable, their cost, and how long one took."""
+    usable = sum(card.is_usable for card in cards)
+    parts = [f"{usable:,} of {len(cards):,} usable"]
+    parts += _cost_texts(sum(card.cost_usd or 0.0 for card in cards), usable)
     seconds = [card.seconds for card in cards if card.seconds is not None]
-    parts = [f"{landed:,} of {len(cards):,} landed"]
-    if cost_usd:
-        parts.append(f"{cost_usd:,.2f} USD")
-    if cost_usd and landed:
-        parts.append(f"{cost_usd / landed:,.2f} USD per landed video")
     if seconds:
         parts.append(f"{duration(median(seconds))} each")
     return ", ".join(parts)
 
 
-def summary_of(counts: Mapping[CardState, int], cost_usd: float) -> str:
+def summary_of(counts: Mapping[CardState, int], sources: Sequence[CardList | BatchCards]) -> str:
     """Return counts, by the groups of the filters, and costs as one line."""
     parts = []
     for name, choice in FILTERS.items():
         number = sum(counts.get(state, 0) for state in choice.states)
         if number and name != "all":
             parts.append(f"{number:,} {choice.label}")
-    return ", ".join([*parts, *([f"{cost_usd:,.2f} USD"] if cost_usd else [])])
+    usable = sum(source.usable for source in sources)
+    return ", ".join([*parts, *_cost_texts(sum(source.cost_usd for source in sources), usable)])
+
+
+def _cost_texts(cost_usd: float, usable: int) -> list[str]:
+    parts = [f"{cost_usd:,.2f} USD"] if cost_usd else []
+    return [*parts, f"{cost_usd / usable:,.2f} USD per usable video"] if parts and usable else parts
 
 
 def render_page(run: RunView, shown: Sequence[Card], *, query: PageQuery, total: int, nonce: str) -> str:
@@ -389,7 +392,7 @@ def render_contact_sheet(cards: Sequence[Card], *, title: str = DEFAULT_TITLE) -
     :param cards: with ``videos[].src`` relative to the page, and ``thumbnail`` as a ``data:`` address or empty.
     """
     source = CardList(cards)
-    summary = summary_of(source.count(), source.cost_usd)
+    summary = summary_of(source.count(), [source])
     comparison = comparison_of(cards) if len(source.models) > 1 else None
     template = _environment().get_template("contact_sheet.html")
     return template.render(
@@ -403,20 +406,18 @@ def card_of_record(record: Mapping[str, Any], *, page: str) -> Card:
     :param record: the JSON object of ``{object_name}.json``.
     :param page: object name of the page, to which the links are relative.
     """
-    videos = [video for video in record.get("videos") or () if isinstance(video, Mapping)]
+    videos = [
+        CardVideo.of(video, src=relative_address(str(video["object_name"]), page=page))
+        for video in record.get("videos") or ()
+        if isinstance(video, Mapping)
+    ]
     return Card(
-        CardState.LANDED if videos else CardState.FAILED,
+        state_of_videos(videos) if videos else CardState.FAILED,
         XComRef(""),
         request_id=record.get("request_id"),
         image=image_at(record, 0),
         error=record.get("error"),
-        videos=tuple(
-            CardVideo(
-                str(video["uri"]),
-                src=relative_address(str(video["object_name"]), page=page),
-            )
-            for video in videos
-        ),
+        videos=tuple(videos),
         **facts_of(record),
     )
 
@@ -428,7 +429,7 @@ def cards_without_video(lines: BatchLines, model_id: str | None = None) -> list[
     :param model_id: its model, if that is known.
     """
     source = BatchCards(BatchStatus("", -1, None, None, is_over=True, model_id=model_id), lines)
-    numbers = source.find(FILTERS["all"].states - {CardState.LANDED})
+    numbers = source.find(FILTERS["all"].states - {CardState.LANDED, CardState.REJECTED})
     return [replace(card, videos=()) for card in source.cards(numbers)]
 
 

@@ -120,6 +120,7 @@ def test_progress_of_another_shape_is_not_shown(value: object) -> None:
     [
         ("landed", CardState.LANDED, CardState.LANDED),
         ("reused", CardState.LANDED, CardState.LANDED),
+        ("rejected", CardState.REJECTED, CardState.REJECTED),
         ("failed", CardState.FAILED, CardState.FAILED),
         ("unknown", CardState.UNKNOWN, CardState.UNKNOWN),
         ("not_landed", CardState.NOT_LANDED, CardState.NOT_LANDED),
@@ -182,6 +183,19 @@ def test_only_the_lines_of_a_page_are_parsed_again() -> None:
     ]
     assert [card.name for card in run.page(PageQuery("d", "r", name="19999"))[0]] == ["019999.jpg"]
     assert run.page(PageQuery("d", "r", "failed", name="19999")) == ([], 0)
+
+
+def test_defects_are_shown_and_the_cost_counts_usable_videos_only() -> None:
+    line = {"outcome": "landed", "uri": "gs://videos/a.mp4", "request_id": request_id(), "cost_usd": 0.2}
+    bad = {**line, "verdict": "bad", "reasons": ["black", "short"]}
+    values = [line, bad, {**bad, "outcome": "rejected"}, {**line, "fingerprint": FINGERPRINT}]
+    run = RunView.of([], [(ENDED, lines(values))])
+    assert run.summary == "3 landed, 1 rejected, 0.80 USD, 0.40 USD per usable video"
+    shown, _ = run.page(PageQuery("dag", "run"))
+    assert [card.videos[0].defect for card in shown] == ["", "black, short", "black, short", ""]
+    verdict = {"status": "bad", "reasons": ["black"], "detail": "its frames are black"}
+    record = {"request_id": request_id(), "videos": [{"uri": "gs://videos/a.mp4", "verdict": verdict}]}
+    assert [video.defect for video in with_record(shown[1], record).videos] == ["its frames are black"]
 
 
 def test_batches_of_several_models_are_joined_by_image() -> None:

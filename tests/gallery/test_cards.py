@@ -25,6 +25,25 @@ def test_card_shows_the_progress_of_its_video(entries: list[Entry], state: CardS
     assert [card.state for card in cards_of(entries)] == [state]
 
 
+FACTS = {"width": 682, "height": 454, "duration_s": 5.0, "has_audio": True}
+BAD = {"status": "bad", "reasons": ["short"], "detail": "it lasts 3 s instead of 5 s"}
+
+
+def test_video_with_a_defect_is_shown_and_is_not_usable() -> None:
+    (card,) = cards_of([submitted(), landed(facts=FACTS, verdict=BAD)])
+    (video,) = card.videos
+    assert (card.state, card.is_usable, video.defect) == (CardState.LANDED, False, BAD["detail"])
+    assert video.facts == "682 x 454, 5 s, with sound"
+    (card,) = cards_of([submitted(), landed(facts=5, verdict={"status": "good", "detail": ""})])
+    assert (card.is_usable, card.videos[0].defect, card.videos[0].facts) == (True, "", "")
+
+
+def test_video_in_quarantine_is_rejected() -> None:
+    rejected = landed(uri="gs://videos/_rejected/a.mp4", verdict=BAD)
+    (card,) = cards_of([submitted(), rejected, failed(task="land", kind="WanStorageError")])
+    assert (card.state, card.is_usable) == (CardState.REJECTED, False)
+
+
 @pytest.mark.parametrize(
     ("entries", "state"),
     [

@@ -95,8 +95,8 @@ def test_videos_of_several_models_are_side_by_side(bucket: Bucket, image: str) -
     html = sheet(bucket, "index.html")
     assert (len(html.all("tr")), len(html.all("td")), html.all("li")) == (1 + 2, 2 * 2, [])
     assert {video["src"] for video in html.all("video")} == {"./first/teal.mp4", "./second/teal.mp4"}
-    assert f"{MODEL} 1 of 1 landed, 0.20 USD, 0.20 USD per landed video" in html.words
-    assert f"{OTHER_MODEL} 1 of 2 landed" in html.words
+    assert f"{MODEL} 1 of 1 usable, 0.20 USD, 0.20 USD per usable video" in html.words
+    assert f"{OTHER_MODEL} 1 of 2 usable" in html.words
     assert html.words.count("not made with this model") == 1
 
 

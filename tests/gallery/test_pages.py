@@ -197,8 +197,8 @@ def compared() -> list[Card]:
 def test_run_of_several_models_has_a_row_for_each_image_and_a_column_for_each_model() -> None:
     html = page(compared())
     assert (html.all("li"), len(html.all("tr")), len(html.all("td"))) == ([], 1 + 3, 3 * 2)
-    assert f"image {MODEL} 3 of 3 landed, 0.60 USD, 0.20 USD per landed video, 2 min 14 s each" in html.words
-    assert f"{OTHER_MODEL} 1 of 2 landed, 0.70 USD, 0.70 USD per landed video" in html.words
+    assert f"image {MODEL} 3 of 3 usable, 0.60 USD, 0.20 USD per usable video, 2 min 14 s each" in html.words
+    assert f"{OTHER_MODEL} 1 of 2 usable, 0.70 USD, 0.70 USD per usable video" in html.words
     assert len(html.all("video")) == 4
     assert "it shows too much" in html.words
     assert html.words.count("not made with this model") == 1
