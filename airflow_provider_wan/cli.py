@@ -197,10 +197,16 @@ def _type(rules: Mapping[str, Any]) -> str:
 
 def _values(rules: Mapping[str, Any]) -> str:
     """Return the values that an input takes, in words."""
+    from airflow_provider_wan.model_api.bodies import clean_text
+
     parts = []
     values, least, most = rules.get("enum"), rules.get("minimum"), rules.get("maximum")
     if values:
-        parts.append(f"{values[0]} to {values[-1]}" if _is_run(values) else ", ".join(map(str, values[:20])))
+        parts.append(
+            f"{values[0]} to {values[-1]}"
+            if _is_run(values)
+            else ", ".join(clean_text(str(value), 80) for value in values[:20])
+        )
     elif least is not None or most is not None:
         parts.append(f"{least} to {most}" if least is not None and most is not None else _limit(least, most))
     if "maxLength" in rules:

@@ -26,12 +26,12 @@ def connect(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox, **extra: Any) -> 
 
 
 def purchases(sandbox: Sandbox) -> list[str]:
-    """Give the ids of all that was bought, as the sandbox's ledger has them."""
+    """Return the ids of all purchases in the sandbox's ledger."""
     return [bought["request_id"] for bought in sandbox.ledger()["purchases"]]
 
 
 def posts(sandbox: Sandbox) -> int:
-    """Tell how many POSTs came in, whatever became of them."""
+    """Return the number of submits that arrived, also of those that were refused."""
     return int(sandbox.ledger()["submits_seen"])
 
 
@@ -80,7 +80,7 @@ class TaskInstance:
 def a_context(
     *, run_id: str = "manual__1", map_index: int = -1, store: Any = None, task_id: str = "task", **more: Any
 ) -> dict[str, Any]:
-    """Give what a task gets for one try; ``store`` is its task state store, where there is one."""
+    """Return the context of one try; ``store`` is its task state store, where there is one."""
     context: dict[str, Any] = {"ti": TaskInstance(task_id, run_id, map_index), **more}
     return context if store is None else {**context, "task_state_store": store}
 
@@ -107,7 +107,7 @@ def start(task: Any, context: Mapping[str, Any]) -> Any:
     try:
         return task.execute(context)
     except TaskDeferred as deferred:
-        if deferred.timeout is not None:  # it would start anew with each deferral
+        if deferred.timeout is not None:  # it would start again with each deferral
             raise AssertionError("a wait has an absolute deadline, in its trigger") from None
         return Deferred(task, context, revived(deferred.trigger), deferred.method_name)
 
@@ -119,7 +119,7 @@ def run(task: Any, context: Mapping[str, Any]) -> Any:
 
 
 def revived(trigger: Any) -> Any:
-    """Give a trigger as it comes out of the database."""
+    """Return a trigger as it is loaded from the database."""
     path, kwargs = trigger.serialize()
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)(**json.loads(json.dumps(kwargs)))

@@ -46,12 +46,12 @@ _T = TypeVar("_T")
 #: A page that was read by any hook of this process, with the moment when it expires.
 _pages: dict[tuple[str, str, str, str], tuple[ModelInfo, float]] = {}
 _PAGE_LIFETIME_S = 15 * 60
-#: Remarks about pages that were logged in this process.
+#: Notes about pages that were logged in this process.
 _logged: set[str] = set()
 
 
 def _check_schema(model: Model, log: Logger, notes: list[str], *, require_schema: bool) -> None:
-    """Log what is remarkable about a model's schema; what its page says, only once a process.
+    """Log a missing schema, and once in a process the notes about a page.
 
     :raises WanError: a schema is required, and there is none.
     """
@@ -281,7 +281,7 @@ class WanHook(BaseHook):
         :param require_schema: whether to raise where no schema is known, default False.
         :param log: default: the hook's.
         :raises WanAuthError: the token is not accepted.
-        :raises WanInputError: ``schema`` is no schema; or there is none and ``require_schema`` is set.
+        :raises WanInputError: ``schema`` is not a schema; or there is none and ``require_schema`` is set.
         :raises WanTransientError: with ``require_schema``: the page can't be read now.
         """
         if schema is not None:

@@ -39,7 +39,12 @@ def coerce_fields(schema: ModelSchema, inputs: Mapping[str, Any]) -> dict[str, A
         if value is None or (name not in schema.required and _means_left_out(value, types)):
             continue
         coerced[name] = coerce_value(value, types)
-        if types == ("array",) and "x-image" in rules and isinstance(coerced[name], str):
+        if (
+            "array" in types
+            and "string" not in types
+            and "x-image" in rules
+            and isinstance(coerced[name], str)
+        ):
             coerced[name] = [coerced[name]]  # one image for a field that takes several
     return coerced
 

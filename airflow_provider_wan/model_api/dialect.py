@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.model_api.bodies import clean_text
+from airflow_provider_wan.model_api.bodies import clean_text, text_of
 from airflow_provider_wan.model_api.schema import Model, ModelSchema, load_schema
 from airflow_provider_wan.model_api.values import ModelInfo
 
@@ -23,13 +23,12 @@ _MAX_DEPTH = 16
 _MAX_NODES = 20_000
 _MAX_TEXT_CHARS = 2_000
 _MAX_INTEGER = 10**30
-_MAX_NAME_CHARS = 200
 _TYPES = {
     **{name: name for name in ("string", "integer", "number", "boolean", "array", "object", "null")},
     **{"float": "number", "double": "number", "int": "integer", "bool": "boolean"},
 }
 _MEDIA = {f"{kind}_uri{s}": kind for kind in ("image", "video", "audio") for s in ("", "s")}
-#: Keywords that say nothing about which values are valid; they are dropped without a word.
+#: Keywords that do not limit the valid values; they are dropped without a note.
 _SILENT = frozenset(
     (
         "$schema",
@@ -57,8 +56,10 @@ _LENGTH_RULES = frozenset(("minLength", "maxLength", "minItems", "maxItems", "un
 class SchemaTranslation:
     """The schema of one page, translated.
 
-    :ivar schema: what validates; None: the page has no usable schema.
-    :ivar notes: what was left out or differs, each a sentence for the log.
+    :param given: the page's ``input_schema``, any JSON value.
+    :param required_inputs: the page's list of required inputs, used where the schema has none.
+    :ivar schema: validates inputs; None: the page has no usable schema.
+    :ivar notes: sentences for the log about rules that are left out.
     """
 
     def __init__(self, model_id: str, given: Any, required_inputs: Any = None) -> None:
@@ -112,7 +113,8 @@ class SchemaTranslation:
     def _properties(self, given: Any, depth: int) -> dict[str, Any] | None:
         if not isinstance(given, Mapping):
             return None
-        names = [name for name in given if isinstance(name, str) and 0 < len(name) <= _MAX_NAME_CHARS]
+        is_name = re.compile(r"[\w .:/$@-]{1,200}").fullmatch  # fit for messages
+        names = [name for name in given if isinstance(name, str) and name.isprintable() and is_name(name)]
         return {name: self._node(given[name], depth + 1) for name in names}
 
     def _nodes_of(self, given: Any, depth: int) -> list[Any] | None:
@@ -121,7 +123,7 @@ class SchemaTranslation:
         return [self._node(item, depth + 1) for item in given]
 
     def _value(self, given: Any, depth: int = 0) -> Any:
-        """Return a JSON value, or raise; it is counted like the schema itself."""
+        """Return a JSON value; it is counted like the schema itself."""
         self._nodes += 1
         if depth > _MAX_DEPTH or self._nodes > _MAX_NODES:
             raise _TooLarge
@@ -131,7 +133,7 @@ class SchemaTranslation:
             return [self._value(item, depth + 1) for item in given]
         if given is None or isinstance(given, bool | str) or _number(given) is not None:
             return given
-        return str(given)[:_MAX_TEXT_CHARS]
+        return None
 
     # -- media ---------------------------------------------------------------------------------------------
 
@@ -149,7 +151,7 @@ class SchemaTranslation:
             has_pixels = rules.keys() - {"messages", "max_size_bytes_exclusive"}
             kind = "image" if has_pixels or _IMAGE_NAME.search(name) else None
         if kind == "image":
-            if node.get("type") == "array":
+            if "array" in _names([node.get("type")]) + _names(node.get("type")):
                 rules["is_array"] = True
             node["x-image"] = rules
         elif kind is not None:
@@ -162,7 +164,7 @@ class SchemaTranslation:
         for validation in validations if isinstance(validations, list | tuple) else ():
             if not isinstance(validation, Mapping):
                 continue
-            text = clean_text(str(validation.get("validation_rule")), 40)
+            text = clean_text(text_of(validation.get("validation_rule")), 40)
             value = _number(validation.get("validation_value"))
             found = _RULE.fullmatch(text.strip().lower())
             if found is None or value is None or value <= 0 or (found[1], found[2]) == ("file_size_mb", ">"):

@@ -143,7 +143,11 @@ def _unknown_fields(schema: ModelSchema, inputs: Mapping[str, Any]) -> Iterator[
     for name in inputs:
         if name not in schema.fields:
             near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-            hint = f"did you mean {names[near[0]]!r}?" if near else f"known: {', '.join(schema.fields)}"
+            hint = (
+                f"did you mean {names[near[0]]!r}?"
+                if near
+                else clean_text(f"known: {', '.join(schema.fields)}")
+            )
             yield f"{_shown(name)} is not a field of this model; {hint}"
 
 
@@ -190,7 +194,7 @@ def _rule(error: ValidationError) -> str:
         case "type":
             return f"must be of type {limit if isinstance(limit, str) else ' or '.join(limit)}"
         case "enum":
-            words = [json.dumps(value) for value in limit[:_SHOWN_VALUES]]
+            words = [clean_text(json.dumps(value), _SHOWN_CHARS) for value in limit[:_SHOWN_VALUES]]
             more = f" or one of {len(limit) - len(words)} more" if len(limit) > len(words) else ""
             return f"must be {' or '.join(words)}{more}"
         case "maxLength":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of a model: its input schema, what it requires of images, and which field takes the source image.
+"""The rules of a model: its input schema, its rules for images, and the field that takes the source image.
 
 Two schemas play a part. The bundled one (a JSON file in ``schemas/``, for Wan 2.2 alone) gives the defaults and
 conversions that enter a fingerprint, so it must not change. The one that validates comes from the model's page at
@@ -22,7 +22,7 @@ from airflow_provider_wan.model_api.calls import ModelInfo, check_model_id
 
 @dataclass(frozen=True, slots=True)
 class ImageRules:
-    """What a model requires of the image of one of its fields.
+    """The rules of a model for the image of one of its fields.
 
     :param field: the input field that takes the image's URL.
     :param formats: format names as Pillow has them; empty for any.
@@ -64,8 +64,8 @@ class ModelSchema:
     """The input schema of one model.
 
     :param model_id: the model.
-    :param document: the JSON schema (Draft 2020-12) with this package's ``x-`` keywords: ``x-image`` (what is required
-        of an image), ``x-media`` (``video`` or ``audio``) and ``x-messages`` (rules in words).
+    :param document: the JSON schema (Draft 2020-12) with this package's ``x-`` keywords: ``x-image`` (rules for
+        an image), ``x-media`` (``video`` or ``audio``) and ``x-messages`` (rules in words).
     """
 
     model_id: str
@@ -120,7 +120,7 @@ def load_schema(model_id: str) -> ModelSchema | None:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model as a task uses it: what validates its inputs and images, and what its page says of the price.
+    """A model as a task uses it: the schema that validates its inputs and images, and its page with the price.
 
     :param model_id: the model.
     :param schema: validates the inputs; None: they are sent unchecked.
@@ -142,7 +142,7 @@ class Model:
 
     @property
     def images(self) -> tuple[ImageRules, ...]:
-        """What is required of the image of each field that takes one, in the order of the schema."""
+        """The rules for the image of each field that takes one, in the order of the schema."""
         fields = self.schema.fields if self.schema else {}
         found = [
             ImageRules.of(name, rules["x-image"]) for name, rules in fields.items() if "x-image" in rules
@@ -159,13 +159,13 @@ class Model:
         return schema.defaults if schema else {}
 
     def rules_of(self, field: str) -> ImageRules | None:
-        """Return what is required of the image of a field; None if the field is not known to take one."""
+        """Return the rules for the image of a field; None if the field is not known to take one."""
         return next((rules for rules in self.images if rules.field == field), None)
 
     def image_field(self, others: Collection[str] = ()) -> str:
-        """Return the field that takes the source image: the chosen one, else what the schema shows.
+        """Return the field that takes the source image: the chosen one, else the one that the schema shows.
 
-        That is the one required image field, else the one with rules about pixels, else the only one.
+        The schema shows it by the one required image field, else the one with rules about pixels, else the only one.
 
         :param others: fields whose images are given by name.
         :raises WanInputError: the schema does not show it.
@@ -208,7 +208,7 @@ class Model:
 class LazyModel:
     """A model whose page is read when its rules are first needed: not at all where nothing is bought.
 
-    :param read: returns the model; it may make a call. None (default): only what is bundled is known.
+    :param read: returns the model; it may make a call. None (default): only the bundled schema is used.
     :param chosen_field: the field that takes the source image, as the user says.
     """
 

@@ -85,13 +85,13 @@ def request_of(given: Any) -> RequestRef:
 def _from_json(text: str, *, name: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:  # Jinja renders a dict with Python's quotes unless render_template_as_native_obj is set
         import ast
 
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         raise WanInputError(f"{name}={text[:80]!r} is not JSON.") from None
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_provider_wan.decorators.wan import WanDecoratedOperator
+from tests.sandboxes import Bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,7 @@ class TaskInstance:
 
 
 def submitted(sandbox: Sandbox, function: Callable[..., Any], **options: Any) -> dict[str, Any]:
-    """Run a function as ``@task.wan`` does, and give the inputs that were bought."""
+    """Run a function as ``@task.wan`` does, and return the inputs of the request."""
     task = WanDecoratedOperator(
         task_id="film", python_callable=function, op_args=(), check_image=False, durable=False, **options
     )
@@ -51,10 +52,18 @@ def test_a_mapping_holds_inputs_and_wins_over_the_options(sandbox: Sandbox) -> N
     assert inputs == {"prompt": "a wave", "img_url": IMAGE, "seed": 6, "resolution": "480P"}
 
 
-@pytest.mark.parametrize("wanted", [None, 7, [], {}, ["a wave"]])
-def test_anything_else_is_refused_before_paying(sandbox: Sandbox, wanted: Any) -> None:
+def test_images_of_a_bucket_may_be_among_the_returned_inputs(sandbox: Sandbox, bucket: Bucket) -> None:
+    bucket.put("a.jpg", b"first")
+    bucket.put("b.jpg", b"last")
+    returned = {"prompt": "a", "image": "gs://videos/a.jpg", "images": {"end_image_url": "gs://videos/b.jpg"}}
+    inputs = submitted(sandbox, lambda: returned, model_id="wan-ai/wan-3.0/image-to-video")
+    assert [inputs[name][-6:] for name in ("image_url", "end_image_url")] == ["/a.jpg", "/b.jpg"]
+
+
+@pytest.mark.parametrize("returned", [None, 7, [], {}, ["a wave"]])
+def test_anything_else_is_refused_before_paying(sandbox: Sandbox, returned: Any) -> None:
     with pytest.raises(Exception, match="must return a prompt or a mapping"):
-        submitted(sandbox, lambda: wanted, img_url=IMAGE)
+        submitted(sandbox, lambda: returned, img_url=IMAGE)
     assert sandbox.ledger()["purchases_count"] == 0
 
 

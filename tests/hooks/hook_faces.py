@@ -45,7 +45,7 @@ def connection(host: str, token: str = "sandbox-token", **extra: Any) -> str:
 
 
 def everything_in(error: BaseException) -> str:
-    """Give all that a logger could find in an exception, its causes and its attributes."""
+    """Return the text that a logger could find in an exception, its causes and its attributes."""
     return "\n".join([*traceback.format_exception(error), *_dig(error, set(), 0)])
 
 

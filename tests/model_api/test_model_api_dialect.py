@@ -278,6 +278,15 @@ def test_nothing_in_a_schema_reaches_out_or_hangs() -> None:
         assert f'"{keyword}"' not in json.dumps(found.schema.document if found.schema else {})
 
 
+def test_names_and_values_of_a_page_can_not_forge_a_line_of_the_log() -> None:
+    forged = {"x\nERROR": {}, "y": {"enum": ["a\nERROR", "b" * 5000]}, "z" * 5000: {}}
+    found = model(forged, required=["x\nERROR", "y"])
+    assert list(found.schema.fields if found.schema else ()) == ["y"]
+    message = refusal(found, {"y": "c", "zzzz": 1})
+    assert len(message) < 600
+    assert not any(line.strip() == "ERROR" for line in message.splitlines())
+
+
 def test_schema_that_is_too_deep_or_too_large_is_not_used() -> None:
     deep: dict[str, Any] = {"type": "string"}
     for _ in range(200):

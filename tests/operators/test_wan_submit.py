@@ -65,7 +65,7 @@ def long_ones(sandbox: Sandbox, *, concurrency: int = 50) -> None:
 
 
 def sent(sandbox: Sandbox) -> dict[str, Any]:
-    """Give the inputs of the only purchase."""
+    """Return the inputs of the only purchase."""
     [bought] = sandbox.ledger()["purchases"]
     inputs: dict[str, Any] = bought["inputs"]
     return inputs
@@ -213,7 +213,7 @@ def test_a_good_image_is_sent_with_its_signature_and_remembered_without(
     assert sent(bucket.sandbox)["img_url"] == url
     assert "very-secret" not in json.dumps([result, store.values])
     again = run(submit(img_url=url.replace("very", "newly"), check_image=True), a_context(store=store))
-    assert again["request_id"] == result["request_id"], "signed anew it is the same image"
+    assert again["request_id"] == result["request_id"], "with a new signature it is the same image"
 
 
 def test_an_image_is_not_looked_at_where_nothing_is_bought(bucket: Bucket, store: StoreInMemory) -> None:
