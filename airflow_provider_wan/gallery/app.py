@@ -38,6 +38,7 @@ from airflow_provider_wan.gallery.cards import (
     XComRef,
     cards_of,
     image_at,
+    image_of_fields,
     video_at,
 )
 from airflow_provider_wan.gallery.live import RequestStates
@@ -318,5 +319,5 @@ def _find_image(session: Any, data: RunData, ref: XComRef) -> tuple[str, Access]
     else:
         uri = image_at(value, ref.index) or ""
     access = Access.of_fields(fields)
-    uri = uri or str(fields.get("img_url") or "")
+    uri = uri or image_of_fields(fields)
     return uri, replace(access, allow_private=access.reads_private_images()) if uri else access

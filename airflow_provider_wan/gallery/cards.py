@@ -8,6 +8,7 @@ functions that use the hooks are shown too.
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -96,6 +97,8 @@ _STATE_OF_ERROR = {
     "WanGenerationFailedError": CardState.FAILED,
 }
 _REFUSALS = frozenset({"WanInputError", "WanRefusedError", "WanBalanceError", "WanAuthError"})
+#: Names of inputs that take an image, such as ``image_url``, ``start_image_url`` and ``first_frame``.
+_IMAGE_INPUT = re.compile(r"img|image|frame")
 _NO_LANDING = "No task of this run lands this request."
 
 TaskInstanceKey = tuple[str, int]
@@ -514,10 +517,22 @@ def image_at(value: Any, index: int) -> str | None:
         value = value[index] if index < len(value) else None
     if not isinstance(value, Mapping):
         return None
-    inputs = value.get("inputs")
-    named = inputs.get("img_url") if isinstance(inputs, Mapping) else None
-    found = value.get("image") or value.get("img_url") or named
+    found = value.get("image") or value.get("img_url") or _image_of_inputs(_mapping(value.get("inputs")))
     return str(found) if found else None
+
+
+def image_of_fields(fields: Mapping[str, Any]) -> str:
+    """Return the address of the source image in the rendered fields of a task; empty if they name none."""
+    named = {name: fields.get(name) for name in ("image", "img_url", "inputs")}
+    return image_at({name: value for name, value in named.items() if value != "None"}, 0) or ""
+
+
+def _image_of_inputs(inputs: Mapping[str, Any]) -> Any:
+    """Return the first image among the inputs of any model, preferably not that of the last frame."""
+    names = [name for name in inputs if _IMAGE_INPUT.search(str(name)) and inputs[name]]
+    names.sort(key=lambda name: "end" in name or "last" in name)
+    found = inputs[names[0]] if names else None
+    return found[0] if isinstance(found, list) else found
 
 
 def video_at(value: Any, index: int) -> Mapping[str, Any] | None:

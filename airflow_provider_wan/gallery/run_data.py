@@ -24,6 +24,7 @@ from airflow_provider_wan.gallery.cards import (
     RunTask,
     TaskInstanceKey,
     XComRef,
+    image_of_fields,
 )
 from airflow_provider_wan.model_api import INPUT_PARAMETERS
 
@@ -133,6 +134,8 @@ def _with_fields(card: Card, fields: Mapping[str, Any] | None) -> Card:
     if not fields or not _lacks_inputs(card):
         return card
     inputs = {name: fields[name] for name in INPUT_PARAMETERS if fields.get(name) not in (None, "", "None")}
-    image = card.image or str(inputs.get("img_url") or "")
+    image = card.image or image_of_fields(fields)
+    if not image.startswith("gs://"):
+        image = image.split("?")[0]  # the signature of a link
     model_id = card.model_id or fields.get("model_id") or None
-    return replace(card, inputs=inputs, image=image.split("?")[0] or None, model_id=model_id)
+    return replace(card, inputs=inputs, image=image or None, model_id=model_id)

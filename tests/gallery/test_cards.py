@@ -165,6 +165,21 @@ def test_xcoms_of_other_tasks_are_ignored(value: object) -> None:
     assert cards_of([Entry("other", -1, "return_value", value), failure]) == expected
 
 
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"img_url": IMAGE},
+        {"end_image_url": "https://images.example.com/b.jpg", "start_image_url": IMAGE, "prompt": "a"},
+        {"last_frame": "https://images.example.com/b.jpg", "first_frame": IMAGE},
+        {"images": [IMAGE, "https://images.example.com/b.jpg"]},
+    ],
+)
+def test_source_image_is_found_in_the_inputs_of_any_model(inputs: dict[str, object]) -> None:
+    entry = submitted(image=None, inputs={"prompt": "a slow wave", **inputs})
+    assert [card.image for card in cards_of([entry])] == [IMAGE]
+    assert cards_of([submitted(image=None, inputs={"prompt": "no image"})])[0].image is None
+
+
 def test_image_is_found_by_the_reference_of_its_card() -> None:
     (card,) = cards_of([refused(2)])
     assert (card.ref.task, card.ref.key, card.ref.index) == (("submit", 2), "refused", 0)

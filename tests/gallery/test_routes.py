@@ -156,6 +156,22 @@ def test_search_finds_images_of_tasks_that_have_returned_nothing_yet(airflow: Ai
     assert "key=1" not in page.text
 
 
+def test_image_of_any_model_is_found_in_the_fields_of_its_task(airflow: AirflowServer) -> None:
+    found = run_id()
+    address = "https://in.example.com/ada.jpg"
+    fields = {
+        "by_field": {"image": address, "img_url": None, "model_id": "a/one"},
+        "by_input": {"image": "None", "inputs": {"start_image_url": address}, "model_id": "a/two"},
+        "in_a_bucket": {"image": "gs://in/ada.jpg?1"},
+    }
+    write_run(found, [], [RunTask(name, -1, "running") for name in fields], rendered=fields)
+    page = Tags(airflow.get("videos", found).text)
+    names = ["ada.jpg", "ada.jpg", "ada.jpg?1"]
+    assert [tag["alt"] for tag in page.all("img")] == [f"Source image {name}" for name in names]
+    assert "model a/one" in page.words
+    assert "model a/two" in page.words
+
+
 def test_ended_run_announces_paid_requests_without_a_landing(airflow: AirflowServer) -> None:
     found = run_id()
     skipped = [
