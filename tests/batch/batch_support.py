@@ -53,9 +53,13 @@ def batch(
     staging: str | None = None,
     check_images: bool = False,
     sources: ImageSources | None = None,
+    model: dict[str, Any] | None = None,
     **spec: Any,
 ) -> Batch:
-    """Return a batch of images that are not read before they are bought."""
+    """Return a batch of images that are not read before they are bought.
+
+    :param model: what the task says about its model: ``schema``, ``image_field``, ``require_schema``.
+    """
     hook = WanHook("wan_default")
     given = {"bucket_name": BUCKET, "object_name": "out/", "journal": JOURNAL, "inputs": {"prompt": "waves"}}
     return Batch(
@@ -69,7 +73,7 @@ def batch(
         storage_client(pool_size=24),
         sources
         or image_sources(
-            model_of(model_id, hook, log=LOG),
+            model_of(model_id, hook, log=LOG, **(model or {})),
             log=LOG,
             allow_private=True,
             gcp_conn_id=None,
