@@ -184,10 +184,12 @@ class SharedWaits:
         self._waits.remove(wait)
         if not self._events and self._task is not None:  # the last one closes the client
             task, self._task = self._task, None
+            # The old event refers to the loop. It is replaced before the await, since a wait that joins meanwhile must
+            # wake the task that it starts.
+            self._changed = asyncio.Event()
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-            self._changed = asyncio.Event()  # otherwise it would keep a reference to the loop
 
     async def _poll(self) -> None:
         try:

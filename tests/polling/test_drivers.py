@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_wan.exceptions import WanRefusedError
-from airflow_provider_wan.hooks.wan import WanHook
+from airflow_provider_wan.hooks.wan import WanAsyncHook, WanHook
 from airflow_provider_wan.polling import drivers
 from airflow_provider_wan.polling.drivers import start_wait, wait_in_triggerer, wait_in_worker
 from airflow_provider_wan.polling.wait import Over
@@ -346,3 +346,44 @@ def test_a_wait_that_was_cancelled_ends_no_other_wait_at_its_deadline(sandbox: S
         return await other
 
     assert asyncio.run(wait_for_both()).outcome == "timeout"
+
+
+def test_a_wait_that_joins_while_the_last_one_leaves_is_woken_by_later_ones(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SlowToClose(WanAsyncHook):
+        async def __aexit__(self, *exception: Any) -> None:
+            await asyncio.sleep(0.5)
+            await super().__aexit__(*exception)
+
+    monkeypatch.setattr(drivers, "WanAsyncHook", SlowToClose)
+    monkeypatch.setattr(drivers, "_LONGEST_SLEEP_S", 3600.0)  # nothing but a join wakes the set
+    sandbox.control("speed", {"generation_seconds": 3600})
+    ids = [buy(f"wave {number}") for number in range(3)]
+    sandbox.control(f"requests/{ids[2]}", {"state": "succeeded"})
+
+    async def play() -> Over:
+        shared = drivers.SharedWaits("wan_default", drivers.DurationEstimate())
+
+        def join(request_id: str) -> asyncio.Task[Over]:
+            wait = start_wait(request_id, deadline=time.time() + 3600, poll_interval_s=3600)
+            return asyncio.ensure_future(shared.wait(wait, LOG))
+
+        async def until_polled(polls: int) -> None:
+            while sandbox.ledger()["calls"].get("status", 0) < polls:  # noqa: ASYNC110  # the ledger has no event
+                await asyncio.sleep(0.05)
+
+        first = join(ids[0])
+        await until_polled(1)
+        first.cancel()
+        await asyncio.sleep(0)  # it is leaving, and waits for the end of the polls
+        second = join(ids[1])
+        await asyncio.wait([first])
+        await until_polled(2)
+        try:
+            return await asyncio.wait_for(join(ids[2]), 50)
+        finally:
+            second.cancel()
+            await asyncio.wait([second])
+
+    assert asyncio.run(play()).outcome == "succeeded"
