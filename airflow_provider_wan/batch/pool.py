@@ -27,7 +27,6 @@ from airflow_provider_wan.durable.submission import Submission, SubmitResult
 from airflow_provider_wan.exceptions import (
     WanCancelledError,
     WanDownloadError,
-    WanError,
     WanGenerationFailedError,
     WanNoOutputError,
     WanRefusedError,
@@ -147,7 +146,7 @@ class BatchWork:
 
         :raises WanError: it failed again.
         """
-        self.submission.take_over(self._video_spec(item, dict), request_id)
+        self.submission.record_purchase(self._video_spec(item, dict), request_id)
 
     def check_api(self) -> None:
         """Make a call that costs nothing: the one of the connection test.
@@ -204,8 +203,7 @@ class BatchWork:
         if found is not None and found.record.request_id == request_id:
             return found
         # The id could not be written after the purchase: write it now, or fail this landing.
-        spec = self._video_spec(item, dict)
-        return VersionedRecord(self.submission.take_over(spec, request_id).record, -1)
+        return VersionedRecord(self.submission.record_purchase(self._video_spec(item, dict), request_id), -1)
 
     def _record_landed(self, versioned: VersionedRecord, landed: Record) -> None:
         change = as_landed(landed)
@@ -245,7 +243,7 @@ class BatchWork:
                 if found.record.stage is Stage.LANDED or set(found.record.watchers) - {self.owner}:
                     return False
                 return self.hook.cancel(request_id).cancelled
-            except WanError as error:
+            except Exception as error:  # of one request, such as an outage of the secrets backend
                 self.log.warning("Request %s was not cancelled: %s", request_id, error)
                 return False
 

@@ -421,7 +421,7 @@ class Submits:
                 self._log.error("%s: %s", item.source.shown, error)
                 if was_sent:
                     self._on_lost_answer(now)
-            case WanStorageError() if request_id is not None:
+            case WanJournalError() if request_id is not None:
                 # It is paid for: poll it, and buy nothing more until its id is written.
                 self._log.error("%s: %s", item.source.shown, error)
                 state.listener.on_request("submitted")
@@ -517,7 +517,7 @@ def _obtain(
     try:
         obtained = work.obtain(item, make_inputs, is_new=is_new)
     except WanError as error:
-        is_bought = isinstance(error, WanStorageError) and error.request_id is not None
+        is_bought = isinstance(error, WanJournalError) and error.request_id is not None
         if is_bought or isinstance(error, WanUnknownSubmissionError):
             budget.made(fingerprint)
         else:

@@ -163,7 +163,7 @@ class AwaitedRequest:
             return f"Other tasks depend on it, so it was not cancelled. {self._how_to_continue()}"
         try:
             outcome = self.hook.cancel(request_id)
-        except WanError as error:
+        except Exception as error:  # the wait's own error must be raised, whatever the cancel ran into
             log.warning("Cancelling request %s failed: %s", request_id, error)
             return f"Whether it was cancelled is not known; it may run on and be charged. {self._how_to_continue()}"
         if outcome.cancelled:

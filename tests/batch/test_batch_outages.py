@@ -202,3 +202,48 @@ def test_a_download_is_not_tried_again_before_the_server_allows_it(
     assert outcomes(report) == {outcome: 1}
     assert len(times) == fetched
     assert all(later - times[0] >= asked_s for later in times[1:])
+
+
+def test_a_record_that_can_not_be_updated_for_an_adopted_request_is_not_called_an_unwritten_purchase(
+    sandbox: Sandbox,
+) -> None:
+    """Its id is in the journal: only the bucket has a problem."""
+    sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
+    other = batch(addresses(1), owner="dag/run/another/-1")
+    assert other.begin().run(may_pause=True) is not None
+    sandbox.control("speed", {"speed": 200, "generation_seconds": None})
+    one = batch(addresses(5), deadline_s=300, limits={"outage_s": 1.0})
+    engine = one.begin()
+    sandbox.add_fault("bucket.upload", "forbidden", object_contains=next(iter(engine.state.plan.known)))
+    engine.run(may_pause=False)
+    report = one.report(engine)
+    assert isinstance(report.error, WanStorageError)
+    assert "were bought" not in str(report.error)
+    sandbox.clear_faults()
+    report = run(addresses(5), deadline_s=300)
+    assert report.error is None
+    assert bought(sandbox) == dict.fromkeys(addresses(5), 1)
+
+
+def test_any_error_of_one_cancel_leaves_the_others_cancelled(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_provider_wan.hooks.wan import WanHook
+
+    sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
+    sandbox.control("account", {"concurrency": 1})
+    one = batch(addresses(4), deadline_s=300)
+    engine = one.begin()
+    assert engine.run(may_pause=True) is not None
+    cancel, cancelled = WanHook.cancel, []
+
+    def without_secrets_at_first(hook: WanHook, request_id: str, **options: Any) -> Any:
+        cancelled.append(request_id)
+        if len(cancelled) == 1:
+            raise RuntimeError("The secrets backend does not answer.")
+        return cancel(hook, request_id, **options)
+
+    monkeypatch.setattr(WanHook, "cancel", without_secrets_at_first)
+    assert "left running" in engine.cancel_queued()
+    assert len(cancelled) > 2
+    assert len(sandbox.ledger()["cancels"]) == len(cancelled) - 1
