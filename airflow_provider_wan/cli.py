@@ -358,6 +358,7 @@ def _settle_claims(args: argparse.Namespace) -> None:
 
 def _settle(hook: Any, journal: BucketJournal, window: Any, fingerprint: str, answer: str) -> str:
     from airflow_provider_wan.durable.journal import RecordConflict
+    from airflow_provider_wan.durable.reconcile import check_it_exists
     from airflow_provider_wan.durable.submission import release, settle_as
     from airflow_provider_wan.model_api.calls import check_request_id
 
@@ -370,7 +371,8 @@ def _settle(hook: Any, journal: BucketJournal, window: Any, fingerprint: str, an
         if answer == NOT_BOUGHT:
             release(journal, claim)
         else:
-            settle_as(hook, journal, claim, check_request_id(answer), named_in="--request-id")
+            check_it_exists(hook, check_request_id(answer), named_in="--request-id")
+            settle_as(journal, claim, answer, named_in="--request-id")
     except RecordConflict:
         return "failed: another process has changed the record; list the open claims again"
     return "settled"

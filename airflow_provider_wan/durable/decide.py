@@ -200,7 +200,8 @@ def _about_a_changed_task(record: Record, there: RemoteState | None) -> Decision
             return Decision(
                 Action.CANCEL_THEN_SUBMIT,
                 request_id,
-                f"The inputs have changed since request {request_id} was submitted: cancelling it.",
+                f"The inputs have changed since request {request_id} was submitted. It is still queued, and is "
+                "cancelled before another one is bought.",
             )
         case RemoteState.FAILED | RemoteState.CANCELLED | RemoteState.GONE if not record.succeeded_once:
             return Decision(Action.SUBMIT, request_id, f"Earlier request {request_id} {_ended(there)}.")

@@ -115,7 +115,10 @@ class Journal(Protocol):
         """
 
     def former_record(self, owner: str, image: str | None, fingerprint: str) -> VersionedRecord | None:
-        """Return the record that this task instance asked for last, if it is of another fingerprint."""
+        """Return the record that this task instance asked for last, if it is of another fingerprint of this image.
+
+        After an upstream change a map index can mean another image, whose request is left alone.
+        """
 
     def point_to(self, owner: str, image: str | None, fingerprint: str) -> None:
         """Record which fingerprint a task instance asks for."""
@@ -261,10 +264,7 @@ class BucketJournal:
             ) from error.__cause__
 
     def former_record(self, owner: str, image: str | None, fingerprint: str) -> VersionedRecord | None:
-        """Return the record that this task instance asked for last, if it is of another fingerprint.
-
-        A pointer to another image is ignored: after an upstream change a map index can mean another image.
-        """
+        """Return the record that this task instance asked for last, if it is of another fingerprint of this image."""
         from google.api_core.exceptions import NotFound
 
         blob = self._bucket.blob(self._pointer_name(owner))
@@ -470,9 +470,11 @@ class TaskStateJournal:
         """Do nothing: Airflow's store has neither permissions nor retention of its own."""
 
     def former_record(self, owner: str, image: str | None, fingerprint: str) -> VersionedRecord | None:
-        """Return this task's latest record, if it is of another fingerprint."""
+        """Return this task's latest record, if it is of another fingerprint of the same image."""
         latest = self._read(self.KEY)
-        return latest if latest is not None and latest.record.fingerprint != fingerprint else None
+        if latest is None or latest.record.fingerprint == fingerprint or latest.record.image != image:
+            return None
+        return latest
 
     def point_to(self, owner: str, image: str | None, fingerprint: str) -> None:
         """Do nothing: the latest record is the pointer."""

@@ -255,6 +255,14 @@ class Record:
             watchers=self.earlier_buyers[-1:],
         )
 
+    def with_earlier(self, request_id: str, buyer: str) -> Record:
+        """Return this record with one more purchase in its history."""
+        return replace(
+            self,
+            earlier_request_ids=(*self.earlier_request_ids, request_id),
+            earlier_buyers=(*self.earlier_buyers, buyer),
+        )
+
     def as_new_intent(self, intent: Record) -> Record:
         """Return an intent for another request that keeps the history of this one."""
         earlier = self.earlier_request_ids + ((self.request_id,) if self.request_id else ())

@@ -12,10 +12,14 @@ unknown, and only a person, or ``on_unknown_submission="resubmit"``, settles it.
 
 from __future__ import annotations
 
+import copy
+import functools
+import math
 import random
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from logging import Logger
@@ -127,6 +131,30 @@ class SubmitResult:
         return self.record.request_id
 
 
+class _SharedCall:
+    """A call that several threads need: one makes it, and those that wait for it meanwhile share its outcome."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ended_at = -math.inf
+        self._error: WanError | None = None
+
+    def make(self, call: Callable[[], None]) -> None:
+        """Make the call, or raise what the call that ended while this thread waited has raised."""
+        asked_at = time.monotonic()
+        with self._lock:
+            if self._ended_at < asked_at:
+                self._error = None
+                try:
+                    call()
+                except WanError as error:
+                    self._error = error
+                self._ended_at = time.monotonic()
+            failure = self._error
+        if failure is not None:
+            raise copy.copy(failure) from failure  # a copy: who handles it may change its message
+
+
 class Submission:
     """Obtains the request for one video, buying at most one. Safe to use from several threads.
 
@@ -174,7 +202,8 @@ class Submission:
         self._follows_task = follows_task
         self._is_retry = is_retry
         self._claims = ClaimWindow(hook, journal, log, sleep=sleep)
-        self._lock = threading.Lock()
+        self._settling = threading.Lock()
+        self._journal_check, self._api_check = _SharedCall(), _SharedCall()
         self._is_checked = False
 
     def obtain(self, spec: VideoSpec, *, is_new: bool = False) -> SubmitResult:
@@ -186,43 +215,77 @@ class Submission:
         :raises WanRefusedError: the API refused it; nothing was bought.
         :raises WanTransientError: no connection, or overload; nothing was bought, or it is recorded.
         """
-        if self._follows_task:
-            self._settle_former(spec)
+        cancel_former = self._settle_former(spec)
         while True:
             held = self._journal.read(spec.fingerprint) if self._journal and not is_new else None
             is_new = False
             try:
                 decision, held = self._decide(spec, held)
-                obtained = self._carry_out(decision, spec, held)
+                if decision.do is Action.SUBMIT:
+                    return self._buy(spec, held, cancel_former)
+                obtained = self._use(decision, spec, held)
             except RecordConflict:
-                continue  # another process wrote the record in between
-            if obtained is not None:
-                return obtained
+                continue
+            cancel_former()
+            return obtained
 
-    def take_over(self, spec: VideoSpec, request_id: str, *, named_in: str = "request=") -> SubmitResult:
-        """Record a request that another task submitted, and continue with it: nothing is bought.
+    def take_over(self, spec: VideoSpec, request_id: str) -> SubmitResult:
+        """Record a request that a person named, and continue with it: nothing is bought.
 
-        :param named_in: the parameter that names it, for a message.
         :raises WanRefusedError: RunComfy does not know it; then nothing is changed.
         """
         check_request_id(request_id)
         while True:
             held = self._journal.read(spec.fingerprint) if self._journal else None
-            if held is not None and held.record.request_id == request_id:
-                record = held.record
-            else:
-                check_it_exists(self._hook, request_id, named_in=named_in)
-                intent = self._intent(spec, held)
-                record = replace(intent, stage=Stage.SUBMITTED, request_id=request_id, taken_over=True)
-            try:
+            record = held.record if held else None
+            if record is None or record.request_id != request_id:
+                check_it_exists(self._hook, request_id, named_in="request=")
+                claim = self._claim_to_settle(spec, record)
+                record = replace(claim, stage=Stage.SUBMITTED, request_id=request_id, taken_over=True)
+            with suppress(RecordConflict):
                 return self._adopt(spec, held, record)
-            except RecordConflict:
-                continue
+
+    def record_purchase(self, spec: VideoSpec, request_id: str) -> Record:
+        """Record a request that this task instance bought, after its id could not be written.
+
+        A request that another task has recorded for the video meanwhile stays the video's; this one joins its history.
+
+        :return: the record of this request, even where the journal has it only in the history of another.
+        """
+        assert self._journal is not None
+        while True:
+            held = self._journal.read(spec.fingerprint)
+            found = held.record if held else None
+            if found is not None and found.request_id == request_id:
+                return found
+            claim = self._claim_to_settle(spec, found)
+            mine = record = replace(claim, stage=Stage.SUBMITTED, request_id=request_id)
+            if found is not None and request_id in found.earlier_request_ids:
+                return mine
+            if found is not None and found.stage not in (Stage.INTENT, Stage.FAILED, Stage.CANCELLED):
+                self._log.warning(
+                    "Another task has recorded request %s for the video of request %s: both were bought.",
+                    found.request_id,
+                    request_id,
+                )
+                record = found.with_earlier(request_id, mine.buyer)
+            with suppress(RecordConflict):
+                self._journal.write(record, replaces=held)
+                return mine
+
+    def _claim_to_settle(self, spec: VideoSpec, found: Record | None) -> Record:
+        """Return the claim that a request belongs to: this task instance's own open one, or a new one."""
+        if found is not None and found.request_id is None and found.buyer == (spec.owner or ""):
+            return found
+        return self._intent(spec, found)
 
     def _decide(
         self, spec: VideoSpec, held: VersionedRecord | None
     ) -> tuple[Decision, VersionedRecord | None]:
-        """Decide about a record, asking RunComfy about its request where that is needed."""
+        """Decide about a record: ask RunComfy about its request, wait for its claim or settle it, where needed.
+
+        :raises RecordConflict: the record has to be read again.
+        """
         policy = Policy(self._on_unknown, self._resolution_of(spec, held), self._claims.may_be_alive(held))
         decision = decide(held.record if held else None, spec.fingerprint, None, policy)
         if decision.do is Action.ASK:
@@ -231,6 +294,15 @@ class Submission:
             decision = decide(held.record, spec.fingerprint, there, policy)
         if decision.why:
             self._log.info(decision.why)
+        if decision.do is Action.WAIT_FOR_CLAIM:
+            assert held is not None
+            self._claims.wait(held.record)
+            raise RecordConflict
+        if decision.do is Action.SETTLE:
+            assert held is not None
+            assert decision.request_id is not None
+            self._settle(held, decision.request_id)
+            raise RecordConflict
         return decision, held
 
     def _resolution_of(self, spec: VideoSpec, held: VersionedRecord | None) -> str | None:
@@ -262,49 +334,29 @@ class Submission:
             )
         return resolution if len(claims) <= 1 else None
 
-    def _carry_out(
-        self, decision: Decision, spec: VideoSpec, held: VersionedRecord | None
-    ) -> SubmitResult | None:
-        """Carry out a decision; None: start again."""
-        match decision.do:
-            case Action.SUBMIT:
-                return self._buy(spec, held)
-            case Action.SETTLE:
-                assert decision.request_id is not None
-                assert held is not None
-                self._settle(held, decision.request_id)
-                return None
-            case Action.ADOPT:
-                assert held is not None
-                return self._adopt(spec, held, held.record)
-            case Action.REUSE:
-                assert held is not None
-                return SubmitResult(held.record, "reused")
-            case Action.WAIT_FOR_CLAIM:
-                assert held is not None
-                self._claims.wait(held.record)
-                return None
-        if (
-            decision.do is Action.FAIL_PAID_AND_GONE
-            and held is not None
-            and held.record.stage is Stage.FAILED
-        ):
-            raise no_output(
-                held.record.request_id
-            )  # a failed request counts as paid only if it had no output
-        raise refusal_of(decision, held.record if held else None, spec.fingerprint, self._where)
+    def _use(self, decision: Decision, spec: VideoSpec, held: VersionedRecord | None) -> SubmitResult:
+        """Adopt or reuse a recorded request, or raise why nothing is bought."""
+        record = held.record if held else None
+        if decision.do is Action.ADOPT:
+            assert held is not None
+            return self._adopt(spec, held, held.record)
+        if decision.do is Action.REUSE:
+            assert record is not None
+            return SubmitResult(record, "reused")
+        if decision.do is Action.FAIL_PAID_AND_GONE and record is not None and record.stage is Stage.FAILED:
+            raise no_output(record.request_id)  # a failed request counts as paid only if it had no output
+        raise refusal_of(decision, record, spec.fingerprint, self._where)
 
     # -- a task whose inputs have changed ------------------------------------------------------------------
 
-    def _settle_former(self, spec: VideoSpec) -> None:
+    def _settle_former(self, spec: VideoSpec) -> Callable[[], None]:
         """Settle the request that this task instance made before its inputs changed.
 
+        :return: cancels it once. To be called when nothing can refuse the new request any more.
         :raises WanUnknownSubmissionError: it left an open claim, which may have been bought.
         """
-        if self._journal is None or spec.owner is None:
-            return
         is_logged = False
-        while True:
+        while self._follows_task and self._journal is not None and spec.owner is not None:
             former = self._journal.former_record(spec.owner, spec.image, spec.fingerprint)
             if former is None or former.record.stage is Stage.LANDED:
                 break
@@ -319,33 +371,24 @@ class Submission:
                     former.record.fingerprint,
                     spec.fingerprint,
                 )
-            if self._settle_record(spec, spec.owner, former):
-                break
+            with suppress(RecordConflict):
+                return self._settle_record(spec, spec.owner, former)
+        return _nothing
 
-    def _settle_record(self, spec: VideoSpec, owner: str, former: VersionedRecord) -> bool:
-        """Settle one former record; False: read it again."""
-        try:
-            decision, held = self._decide(spec, former)
-            assert held is not None
-            match decision.do:
-                case Action.WAIT_FOR_CLAIM:
-                    self._claims.wait(held.record)
-                    return False
-                case Action.SETTLE:
-                    assert decision.request_id is not None
-                    self._settle(held, decision.request_id)
-                    return False
-                case Action.CANCEL_THEN_SUBMIT:
-                    self._cancel_former(held.record, owner)
-                case Action.SUBMIT if held.record.request_id is None and self._is_not_bought(held.record):
-                    self.release(held)
-                case Action.SUBMIT | Action.SUBMIT_BESIDE:
-                    pass
-                case _:
-                    raise refusal_of(decision, held.record, spec.fingerprint, self._where)
-        except RecordConflict:
-            return False
-        return True
+    def _settle_record(self, spec: VideoSpec, owner: str, former: VersionedRecord) -> Callable[[], None]:
+        decision, held = self._decide(spec, former)
+        assert held is not None
+        match decision.do:
+            case Action.CANCEL_THEN_SUBMIT:
+                return functools.cache(functools.partial(self._cancel_former, held.record, owner))
+            case Action.SUBMIT if held.record.request_id is None and self._is_not_bought(held.record):
+                assert self._journal is not None
+                release(self._journal, held)
+            case Action.SUBMIT | Action.SUBMIT_BESIDE:
+                pass
+            case _:
+                raise refusal_of(decision, held.record, spec.fingerprint, self._where)
+        return _nothing
 
     def _is_not_bought(self, record: Record) -> bool:
         return is_resubmit_word(
@@ -368,11 +411,14 @@ class Submission:
 
     # -- buying --------------------------------------------------------------------------------------------
 
-    def _buy(self, spec: VideoSpec, held: VersionedRecord | None) -> SubmitResult:
+    def _buy(
+        self, spec: VideoSpec, held: VersionedRecord | None, cancel_former: Callable[[], None]
+    ) -> SubmitResult:
         """Claim, POST, log, write. Read the module docstring before changing the order of any step."""
         inputs = spec.make_inputs()
         self._check_journal()
         self._check_api()
+        cancel_former()
         if self._journal is not None and self._follows_task and spec.owner is not None:
             self._journal.point_to(spec.owner, spec.image, spec.fingerprint)
         started = time.monotonic()
@@ -381,7 +427,7 @@ class Submission:
             # Before the claim, so that a claim does not age while it waits for its turn.
             self._hook.take_turn()
             send_by = time.monotonic() + self._claims.send_within_s
-            intent = self._intent(spec, held)
+            intent = self._intent(spec, held.record if held else None)
             claimed = self._claim(intent, held)
             try:
                 submitted = self._hook.submit(spec.model_id, inputs, retry=False, send_by=send_by)
@@ -405,34 +451,34 @@ class Submission:
 
     def _check_journal(self) -> None:
         """Prove, once, that the id of a purchase can be written, so that a refusal leaves no claim behind."""
-        with self._lock:
-            if self._journal is not None and not self._is_checked:
-                self._journal.check_writable()
-                self._is_checked = True
+        if self._journal is not None and not self._is_checked:
+            self._journal_check.make(self._journal.check_writable)
+            self._is_checked = True
 
     def _check_api(self) -> None:
         """Ask, by a free call, whether the API answers, where there is doubt: no claim while it is down.
 
         :raises WanTransientError: it does not.
         """
-        with self._lock:
-            doubt_since = self._doubts.get(self._hook.api_origin, -_DOUBT_S)
-            if not self._is_retry and time.monotonic() - doubt_since > _DOUBT_S:
-                return
-            try:
-                self._hook.get_status(TEST_REQUEST_ID, retry=False)
-            except WanTransientError as error:
-                self._doubts[self._hook.api_origin] = time.monotonic()
-                raise WanTransientError(
-                    f"RunComfy does not answer, so nothing was sent and nothing was bought: {error}",
-                    retry_after_s=error.retry_after_s,
-                ) from error
-            except WanNotFoundError:
-                pass  # the answer of a working API: this request does not exist
-            except WanError:
-                return  # the submit itself will raise it
-            self._is_retry = False
-            self._doubts.pop(self._hook.api_origin, None)
+        doubt_since = self._doubts.get(self._hook.api_origin, -math.inf)
+        if self._is_retry or time.monotonic() - doubt_since <= _DOUBT_S:
+            self._api_check.make(self._ask_api)
+
+    def _ask_api(self) -> None:
+        try:
+            self._hook.get_status(TEST_REQUEST_ID, retry=False)
+        except WanTransientError as error:
+            self._doubts[self._hook.api_origin] = time.monotonic()
+            raise WanTransientError(
+                f"RunComfy does not answer, so nothing was sent and nothing was bought: {error}",
+                retry_after_s=error.retry_after_s,
+            ) from error
+        except WanNotFoundError:
+            pass  # the answer of a working API: this request does not exist
+        except WanError:
+            return  # the submit itself will raise it
+        self._is_retry = False
+        self._doubts.pop(self._hook.api_origin, None)
 
     def _accepted(
         self, submitted: SubmittedRequest, intent: Record, claimed: VersionedRecord | None
@@ -464,7 +510,7 @@ class Submission:
                 return found
             raise
 
-    def _intent(self, spec: VideoSpec, held: VersionedRecord | None) -> Record:
+    def _intent(self, spec: VideoSpec, before: Record | None) -> Record:
         intent = Record(
             fingerprint=spec.fingerprint,
             model_id=spec.model_id,
@@ -476,7 +522,7 @@ class Submission:
             claimed_at=utc_text(),
             watchers=(spec.owner,) if spec.owner else (),
         )
-        return held.record.as_new_intent(intent) if held else intent
+        return before.as_new_intent(intent) if before else intent
 
     def _take_back(
         self, claimed: VersionedRecord | None, before: VersionedRecord | None
@@ -546,13 +592,9 @@ class Submission:
     def _settle(self, held: VersionedRecord, request_id: str) -> None:
         """Record the request of an open claim; its own state decides the next step."""
         assert self._journal is not None
-        with self._lock:
-            settle_as(self._hook, self._journal, held, request_id)
-
-    def release(self, held: VersionedRecord) -> None:
-        """Settle an open claim as not bought."""
-        assert self._journal is not None
-        release(self._journal, held)
+        check_it_exists(self._hook, request_id, named_in="resolve=")
+        with self._settling:  # two claims that are settled at once must not get the same request
+            settle_as(self._journal, held, request_id)
 
     def _adopt(self, spec: VideoSpec, held: VersionedRecord | None, record: Record) -> SubmitResult:
         if record.stage is Stage.LANDED:
@@ -577,6 +619,10 @@ class Submission:
         return there, held
 
 
+def _nothing() -> None:
+    """Cancel nothing: no former request is queued."""
+
+
 def _has_surely_ended(record: Record) -> bool:
     """An unknown request was deleted early, or has ended and expired: its age decides."""
     if record.submitted_at is None:
@@ -598,14 +644,13 @@ def is_forbidden(error: BaseException | None) -> bool:
 
 
 def settle_as(
-    hook: Api, journal: Journal, held: VersionedRecord, request_id: str, *, named_in: str = "resolve="
+    journal: Journal, held: VersionedRecord, request_id: str, *, named_in: str = "resolve="
 ) -> VersionedRecord:
     """Record the request of an open claim.
 
-    :raises WanRefusedError: RunComfy does not know the request, or another record holds it already.
+    :raises WanRefusedError: another record holds the request already.
     :raises RecordConflict: another process wrote the record in between.
     """
-    check_it_exists(hook, request_id, named_in=named_in)
     holder = journal.fingerprint_of(request_id)
     if holder not in (None, held.record.fingerprint):
         raise WanRefusedError(

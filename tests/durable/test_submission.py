@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,6 +22,7 @@ from airflow_provider_wan.durable.submission import Submission
 from airflow_provider_wan.exceptions import (
     WanAuthError,
     WanBalanceError,
+    WanBudgetError,
     WanInputError,
     WanJournalError,
     WanNoOutputError,
@@ -505,6 +507,35 @@ def test_nothing_is_claimed_while_the_api_is_down(
     assert submission(journal, is_retry=is_retry).obtain(VIDEO).how == "submitted"
 
 
+def test_threads_that_need_the_free_call_at_once_share_its_failure(
+    sandbox: Sandbox, journal: BucketJournal
+) -> None:
+    """One call for each thread in turn would hold a batch for as many timeouts as it has threads."""
+    sandbox.add_fault("status", "hang")
+    shared = submission(journal, is_retry=True)
+    together = threading.Barrier(8)
+
+    def obtain(number: int) -> Exception | None:
+        video = a_video(f"wave {number}")
+
+        def make_inputs() -> Any:
+            together.wait()
+            return video.make_inputs()
+
+        try:
+            shared.obtain(replace(video, make_inputs=make_inputs))
+        except WanTransientError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        errors = list(pool.map(obtain, range(8)))
+    assert all("does not answer" in str(error) for error in errors)
+    assert len({id(error) for error in errors}) == 8, "a caller may change the message of its own error"
+    assert sandbox.ledger()["calls"]["status"] < 4
+    assert posts(sandbox) == 0
+
+
 def test_a_lost_submission_that_is_to_be_resubmitted_is_retried_by_airflow(
     sandbox: Sandbox, quick: BucketJournal
 ) -> None:
@@ -898,11 +929,44 @@ def test_a_refused_submit_of_changed_inputs_keeps_the_former_record(
     assert retried(TaskStateJournal(store)).obtain(MINE).request_id == former.request_id
 
 
-def queued_former(sandbox: Sandbox, journal: BucketJournal) -> Any:
+def queued_former(sandbox: Sandbox, journal: Any) -> Any:
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.control("account", {"concurrency": 1})
     submission(None).obtain(a_video("keeps the only place"))
     return retried(journal).obtain(MINE)
+
+
+@pytest.mark.parametrize("refusal", ["price", "journal", "api"])
+def test_a_changed_task_that_is_refused_keeps_its_former_request_queued(
+    sandbox: Sandbox, quick: BucketJournal, refusal: str
+) -> None:
+    queued_former(sandbox, quick)
+    changed = CHANGED
+    if refusal == "price":
+
+        def too_expensive() -> Any:
+            raise WanBudgetError("It costs more than max_cost_usd.")
+
+        changed = replace(CHANGED, make_inputs=too_expensive)
+    elif refusal == "journal":
+        sandbox.add_fault("bucket.upload", "forbidden", object_contains="_checks/")
+    else:
+        sandbox.add_fault("status", "status", status=503, skip=1)  # the state of the former request is known
+    with pytest.raises((WanBudgetError, WanJournalError, WanTransientError)):
+        retried(quick, is_retry=True).obtain(changed)
+    assert sandbox.ledger()["cancels"] == []
+    sandbox.clear_faults()
+    retried(quick, is_retry=True).obtain(CHANGED)
+    assert [cancel["outcome"] for cancel in sandbox.ledger()["cancels"]] == ["cancelled"]
+
+
+def test_a_changed_task_whose_new_request_exists_cancels_the_former_one(
+    sandbox: Sandbox, quick: BucketJournal
+) -> None:
+    first = queued_former(sandbox, quick)
+    second = submission(quick).obtain(a_video("changed", owner="dag/another/task/-1"))
+    assert retried(quick).obtain(CHANGED).request_id == second.request_id
+    assert [cancel["request_id"] for cancel in sandbox.ledger()["cancels"]] == [first.request_id]
 
 
 def test_a_former_request_that_another_task_depends_on_is_not_cancelled(
@@ -915,13 +979,13 @@ def test_a_former_request_that_another_task_depends_on_is_not_cancelled(
 
 
 def test_a_map_index_that_means_another_image_now_cancels_nothing(
-    sandbox: Sandbox, quick: BucketJournal, caplog: pytest.LogCaptureFixture
+    sandbox: Sandbox, either: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    queued_former(sandbox, quick)
+    queued_former(sandbox, either())
     other_image = make_video_spec(
         MODEL, {**INPUTS, "img_url": "https://example.com/another.jpg"}, owner=OWNER
     )
-    retried(quick).obtain(other_image)
+    retried(either()).obtain(other_image)
     assert sandbox.ledger()["cancels"] == []
     assert "have changed" not in caplog.text
 
@@ -960,6 +1024,43 @@ def test_a_request_that_runcomfy_does_not_have_is_not_adopted(
     with pytest.raises(WanRefusedError, match="request= names request req-typo"):
         submission(journal).take_over(VIDEO, "req-typo")
     assert stage_of(journal) is None
+
+
+def bought_by(journal: BucketJournal, owner: str) -> int:
+    """Return how many purchases a listing of the journal counts for a task instance."""
+    return sum(summary.bought_by(owner) for summary in journal.listing())
+
+
+@pytest.mark.parametrize("settles", ["a person", "the batch"])
+def test_a_request_of_the_tasks_own_open_claim_counts_once(
+    sandbox: Sandbox, journal: BucketJournal, settles: str
+) -> None:
+    real = submission(None).obtain(VIDEO)
+    journal.write(an_intent(VIDEO, watchers=(OWNER,)), replaces=None)
+    if settles == "a person":
+        submission(journal).take_over(MINE, real.request_id)
+    else:
+        submission(journal).record_purchase(MINE, real.request_id)
+    assert submission(journal).obtain(MINE).request_id == real.request_id
+    assert bought_by(journal, OWNER) == 1
+    held = journal.read(VIDEO.fingerprint)
+    assert held is not None
+    assert (held.record.lost_submissions, held.record.earlier_buyers) == (0, ())
+
+
+def test_a_purchase_that_is_recorded_late_leaves_another_tasks_request_in_its_place(
+    sandbox: Sandbox, journal: BucketJournal
+) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    late = submission(None).obtain(VIDEO)
+    other = submission(journal).obtain(a_video(owner="dag/another/task/-1"))
+    for _ in range(2):
+        assert submission(journal).record_purchase(MINE, late.request_id).request_id == late.request_id
+    held = journal.read(VIDEO.fingerprint)
+    assert held is not None
+    assert held.record.request_id == other.request_id
+    assert held.record.earlier_request_ids == (late.request_id,)
+    assert (bought_by(journal, OWNER), bought_by(journal, "dag/another/task/-1")) == (1, 1)
 
 
 def test_a_paid_record_stays_paid(sandbox: Sandbox, journal: BucketJournal) -> None:
