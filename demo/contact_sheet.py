@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from airflow_provider_wan.gallery.cards import Card, CardState, CardVideo, XComRef
-from airflow_provider_wan.gallery.pages import with_thumbnail, write_contact_sheet
+from airflow_provider_wan.gallery.pages import render_contact_sheet, with_thumbnail
 from airflow_provider_wan.gallery.thumbnails import thumbnail_of
 from demo.daily_content import PROMPTS
 from demo.gallery import PHOTOS
@@ -15,7 +15,10 @@ from demo.table import Row
 
 def write(folder: Path, rows: list[Row]) -> Path:
     """Write ``index.html`` into the folder of the videos, and return its path."""
-    return write_contact_sheet(folder, [_card(row) for row in rows], title="What make demo has made")
+    path = folder / "index.html"
+    page = render_contact_sheet([_card(row) for row in rows], title="What make demo has made")
+    path.write_text(page, encoding="utf-8")
+    return path
 
 
 def _card(row: Row) -> Card:

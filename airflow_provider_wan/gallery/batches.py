@@ -25,8 +25,10 @@ from airflow_provider_wan.gallery.cards import (
     CardState,
     CardVideo,
     Entry,
+    OfTask,
     RunTask,
     TaskInstanceKey,
+    Totals,
     XComRef,
     facts_of,
     file_name,
@@ -58,7 +60,7 @@ _IN_MEMORY_BYTES = 256_000
 
 
 @dataclass(frozen=True, slots=True)
-class BatchStatus:
+class BatchStatus(OfTask):
     """Where the state of each image of a batch is written.
 
     :param uri: of the file with a line for each image; None: not written yet.
@@ -76,11 +78,6 @@ class BatchStatus:
     is_over: bool = False
     model_id: str | None = None
 
-    @property
-    def task(self) -> TaskInstanceKey:
-        """The task instance."""
-        return self.task_id, self.map_index
-
 
 def file_of(key: str, value: Any) -> str | None:
     """Return the address of the file that an XCom of a batch names, or None."""
@@ -93,7 +90,7 @@ def batches_of(entries: Iterable[Entry], tasks: Iterable[RunTask] = ()) -> list[
 
     :param tasks: its task instances of this provider.
     """
-    over = {task.key for task in tasks if task.state in TASK_OVER}
+    over = {task.task for task in tasks if task.state in TASK_OVER}
     found: dict[TaskInstanceKey, BatchStatus] = {}
     of_batches = [entry for entry in entries if entry.key in FILE_KEYS and _is_of_batch(entry)]
     for entry in sorted(of_batches, key=lambda entry: FILE_KEYS.index(entry.key)):
@@ -220,30 +217,17 @@ class BatchCards:
         self._status = status
         self._lines = lines
 
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def count(self) -> Mapping[CardState, int]:
-        """Return the number of cards in each state."""
-        counted: Counter[CardState] = Counter()
-        for kind, count in self._lines.count().items():
-            counted[self._state(*kind)] += count
-        return counted
-
     @property
-    def cost_usd(self) -> float:
-        """The known costs."""
-        return self._lines.cost_usd
-
-    @property
-    def requests(self) -> int:
-        """The number of cards with a request id."""
-        return sum(count for (_, has_request), count in self._lines.count().items() if has_request)
-
-    @property
-    def usable(self) -> int:
-        """The number of usable videos."""
-        return self.count().get(CardState.LANDED, 0) - self._lines.flawed
+    def totals(self) -> Totals:
+        """The figures about its images."""
+        counts: Counter[CardState] = Counter()
+        requests = 0
+        for (outcome, has_request), count in self._lines.count().items():
+            counts[self._state(outcome, has_request)] += count
+            requests += count if has_request else 0
+        usable = counts[CardState.LANDED] - self._lines.flawed
+        models = (self._status.model_id,) if self._status.model_id else ()
+        return Totals(counts, self._lines.cost_usd, requests, usable, models)
 
     def find(self, states: Collection[CardState], name: str = "") -> Sequence[int]:
         """Return the numbers of the cards in these states whose image or video has a name that contains ``name``."""
@@ -253,11 +237,6 @@ class BatchCards:
     def cards(self, numbers: Iterable[int]) -> list[Card]:
         """Return cards by their numbers."""
         return [self._card(number, self._lines.line(number)) for number in numbers]
-
-    @property
-    def models(self) -> Collection[str]:
-        """The id of the model."""
-        return {self._status.model_id} if self._status.model_id else ()
 
     def image_key(self, number: int) -> int:
         """Return a number that cards of the same source image share."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -104,8 +105,21 @@ _NO_LANDING = "No task of this run lands this request."
 TaskInstanceKey = tuple[str, int]
 
 
+class OfTask:
+    """Something of one task instance."""
+
+    __slots__ = ()
+    task_id: str
+    map_index: int
+
+    @property
+    def task(self) -> TaskInstanceKey:
+        """The task instance."""
+        return self.task_id, self.map_index
+
+
 @dataclass(frozen=True, slots=True)
-class XComRef:
+class XComRef(OfTask):
     """Where in a run a value is: an XCom, and an index into it where that is a list."""
 
     task_id: str
@@ -113,14 +127,9 @@ class XComRef:
     key: str = "return_value"
     index: int = 0
 
-    @property
-    def task(self) -> TaskInstanceKey:
-        """The task instance."""
-        return self.task_id, self.map_index
-
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(OfTask):
     """An XCom of the run."""
 
     task_id: str
@@ -128,14 +137,9 @@ class Entry:
     key: str
     value: Any
 
-    @property
-    def task(self) -> TaskInstanceKey:
-        """The task instance."""
-        return self.task_id, self.map_index
-
 
 @dataclass(frozen=True, slots=True)
-class RunTask:
+class RunTask(OfTask):
     """A task instance of this provider.
 
     :param state: its state in Airflow; None: not scheduled yet.
@@ -146,11 +150,6 @@ class RunTask:
     map_index: int
     state: str | None
     operator: str = "WanSubmitOperator"
-
-    @property
-    def key(self) -> TaskInstanceKey:
-        """The task instance."""
-        return self.task_id, self.map_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,30 +296,50 @@ def task_name(task: TaskInstanceKey) -> str:
     return task_id if map_index < 0 else f"{task_id} [{map_index}]"
 
 
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Figures about many cards.
+
+    :param counts: the number of cards in each state.
+    :param cost_usd: the known costs.
+    :param requests: the number of cards with a request id.
+    :param usable: the number of usable videos.
+    :param models: the ids of the models, in order.
+    """
+
+    counts: Counter[CardState] = field(default_factory=Counter)
+    cost_usd: float = 0.0
+    requests: int = 0
+    usable: int = 0
+    models: tuple[str, ...] = ()
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(
+            self.counts + other.counts,
+            self.cost_usd + other.cost_usd,
+            self.requests + other.requests,
+            self.usable + other.usable,
+            tuple(dict.fromkeys((*self.models, *other.models))),
+        )
+
+    @classmethod
+    def of(cls, cards: Collection[Card]) -> Totals:
+        """Add up cards."""
+        return cls(
+            Counter(card.state for card in cards),
+            sum(card.cost_usd or 0.0 for card in cards),
+            sum(bool(card.request_id) for card in cards),
+            sum(card.is_usable for card in cards),
+            tuple(dict.fromkeys(card.model_id for card in cards if card.model_id)),
+        )
+
+
 class CardList:
     """Cards in memory, as one source of a page."""
 
     def __init__(self, cards: Sequence[Card]) -> None:
         self._cards = cards
-
-    def count(self) -> Mapping[CardState, int]:
-        """Return the number of cards in each state."""
-        return {state: sum(1 for card in self._cards if card.state is state) for state in CardState}
-
-    @property
-    def cost_usd(self) -> float:
-        """The known costs."""
-        return sum(card.cost_usd or 0.0 for card in self._cards)
-
-    @property
-    def requests(self) -> int:
-        """The number of cards with a request id."""
-        return sum(1 for card in self._cards if card.request_id)
-
-    @property
-    def usable(self) -> int:
-        """The number of usable videos."""
-        return sum(card.is_usable for card in self._cards)
+        self.totals = Totals.of(cards)
 
     def find(self, states: Collection[CardState], name: str = "") -> Sequence[int]:
         """Return the numbers of the cards in these states whose image or video has a name that contains ``name``."""
@@ -330,11 +349,6 @@ class CardList:
     def cards(self, numbers: Iterable[int]) -> list[Card]:
         """Return cards by their numbers."""
         return [self._cards[number] for number in numbers]
-
-    @property
-    def models(self) -> Collection[str]:
-        """The ids of the models, in order."""
-        return dict.fromkeys(card.model_id for card in self._cards if card.model_id)
 
     def image_key(self, number: int) -> int:
         """Return a number that cards of the same source image share."""
@@ -361,7 +375,7 @@ def cards_of(
     :param run_is_over: whether no task of the run can run any more.
     """
     entries = sorted(entries, key=lambda entry: (entry.task_id, entry.map_index, entry.key != "return_value"))
-    joined = _JoinedCards({task.key: task.operator for task in tasks})
+    joined = _JoinedCards({task.task: task.operator for task in tasks})
     for entry in entries:
         if entry.key in ("return_value", "request"):
             joined.add_request(entry)
@@ -379,7 +393,7 @@ def cards_of(
         _without_xcom(task)
         for task in tasks
         if task.operator in SUBMITTERS
-        and task.key not in with_xcoms
+        and task.task not in with_xcoms
         and task.state not in ("success", "skipped", "removed")
     ]
     if run_is_over or _landings_are_over(tasks):

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import base64
 import posixpath
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from statistics import median
 from typing import Any
 from urllib.parse import quote, unquote, urlencode
@@ -27,6 +25,7 @@ from airflow_provider_wan.gallery.cards import (
     CardState,
     CardVideo,
     TaskInstanceKey,
+    Totals,
     XComRef,
     facts_of,
     image_at,
@@ -37,7 +36,6 @@ from airflow_provider_wan.gallery.cards import (
 )
 
 PAGE_SIZE = 24
-DEFAULT_TITLE = "Videos"
 _CONSOLE = "https://console.cloud.google.com/storage/browser/_details/"
 _CLASS_OF = {
     CardState.LANDED: "good",
@@ -192,7 +190,7 @@ class RunView:
     is_over: bool = False
     progress: Sequence[str] = ()
     problems: Sequence[str] = ()
-    counts: Counter[CardState] = field(default_factory=Counter)
+    totals: Totals = field(default_factory=Totals)
 
     @classmethod
     def of(
@@ -214,9 +212,7 @@ class RunView:
             for status, lines in batches
             if lines
         ]
-        counts: Counter[CardState] = Counter()
-        for source in sources:
-            counts.update(source.count())
+        totals = sum((source.totals for source in sources), Totals())
         unread = [
             f"{task_name(status.task)}: nothing could be read in {status.uri}."
             for status, lines in batches
@@ -227,36 +223,36 @@ class RunView:
             for status, _ in batches
             if status.progress and not is_over
         ]
-        return cls(sources, is_over, progress, [*problems, *unread], counts)
+        return cls(sources, is_over, progress, [*problems, *unread], totals)
 
     @property
     def version(self) -> str:
         """A text that changes when an open page should be loaded again."""
         counts = [self.count(name) for name in FILTERS]
-        return "-".join(map(str, [*counts, sum(source.requests for source in self.sources), self.is_over]))
+        return "-".join(map(str, [*counts, self.totals.requests, self.is_over]))
 
     @property
     def is_live(self) -> bool:
         """Whether anything can still change."""
-        return any(self.counts[state] for state in LIVE)
+        return any(self.totals.counts[state] for state in LIVE)
 
     def count(self, filter_name: str) -> int:
         """Return the number of cards that a filter shows."""
-        return sum(self.counts[state] for state in FILTERS[filter_name].states)
+        return sum(self.totals.counts[state] for state in FILTERS[filter_name].states)
 
     @property
     def summary(self) -> str:
         """The counts of all filters and the known costs, as one line."""
-        return summary_of(self.counts, self.sources)
-
-    @property
-    def models(self) -> list[str]:
-        """The ids of the models, in order."""
-        return list(dict.fromkeys(model for source in self.sources for model in source.models))
+        parts = [
+            f"{self.count(name):,} {choice.label}"
+            for name, choice in FILTERS.items()
+            if name != "all" and self.count(name)
+        ]
+        return ", ".join([*parts, *_costs(self.totals)])
 
     def is_side_by_side(self, query: PageQuery) -> bool:
         """Return whether the page has a row for each image, with a column for each model."""
-        return query.view == "models" or (not query.view and len(self.models) > 1)
+        return query.view == "models" or (not query.view and len(self.totals.models) > 1)
 
     def page(self, query: PageQuery) -> tuple[list[Card], int]:
         """Return the cards of a page, and the number of matching cards; side by side, that of their images."""
@@ -286,6 +282,14 @@ class RunView:
 def pages_of(total: int) -> int:
     """Return the number of pages for so many cards or images."""
     return max(1, -(-total // PAGE_SIZE))
+
+
+def _costs(totals: Totals) -> list[str]:
+    """Return the costs, and those of a usable video; nothing while no cost is known."""
+    if not totals.cost_usd:
+        return []
+    per_video = [f"{totals.cost_usd / totals.usable:,.2f} USD per usable video"] if totals.usable else []
+    return [f"{totals.cost_usd:,.2f} USD", *per_video]
 
 
 # -- models side by side -----------------------------------------------------------------------------------
@@ -321,29 +325,12 @@ def comparison_of(cards: Sequence[Card]) -> Comparison:
 
 def figures_of(cards: Sequence[Card]) -> str:
     """Return how many of these videos are usable, their cost, and how long one took."""
-    usable = sum(card.is_usable for card in cards)
-    parts = [f"{usable:,} of {len(cards):,} usable"]
-    parts += _cost_texts(sum(card.cost_usd or 0.0 for card in cards), usable)
+    totals = Totals.of(cards)
+    parts = [f"{totals.usable:,} of {len(cards):,} usable", *_costs(totals)]
     seconds = [card.seconds for card in cards if card.seconds is not None]
     if seconds:
         parts.append(f"{duration(median(seconds))} each")
     return ", ".join(parts)
-
-
-def summary_of(counts: Mapping[CardState, int], sources: Sequence[CardList | BatchCards]) -> str:
-    """Return counts, by the groups of the filters, and costs as one line."""
-    parts = []
-    for name, choice in FILTERS.items():
-        number = sum(counts.get(state, 0) for state in choice.states)
-        if number and name != "all":
-            parts.append(f"{number:,} {choice.label}")
-    usable = sum(source.usable for source in sources)
-    return ", ".join([*parts, *_cost_texts(sum(source.cost_usd for source in sources), usable)])
-
-
-def _cost_texts(cost_usd: float, usable: int) -> list[str]:
-    parts = [f"{cost_usd:,.2f} USD"] if cost_usd else []
-    return [*parts, f"{cost_usd / usable:,.2f} USD per usable video"] if parts and usable else parts
 
 
 def render_page(run: RunView, shown: Sequence[Card], *, query: PageQuery, total: int, nonce: str) -> str:
@@ -369,7 +356,7 @@ def render_page(run: RunView, shown: Sequence[Card], *, query: PageQuery, total:
             links=TabLinks(query),
             comparison=comparison_of(shown) if side_by_side else None,
             other_view=query.address(view="cards" if side_by_side else "models")
-            if len(run.models) > 1
+            if len(run.totals.models) > 1
             else "",
             filters=filters,
             query=query,
@@ -386,17 +373,16 @@ def render_page(run: RunView, shown: Sequence[Card], *, query: PageQuery, total:
 # -- the contact sheet -------------------------------------------------------------------------------------
 
 
-def render_contact_sheet(cards: Sequence[Card], *, title: str = DEFAULT_TITLE) -> str:
+def render_contact_sheet(cards: Sequence[Card], *, title: str) -> str:
     """Render cards as a page that needs only the videos next to it: no server, no script, relative links.
 
     :param cards: with ``videos[].src`` relative to the page, and ``thumbnail`` as a ``data:`` address or empty.
     """
-    source = CardList(cards)
-    summary = summary_of(source.count(), [source])
-    comparison = comparison_of(cards) if len(source.models) > 1 else None
+    run = RunView.of(cards)
+    comparison = comparison_of(cards) if len(run.totals.models) > 1 else None
     template = _environment().get_template("contact_sheet.html")
     return template.render(
-        cards=cards, links=SheetLinks(), title=title, summary=summary, comparison=comparison
+        cards=cards, links=SheetLinks(), title=title, summary=run.summary, comparison=comparison
     )
 
 
@@ -444,12 +430,3 @@ def relative_address(object_name: str, *, page: str) -> str:
     """Return the address of an object relative to a page in the same bucket or folder."""
     path = posixpath.relpath("/" + object_name, posixpath.dirname("/" + page))
     return "./" + quote(path)
-
-
-def write_contact_sheet(
-    folder: Path, cards: Sequence[Card], *, title: str = DEFAULT_TITLE, name: str = "index.html"
-) -> Path:
-    """Write the page into a folder of downloaded videos, and return its path."""
-    path = folder / name
-    path.write_text(render_contact_sheet(cards, title=title), encoding="utf-8")
-    return path
