@@ -57,7 +57,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any]:
     return code, json.loads(capsys.readouterr().out)
 
 
-def test_open_claims_are_listed_with_what_a_person_needs(
+def test_open_claims_are_listed_with_prompt_image_and_task(
     journal: BucketJournal, sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
 ) -> None:
     submission(journal).obtain(a_video("is bought, so it is not listed"))
@@ -69,7 +69,7 @@ def test_open_claims_are_listed_with_what_a_person_needs(
     assert all(row["image"] == LOST[0].image and row["submitted"] for row in rows)
 
 
-def test_one_claim_is_settled_as_a_request_which_its_task_adopts(
+def test_claim_settled_with_a_request_id_is_adopted_by_its_task(
     journal: BucketJournal, sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
@@ -81,7 +81,7 @@ def test_one_claim_is_settled_as_a_request_which_its_task_adopts(
     assert purchases(sandbox) == [real]
 
 
-def test_all_claims_are_settled_as_not_bought_and_their_tasks_submit(
+def test_claims_settled_as_not_bought_are_submitted_by_their_tasks(
     journal: BucketJournal, sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(WanUnknownSubmissionError, match="journal settle"):
@@ -94,7 +94,7 @@ def test_all_claims_are_settled_as_not_bought_and_their_tasks_submit(
     assert [submission(journal).obtain(video).how for video in LOST] == ["submitted"] * 2
 
 
-def test_a_claim_that_follows_a_failed_request_is_settled_back_to_it(
+def test_claim_after_a_failed_request_is_settled_back_to_it(
     journal: BucketJournal, sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
 ) -> None:
     video = a_video("fails, and is lost when it is bought again", owner="dag/run/task/9")
@@ -113,7 +113,7 @@ def test_a_claim_that_follows_a_failed_request_is_settled_back_to_it(
 
 
 @pytest.mark.parametrize("form", ["mapping", "rows"])
-def test_a_file_settles_many_and_leaves_rows_without_an_answer(
+def test_file_settles_many_claims_and_skips_rows_without_an_answer(
     journal: BucketJournal,
     sandbox: Sandbox,
     capsys: pytest.CaptureFixture[str],
@@ -133,7 +133,7 @@ def test_a_file_settles_many_and_leaves_rows_without_an_answer(
     assert [row["fingerprint"] for row in run(capsys, "unknown")[1]] == [LOST[1].fingerprint]
 
 
-def test_the_same_checks_hold_as_for_resolve(
+def test_settle_makes_the_same_checks_as_resolve(
     journal: BucketJournal, sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = submission(None).obtain(LOST[0]).request_id
@@ -152,7 +152,7 @@ def test_the_same_checks_hold_as_for_resolve(
     assert [row["fingerprint"] for row in run(capsys, "unknown")[1]] == [second]
 
 
-def test_a_claim_whose_submit_may_be_under_way_is_not_settled(
+def test_claim_with_a_submit_in_progress_is_not_settled(
     bucket: Bucket, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     connect(monkeypatch, sandbox)
@@ -172,7 +172,7 @@ def test_a_claim_whose_submit_may_be_under_way_is_not_settled(
         (("--file", "/nowhere.json"), "can't be read as JSON"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(
+def test_contradicting_options_are_refused(
     journal: BucketJournal, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], says: str
 ) -> None:
     code, message = run(capsys, "settle", *options)
@@ -180,7 +180,7 @@ def test_options_that_do_not_go_together_are_refused(
     assert says in message
 
 
-def test_the_module_runs_without_airflows_command_line(journal: BucketJournal) -> None:
+def test_module_runs_without_the_airflow_command(journal: BucketJournal) -> None:
     command = [sys.executable, "-m", "airflow_provider_wan", "journal", "unknown", JOURNAL, "-o", "json"]
     done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=300, check=True)
     assert len(json.loads(done.stdout.splitlines()[-1])) == len(LOST)
@@ -192,7 +192,7 @@ def test_airflow_finds_the_commands() -> None:
     assert group.name == "wan"
 
 
-def test_the_commands_import_nothing_heavy() -> None:
+def test_commands_import_nothing_heavy() -> None:
     code = (
         "import airflow.cli.cli_config, sys; before = set(sys.modules); import airflow_provider_wan.cli; "
         "print(sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"

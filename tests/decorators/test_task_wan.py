@@ -40,19 +40,19 @@ def submitted(sandbox: Sandbox, function: Callable[..., Any], **options: Any) ->
     return inputs
 
 
-def test_a_text_is_the_prompt(sandbox: Sandbox) -> None:
+def test_returned_text_is_the_prompt(sandbox: Sandbox) -> None:
     inputs = submitted(sandbox, lambda: "a wave with {{ braces }}", img_url=IMAGE, seed=5)
     assert inputs == {"prompt": "a wave with {{ braces }}", "img_url": IMAGE, "seed": 5}
 
 
-def test_a_mapping_holds_inputs_and_wins_over_the_options(sandbox: Sandbox) -> None:
+def test_returned_inputs_override_the_options(sandbox: Sandbox) -> None:
     inputs = submitted(
         sandbox, lambda: {"prompt": "a wave", "img_url": IMAGE, "seed": 6}, seed=5, resolution="480P"
     )
     assert inputs == {"prompt": "a wave", "img_url": IMAGE, "seed": 6, "resolution": "480P"}
 
 
-def test_images_of_a_bucket_may_be_among_the_returned_inputs(sandbox: Sandbox, bucket: Bucket) -> None:
+def test_returned_inputs_may_name_images_in_a_bucket(sandbox: Sandbox, bucket: Bucket) -> None:
     bucket.put("a.jpg", b"first")
     bucket.put("b.jpg", b"last")
     returned = {"prompt": "a", "image": "gs://videos/a.jpg", "images": {"end_image_url": "gs://videos/b.jpg"}}
@@ -67,7 +67,7 @@ def test_anything_else_is_refused_before_paying(sandbox: Sandbox, returned: Any)
     assert sandbox.ledger()["purchases_count"] == 0
 
 
-def test_the_example_dag_films_what_its_function_says(
+def test_example_dag_submits_the_prompt_of_its_function(
     airflow_db: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from google.cloud import storage

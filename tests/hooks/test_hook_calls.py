@@ -43,13 +43,13 @@ def request_id(sandbox: Sandbox) -> str:
     return str(Face("sync")("submit", MODEL, INPUTS).request_id)
 
 
-def test_a_submit_gives_the_id_and_buys_once(hook: Face, sandbox: Sandbox) -> None:
+def test_submit_returns_the_id_and_buys_once(hook: Face, sandbox: Sandbox) -> None:
     submitted = hook("submit", MODEL, INPUTS)
     assert submitted.model_id == MODEL
     assert [bought["request_id"] for bought in sandbox.ledger()["purchases"]] == [submitted.request_id]
 
 
-def test_a_request_is_followed_from_the_queue_to_its_result(hook: Face, sandbox: Sandbox) -> None:
+def test_request_is_polled_from_the_queue_to_its_result(hook: Face, sandbox: Sandbox) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.control("account", {"concurrency": 1})
     running, queued = (hook("submit", MODEL, INPUTS).request_id for _ in range(2))
@@ -66,7 +66,7 @@ def test_a_request_is_followed_from_the_queue_to_its_result(hook: Face, sandbox:
     assert (result.state, result.cost_usd, len(result.video_urls)) == (State.SUCCEEDED, 0.2, 1)
 
 
-def test_a_failure_is_a_result_and_no_error(hook: Face, sandbox: Sandbox) -> None:
+def test_failed_generation_is_a_result_not_an_error(hook: Face, sandbox: Sandbox) -> None:
     sandbox.add_fault("generation", "fail")
     request_id = hook("submit", MODEL, INPUTS).request_id
     assert hook("get_status", request_id).is_over
@@ -84,7 +84,7 @@ def test_model_and_balance_are_read(hook: Face, sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("early", ["state", "early_400005"])
-def test_a_result_that_is_asked_for_too_early_is_not_over(hook: Face, sandbox: Sandbox, early: str) -> None:
+def test_early_result_is_not_terminal(hook: Face, sandbox: Sandbox, early: str) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     request_id = hook("submit", MODEL, INPUTS).request_id
     if early != "state":
@@ -131,7 +131,7 @@ SLOW = [("hang", {}), ("hang_after", {}), ("drip", {"every_s": 0.02})]
 
 
 @pytest.mark.parametrize(("fault", "params", "raised", "_"), FAULTS, ids=str)
-def test_each_fault_of_a_read_is_the_error_that_it_is(
+def test_each_fault_of_a_read_raises_its_error(
     hook: Face,
     sandbox: Sandbox,
     request_id: str,
@@ -151,7 +151,7 @@ def test_each_fault_of_a_read_is_the_error_that_it_is(
 
 
 @pytest.mark.parametrize(("fault", "params", "_", "raised"), FAULTS, ids=str)
-def test_each_fault_of_a_submit_is_one_of_three_outcomes(
+def test_each_fault_of_a_submit_has_one_of_three_outcomes(
     hook: Face,
     sandbox: Sandbox,
     fault: str,
@@ -177,7 +177,7 @@ def test_each_fault_of_a_submit_is_one_of_three_outcomes(
 
 @pytest.mark.parametrize(("fault", "params"), SLOW, ids=str)
 @pytest.mark.parametrize("call", ["submit", "status"])
-def test_nothing_is_waited_for_longer_than_the_timeout(
+def test_no_call_takes_longer_than_its_timeout(
     hook: Face,
     sandbox: Sandbox,
     request_id: str,
@@ -196,7 +196,7 @@ def test_nothing_is_waited_for_longer_than_the_timeout(
 
 
 @pytest.mark.parametrize(("fault", "params"), [("no_id", {}), ("bad_id", {}), ("bad_id", {"id": "../../x"})])
-def test_a_submit_without_a_usable_id_is_unknown(
+def test_submit_without_a_usable_id_is_unknown(
     hook: Face, sandbox: Sandbox, fault: str, params: dict[str, Any]
 ) -> None:
     sandbox.add_fault("submit", fault, **params)
@@ -205,20 +205,20 @@ def test_a_submit_without_a_usable_id_is_unknown(
     assert sandbox.ledger()["submits_seen"] == 1
 
 
-def test_a_submit_may_be_answered_with_202(hook: Face, sandbox: Sandbox) -> None:
+def test_submit_may_be_answered_with_202(hook: Face, sandbox: Sandbox) -> None:
     sandbox.add_fault("submit", "accepted_202")
     assert CALLS["submit"](hook, "").request_id
 
 
 @pytest.mark.parametrize("call", READS)
-def test_a_read_is_tried_again(hook: Face, sandbox: Sandbox, request_id: str, call: str) -> None:
+def test_read_is_retried(hook: Face, sandbox: Sandbox, request_id: str, call: str) -> None:
     sandbox.add_fault(call, "status", status=503, count=2)
     sandbox.add_fault(call, "reset", count=1)
     CALLS[call](hook, request_id)
     assert sandbox.ledger()["calls"][call] == 4
 
 
-def test_a_submit_that_was_certainly_not_taken_is_sent_again(hook: Face, sandbox: Sandbox) -> None:
+def test_submit_that_was_certainly_not_accepted_is_sent_again(hook: Face, sandbox: Sandbox) -> None:
     sandbox.add_fault("submit", "overloaded", count=3)
     CALLS["submit"](hook, "")
     ledger = sandbox.ledger()
@@ -237,7 +237,7 @@ def test_without_retry_each_call_is_made_once(hook: Face, sandbox: Sandbox, requ
 
 
 @pytest.mark.parametrize("bad", ["", "../x", "a b", "a/b", "ü", "a" * 129, "x\n", "x?y", "%2e"])
-def test_an_id_that_is_none_is_refused_before_any_call(hook: Face, sandbox: Sandbox, bad: str) -> None:
+def test_invalid_request_id_is_refused_before_any_call(hook: Face, sandbox: Sandbox, bad: str) -> None:
     for method in ("get_status", "get_result", "cancel"):
         with pytest.raises(WanInputError):
             hook(method, bad)
@@ -245,14 +245,14 @@ def test_an_id_that_is_none_is_refused_before_any_call(hook: Face, sandbox: Sand
 
 
 @pytest.mark.parametrize("bad", ["", "../../requests/x/cancel", "a/../b", "a b/c", "a//b", "a/b?c", "/a/b"])
-def test_a_model_id_that_is_none_is_refused_before_any_call(hook: Face, sandbox: Sandbox, bad: str) -> None:
+def test_invalid_model_id_is_refused_before_any_call(hook: Face, sandbox: Sandbox, bad: str) -> None:
     for method, *args in (("submit", bad, INPUTS), ("get_model", bad)):
         with pytest.raises(WanInputError):
             hook(method, *args)
     assert not sandbox.ledger()["calls"]
 
 
-def test_a_storm_costs_time_and_no_request(hook: Face, sandbox: Sandbox) -> None:
+def test_many_faults_at_once_lose_and_buy_no_request(hook: Face, sandbox: Sandbox) -> None:
     sandbox.control("account", {"balance_usd": 1000})
     patient = Face(hook.kind, retry=replace(QUICK, tries=12))
     bought = [patient("submit", MODEL, {**INPUTS, "seed": seed}).request_id for seed in range(20)]

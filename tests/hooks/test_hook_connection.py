@@ -25,7 +25,7 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, extra: Any = None, **fields: An
     return WanHook("mine").settings
 
 
-def test_a_token_is_all_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_is_the_only_required_field(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings_of(monkeypatch) == WanSettings(
         conn_id="mine",
         token="secret-token",
@@ -55,7 +55,9 @@ def test_a_token_is_all_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"host": "127.0.0.1:8787", "port": 8787, "schema": "http"}, "http://127.0.0.1:8787"),
     ],
 )
-def test_the_host_is_an_origin(monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], origin: str) -> None:
+def test_host_is_read_as_an_origin(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], origin: str
+) -> None:
     assert settings_of(monkeypatch, **fields).api_origin == origin
 
 
@@ -82,7 +84,7 @@ def test_the_host_is_an_origin(monkeypatch: pytest.MonkeyPatch, fields: dict[str
     ],
     ids=str,
 )
-def test_the_extra_is_read(
+def test_extra_is_read(
     monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any], name: str, value: object
 ) -> None:
     assert getattr(settings_of(monkeypatch, extra), name) == value
@@ -128,7 +130,7 @@ def test_the_extra_is_read(
     ],
     ids=str,
 )
-def test_a_wrong_field_is_named(monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], named: str) -> None:
+def test_invalid_field_is_named(monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], named: str) -> None:
     with pytest.raises(WanInputError, match=named) as caught:
         settings_of(monkeypatch, **fields)
     assert "'mine'" in str(caught.value)
@@ -136,7 +138,7 @@ def test_a_wrong_field_is_named(monkeypatch: pytest.MonkeyPatch, fields: dict[st
     assert "pass@" not in str(caught.value)
 
 
-def test_an_unknown_field_is_logged_with_the_nearest_name(
+def test_unknown_field_is_logged_with_the_nearest_name(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert settings_of(monkeypatch, extra={"request_per_second": 3}).requests_per_second is None
@@ -145,15 +147,13 @@ def test_an_unknown_field_is_logged_with_the_nearest_name(
 
 
 @pytest.mark.parametrize("token", ["", "  ", "two words", "töken", "line\nbreak", "nul\0"])
-def test_a_token_that_can_be_none_is_refused_and_not_shown(
-    monkeypatch: pytest.MonkeyPatch, token: str
-) -> None:
+def test_invalid_token_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
     with pytest.raises(WanAuthError, match="'mine'") as caught:
         settings_of(monkeypatch, password=token)
     assert not token.strip() or token not in str(caught.value)
 
 
-def test_the_connection_test_accepts_a_good_token_for_free(hook: Face, sandbox: Sandbox) -> None:
+def test_connection_test_accepts_a_good_token_for_free(hook: Face, sandbox: Sandbox) -> None:
     assert hook("test_connection") == (
         True,
         f"{sandbox.url.removeprefix('http://')} accepts this token. Nothing was bought.",
@@ -163,7 +163,7 @@ def test_the_connection_test_accepts_a_good_token_for_free(hook: Face, sandbox: 
 
 
 @pytest.mark.parametrize("fault", ["other_user", "not_found"])
-def test_the_connection_test_needs_only_to_be_let_in(hook: Face, sandbox: Sandbox, fault: str) -> None:
+def test_connection_test_needs_only_an_accepted_token(hook: Face, sandbox: Sandbox, fault: str) -> None:
     sandbox.add_fault("status", fault)
     assert hook("test_connection")[0]
 
@@ -178,7 +178,7 @@ def test_the_connection_test_needs_only_to_be_let_in(hook: Face, sandbox: Sandbo
         ("html", {}, "no usable answer"),
     ],
 )
-def test_the_connection_test_says_what_is_wrong(
+def test_connection_test_names_the_problem(
     hook: Face, sandbox: Sandbox, fault: str, params: dict[str, Any], said: str
 ) -> None:
     sandbox.add_fault("status", fault, **params)
@@ -188,9 +188,7 @@ def test_the_connection_test_says_what_is_wrong(
     assert sandbox.token not in message
 
 
-def test_the_connection_test_never_raises_and_never_shows_the_token(
-    hook: Face, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_connection_test_never_raises_or_shows_the_token(hook: Face, monkeypatch: pytest.MonkeyPatch) -> None:
     with Wire(always(reply(b"secret-token", "401 Unauthorized"))) as echo:
         written = [
             connection(echo.url, "secret-token"),
@@ -206,9 +204,7 @@ def test_the_connection_test_never_raises_and_never_shows_the_token(
             assert "secret-token" not in message
 
 
-def test_a_server_that_echoes_the_token_does_not_bring_it_into_an_error(
-    hook: Face, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_token_echoed_by_a_server_is_not_in_the_error(hook: Face, monkeypatch: pytest.MonkeyPatch) -> None:
     for body in (
         b'{"error_code": 400001, "error_message": "bad: Bearer secret-token"}',
         b"Bearer secret-token",

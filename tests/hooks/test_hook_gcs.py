@@ -21,7 +21,7 @@ NOT_FOUND = reply(
 )
 
 
-def test_nothing_is_asked_about_buckets_on_the_side(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_client_makes_no_side_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     heads: list[str] = []
     with Wire(always(NOT_FOUND, heads=heads)) as wire:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", wire.url)
@@ -34,7 +34,7 @@ def test_nothing_is_asked_about_buckets_on_the_side(monkeypatch: pytest.MonkeyPa
     assert [head.split(" ")[1].split("?")[0] for head in heads] == ["/storage/v1/b/videos/o/a.mp4"]
 
 
-def test_a_user_who_may_not_read_the_bucket_itself_is_not_held_up(bucket: Bucket, sandbox: Sandbox) -> None:
+def test_permission_on_the_bucket_itself_is_not_needed(bucket: Bucket, sandbox: Sandbox) -> None:
     sandbox.add_fault("bucket.metadata", "forbidden")
     blob = bucket.client.bucket(bucket.name).blob("a.txt")
     blob.upload_from_string(b"here", if_generation_match=0)
@@ -42,7 +42,7 @@ def test_a_user_who_may_not_read_the_bucket_itself_is_not_held_up(bucket: Bucket
     assert bucket.calls() == {"bucket.upload": 1, "bucket.get": 1}
 
 
-def test_an_answer_that_drips_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(sock: Any) -> None:
         read_head(sock)
         drip(sock, wire.over, b"HTTP/1.1 200 OK\r\nX: y")
@@ -73,7 +73,7 @@ def test_the_proxy_of_the_environment_is_used(bucket: Bucket, monkeypatch: pytes
         ("quota", {}, "failed", True),
     ],
 )
-def test_each_error_of_the_client_becomes_ours(
+def test_each_storage_error_becomes_our_own(
     bucket: Bucket,
     sandbox: Sandbox,
     monkeypatch: pytest.MonkeyPatch,
@@ -91,7 +91,7 @@ def test_each_error_of_the_client_becomes_ours(
     assert (caught.value.request_id, caught.value.retry_helps) == ("r", retry_helps)
 
 
-def test_a_bucket_that_does_not_exist_is_told_in_words(sandbox: Sandbox) -> None:
+def test_missing_bucket_is_named(sandbox: Sandbox) -> None:
     blob = storage_client().bucket("no-such-bucket").blob("a.mp4")
     with pytest.raises(WanStorageError) as caught, storage_errors("Writing gs://no-such-bucket/a.mp4"):
         blob.upload_from_string(b"video")
@@ -103,9 +103,7 @@ def test_a_bucket_that_does_not_exist_is_told_in_words(sandbox: Sandbox) -> None
 
 
 @pytest.mark.parametrize("reason", ["rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded"])
-def test_a_403_that_only_says_too_often_is_worth_another_try(
-    monkeypatch: pytest.MonkeyPatch, reason: str
-) -> None:
+def test_403_for_too_many_requests_is_retried(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
     error = {"code": 403, "message": "slow down", "errors": [{"reason": reason, "message": "slow down"}]}
     body = json.dumps({"error": error}).encode()
     with Wire(always(reply(body, "403 Forbidden", Content_Type="application/json"))) as wire:
@@ -115,7 +113,7 @@ def test_a_403_that_only_says_too_often_is_worth_another_try(
     assert caught.value.retry_helps
 
 
-def test_a_bucket_that_is_out_is_logged_once_a_minute(
+def test_bucket_outage_is_logged_once_a_minute(
     bucket: Bucket, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     sandbox.add_fault("bucket.metadata", "status", status=503, count=2)
@@ -126,13 +124,13 @@ def test_a_bucket_that_is_out_is_logged_once_a_minute(
     assert bucket.calls()["bucket.metadata"] == 3
 
 
-def test_a_bucket_that_is_not_there_at_all_is_ours_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_bucket_raises_our_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{closed_port()}")
     with pytest.raises(WanStorageError, match="Reading failed"), storage_errors("Reading"):
         storage_client().bucket("videos").get_blob("a", timeout=1, retry=None)
 
 
-def test_missing_credentials_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_missing_credentials_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
     with pytest.raises(WanStorageError, match="Finding Google credentials failed"):
@@ -168,7 +166,7 @@ def test_a_google_connection_needs_the_google_provider() -> None:
         ("gs://videos/ä b.mp4", True, ("videos", "ä b.mp4")),
     ],
 )
-def test_an_address_is_split(uri: str, needs_object: bool, parts: tuple[str, str]) -> None:
+def test_gs_uri_is_split(uri: str, needs_object: bool, parts: tuple[str, str]) -> None:
     assert split_gs_uri(uri, name="journal", needs_object=needs_object) == parts
 
 
@@ -192,7 +190,7 @@ def test_an_address_is_split(uri: str, needs_object: bool, parts: tuple[str, str
         ("gs://videos//a", False),
     ],
 )
-def test_what_is_no_address_is_refused_by_the_name_of_its_parameter(uri: str, needs_object: bool) -> None:
+def test_invalid_gs_uri_is_refused_by_the_name_of_its_parameter(uri: str, needs_object: bool) -> None:
     with pytest.raises(WanInputError, match="journal="):
         split_gs_uri(uri, name="journal", needs_object=needs_object)
 
@@ -200,5 +198,5 @@ def test_what_is_no_address_is_refused_by_the_name_of_its_parameter(uri: str, ne
 @pytest.mark.parametrize(
     "name", ["a", "a/b.mp4", "tägl ich/ü.mp4", "a..b", "...", "x" * 1024, "名前.mp4", "a/", "a#?*[]"]
 )
-def test_an_object_may_have_any_honest_name(name: str) -> None:
+def test_object_name_may_have_any_printable_characters(name: str) -> None:
     assert check_object_name(name) == name

@@ -55,7 +55,7 @@ def test_page_is_read_once_for_all_hooks_of_a_connection(
     assert sandbox.ledger()["calls"]["model"] == 2
 
 
-def test_page_of_wan_2_2_decides_and_the_log_says_once_what_differs(
+def test_page_of_wan_2_2_decides_and_differences_are_logged_once(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     bundled = load_schema(MODEL)

@@ -44,7 +44,7 @@ def test_no_redirect_is_followed(hook: Face, sandbox: Sandbox, status: int) -> N
         assert not elsewhere.connections
 
 
-def test_no_address_out_of_an_answer_is_called(hook: Face, sandbox: Sandbox) -> None:
+def test_urls_in_answers_are_not_called(hook: Face, sandbox: Sandbox) -> None:
     with Wire(always(reply(b"{}"))) as elsewhere:
         sandbox.add_fault("submit", "foreign_urls", location=elsewhere.url)
         sandbox.add_fault("status", "foreign_urls", location=elsewhere.url)
@@ -55,7 +55,7 @@ def test_no_address_out_of_an_answer_is_called(hook: Face, sandbox: Sandbox) -> 
         assert not elsewhere.connections
 
 
-def test_a_netrc_neither_replaces_the_token_nor_breaks_the_call(
+def test_netrc_neither_replaces_the_token_nor_breaks_the_call(
     hook: Face, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in (".netrc", "netrc"):
@@ -101,7 +101,7 @@ def test_no_cookie_is_kept(hook: Face, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["status", "bytes", "length", "header", "chunk", "cut", "encoding", "nothing"],
 )
-def test_no_error_about_an_answer_that_is_none_holds_the_token(
+def test_error_about_an_unusable_answer_has_no_token(
     hook: Face, monkeypatch: pytest.MonkeyPatch, answer: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -117,7 +117,7 @@ def test_no_error_about_an_answer_that_is_none_holds_the_token(
     assert TOKEN not in caplog.text
 
 
-def test_no_error_without_a_connection_holds_the_token_and_nothing_is_bought(
+def test_connection_error_has_no_token_and_nothing_is_bought(
     hook: Face, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -133,7 +133,7 @@ def test_no_error_without_a_connection_holds_the_token_and_nothing_is_bought(
     assert TOKEN not in caplog.text
 
 
-def test_nothing_shows_the_token(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+def test_token_is_shown_nowhere(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     hook = WanHook()
     hook.get_balance()
@@ -144,7 +144,7 @@ def test_nothing_shows_the_token(sandbox: Sandbox, caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.parametrize("before", ["http://user:password@", ""])
-def test_both_go_through_the_proxy_of_the_environment(
+def test_both_hooks_use_the_proxy_of_the_environment(
     hook: Face, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, before: str
 ) -> None:
     with Proxy() as proxy:
@@ -158,7 +158,7 @@ def test_both_go_through_the_proxy_of_the_environment(
         assert len(proxy.heads) == 2
 
 
-def test_a_tunnel_does_not_see_the_token(hook: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_tunnel_does_not_see_the_token(hook: Face, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate())
     heads: list[str] = []
     answer = reply(b'{"request_id": "a", "status": "in_progress"}')
@@ -174,7 +174,7 @@ def test_a_tunnel_does_not_see_the_token(hook: Face, monkeypatch: pytest.MonkeyP
     assert "".join(heads).count(TOKEN) == 2
 
 
-def test_a_proxy_that_refuses_buys_nothing(hook: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusal_by_a_proxy_buys_nothing(hook: Face, monkeypatch: pytest.MonkeyPatch) -> None:
     with Proxy(refuse=reply(b"no", "403 Forbidden")) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", f"http://user:password@127.0.0.1:{proxy.port}")
         monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection("https://model-api.runcomfy.net", TOKEN))
@@ -184,9 +184,7 @@ def test_a_proxy_that_refuses_buys_nothing(hook: Face, monkeypatch: pytest.Monke
         assert TOKEN not in "".join(proxy.heads)
 
 
-def test_a_socks_proxy_is_refused_by_name(
-    hook: Face, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_socks_proxy_is_refused(hook: Face, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5h://user:password@127.0.0.1:1080")
     for method, *args in METHODS:
         with pytest.raises(WanInputError, match="socks5h proxy") as caught:
@@ -195,7 +193,7 @@ def test_a_socks_proxy_is_refused_by_name(
     assert not sandbox.ledger()["calls"]
 
 
-def test_a_token_that_was_rotated_is_read_again(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotated_token_is_read(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     hook = WanHook(retry=QUICK)
     request_id = hook.submit(MODEL, INPUTS).request_id
     sandbox.control("tokens", {"add": "rotated", "revoke": sandbox.token})
@@ -206,7 +204,7 @@ def test_a_token_that_was_rotated_is_read_again(sandbox: Sandbox, monkeypatch: p
     assert hook.get_result(request_id).video_urls
 
 
-def test_a_token_that_was_rotated_is_read_again_for_all_threads(
+def test_rotated_token_is_read_once_for_all_threads(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hook = WanHook(retry=QUICK)
@@ -218,7 +216,7 @@ def test_a_token_that_was_rotated_is_read_again_for_all_threads(
     assert all(status.is_over for status in statuses)
 
 
-def test_a_token_that_was_rotated_is_read_again_by_all_in_the_loop(
+def test_rotated_token_is_read_once_for_all_in_the_loop(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def follow() -> None:
@@ -237,7 +235,7 @@ def test_a_token_that_was_rotated_is_read_again_by_all_in_the_loop(
     asyncio.run(follow())
 
 
-def test_a_request_is_read_whole_before_it_is_answered() -> None:
+def test_test_server_reads_a_request_whole_before_it_answers() -> None:
     """The wires of these tests read bodies, or a reset could be taken for an answer."""
     bodies: list[bytes] = []
 

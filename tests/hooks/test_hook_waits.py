@@ -38,7 +38,7 @@ YEAR_S = 365 * 86400
     ],
     ids=["none", "a second", "a fraction", "a date", "a date that is over", "negative", "nonsense", "more"],
 )
-def test_a_retry_after_that_can_be_waited_for_is(hook: Face, sandbox: Sandbox, retry_after: Any) -> None:
+def test_retry_after_within_the_budget_is_waited_for(hook: Face, sandbox: Sandbox, retry_after: Any) -> None:
     request_id = hook("submit", MODEL, INPUTS).request_id
     for call in ("status", "submit"):
         asked = retry_after() if callable(retry_after) else retry_after
@@ -60,7 +60,7 @@ def test_a_retry_after_that_can_be_waited_for_is(hook: Face, sandbox: Sandbox, r
     ],
     ids=["a year", "for ever", "the end of time", "a date in a year"],
 )
-def test_a_retry_after_that_is_too_long_is_given_up_on_and_not_violated(
+def test_retry_after_beyond_the_budget_ends_the_retries(
     hook: Face, sandbox: Sandbox, retry_after: Any
 ) -> None:
     request_id = hook("submit", MODEL, INPUTS).request_id
@@ -75,7 +75,7 @@ def test_a_retry_after_that_is_too_long_is_given_up_on_and_not_violated(
     assert ledger["calls"] == {"submit": 2, "status": 1, "result": 1}
 
 
-def test_a_date_without_the_servers_own_date_is_reckoned_with_our_clock(
+def test_retry_after_date_uses_our_clock_without_a_date_header(
     monkeypatch: pytest.MonkeyPatch, hook: Face
 ) -> None:
     in_a_year = formatdate(time.time() + YEAR_S, usegmt=True)
@@ -87,7 +87,7 @@ def test_a_date_without_the_servers_own_date_is_reckoned_with_our_clock(
         assert wire.connections == 1
 
 
-def test_a_pacer_spreads_calls_evenly() -> None:
+def test_pacer_spreads_calls_evenly() -> None:
     pacer = Pacer(0.1)
     delays = [pacer.reserve() for _ in range(5)]
     assert delays[0] == 0
@@ -135,7 +135,7 @@ def test_async_hooks_of_a_loop_share_their_connections(monkeypatch: pytest.Monke
         assert wire.connections == 2
 
 
-def test_a_wait_that_is_taken_away_makes_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelled_wait_frees_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls of a loop are limited to so many at once; a trigger is cancelled in the middle of one."""
     monkeypatch.setattr(wan_async, "_CALLS_AT_ONCE", 3)
     asked = threading.Semaphore(0)
@@ -163,7 +163,7 @@ def test_a_wait_that_is_taken_away_makes_room_for_others(monkeypatch: pytest.Mon
         asyncio.run(taken_away())
 
 
-def test_a_submit_never_goes_over_a_kept_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_submit_always_uses_a_new_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     def leave_after_one(sock: Any) -> None:
         request = read_request(sock)
         body = b'{"request_id": "a", "status": "in_progress"}'

@@ -30,7 +30,7 @@ I = "https://files.runcomfy.net/a.png"  # noqa: E741
 X = "https://files.runcomfy.net/abc?x=1"
 
 
-def test_each_call_is_what_the_contract_says() -> None:
+def test_calls_have_the_method_path_and_query_of_the_contract() -> None:
     assert calls.submit_call(MODEL, {"prompt": "p"}) == Call(
         "POST", "/v1/models/wan-ai/wan-2-2/image-to-video", json={"prompt": "p"}
     )
@@ -49,7 +49,7 @@ def test_each_call_is_what_the_contract_says() -> None:
 @pytest.mark.parametrize(
     "bad", ["", "a/b", "..", "a b", "a\n", "a?b", "a#b", "a%2e", "ä", "x" * 129, "r\x00", None, 5, "٣"]
 )
-def test_a_hostile_request_id_enters_no_url(bad: Any) -> None:
+def test_invalid_request_id_is_refused_before_it_enters_a_url(bad: Any) -> None:
     for build in (calls.status_call, calls.result_call, calls.cancel_call):
         with pytest.raises(WanInputError, match="request id"):
             build(bad)
@@ -77,7 +77,7 @@ def test_a_hostile_request_id_enters_no_url(bad: Any) -> None:
         "x" * 300,
     ],
 )
-def test_a_hostile_model_id_enters_no_url(bad: Any) -> None:
+def test_invalid_model_id_is_refused_before_it_enters_a_url(bad: Any) -> None:
     for build in (calls.model_call, lambda model_id: calls.submit_call(model_id, {"a": 1})):
         with pytest.raises(WanInputError, match="model id"):
             build(bad)
@@ -85,7 +85,7 @@ def test_a_hostile_model_id_enters_no_url(bad: Any) -> None:
 
 @STEADY
 @given(st.text())
-def test_an_id_is_refused_or_safe(text: str) -> None:
+def test_any_id_is_refused_or_safe_in_a_url(text: str) -> None:
     for build, extra in ((calls.status_call, ""), (calls.model_call, "/.")):
         with contextlib.suppress(WanInputError):
             path = build(text).path
@@ -99,23 +99,23 @@ def test_headers_are_found_in_any_letter_case() -> None:
 
 @pytest.mark.parametrize("status", [200, 201, 202])
 @pytest.mark.parametrize("request_id", ["a", "A-b_9", "x" * 128])
-def test_a_submit_is_accepted_by_any_2xx_with_an_id(status: int, request_id: str) -> None:
+def test_submit_is_accepted_with_any_2xx_that_has_an_id(status: int, request_id: str) -> None:
     body = {"request_id": request_id, "status_url": "https://evil.example/"}
     assert calls.read_submit(reply(status, body), MODEL) == calls.SubmittedRequest(request_id, MODEL)
 
 
-def test_an_id_beside_an_error_code_in_a_200_is_kept_for_it_may_be_paid() -> None:
+def test_id_next_to_an_error_code_in_a_200_is_kept() -> None:
     body = {"request_id": "r-1", "error_code": 400002}
     assert calls.read_submit(reply(200, body), MODEL).request_id == "r-1"
 
 
 @pytest.mark.parametrize("bad", ["", "a/b", "x" * 129, None, True, {"id": 1}, "a\n", 1.5])
-def test_a_2xx_without_a_valid_id_is_an_unknown_submission(bad: Any) -> None:
+def test_2xx_without_a_valid_id_is_an_unknown_submission(bad: Any) -> None:
     with pytest.raises(WanUnknownSubmissionError):
         calls.read_submit(reply(200, {"request_id": bad}), MODEL)
 
 
-def test_an_id_in_a_refusal_buys_nothing() -> None:
+def test_id_in_a_refusal_is_ignored() -> None:
     with pytest.raises(WanAuthError):
         calls.read_submit(reply(400, {"request_id": "trace-1", "error_code": 400004}), MODEL)
 
@@ -132,7 +132,7 @@ def test_an_id_in_a_refusal_buys_nothing() -> None:
         ({"status": "archived\n"}, State.UNKNOWN, False, None),
     ],
 )
-def test_a_status_is_read(body: Any, state: State, is_over: bool, position: int | None) -> None:
+def test_status_is_read(body: Any, state: State, is_over: bool, position: int | None) -> None:
     found = calls.read_status(reply(200, body), "r-1")
     assert (found.state, found.is_over, found.queue_position) == (state, is_over, position)
     assert found.word.isprintable()
@@ -156,7 +156,7 @@ def test_a_status_is_read(body: Any, state: State, is_over: bool, position: int 
         (404, {"code": 404001}, WanNotFoundError),
     ],
 )
-def test_an_answer_that_is_no_answer_raises(status: int, body: Any, error: type[WanError]) -> None:
+def test_unusable_answer_raises(status: int, body: Any, error: type[WanError]) -> None:
     for read in (calls.read_status, calls.read_result):
         with pytest.raises(error) as raised:
             read(reply(status, body), "r-1")
@@ -195,7 +195,7 @@ def test_an_answer_that_is_no_answer_raises(status: int, body: Any, error: type[
         ({"video": "HTTPS://h.net/a"}, ("HTTPS://h.net/a",), ("HTTPS://h.net/a",)),
     ],
 )
-def test_outputs_of_every_shape_are_found(
+def test_output_urls_are_found_in_every_shape(
     output: Any, urls: tuple[str, ...], videos: tuple[str, ...] | None
 ) -> None:
     found = calls.read_result(reply(200, {"status": "succeeded", "output": output}), "r-1")
@@ -223,7 +223,7 @@ def test_outputs_of_every_shape_are_found(
         "http://h:99999/",
     ],
 )
-def test_a_success_without_a_usable_url_is_a_failure_that_counts_as_paid(output: Any) -> None:
+def test_success_without_a_usable_url_is_a_failure_that_counts_as_paid(output: Any) -> None:
     found = calls.read_result(reply(200, {"status": "completed", "output": output, "error": "odd"}), "r-1")
     assert found.state is State.FAILED
     assert found.is_paid_without_output
@@ -232,7 +232,7 @@ def test_a_success_without_a_usable_url_is_a_failure_that_counts_as_paid(output:
 
 
 @pytest.mark.parametrize("word", ["in_queue", "in_progress", "archived"])
-def test_a_result_that_is_not_there_yet_is_not_an_error(word: str) -> None:
+def test_result_that_is_not_ready_is_not_an_error(word: str) -> None:
     assert not calls.read_result(
         reply(200, {"status": word, "output": {"video": V}}), "r-1"
     ).state.is_terminal
@@ -241,7 +241,7 @@ def test_a_result_that_is_not_there_yet_is_not_an_error(word: str) -> None:
 @pytest.mark.parametrize(
     ("status", "key"), [(400, "error_code"), (400, "code"), (200, "error_code"), (404, "code")]
 )
-def test_not_ready_is_not_an_error(status: int, key: str) -> None:
+def test_error_code_400005_is_not_an_error(status: int, key: str) -> None:
     found = calls.read_result(reply(status, {key: 400005, "error_message": "not ready"}), "r-1")
     assert not found.state.is_terminal
     assert found.word == "not_ready"
@@ -262,7 +262,7 @@ def test_not_ready_is_not_an_error(status: int, key: str) -> None:
         ("x" * 400, "x" * 299 + "…"),
     ],
 )
-def test_an_error_of_any_shape_becomes_one_text(error: Any, text: str | None) -> None:
+def test_error_of_any_shape_becomes_one_text(error: Any, text: str | None) -> None:
     assert calls.read_result(reply(200, {"status": "failed", "error": error}), "r-1").error == text
 
 
@@ -282,7 +282,7 @@ def test_an_error_of_any_shape_becomes_one_text(error: Any, text: str | None) ->
         (10**400, None),
     ],
 )
-def test_a_cost_is_a_number_or_nothing(cost: Any, cost_usd: float | None) -> None:
+def test_cost_is_a_number_or_none(cost: Any, cost_usd: float | None) -> None:
     assert calls.read_result(reply(200, {"status": "failed", "cost": cost}), "r-1").cost_usd == cost_usd
 
 
@@ -301,12 +301,12 @@ def test_times_of_a_result_are_kept() -> None:
         ({"outcome": "later"}, False),
     ],
 )
-def test_a_cancel_is_decided_by_its_outcome_alone(body: Any, cancelled: bool) -> None:
+def test_outcome_alone_decides_a_cancel(body: Any, cancelled: bool) -> None:
     found = calls.read_cancel(reply(202, body), "r-1")
     assert (found.cancelled, found.word) == (cancelled, body["outcome"])
 
 
-def test_a_cancel_without_an_outcome_is_not_taken_for_one() -> None:
+def test_cancel_without_an_outcome_raises() -> None:
     with pytest.raises(WanTransientError):
         calls.read_cancel(reply(202, {"status": "cancelled"}), "r-1")
 
@@ -323,7 +323,7 @@ def test_catalogue_and_balance_are_read() -> None:
 
 
 @pytest.mark.parametrize("read", [calls.read_model, calls.read_models, calls.read_balance])
-def test_catalogue_and_balance_raise_what_the_answer_means(read: Any) -> None:
+def test_errors_of_catalogue_and_balance_are_raised(read: Any) -> None:
     with pytest.raises(WanAuthError):
         read(reply(200, {"error_code": 400004}))
     with pytest.raises(WanTransientError):
@@ -359,7 +359,7 @@ KEYS = st.sampled_from(
         KEYS, ANY | st.sampled_from(["completed", "in_queue", "failed", 404001, 400005]), max_size=6
     ),
 )
-def test_any_answer_is_read_or_raises_an_error_of_ours(status: int, body: dict[str, Any]) -> None:
+def test_any_answer_is_read_or_raises_our_own_error(status: int, body: dict[str, Any]) -> None:
     answer = reply(status, json.dumps(body).encode())
     for read in (calls.read_submit, calls.read_status, calls.read_result, calls.read_cancel):
         with contextlib.suppress(WanError):
@@ -369,7 +369,7 @@ def test_any_answer_is_read_or_raises_an_error_of_ours(status: int, body: dict[s
                 assert set(found.video_urls) <= set(found.urls)
 
 
-def test_an_output_as_deep_as_it_likes_does_not_break_the_reader() -> None:
+def test_output_of_any_depth_is_read() -> None:
     body = b'{"status": "succeeded", "output": ' + b"[" * 900 + json.dumps(V).encode() + b"]" * 900 + b"}"
     assert calls.read_result(reply(200, body), "r-1").video_urls == (V,)
     with pytest.raises(WanTransientError):

@@ -108,7 +108,7 @@ def test_required_and_unknown_fields_are_named() -> None:
     assert "gone" not in message
 
 
-def test_page_that_takes_other_fields_gets_them() -> None:
+def test_page_that_allows_other_fields_accepts_them() -> None:
     found = model({"prompt": {"type": "string"}}, additionalProperties=True)
     assert validate_inputs(found, {"prompt": "x", "other": [1]}) == {"prompt": "x", "other": [1]}
 
@@ -167,7 +167,7 @@ def test_field_of_the_source_image_is_found(fields: dict[str, Any], required: li
     assert model(fields, required=required).image_field() == found
 
 
-def test_field_of_the_source_image_is_what_the_others_leave() -> None:
+def test_field_of_the_source_image_is_the_one_that_is_not_given_by_name() -> None:
     both = model({"first_frame": IMAGE, "last_frame": IMAGE}, required=["first_frame", "last_frame"])
     with pytest.raises(WanInputError, match=r"several images: first_frame, last_frame.*image_field="):
         both.image_field()
@@ -217,7 +217,7 @@ def test_page_decides_where_it_differs_from_the_bundled_schema() -> None:
         assert part in said[-1]
 
 
-def test_page_that_says_the_same_is_not_worth_a_line() -> None:
+def test_page_without_differences_logs_none() -> None:
     info = page(wan_page(), MODEL, required=["prompt", "img_url"])
     assert not any("differs" in note for note in model_of_page(info)[1])
 
@@ -278,7 +278,7 @@ def test_nothing_in_a_schema_reaches_out_or_hangs() -> None:
         assert f'"{keyword}"' not in json.dumps(found.schema.document if found.schema else {})
 
 
-def test_names_and_values_of_a_page_can_not_forge_a_line_of_the_log() -> None:
+def test_names_and_values_of_a_page_cannot_forge_log_lines() -> None:
     forged = {"x\nERROR": {}, "y": {"enum": ["a\nERROR", "b" * 5000]}, "z" * 5000: {}}
     found = model(forged, required=["x\nERROR", "y"])
     assert list(found.schema.fields if found.schema else ()) == ["y"]
@@ -301,7 +301,7 @@ def test_schema_that_is_too_deep_or_too_large_is_not_used() -> None:
 
 
 @pytest.mark.parametrize("given", ["", "[]", "{", "7", "[" * 100_000, {"type": "object"}, {"properties": {}}])
-def test_schema_of_the_user_that_is_none_is_refused(given: Any) -> None:
+def test_invalid_schema_of_the_user_is_refused(given: Any) -> None:
     with pytest.raises(WanInputError, match="schema="):
         read_schema(given, ACME)
 

@@ -111,9 +111,7 @@ def of_get(status: int, body: Any, **headers: str) -> WanError:
         (599, b"", WanUnknownSubmissionError),
     ],
 )
-def test_a_submit_is_refused_only_where_that_is_certain(
-    status: int, body: Any, error: type[WanError]
-) -> None:
+def test_submit_is_refused_only_where_that_is_certain(status: int, body: Any, error: type[WanError]) -> None:
     found = of_submit(status, body)
     assert type(found) is error
     assert isinstance(found, REFUSED_FOR_CERTAIN) is (error is not WanUnknownSubmissionError)
@@ -154,7 +152,7 @@ def test_a_submit_is_refused_only_where_that_is_certain(
         (504, b"", WanTransientError),
     ],
 )
-def test_a_read_is_transient_unless_the_api_says_something_certain(
+def test_read_error_is_transient_unless_the_api_is_definite(
     status: int, body: Any, error: type[WanError]
 ) -> None:
     assert type(of_get(status, body)) is error
@@ -169,7 +167,7 @@ def test_a_read_is_transient_unless_the_api_says_something_certain(
         (True, False, WanTransientError),
     ],
 )
-def test_no_answer_to_a_submit_is_unknown_unless_nothing_was_sent(
+def test_submit_without_an_answer_is_unknown_unless_nothing_was_sent(
     sent: bool, submit: bool, error: type[WanError]
 ) -> None:
     found = error_of_no_reply("it broke", sent=sent, what="submit", submit=submit, peer="connection 'a'")
@@ -177,7 +175,7 @@ def test_no_answer_to_a_submit_is_unknown_unless_nothing_was_sent(
     assert "it broke (connection 'a')" in str(found)
 
 
-def test_an_unknown_submission_says_how_to_settle_it() -> None:
+def test_unknown_submission_names_how_to_settle_it() -> None:
     for error in (
         of_submit(502, HTML),
         error_of_no_reply("no answer", sent=True, what="submit", submit=True),
@@ -186,7 +184,7 @@ def test_an_unknown_submission_says_how_to_settle_it() -> None:
             assert word in str(error)
 
 
-def test_an_id_in_a_damaged_answer_is_shown_to_the_person_who_settles_it() -> None:
+def test_id_in_a_damaged_answer_is_part_of_the_message() -> None:
     assert '"req_42"' in str(of_submit(200, b'{"request_id": "req_42", "status_url": "https://mo'))
     assert "req_4" not in str(of_submit(200, b'{"request_id": "req_4'))
 
@@ -221,7 +219,7 @@ def test_error_bodies_are_read_in_the_order_of_the_contract(body: Any, text: str
     assert text in str(of_get(400, body))
 
 
-def test_a_text_of_the_server_cannot_forge_log_lines_nor_carry_secrets() -> None:
+def test_text_from_a_server_cannot_forge_log_lines_or_carry_secrets() -> None:
     text = (
         "bad\r\nERROR fake\x1b[31m\u202e line https://user:pw@h/a.png?X-Goog-Signature=abc "
         "Bearer s3cret-token token=0123456789abcdef0 data:image/png;base64,AAAA"
@@ -234,7 +232,7 @@ def test_a_text_of_the_server_cannot_forge_log_lines_nor_carry_secrets() -> None
 
 
 @pytest.mark.parametrize("submit", [True, False])
-def test_a_redirect_names_where_it_leads_and_the_likely_mistake(submit: bool) -> None:
+def test_redirect_error_names_the_target_and_the_likely_mistake(submit: bool) -> None:
     answer = reply(301, b"", {"Location": "https://model-api.runcomfy.net/v1/models/x?key=secret"})
     answer = replace(answer, peer="connection 'wan_default' (host model-api.runcomfy.net)")
     said = str(error_of_reply(answer, what="submit", submit=submit))
@@ -247,7 +245,7 @@ def test_a_redirect_names_where_it_leads_and_the_likely_mistake(submit: bool) ->
     assert "secret" not in said
 
 
-def test_a_refused_token_names_the_connection() -> None:
+def test_refused_token_error_names_the_connection() -> None:
     answer = replace(reply(401, b""), peer="connection 'wan_default' (host model-api.runcomfy.net)")
     said = str(error_of_reply(answer, what="status", request_id="r-1"))
     assert "Check the API token in connection 'wan_default' (host model-api.runcomfy.net)" in said
@@ -255,12 +253,12 @@ def test_a_refused_token_names_the_connection() -> None:
 
 @pytest.mark.parametrize("submit", [True, False])
 @pytest.mark.parametrize("status", [200, 403, 404])
-def test_an_html_page_is_called_that(submit: bool, status: int) -> None:
+def test_html_page_is_named_as_such(submit: bool, status: int) -> None:
     error = error_of_reply(reply(status, b"<!DOCTYPE html><html></html>"), what="call", submit=submit)
     assert "an HTML page" in str(error)
 
 
-def test_a_gateways_404_does_not_call_the_answer_final() -> None:
+def test_404_of_a_gateway_is_not_final() -> None:
     said = str(of_get(404, HTML))
     assert "not an answer of the API itself" in said
     assert "same answer" not in said
@@ -281,20 +279,20 @@ TOKEN = 'wan/"s3cret"-token'
         TOKEN.encode(),
     ],
 )
-def test_a_token_that_the_server_repeats_is_replaced(body: bytes) -> None:
+def test_token_repeated_by_the_server_is_replaced(body: bytes) -> None:
     answer = calls.Reply(400, {"Location": f"/{TOKEN}"}, body, secret=TOKEN)
     assert "s3cret" not in str(error_of_reply(answer, what="status"))
     assert "s3cret" not in repr(answer)
     assert "s3cret" not in json.dumps(json_of(answer.body))
 
 
-def test_an_answer_without_the_token_is_left_as_it_is() -> None:
+def test_answer_without_the_token_is_unchanged() -> None:
     body = json.dumps({"message": "caf\u00e9 \\ / token"}).encode()
     assert calls.Reply(200, {}, body, secret=TOKEN).body == body
     assert calls.Reply(200, {}, body, secret="").body == body
 
 
-def test_only_an_auth_error_asks_for_the_connection_again() -> None:
+def test_only_an_auth_error_refreshes_the_connection() -> None:
     assert is_auth_error(of_get(401, b""))
     assert not is_auth_error(of_get(403, b""))
 
@@ -315,7 +313,7 @@ BODIES = st.one_of(
 
 @STEADY
 @given(st.integers(0, 999), BODIES, st.dictionaries(st.text(), st.text(), max_size=3), st.booleans())
-def test_any_answer_gives_an_error_with_one_readable_line(
+def test_any_answer_becomes_an_error_of_one_readable_line(
     status: int, body: bytes, headers: dict[str, str], submit: bool
 ) -> None:
     error = error_of_reply(reply(status, body, headers), what="call", submit=submit)
@@ -325,7 +323,7 @@ def test_any_answer_gives_an_error_with_one_readable_line(
 
 @STEADY
 @given(st.integers(0, 999), BODIES)
-def test_no_answer_makes_a_submit_refused_unless_it_is_definite(status: int, body: bytes) -> None:
+def test_random_answers_refuse_a_submit_only_if_definite(status: int, body: bytes) -> None:
     error = error_of_reply(reply(status, body), what="submit", submit=True)
     assert not isinstance(error, WanNotFoundError)
     if status == 429:
@@ -362,11 +360,11 @@ NOW = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
         ("Sat, 99 Foo 2025 12:00:00 GMT", None),
     ],
 )
-def test_retry_after_is_read_in_every_shape(value: str, seconds: float | None) -> None:
+def test_retry_after_is_read_in_every_form(value: str, seconds: float | None) -> None:
     assert retry_after_s({"retry-after": value}, NOW) == seconds
 
 
-def test_a_retry_after_date_is_measured_by_the_clock_of_the_server() -> None:
+def test_retry_after_date_is_relative_to_the_clock_of_the_server() -> None:
     headers = {
         "retry-after": format_datetime(NOW + timedelta(seconds=60), usegmt=True),
         "date": format_datetime(NOW, usegmt=True),
@@ -379,12 +377,12 @@ def test_a_retry_after_date_is_measured_by_the_clock_of_the_server() -> None:
 
 @STEADY
 @given(st.text(max_size=60), st.text(max_size=60))
-def test_any_retry_after_is_nothing_or_a_finite_wait(value: str, date: str) -> None:
+def test_any_retry_after_is_none_or_a_finite_wait(value: str, date: str) -> None:
     wait_s = retry_after_s({"retry-after": value, "date": date}, NOW)
     assert wait_s is None or 0 <= wait_s < 1e10
 
 
-def test_an_error_carries_what_retry_after_asks() -> None:
+def test_error_carries_retry_after() -> None:
     error = of_get(503, b"", **{"Retry-After": "12"})
     assert isinstance(error, WanTransientError)
     assert error.retry_after_s == 12.0
@@ -405,14 +403,14 @@ def test_an_error_carries_what_retry_after_asks() -> None:
         (1, None, 120.0, None),
     ],
 )
-def test_a_retry_backs_off_within_its_budget(
+def test_retries_back_off_within_their_budget(
     attempt: int, retry_after: float | None, spent_s: float, delay_s: float | None
 ) -> None:
     error = WanTransientError("x", retry_after_s=retry_after)
     assert RetryPolicy().delay_s(attempt, error, rnd=1.0, spent_s=spent_s) == delay_s
 
 
-def test_only_what_is_transient_is_tried_again() -> None:
+def test_only_transient_errors_are_retried() -> None:
     for error in (WanRefusedError("x"), WanUnknownSubmissionError("x"), WanAuthError("x"), WanError("x")):
         assert RetryPolicy().delay_s(1, error, rnd=0.5, spent_s=0.0) is None
 
@@ -432,7 +430,7 @@ def test_only_what_is_transient_is_tried_again() -> None:
         budget_s=st.floats(0, 1000),
     ),
 )
-def test_retry_after_is_never_undercut_and_the_budget_never_passed(
+def test_delay_is_never_below_retry_after_or_beyond_the_budget(
     attempt: int, asked_s: float | None, rnd: float, spent_s: float, policy: RetryPolicy
 ) -> None:
     delay_s = policy.delay_s(attempt, WanTransientError("x", retry_after_s=asked_s), rnd=rnd, spent_s=spent_s)

@@ -39,12 +39,12 @@ GOOD: dict[str, Any] = {"prompt": "a cat", "img_url": "https://h.example/a.png"}
         ("http://[bad", "http://[bad"),
     ],
 )
-def test_a_url_loses_what_only_signs_it(url: str, canonical: str) -> None:
+def test_canonical_url_has_no_signature(url: str, canonical: str) -> None:
     assert canonical_url(url) == canonical
     assert canonical_url(canonical) == canonical
 
 
-def test_a_fingerprint_is_a_sha256_and_stays_what_it_is() -> None:
+def test_fingerprint_is_a_stable_sha256() -> None:
     # Journals of earlier versions are found by it: a change here buys everything again.
     canonical = (
         '["wan-ai/wan-2-2/image-to-video",{"duration":5,"img_url":"https://h.example/a.png","prompt":"a cat",'
@@ -64,7 +64,7 @@ def test_a_fingerprint_is_a_sha256_and_stays_what_it_is() -> None:
         dict(reversed(GOOD.items())),
     ],
 )
-def test_the_same_video_has_the_same_fingerprint(same: dict[str, Any]) -> None:
+def test_same_video_has_the_same_fingerprint(same: dict[str, Any]) -> None:
     assert fingerprint(MODEL, same) == fingerprint(MODEL, GOOD)
 
 
@@ -80,7 +80,7 @@ def test_the_same_video_has_the_same_fingerprint(same: dict[str, Any]) -> None:
         GOOD | {"img_url": "https://h.example/a.png?v=2"},
     ],
 )
-def test_another_video_has_another_fingerprint(other: dict[str, Any]) -> None:
+def test_other_video_has_another_fingerprint(other: dict[str, Any]) -> None:
     assert fingerprint(MODEL, other) != fingerprint(MODEL, GOOD)
 
 
@@ -89,7 +89,7 @@ def test_text_is_not_normalised() -> None:
     assert fingerprint(MODEL, composed) != fingerprint(MODEL, decomposed)
 
 
-def test_model_image_and_variation_count() -> None:
+def test_model_image_and_variation_are_part_of_the_fingerprint() -> None:
     base = fingerprint(MODEL, GOOD)
     prints = {
         base,
@@ -103,7 +103,7 @@ def test_model_image_and_variation_count() -> None:
     assert fingerprint(MODEL, GOOD, None, "") == base
 
 
-def test_the_identity_of_an_image_stands_for_its_url() -> None:
+def test_identity_of_an_image_replaces_its_url() -> None:
     elsewhere = GOOD | {"img_url": "https://elsewhere.example/copy.png"}
     without = {"prompt": "a cat"}
     assert (
@@ -138,7 +138,7 @@ NAMES = st.text(min_size=1, max_size=8).map(lambda name: "q" + quote(name, safe=
     st.randoms(use_true_random=False),
     st.permutations(list({**GOOD, "seed": 3, "resolution": "1080P"}.items())),
 )
-def test_signing_and_the_order_of_fields_do_not_count(
+def test_signature_and_order_of_fields_are_not_part_of_the_fingerprint(
     own: list[tuple[str, str]], signing: list[tuple[str, str]], chance: Any, fields: list[tuple[str, Any]]
 ) -> None:
     def url(pairs: list[tuple[str, str]]) -> str:
@@ -156,6 +156,6 @@ def test_signing_and_the_order_of_fields_do_not_count(
 
 @STEADY
 @given(st.text())
-def test_a_canonical_url_stays_as_it_is(text: str) -> None:
+def test_canonical_url_is_idempotent(text: str) -> None:
     for url in (text, "https://h.example/" + text):
         assert canonical_url(canonical_url(url)) == canonical_url(url)

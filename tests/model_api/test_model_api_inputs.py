@@ -107,41 +107,41 @@ def test_values_are_coerced_without_loss(given: dict[str, Any], sent: dict[str, 
         ({5: "x"}, ["names"]),
     ],
 )
-def test_a_broken_rule_names_field_value_and_rule(given: dict[Any, Any], said: list[str]) -> None:
+def test_broken_rule_names_field_value_and_rule(given: dict[Any, Any], said: list[str]) -> None:
     message = refusal(GOOD | given)
     for part in [*said, MODEL, "nothing was bought"]:
         assert part in message
 
 
-def test_all_broken_rules_are_told_at_once() -> None:
+def test_all_broken_rules_are_named_at_once() -> None:
     message = refusal({"promt": "x", "seed": "x", "duration": 9, "img_url": "gs://b/o"})
     for part in ("promt", "'prompt' is required", "'seed'", "'duration'", "'img_url'"):
         assert part in message
 
 
-def test_a_long_or_signed_value_is_not_shown_whole() -> None:
+def test_long_and_signed_values_are_cut_in_messages() -> None:
     assert "x" * 81 not in refusal(GOOD | {"prompt": "x" * 900})
     assert "abc" not in refusal(GOOD | {"seed": "https://h/a?X-Goog-Signature=abc"})
     assert len(refusal(GOOD | {"img_url": "data:text/plain," + "A" * 10_000}, allow_data_uri=True)) < 400
 
 
 @pytest.mark.parametrize("uri", ["data:image/png;base64,AAAA", "DATA:image/jpeg;charset=x;base64,AAAA"])
-def test_a_data_uri_is_taken_on_purpose_only(uri: str) -> None:
+def test_data_uri_is_accepted_only_on_purpose(uri: str) -> None:
     assert validate_inputs(WAN, GOOD | {"img_url": uri}, allow_data_uri=True)["img_url"] == uri
     assert "'img_url'" in refusal(GOOD | {"img_url": uri})
 
 
 @pytest.mark.parametrize("uri", ["data:text/html;base64,AAAA", "data:image/png,AAAA", "data:"])
-def test_a_data_uri_that_is_no_image_is_refused(uri: str) -> None:
+def test_data_uri_without_an_image_is_refused(uri: str) -> None:
     assert "base64" in refusal(GOOD | {"img_url": uri}, allow_data_uri=True)
 
 
-def test_a_request_too_heavy_to_send_is_refused() -> None:
+def test_request_that_is_too_large_is_refused() -> None:
     uri = "data:image/png;base64," + "A" * (64 * 1024 * 1024)
     assert "bytes" in refusal(GOOD | {"img_url": uri}, allow_data_uri=True)
 
 
-def test_a_model_without_a_schema_takes_what_is_json() -> None:
+def test_model_without_a_schema_accepts_any_json() -> None:
     inputs = {"text": "x", "n": [1, {"a": None}], "skip": None}
     assert validate_inputs(Model("acme/new-model"), inputs) == {"text": "x", "n": [1, {"a": None}]}
     assert "no inputs" in refusal({}, "acme/new-model")
@@ -151,7 +151,7 @@ def test_a_model_without_a_schema_takes_what_is_json() -> None:
     assert "dict" in refusal("{}", "acme/new-model")
 
 
-def test_a_hostile_model_id_finds_no_file() -> None:
+def test_model_id_cannot_leave_the_folder_of_schemas() -> None:
     for model_id in ("../schemas/x", "", "a//b", "wan-ai/../x"):
         with pytest.raises(WanInputError):
             load_schema(model_id)
@@ -159,7 +159,7 @@ def test_a_hostile_model_id_finds_no_file() -> None:
     assert load_schema("wan-ai/wan-2-2--image-to-video") is None
 
 
-def test_every_schema_file_is_sound() -> None:
+def test_every_bundled_schema_is_valid() -> None:
     from jsonschema import Draft202012Validator
 
     files = [
@@ -182,7 +182,7 @@ def test_every_schema_file_is_sound() -> None:
             )
 
 
-def test_the_image_rules_are_those_of_the_page() -> None:
+def test_bundled_image_rules_are_those_of_the_page() -> None:
     (rules,) = WAN.images
     assert rules.field == "img_url"
     assert rules.formats == ("JPEG", "PNG", "BMP", "WEBP")
@@ -237,7 +237,7 @@ FIELDS = st.sampled_from([*GOOD, "seed", "duration", "prompt_extend", "negative_
 
 @STEADY
 @given(st.dictionaries(FIELDS, VALUES))
-def test_coercing_twice_changes_nothing_more(inputs: dict[str, Any]) -> None:
+def test_coercion_is_idempotent(inputs: dict[str, Any]) -> None:
     once = coerce_inputs(WAN, inputs)
     assert repr(coerce_inputs(WAN, once)) == repr(once)
 

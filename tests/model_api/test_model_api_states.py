@@ -36,7 +36,7 @@ KNOWN = [*OVER, "in_queue", "in_progress"]
         ("", State.UNKNOWN, False),
     ],
 )
-def test_a_status_word_says_at_most_that_it_has_ended(word: str, state: State, is_over: bool) -> None:
+def test_status_word_never_decides_how_a_request_ended(word: str, state: State, is_over: bool) -> None:
     assert state_of_status_word(word) is state
     assert is_over_word(word) is is_over
 
@@ -58,13 +58,13 @@ def test_a_status_word_says_at_most_that_it_has_ended(word: str, state: State, i
         ("archived", True, State.UNKNOWN),
     ],
 )
-def test_a_result_word_decides_and_a_success_needs_a_url(word: str, has_url: bool, state: State) -> None:
+def test_result_word_decides_and_success_needs_a_url(word: str, has_url: bool, state: State) -> None:
     assert state_of_result_word(word, has_url) is state
 
 
 @STEADY
 @given(st.text(), st.booleans())
-def test_an_unknown_word_is_never_an_end(word: str, has_url: bool) -> None:
+def test_unknown_word_is_not_terminal(word: str, has_url: bool) -> None:
     assert not state_of_status_word(word).is_terminal
     if not is_known_word(word):
         assert state_of_result_word(word, has_url) is State.UNKNOWN
@@ -73,7 +73,9 @@ def test_an_unknown_word_is_never_an_end(word: str, has_url: bool) -> None:
 
 @STEADY
 @given(st.sampled_from(KNOWN), st.data(), st.booleans())
-def test_letter_case_and_blanks_around_do_not_matter(word: str, data: st.DataObject, has_url: bool) -> None:
+def test_letter_case_and_surrounding_blanks_are_ignored(
+    word: str, data: st.DataObject, has_url: bool
+) -> None:
     upper = data.draw(st.lists(st.booleans(), min_size=len(word), max_size=len(word)))
     written = " " + "".join(c.upper() if up else c for c, up in zip(word, upper, strict=True)) + "\n"
     assert state_of_status_word(written) is state_of_status_word(word)

@@ -85,7 +85,7 @@ def fingerprint_of(img_url: str) -> str:
     return make_video_spec(MODEL, {"prompt": "a slow wave", "img_url": img_url}).fingerprint
 
 
-def test_a_worker_killed_at_any_point_of_the_way_buys_and_lands_once(
+def test_worker_killed_at_any_point_buys_and_lands_once(
     sandbox: Sandbox, bucket: Bucket, image: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(monkeypatch, sandbox, timeout=60)
@@ -130,7 +130,7 @@ def test_a_worker_killed_at_any_point_of_the_way_buys_and_lands_once(
         ("media", "drop_at", {"count": 1}),
     ],
 )
-def test_an_outage_of_runcomfy_buys_and_lands_once(
+def test_runcomfy_outage_buys_and_lands_once(
     sandbox: Sandbox, bucket: Bucket, image: Callable[[str], str], call: str, fault: str, rule: dict[str, Any]
 ) -> None:
     img_url = image("out")
@@ -139,7 +139,7 @@ def test_an_outage_of_runcomfy_buys_and_lands_once(
 
 
 @pytest.mark.parametrize(("what", "skip"), [("claim", 0), ("id", 1), ("video", 0)])
-def test_an_outage_of_the_bucket_buys_and_lands_once(
+def test_bucket_outage_buys_and_lands_once(
     sandbox: Sandbox, bucket: Bucket, image: Callable[[str], str], what: str, skip: int
 ) -> None:
     img_url = image("out")

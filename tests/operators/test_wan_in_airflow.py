@@ -28,7 +28,7 @@ def _connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_the_store
-def test_a_try_that_fails_after_its_purchase_does_not_buy_again(sandbox: Sandbox, dags: DagFolder) -> None:
+def test_try_that_fails_after_its_purchase_does_not_buy_again(sandbox: Sandbox, dags: DagFolder) -> None:
     """All that is left of the first try is in Airflow's own task state store."""
     run = dags.write(
         f"""
@@ -44,7 +44,7 @@ def test_a_try_that_fails_after_its_purchase_does_not_buy_again(sandbox: Sandbox
     assert {cancel["outcome"] for cancel in sandbox.ledger()["cancels"]} == {"not_cancellable"}
 
 
-def test_a_failed_generation_is_bought_again_by_the_retry(sandbox: Sandbox, dags: DagFolder) -> None:
+def test_failed_generation_is_bought_again_by_the_retry(sandbox: Sandbox, dags: DagFolder) -> None:
     sandbox.add_fault("generation", "fail", count=1)
     run = dags.write(
         f'WanSubmitOperator(task_id="generate", {INPUT_LINES}, wait_for_completion=True, retries=1)'
@@ -54,14 +54,14 @@ def test_a_failed_generation_is_bought_again_by_the_retry(sandbox: Sandbox, dags
     assert len(purchases(sandbox)) == 2
 
 
-def test_a_lost_submission_is_not_retried(sandbox: Sandbox, dags: DagFolder) -> None:
+def test_lost_submission_is_not_retried(sandbox: Sandbox, dags: DagFolder) -> None:
     sandbox.add_fault("submit", "reset_after")
     run = dags.write(f'WanSubmitOperator(task_id="submit", {INPUT_LINES}, retries=3)')()
     assert run.states() == {"submit": "failed"}
     assert posts(sandbox) == 1
 
 
-def test_a_refusal_is_not_retried_and_an_overload_is(sandbox: Sandbox, dags: DagFolder) -> None:
+def test_refusal_is_not_retried_and_overload_is(sandbox: Sandbox, dags: DagFolder) -> None:
     write = dags.write(f'WanSubmitOperator(task_id="submit", {INPUT_LINES}, retries=3)')
     sandbox.add_fault("submit", "no_balance")
     assert write().states() == {"submit": "failed"}
@@ -72,7 +72,7 @@ def test_a_refusal_is_not_retried_and_an_overload_is(sandbox: Sandbox, dags: Dag
     assert len(purchases(sandbox)) == 1
 
 
-def test_a_whole_path_is_mapped_over_what_was_submitted(sandbox: Sandbox, dags: DagFolder) -> None:
+def test_submit_wait_and_land_are_mapped(sandbox: Sandbox, dags: DagFolder) -> None:
     run = dags.write(
         f"""
         submit = WanSubmitOperator.partial(task_id="submit", img_url={INPUTS["img_url"]!r}, check_image=False).expand(
@@ -88,7 +88,7 @@ def test_a_whole_path_is_mapped_over_what_was_submitted(sandbox: Sandbox, dags: 
     assert sorted(landed) == sorted(purchases(sandbox))
 
 
-def test_what_jinja_renders_from_the_run_reaches_the_api(sandbox: Sandbox, dags: DagFolder) -> None:
+def test_values_rendered_from_the_run_reach_the_api(sandbox: Sandbox, dags: DagFolder) -> None:
     run = dags.write(
         f"""
         WanSubmitOperator(
@@ -118,7 +118,7 @@ def test_what_jinja_renders_from_the_run_reaches_the_api(sandbox: Sandbox, dags:
     assert posts(sandbox) == 1
 
 
-def test_a_bad_image_skips_its_own_path_only(sandbox: Sandbox, dags: DagFolder) -> None:
+def test_unsuitable_image_skips_only_its_own_tasks(sandbox: Sandbox, dags: DagFolder) -> None:
     run = dags.write(
         f"""
         submit = WanSubmitOperator.partial(
@@ -134,7 +134,7 @@ def test_a_bad_image_skips_its_own_path_only(sandbox: Sandbox, dags: DagFolder) 
     assert len(purchases(sandbox)) == 1
 
 
-def test_a_teardown_cancels_what_is_queued_when_its_run_fails(sandbox: Sandbox, dags: DagFolder) -> None:
+def test_teardown_cancels_queued_requests_when_the_run_fails(sandbox: Sandbox, dags: DagFolder) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.control("account", {"concurrency": 1})
     write = dags.write(
@@ -156,7 +156,7 @@ def test_a_teardown_cancels_what_is_queued_when_its_run_fails(sandbox: Sandbox, 
     assert queued.xcom("take_back")["cancelled"] is True
 
 
-def test_a_teardown_has_nothing_to_do_where_nothing_was_submitted(sandbox: Sandbox, dags: DagFolder) -> None:
+def test_teardown_does_nothing_where_nothing_was_submitted(sandbox: Sandbox, dags: DagFolder) -> None:
     run = dags.write(
         f"""
         submit = WanSubmitOperator(task_id="submit", img_url={INPUTS["img_url"]!r}, prompt="")
@@ -176,7 +176,7 @@ SENSORS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "options"), SENSORS, ids=[name for name, _ in SENSORS])
-def test_soft_fail_skips_what_came_to_nothing(
+def test_soft_fail_skips_a_sensor_without_a_result(
     sandbox: Sandbox, dags: DagFolder, name: str, options: dict[str, Any]
 ) -> None:
     sandbox.add_fault("generation", "fail")
@@ -191,9 +191,7 @@ def test_soft_fail_skips_what_came_to_nothing(
     assert run.states() == {"submit": "success", "wait": "skipped"}
 
 
-def test_a_second_run_buys_its_own_without_a_journal_and_takes_over_with_one(
-    sandbox: Sandbox, dags: DagFolder
-) -> None:
+def test_second_run_buys_without_a_journal_and_adopts_with_one(sandbox: Sandbox, dags: DagFolder) -> None:
     alone = dags.write(f'WanSubmitOperator(task_id="submit", {INPUT_LINES})')
     assert alone().xcom("submit")["request_id"] != alone().xcom("submit")["request_id"]
     shared = dags.write(f'WanSubmitOperator(task_id="submit", {INPUT_LINES}, journal="gs://videos/_journal")')

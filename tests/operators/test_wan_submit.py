@@ -88,9 +88,7 @@ def test_every_input_has_a_parameter_and_is_sent_as_it_is(sandbox: Sandbox) -> N
     assert sent(sandbox) == given
 
 
-def test_what_jinja_makes_of_numbers_and_booleans_is_made_good(
-    sandbox: Sandbox, store: StoreInMemory
-) -> None:
+def test_numbers_and_booleans_rendered_by_jinja_are_converted(sandbox: Sandbox, store: StoreInMemory) -> None:
     task = submit(
         prompt="{{ params.prompt }}",
         duration="{{ params.duration }}",
@@ -119,13 +117,13 @@ def test_what_jinja_makes_of_numbers_and_booleans_is_made_good(
 
 
 @pytest.mark.parametrize("form", [dict, json.dumps, str])
-def test_inputs_come_as_a_mapping_or_its_text(sandbox: Sandbox, form: Any) -> None:
+def test_inputs_may_be_a_mapping_or_json_text(sandbox: Sandbox, form: Any) -> None:
     task = WanSubmitOperator(task_id="task", check_image=False, inputs=form({**INPUTS, "seed": 3}))
     run(task, a_context(store=StoreInMemory()))
     assert sent(sandbox) == {**INPUTS, "seed": 3}
 
 
-def test_another_model_takes_its_own_inputs(sandbox: Sandbox, store: StoreInMemory) -> None:
+def test_inputs_of_another_model_are_sent(sandbox: Sandbox, store: StoreInMemory) -> None:
     inputs = {"anything": [1, {"deep": True}], "prompt": "x"}
     task = WanSubmitOperator(task_id="task", model_id="sandbox/free-form/any", inputs=inputs)
     result = run(task, a_context(store=store))
@@ -158,7 +156,7 @@ REFUSED_INPUTS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("given", "says"), REFUSED_INPUTS)
-def test_what_would_be_refused_is_refused_before_any_call_but_that_for_the_page(
+def test_invalid_inputs_are_refused_before_any_call_but_the_page(
     sandbox: Sandbox, store: StoreInMemory, given: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(WanInputError) as error:
@@ -173,12 +171,12 @@ def test_what_would_be_refused_is_refused_before_any_call_but_that_for_the_page(
     "options",
     [{"on_invalid": "ignore"}, {"on_unknown_submission": "maybe"}, {"durable": False, "journal": JOURNAL}],
 )
-def test_options_that_make_no_sense_fail_when_the_dag_is_parsed(options: dict[str, Any]) -> None:
+def test_invalid_options_fail_when_the_dag_is_parsed(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         submit(**options)
 
 
-def test_a_refusal_by_the_api_itself_names_the_fields(sandbox: Sandbox, store: StoreInMemory) -> None:
+def test_refusal_by_the_api_names_the_fields(sandbox: Sandbox, store: StoreInMemory) -> None:
     sandbox.add_fault("submit", "invalid")
     with pytest.raises(WanInputError, match="HTTP 422") as error:
         run(submit(), a_context(store=store))
@@ -196,7 +194,7 @@ def an_image(bucket: Bucket, side_px: int, name: str = "a b.png") -> str:
     return f"{bucket.sandbox.bucket_url}/videos/{name.replace(' ', '%20')}"
 
 
-def test_an_image_that_the_model_would_refuse_costs_nothing(bucket: Bucket, store: StoreInMemory) -> None:
+def test_unsuitable_image_is_refused_before_the_purchase(bucket: Bucket, store: StoreInMemory) -> None:
     url = f"{an_image(bucket, 100)}?sig=very-secret"
     with pytest.raises(WanInputError, match="360") as error:
         run(submit(img_url=url, check_image=True), a_context(store=store))
@@ -205,7 +203,7 @@ def test_an_image_that_the_model_would_refuse_costs_nothing(bucket: Bucket, stor
     assert store.values == {}, "an image is looked at before the claim"
 
 
-def test_a_good_image_is_sent_with_its_signature_and_remembered_without(
+def test_signed_address_is_sent_and_recorded_without_its_signature(
     bucket: Bucket, store: StoreInMemory
 ) -> None:
     url = f"{an_image(bucket, 400)}?sig=very-secret"
@@ -216,7 +214,7 @@ def test_a_good_image_is_sent_with_its_signature_and_remembered_without(
     assert again["request_id"] == result["request_id"], "with a new signature it is the same image"
 
 
-def test_an_image_is_not_looked_at_where_nothing_is_bought(bucket: Bucket, store: StoreInMemory) -> None:
+def test_image_is_not_read_where_nothing_is_bought(bucket: Bucket, store: StoreInMemory) -> None:
     url = an_image(bucket, 400)
     first = run(submit(img_url=url, check_image=True), a_context(store=store))
     bucket.client.bucket("videos").blob("a b.png").delete()
@@ -226,7 +224,7 @@ def test_an_image_is_not_looked_at_where_nothing_is_bought(bucket: Bucket, store
     )
 
 
-def test_a_private_address_is_refused_unless_the_connection_allows_it(
+def test_private_address_is_refused_unless_the_connection_allows_it(
     bucket: Bucket, store: StoreInMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(monkeypatch, bucket.sandbox, allow_private_images=False)
@@ -235,7 +233,7 @@ def test_a_private_address_is_refused_unless_the_connection_allows_it(
     assert posts(bucket.sandbox) == 0
 
 
-def test_a_bad_image_can_skip_its_task(bucket: Bucket, store: StoreInMemory) -> None:
+def test_unsuitable_image_can_skip_its_task(bucket: Bucket, store: StoreInMemory) -> None:
     context = a_context(store=store)
     url = f"{an_image(bucket, 100)}?sig=very-secret"
     with pytest.raises(AirflowSkipException):
@@ -246,7 +244,7 @@ def test_a_bad_image_can_skip_its_task(bucket: Bucket, store: StoreInMemory) -> 
     assert posts(bucket.sandbox) == 0
 
 
-def test_a_bad_prompt_can_skip_its_task_too(sandbox: Sandbox, store: StoreInMemory) -> None:
+def test_invalid_prompt_can_skip_its_task(sandbox: Sandbox, store: StoreInMemory) -> None:
     with pytest.raises(AirflowSkipException):
         run(submit(prompt="x" * 900, on_invalid="skip"), a_context(store=store))
 
@@ -254,7 +252,7 @@ def test_a_bad_prompt_can_skip_its_task_too(sandbox: Sandbox, store: StoreInMemo
 @pytest.mark.parametrize(
     "given", [{"resolve": "[]"}, {"request": "a/b"}, {"inputs": "nonsense"}, {"journal": "x"}]
 )
-def test_a_mistake_in_the_dag_is_not_skipped(
+def test_error_in_the_dag_is_not_skipped(
     sandbox: Sandbox, store: StoreInMemory, given: dict[str, Any]
 ) -> None:
     with pytest.raises(AirflowFailException):
@@ -264,7 +262,7 @@ def test_a_mistake_in_the_dag_is_not_skipped(
 # -- paying once -------------------------------------------------------------------------------------------
 
 
-def test_a_second_try_takes_over_what_the_first_one_bought(sandbox: Sandbox, store: StoreInMemory) -> None:
+def test_second_try_adopts_the_request_of_the_first(sandbox: Sandbox, store: StoreInMemory) -> None:
     long_ones(sandbox)
     first = run(submit(), a_context(store=store))
     assert set(first) >= {"request_id", "model_id", "fingerprint", "submitted_at"}
@@ -272,7 +270,7 @@ def test_a_second_try_takes_over_what_the_first_one_bought(sandbox: Sandbox, sto
     assert purchases(sandbox) == [first["request_id"]]
 
 
-def test_a_journal_protects_across_runs_and_without_a_store(sandbox: Sandbox, bucket: Bucket) -> None:
+def test_journal_protects_across_runs_and_without_a_store(sandbox: Sandbox, bucket: Bucket) -> None:
     long_ones(sandbox)
     first = run(submit(journal=JOURNAL), a_context(run_id="one"))
     second = run(submit(journal=JOURNAL), a_context(run_id="two", store=StoreInMemory()))
@@ -282,7 +280,7 @@ def test_a_journal_protects_across_runs_and_without_a_store(sandbox: Sandbox, bu
     assert purchases(sandbox) == [first["request_id"]]
 
 
-def test_two_mapped_tasks_that_want_the_same_buy_it_once_with_a_journal(
+def test_two_mapped_tasks_with_the_same_inputs_buy_once_with_a_journal(
     sandbox: Sandbox, bucket: Bucket
 ) -> None:
     long_ones(sandbox)
@@ -291,7 +289,7 @@ def test_two_mapped_tasks_that_want_the_same_buy_it_once_with_a_journal(
     assert len(purchases(sandbox)) == 1
 
 
-def test_a_new_variation_buys_a_new_take(sandbox: Sandbox, bucket: Bucket) -> None:
+def test_new_variation_buys_a_new_video(sandbox: Sandbox, bucket: Bucket) -> None:
     takes = ["monday", "tuesday", "monday", "", "None", None]
     ids = [
         run(submit(journal=JOURNAL, variation=take), a_context(run_id=str(take)))["request_id"]
@@ -303,7 +301,7 @@ def test_a_new_variation_buys_a_new_take(sandbox: Sandbox, bucket: Bucket) -> No
     assert all("variation" not in bought["inputs"] for bought in sandbox.ledger()["purchases"])
 
 
-def test_who_does_not_want_it_durable_buys_each_time(sandbox: Sandbox, store: StoreInMemory) -> None:
+def test_durable_false_buys_each_time(sandbox: Sandbox, store: StoreInMemory) -> None:
     for _ in range(2):
         run(submit(durable=False), a_context(store=store))
     assert len(purchases(sandbox)) == 2
@@ -313,7 +311,7 @@ def test_who_does_not_want_it_durable_buys_each_time(sandbox: Sandbox, store: St
 MISSING = "No record of this request is kept across tries"
 
 
-def test_missing_protection_is_said_once(sandbox: Sandbox, capfd: pytest.CaptureFixture[str]) -> None:
+def test_missing_protection_is_logged_once(sandbox: Sandbox, capfd: pytest.CaptureFixture[str]) -> None:
     run(submit(wait_for_completion=True), a_context())
     log = capfd.readouterr().out
     assert log.count(MISSING) == 1
@@ -321,7 +319,7 @@ def test_missing_protection_is_said_once(sandbox: Sandbox, capfd: pytest.Capture
 
 
 @pytest.mark.parametrize("given", [{"prompt": ""}, {"durable": False}, {"resolve": "[]"}])
-def test_missing_protection_is_not_said_where_it_does_not_matter(
+def test_missing_protection_is_not_logged_where_nothing_is_bought(
     sandbox: Sandbox, capfd: pytest.CaptureFixture[str], given: dict[str, Any]
 ) -> None:
     with contextlib.suppress(WanError):
@@ -329,7 +327,7 @@ def test_missing_protection_is_not_said_where_it_does_not_matter(
     assert MISSING not in capfd.readouterr().out
 
 
-def test_a_lost_submission_fails_without_retry_and_is_settled_from_the_runs_configuration(
+def test_lost_submission_fails_without_retry_and_is_settled_by_dag_run_conf(
     sandbox: Sandbox, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(monkeypatch, sandbox, timeout=0.2)
@@ -362,14 +360,12 @@ def test_a_lost_submission_fails_without_retry_and_is_settled_from_the_runs_conf
 
 
 @pytest.mark.parametrize("nothing", [None, "", "None", "{}"])
-def test_a_resolve_that_a_template_leaves_empty_is_none(
-    sandbox: Sandbox, store: StoreInMemory, nothing: Any
-) -> None:
+def test_resolve_rendered_empty_is_ignored(sandbox: Sandbox, store: StoreInMemory, nothing: Any) -> None:
     run(submit(resolve=nothing), a_context(store=store))
     assert len(purchases(sandbox)) == 1
 
 
-def test_a_store_that_forgets_at_success_is_warned_about_before_buying(
+def test_clear_on_success_is_warned_about_before_the_purchase(
     sandbox: Sandbox, store: StoreInMemory, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AIRFLOW__STATE_STORE__CLEAR_ON_SUCCESS", "True")
@@ -380,9 +376,7 @@ def test_a_store_that_forgets_at_success_is_warned_about_before_buying(
     assert "clear_on_success" not in capfd.readouterr().out
 
 
-def test_a_request_that_was_named_is_not_cancelled_at_the_timeout(
-    sandbox: Sandbox, store: StoreInMemory
-) -> None:
+def test_request_given_by_id_is_not_cancelled_at_the_timeout(sandbox: Sandbox, store: StoreInMemory) -> None:
     """Another task submitted it, and may wait for it."""
     long_ones(sandbox, concurrency=1)
     run(submit(prompt="keeps the only place", durable=False), a_context())
@@ -408,7 +402,7 @@ def test_a_request_that_was_named_is_not_cancelled_at_the_timeout(
         ),
     ],
 )
-def test_a_request_above_its_limit_is_not_bought(
+def test_request_above_its_limit_is_not_bought(
     sandbox: Sandbox, store: StoreInMemory, options: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(WanBudgetError) as error:
@@ -419,7 +413,7 @@ def test_a_request_above_its_limit_is_not_bought(
     assert store.values == {}
 
 
-def test_a_request_within_its_limit_is_bought_and_the_log_names_a_base_price(
+def test_request_within_its_limit_is_bought_and_the_log_names_the_base_price(
     sandbox: Sandbox, store: StoreInMemory, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run(submit(max_cost_usd=5), a_context(store=store))
@@ -428,9 +422,7 @@ def test_a_request_within_its_limit_is_bought_and_the_log_names_a_base_price(
     assert [again["request_id"]] == purchases(sandbox), "adopting costs nothing"
 
 
-def test_a_price_learned_beside_the_journal_counts_more_than_the_base(
-    sandbox: Sandbox, bucket: Bucket
-) -> None:
+def test_learned_price_is_used_instead_of_the_base_price(sandbox: Sandbox, bucket: Bucket) -> None:
     run(submit(journal=JOURNAL, max_cost_usd=1), a_context())
     book = PriceBook(
         WanHook(),
@@ -449,7 +441,7 @@ def test_a_price_learned_beside_the_journal_counts_more_than_the_base(
 
 
 @pytest.mark.parametrize("options", [{"max_cost_usd": "much"}, {"max_cost_usd": 1, "price_usd": -1}])
-def test_an_amount_that_is_none_is_refused(sandbox: Sandbox, options: dict[str, Any]) -> None:
+def test_invalid_amount_is_refused(sandbox: Sandbox, options: dict[str, Any]) -> None:
     with pytest.raises(WanInputError, match="must be more than 0"):
         run(submit(**options), a_context())
     assert posts(sandbox) == 0
@@ -459,7 +451,7 @@ def test_an_amount_that_is_none_is_refused(sandbox: Sandbox, options: dict[str, 
 
 
 @pytest.mark.parametrize("form", ["id", "xcom", "text"])
-def test_a_request_is_taken_over_by_its_id_or_what_a_task_returned(sandbox: Sandbox, form: str) -> None:
+def test_request_is_adopted_by_its_id_or_the_return_value_of_a_task(sandbox: Sandbox, form: str) -> None:
     long_ones(sandbox)
     bought = run(submit(durable=False), a_context())
     given = {"id": bought["request_id"], "xcom": bought, "text": json.dumps(bought)}[form]
@@ -468,7 +460,7 @@ def test_a_request_is_taken_over_by_its_id_or_what_a_task_returned(sandbox: Sand
     assert len(purchases(sandbox)) == 1
 
 
-def test_with_inputs_it_is_remembered_as_theirs(sandbox: Sandbox, bucket: Bucket) -> None:
+def test_adopted_request_with_inputs_is_recorded_for_them(sandbox: Sandbox, bucket: Bucket) -> None:
     long_ones(sandbox)
     bought = run(submit(durable=False), a_context())
     run(submit(journal=JOURNAL, request=bought["request_id"]), a_context())
@@ -476,7 +468,7 @@ def test_with_inputs_it_is_remembered_as_theirs(sandbox: Sandbox, bucket: Bucket
     assert len(purchases(sandbox)) == 1
 
 
-def test_without_inputs_there_is_nothing_to_remember_it_by(sandbox: Sandbox, bucket: Bucket) -> None:
+def test_adopted_request_without_inputs_has_no_record(sandbox: Sandbox, bucket: Bucket) -> None:
     """All requests that are taken over so would share one record."""
     bought = [run(submit(durable=False), a_context()) for _ in range(2)]
     for one in bought:
@@ -488,7 +480,7 @@ def test_without_inputs_there_is_nothing_to_remember_it_by(sandbox: Sandbox, buc
 
 
 @pytest.mark.parametrize("given", [{}, INPUTS])
-def test_a_request_that_does_not_exist_is_not_taken_over(sandbox: Sandbox, given: dict[str, Any]) -> None:
+def test_missing_request_is_not_adopted(sandbox: Sandbox, given: dict[str, Any]) -> None:
     task = WanSubmitOperator(task_id="task", request="req-typo", check_image=False, **given)
     with pytest.raises(WanNotFoundError, match="req-typo") as error:
         run(task, a_context(store=StoreInMemory()))
@@ -497,9 +489,7 @@ def test_a_request_that_does_not_exist_is_not_taken_over(sandbox: Sandbox, given
 
 
 @pytest.mark.parametrize("nothing", ["", "None", None])
-def test_a_request_that_a_template_leaves_empty_is_none(
-    sandbox: Sandbox, store: StoreInMemory, nothing: Any
-) -> None:
+def test_request_rendered_empty_is_ignored(sandbox: Sandbox, store: StoreInMemory, nothing: Any) -> None:
     run(submit(request=nothing), a_context(store=store))
     assert len(purchases(sandbox)) == 1
 
@@ -508,7 +498,7 @@ def test_a_request_that_a_template_leaves_empty_is_none(
 
 
 @pytest.mark.parametrize("deferrable", [True, False])
-def test_it_waits_and_returns_the_result(sandbox: Sandbox, store: StoreInMemory, deferrable: bool) -> None:
+def test_task_waits_and_returns_the_result(sandbox: Sandbox, store: StoreInMemory, deferrable: bool) -> None:
     sandbox.control("speed", {"generation_seconds": 0.2})
     result = run(submit(wait_for_completion=True, deferrable=deferrable), a_context(store=store))
     assert result["state"] == "succeeded"
@@ -520,9 +510,7 @@ def test_it_waits_and_returns_the_result(sandbox: Sandbox, store: StoreInMemory,
     assert len(purchases(sandbox)) == 1
 
 
-def test_a_try_that_takes_over_what_is_over_needs_no_triggerer(
-    sandbox: Sandbox, store: StoreInMemory
-) -> None:
+def test_finished_request_is_adopted_without_the_triggerer(sandbox: Sandbox, store: StoreInMemory) -> None:
     long_ones(sandbox)
     waiting = start(submit(wait_for_completion=True), a_context(store=store))
     assert isinstance(waiting, Deferred)
@@ -533,9 +521,7 @@ def test_a_try_that_takes_over_what_is_over_needs_no_triggerer(
     assert len(purchases(sandbox)) == 1
 
 
-def test_the_deadline_is_absolute_and_in_the_triggers_arguments(
-    sandbox: Sandbox, store: StoreInMemory
-) -> None:
+def test_deadline_is_absolute_and_in_the_trigger_arguments(sandbox: Sandbox, store: StoreInMemory) -> None:
     long_ones(sandbox)
     before = time.time()
     waiting = start(submit(wait_for_completion=True, timeout=timedelta(minutes=5)), a_context(store=store))
@@ -544,7 +530,7 @@ def test_the_deadline_is_absolute_and_in_the_triggers_arguments(
 
 
 @pytest.mark.parametrize("deferrable", [True, False])
-def test_what_is_still_queued_at_the_deadline_is_cancelled(
+def test_queued_request_is_cancelled_at_the_deadline(
     sandbox: Sandbox, store: StoreInMemory, deferrable: bool
 ) -> None:
     long_ones(sandbox, concurrency=1)
@@ -558,7 +544,9 @@ def test_what_is_still_queued_at_the_deadline_is_cancelled(
     assert [cancel["outcome"] for cancel in sandbox.ledger()["cancels"]] == ["cancelled"]
 
 
-def test_what_runs_at_the_deadline_is_left_to_the_next_try(sandbox: Sandbox, store: StoreInMemory) -> None:
+def test_running_request_at_the_deadline_is_left_to_the_next_try(
+    sandbox: Sandbox, store: StoreInMemory
+) -> None:
     long_ones(sandbox)
     with pytest.raises(WanTimeoutError, match="charged") as error:
         run(submit(wait_for_completion=True, timeout=0.2), a_context(store=store))
@@ -567,7 +555,7 @@ def test_what_runs_at_the_deadline_is_left_to_the_next_try(sandbox: Sandbox, sto
     assert len(purchases(sandbox)) == 1
 
 
-def test_what_others_count_on_is_not_cancelled_at_the_deadline(sandbox: Sandbox, bucket: Bucket) -> None:
+def test_request_with_other_owners_is_not_cancelled_at_the_deadline(sandbox: Sandbox, bucket: Bucket) -> None:
     long_ones(sandbox, concurrency=1)
     run(submit(prompt="keeps the only place", durable=False), a_context())
     run(submit(journal=JOURNAL), a_context(run_id="another"))
@@ -580,7 +568,7 @@ def test_what_others_count_on_is_not_cancelled_at_the_deadline(sandbox: Sandbox,
 @pytest.mark.parametrize(
     ("fault", "kind"), [("fail", WanGenerationFailedError), ("cancelled", WanCancelledError)]
 )
-def test_what_came_to_nothing_may_be_retried_which_buys_another(
+def test_retry_after_a_failed_generation_buys_another(
     sandbox: Sandbox, store: StoreInMemory, deferrable: bool, fault: str, kind: type[Exception]
 ) -> None:
     sandbox.add_fault("generation", fault, count=1)
@@ -593,7 +581,7 @@ def test_what_came_to_nothing_may_be_retried_which_buys_another(
 
 
 @pytest.mark.parametrize("deferrable", [True, False])
-def test_a_success_without_output_fails_without_retry_and_is_not_bought_again(
+def test_success_without_output_fails_without_retry_and_is_not_bought_again(
     sandbox: Sandbox, store: StoreInMemory, deferrable: bool
 ) -> None:
     sandbox.add_fault("result", "no_output")
@@ -616,7 +604,7 @@ RAW_AND_ENCODED = [
 
 @pytest.mark.parametrize(("raw", "encoded"), RAW_AND_ENCODED)
 @pytest.mark.parametrize("name", ["img_url", "image"])
-def test_one_image_under_two_spellings_is_bought_once_and_sent_encoded(
+def test_two_spellings_of_one_address_buy_once_and_are_sent_encoded(
     sandbox: Sandbox, bucket: Bucket, raw: str, encoded: str, name: str
 ) -> None:
     prompt = {"prompt": INPUTS["prompt"], "img_url": None}
@@ -632,7 +620,7 @@ def test_one_image_under_two_spellings_is_bought_once_and_sent_encoded(
 @pytest.mark.parametrize(
     ("odd", "called"), [("\u200b", "ZERO WIDTH SPACE (U+200B)"), ("\n", "U+000A"), ("\xa0", "NO-BREAK SPACE")]
 )
-def test_an_invisible_character_in_an_address_is_named(
+def test_invisible_character_in_an_address_is_named(
     sandbox: Sandbox, store: StoreInMemory, name: str, odd: str, called: str
 ) -> None:
     url = f"https://x.example/a{odd}b.jpg"
@@ -642,9 +630,7 @@ def test_an_invisible_character_in_an_address_is_named(
     assert posts(sandbox) == 0
 
 
-def test_a_request_that_is_gone_is_decided_about_by_the_next_try(
-    sandbox: Sandbox, store: StoreInMemory
-) -> None:
+def test_missing_request_is_decided_by_the_next_try(sandbox: Sandbox, store: StoreInMemory) -> None:
     long_ones(sandbox)
     waiting = start(submit(wait_for_completion=True), a_context(store=store))
     event = {
@@ -657,9 +643,7 @@ def test_a_request_that_is_gone_is_decided_about_by_the_next_try(
         waiting.task.execute_complete(waiting.context, event)
 
 
-def test_a_result_that_was_never_read_and_is_gone_was_paid_for(
-    sandbox: Sandbox, store: StoreInMemory
-) -> None:
+def test_unread_result_that_is_gone_counts_as_paid(sandbox: Sandbox, store: StoreInMemory) -> None:
     """Its trigger saw an end, but no result; then all is gone. The next try must not buy it again."""
     waiting = start(submit(wait_for_completion=True), a_context(store=store))
     request_id = waiting.trigger.request_id
@@ -677,9 +661,7 @@ def test_a_result_that_was_never_read_and_is_gone_was_paid_for(
     assert purchases(sandbox) == [request_id]
 
 
-def test_a_success_whose_result_expired_meanwhile_is_not_bought_again(
-    sandbox: Sandbox, store: StoreInMemory
-) -> None:
+def test_success_with_an_expired_result_is_not_bought_again(sandbox: Sandbox, store: StoreInMemory) -> None:
     waiting = start(submit(wait_for_completion=True), a_context(store=store))
     sandbox.control(f"requests/{waiting.trigger.request_id}", {"state": "vanished"})
     event = {
@@ -694,9 +676,7 @@ def test_a_success_whose_result_expired_meanwhile_is_not_bought_again(
     assert len(purchases(sandbox)) == 1
 
 
-def test_a_worker_that_is_told_to_stop_leaves_its_request_to_the_next_try(
-    sandbox: Sandbox, store: StoreInMemory
-) -> None:
+def test_stopped_worker_leaves_its_request_to_the_next_try(sandbox: Sandbox, store: StoreInMemory) -> None:
     long_ones(sandbox)
     task = submit(wait_for_completion=True, deferrable=False, poll_interval=5)
     import threading
@@ -713,7 +693,7 @@ def test_a_worker_that_is_told_to_stop_leaves_its_request_to_the_next_try(
     assert run(submit(), a_context(store=store))["request_id"] == purchases(sandbox)[0]
 
 
-def test_a_bucket_that_is_out_after_the_wait_fails_no_video(sandbox: Sandbox, bucket: Bucket) -> None:
+def test_bucket_outage_after_the_wait_does_not_fail_the_task(sandbox: Sandbox, bucket: Bucket) -> None:
     waiting = start(submit(journal=JOURNAL, wait_for_completion=True), a_context())
     sandbox.add_fault("bucket.upload", "forbidden")
     assert waiting.resume()["state"] == "succeeded"
@@ -734,7 +714,7 @@ def test_every_templated_field_is_an_attribute() -> None:
         assert hasattr(task, name), name
 
 
-def test_the_record_holds_what_a_person_needs(sandbox: Sandbox, store: StoreInMemory) -> None:
+def test_record_has_request_inputs_variation_and_owner(sandbox: Sandbox, store: StoreInMemory) -> None:
     result = run(submit(seed=5, variation="v"), a_context(store=store))
     record = json.loads(store.values[TaskStateJournal.KEY])
     assert record["request_id"] == result["request_id"]
