@@ -103,7 +103,7 @@ def write_run(
     versions = (
         select(DagVersion.id).where(DagVersion.dag_id == dag_id).order_by(DagVersion.version_number.desc())
     )
-    known = {task.key: task for task in tasks}
+    known = {task.task: task for task in tasks}
     for entry in entries:
         known.setdefault(entry.task, RunTask(*entry.task, "success", "Other"))
     with create_session() as session:
