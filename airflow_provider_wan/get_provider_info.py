@@ -82,6 +82,7 @@ def get_provider_info() -> dict[str, Any]:
             "airflow_provider_wan.operators.wan_batch",
             "airflow_provider_wan.operators.wan_cancel",
             "airflow_provider_wan.operators.wan_contact_sheet",
+            "airflow_provider_wan.operators.wan_export",
             "airflow_provider_wan.operators.wan_images",
         ),
         "sensors": _modules("airflow_provider_wan.sensors.wan"),

@@ -328,6 +328,21 @@ class BucketJournal:
                 if summary is not None:
                     yield summary
 
+    def generations(self) -> Iterator[tuple[str, int]]:
+        """List fingerprint and generation of each record, to find those that have changed."""
+        with storage_errors(f"Listing the journal {self.where}"):
+            for blob in self._client.list_blobs(
+                self._bucket,
+                prefix=self._prefix,
+                delimiter="/",
+                fields="items(name,generation),nextPageToken",
+                timeout=TIMEOUT_S,
+                retry=retry_policy(),
+            ):
+                name = blob.name.removeprefix(self._prefix).removesuffix(".json")
+                if _FINGERPRINT.fullmatch(name):
+                    yield name, int(blob.generation)
+
     def _name(self, fingerprint: str) -> str:
         return f"{self._prefix}{fingerprint}.json"
 
