@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _IN_MEMORY_BYTES = 4 * 1024 * 1024
 _NOT_IN_NAMES = re.compile(r"[^\w.:+=-]+")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+_NOT_SAVED = {"address": None, "known": None, "prepared": None}
 #: Of the model's page, what a price needs.
 _PAGE_FIELDS = ("display_name", "base_price_usd", "price_unit", "pricing_note")
 _ITEM_FIELDS = ("fingerprint", "inputs", "object_name", "variation", "row", "copies")
@@ -257,7 +258,7 @@ def _model_line(model: Model) -> dict[str, Any]:
 
 
 def _has_gap(line: Mapping[str, Any]) -> bool:
-    return any(image["address"] is None for image in line["images"])
+    return any(placed["image"]["address"] is None for placed in line["images"])
 
 
 def _item_line(item: Item) -> dict[str, Any]:
@@ -267,7 +268,7 @@ def _item_line(item: Item) -> dict[str, Any]:
     unsigned = without_signatures(given)
     if unsigned == given:
         return line
-    images = [image | {"address": None, "known": None, "prepared": None} for image in line["images"]]
+    images = [placed | {"image": _NOT_SAVED} for placed in line["images"]]
     return {**line, "inputs": unsigned["inputs"], "images": images}
 
 

@@ -227,7 +227,8 @@ def _item(source: ImageSource, model: LazyModel) -> Item:
     spec = make_video_spec(
         model.model_id, inputs, image=source.image, more_images=source.more_images, variation=row.variation
     )
-    return Item(spec.fingerprint, source, inputs, "", row.variation, row.where if row.line else "")
+    place = row.where if row.line else ""
+    return Item(spec.fingerprint, source.without_row(), inputs, "", row.variation, place)
 
 
 def _check_pattern(pattern: str, available: Iterable[str]) -> None:
@@ -245,7 +246,7 @@ def _check_pattern(pattern: str, available: Iterable[str]) -> None:
 def _object_name(pattern: str, row: DatasetRow, item: Item) -> str:
     values = {
         **{name: _for_name(value) for name, value in row.passthrough.items() if value not in (None, "")},
-        "name": _for_name(_stem(item.source.shown)) or "image" if item.source.images else "video",
+        "name": _for_name(_stem(item.source.shown)) or "image" if item.source.placed else "video",
         "fingerprint": item.fingerprint[:_SHOWN_HEX],
         "variation": _for_name(row.variation or ""),
     }

@@ -62,7 +62,6 @@ if TYPE_CHECKING:
 MOST_BYTES = 256 * 1024 * 1024
 
 
-_NO_RULES = ImageRules("")
 #: Takes the place of an address that does not exist yet while the other inputs are validated.
 _PLACEHOLDER = "https://storage.googleapis.com/image"
 
@@ -90,18 +89,25 @@ class ImageOptions:
     web_total_s: float = WEB_TOTAL_S
 
 
+_NO_ROW = DatasetRow()
+
+
 @dataclass(frozen=True, slots=True)
 class PlacedImage:
     """An image of a row, and the input that takes it.
 
     :param is_source: whether the row gives it as the source image, not by the name of its input.
     :param is_listed: whether it is one of a list.
+    :param shown: its address as it may be shown and recorded, once it is identified.
+    :param identity: the identity of its content, once it is identified; None: its address identifies it.
     """
 
     field: str
-    image: RowImage
+    image: RowImage = field(repr=False)
     is_source: bool = False
     is_listed: bool = False
+    shown: str = ""
+    identity: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +116,20 @@ class ImageSource:
 
     :param row: the row that names them.
     :param placed: the images, the source image first.
-    :param images: the same, as they are sent.
     """
 
     row: DatasetRow = field(repr=False)
-    placed: tuple[PlacedImage, ...] = field(default=(), repr=False)
-    images: tuple[SourceImage, ...] = ()
+    placed: tuple[PlacedImage, ...]
+    sources: ImageSources = field(repr=False)
+
+    @property
+    def images(self) -> tuple[SourceImage, ...]:
+        """The images as they are sent, the source image first."""
+        make = self.sources.make_address
+        return tuple(
+            SourceImage(placed.field, placed.shown, placed.identity, partial(make, placed), placed.is_listed)
+            for placed in self.placed
+        )
 
     @property
     def image(self) -> SourceImage | None:
@@ -125,17 +139,21 @@ class ImageSource:
     @property
     def more_images(self) -> tuple[SourceImage, ...]:
         """The images that the row gives by the name of their input."""
-        return self.images if self.image is None else self.images[1:]
+        return self.images[self.image is not None :]
 
     @property
     def shown(self) -> str:
         """The address of the first image as it may be shown and recorded; without an image, the row's place."""
-        return self.images[0].address if self.images else self.row.where
+        return self.placed[0].shown if self.placed else self.row.where
 
     @property
     def fields(self) -> dict[str, bool]:
         """The inputs that take the images, and whether each takes a list."""
-        return {image.input_name: image.is_listed for image in self.images}
+        return {placed.field: placed.is_listed for placed in self.placed}
+
+    def without_row(self) -> ImageSource:
+        """Return it without its row: a plan of 100,000 videos has what it needs of each row."""
+        return replace(self, row=_NO_ROW if self.placed else DatasetRow(origin=self.row.where))
 
     def addresses(self) -> dict[str, Any]:
         """Check, fix, stage and sign the images; return the address of each by its input, or a list of them.
@@ -145,21 +163,8 @@ class ImageSource:
         return by_field(self.images, address_to_send)
 
     def saved(self) -> list[dict[str, Any]]:
-        """Return the images as plain JSON values, for :meth:`ImageSources.restored`."""
-        return [
-            {
-                "field": placed.field,
-                "is_source": placed.is_source,
-                "is_listed": placed.is_listed,
-                "shown": image.address,
-                "identity": image.identity,
-                "address": placed.image.address,
-                "known": placed.image.known and asdict(placed.image.known),
-                "prepared": placed.image.prepared
-                and replace(placed.image.prepared, inputs={}, passthrough={}, images={}).as_dict(),
-            }
-            for placed, image in zip(self.placed, self.images, strict=True)
-        ]
+        """Return the images as plain values, for :meth:`ImageSources.restored`."""
+        return [asdict(placed) for placed in self.placed]
 
 
 class ImageSources:
@@ -179,7 +184,7 @@ class ImageSources:
     ) -> None:
         self.options = options or ImageOptions()
         Recipe(
-            _NO_RULES, self.options.background, self.options.too_small
+            ImageRules(""), self.options.background, self.options.too_small
         )  # refuses options that are not valid
         self.model = model
         self._log = log
@@ -231,7 +236,7 @@ class ImageSources:
         :raises WanStorageError: the bucket cannot be reached.
         """
         row = row_of(given)
-        return self._source(row, [self._identified(placed) for placed in self.placed(row)])
+        return ImageSource(row, tuple(map(self._identified, self.placed(row))), self)
 
     def restored(self, saved: Iterable[Mapping[str, Any]], row: str) -> ImageSource:
         """Return a source that was saved: nothing is looked up.
@@ -239,17 +244,16 @@ class ImageSources:
         :param saved: see :meth:`ImageSource.saved`; an address of None is one that may not be saved.
         :param row: the row's place.
         """
-        identified = []
+        placed = []
         for line in saved:
-            known, prepared = line["known"], line["prepared"]
+            known, prepared = line["image"]["known"], line["image"]["prepared"]
             image = RowImage(
-                line["address"],
+                line["image"]["address"],
                 known and ObjectFacts(**known),
                 prepared and PreparedRow.from_dict(prepared),
             )
-            placed = PlacedImage(line["field"], image, line["is_source"], line["is_listed"])
-            identified.append((placed, line["shown"], line["identity"]))
-        return self._source(DatasetRow(origin=row), identified)
+            placed.append(PlacedImage(**{**line, "image": image}))
+        return ImageSource(DatasetRow(origin=row), tuple(placed), self)
 
     def columns(
         self,
@@ -292,27 +296,18 @@ class ImageSources:
                 placed += [PlacedImage(name, image, is_listed=True) for image in found]
         return sorted(placed, key=lambda each: not each.is_source)
 
-    def _identified(self, placed: PlacedImage) -> tuple[PlacedImage, str, str | None]:
+    def _identified(self, placed: PlacedImage) -> PlacedImage:
         image = placed.image
-        if image.prepared is not None:
-            return placed, canonical_url(image.prepared.source), image.prepared.identity
+        if image.prepared is not None:  # its own inputs are in the row
+            lean = replace(image.prepared, inputs={}, passthrough={}, images={})
+            shown, identity = canonical_url(lean.source), lean.identity
+            return replace(placed, image=replace(image, prepared=lean), shown=shown, identity=identity)
         assert image.address is not None
         reader = self.reader_of(image.address, image.known)
         identity = reader.identity
         if isinstance(reader, BucketReader):  # the purchase reads the object that was identified
-            placed = replace(placed, image=replace(image, known=reader.facts))
-        return placed, reader.address, identity
-
-    def _source(
-        self, row: DatasetRow, identified: Sequence[tuple[PlacedImage, str, str | None]]
-    ) -> ImageSource:
-        images = (
-            SourceImage(
-                placed.field, shown, identity, partial(self._address_to_send, placed, shown), placed.is_listed
-            )
-            for placed, shown, identity in identified
-        )
-        return ImageSource(row, tuple(placed for placed, _, _ in identified), tuple(images))
+            image = replace(image, known=reader.facts)
+        return replace(placed, image=image, shown=reader.address, identity=identity)
 
     def reader_of(self, address: str, known: ObjectFacts | None = None) -> ImageReader:
         """Return a reader of an image.
@@ -387,12 +382,16 @@ class ImageSources:
 
     # -- one image -----------------------------------------------------------------------------------------
 
-    def _address_to_send(self, placed: PlacedImage, shown: str) -> str:
+    def make_address(self, placed: PlacedImage) -> str:
+        """Check, fix, stage and sign an image, and return the address to send.
+
+        :raises WanInputError: the model would refuse it, or it is not there any more.
+        """
         field, image = placed.field, placed.image
         if image.address is None:
             raise WanInputError(
-                f"{shown} is not in the dataset any more. Its address was signed, so it was not saved. Nothing was "
-                "bought for it."
+                f"{placed.shown} is not in the dataset any more. Its address was signed, so it was not saved. Nothing "
+                "was bought for it."
             )
         if image.prepared is not None:
             return self._url_of_prepared(image.prepared)

@@ -80,7 +80,7 @@ def test_same_content_is_the_same_image_in_every_place(
         str(tmp_path / "c.jpg"),
     ]
     opened = [sources().open(address) for address in addresses]
-    assert {one.images[0].identity for one in opened} == {f"md5:{hashlib.md5(fits()).hexdigest()}"}
+    assert {one.placed[0].identity for one in opened} == {f"md5:{hashlib.md5(fits()).hexdigest()}"}
     assert len({spec_of(one, PROMPT).fingerprint for one in opened}) == 1
 
 
@@ -272,7 +272,7 @@ def test_listing_without_md5_costs_one_metadata_call_and_no_read(bucket: Bucket,
     known = replace(look_up_object(bucket.client, "gs://videos/a.jpg"), md5=None)
     bucket.sandbox.bucket_control("calls", method="DELETE")
     opened = sources().open(DatasetRow("gs://videos/a.jpg", known=known))
-    assert opened.images[0].identity == f"md5:{hashlib.md5(fits()).hexdigest()}"
+    assert opened.placed[0].identity == f"md5:{hashlib.md5(fits()).hexdigest()}"
     shown = bucket.sandbox.bucket_control("calls")
     assert (sum(shown["calls"].values()), shown["bytes_read"]) == (1, 0)
 
