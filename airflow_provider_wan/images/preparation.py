@@ -172,7 +172,7 @@ class Preparation:
         problems: list[Problem] = []
         was_prepared = True
         for placed in source.placed:
-            if self._model.rules_of(placed.field) is None:  # a video or audio: nothing to prepare
+            if self._model.rules_of(placed.input_name) is None:  # a video or audio: nothing to prepare
                 _add(inputs, placed, placed.image.address)
                 continue
             prepared = placed.image.prepared
@@ -206,7 +206,7 @@ class Preparation:
     def _prepared(self, placed: PlacedImage) -> tuple[PreparedRow, bool, tuple[str, ...]]:
         """Prepare one image; return it, whether an earlier run had prepared it, and the notes about it."""
         reader = self._reader(placed)
-        staged, was_prepared = self._sources.prepare(reader, self._sources.recipe(placed.field))
+        staged, was_prepared = self._sources.prepare(reader, self._sources.recipe(placed.input_name))
         prepared = PreparedRow(
             source=reader.address,
             staged_uri=self._sources.address_of(reader, staged),
@@ -227,7 +227,7 @@ class Preparation:
         is_fit, was_prepared, notes = True, True, list[str]()
         problems: list[Problem] = []
         for placed in source.placed:
-            if self._model.rules_of(placed.field) is None:
+            if self._model.rules_of(placed.input_name) is None:
                 continue
             try:
                 fits, was_before, about = self._planned(placed)
@@ -254,7 +254,7 @@ class Preparation:
         """
         if placed.image.prepared is not None:
             return not placed.image.prepared.changes, True, ()
-        reader, recipe = self._reader(placed), self._sources.recipe(placed.field)
+        reader, recipe = self._reader(placed), self._sources.recipe(placed.input_name)
         found = self._sources.find_prepared(reader, recipe)
         if found is not None:
             return not found.changes, True, ()
@@ -283,9 +283,9 @@ class Preparation:
 def _add(values: dict[str, Any], placed: PlacedImage, value: Any) -> None:
     """Add what belongs to an image to the values by input; a list for an input that was given a list."""
     if placed.is_listed:
-        values.setdefault(placed.field, []).append(value)
+        values.setdefault(placed.input_name, []).append(value)
     else:
-        values[placed.field] = value
+        values[placed.input_name] = value
 
 
 @dataclass(slots=True)
@@ -380,7 +380,9 @@ def _unusable(row: Row, rule: str, message: str) -> Unusable:
 def _problem(row: Row, broken: BrokenRule, placed: PlacedImage | None = None) -> Problem:
     address = placed.image.address if placed else row.image if isinstance(row, DatasetRow) else None
     image = canonical_url(address) if address else row.where
-    message = broken.message if placed is None or placed.is_source else f"{placed.field}: {broken.message}"
+    message = (
+        broken.message if placed is None or placed.is_source else f"{placed.input_name}: {broken.message}"
+    )
     return Problem(image, row.where, broken.rule, broken.value, broken.limit, message)
 
 

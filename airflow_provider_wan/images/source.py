@@ -102,7 +102,7 @@ class PlacedImage:
     :param identity: the identity of its content, once it is identified; None: its address identifies it.
     """
 
-    field: str
+    input_name: str
     image: RowImage = field(repr=False)
     is_source: bool = False
     is_listed: bool = False
@@ -127,7 +127,9 @@ class ImageSource:
         """The images as they are sent, the source image first."""
         make = self.sources.make_address
         return tuple(
-            SourceImage(placed.field, placed.shown, placed.identity, partial(make, placed), placed.is_listed)
+            SourceImage(
+                placed.input_name, placed.shown, placed.identity, partial(make, placed), placed.is_listed
+            )
             for placed in self.placed
         )
 
@@ -149,7 +151,7 @@ class ImageSource:
     @property
     def fields(self) -> dict[str, bool]:
         """The inputs that take the images, and whether each takes a list."""
-        return {placed.field: placed.is_listed for placed in self.placed}
+        return {placed.input_name: placed.is_listed for placed in self.placed}
 
     def without_row(self) -> ImageSource:
         """Return it without its row: a plan of 100,000 videos has what it needs of each row."""
@@ -387,7 +389,7 @@ class ImageSources:
 
         :raises WanInputError: the model would refuse it, or it is not there any more.
         """
-        field, image = placed.field, placed.image
+        field, image = placed.input_name, placed.image
         if image.address is None:
             raise WanInputError(
                 f"{placed.shown} is not in the dataset any more. Its address was signed, so it was not saved. Nothing "
