@@ -21,6 +21,9 @@ def _clean_environment() -> None:
         keep = name == "WAN_TESTS_BASE" and "PYTEST_XDIST_WORKER" in os.environ  # of tests/conftest.py
         if not keep and (name.startswith(_PREFIXES) or name.lower().endswith("_proxy")):
             del os.environ[name]
+    # Tests start hundreds of processes that import Airflow: each would compile thousands of modules again.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
 
 
 def _only_loopback(event: str, arguments: tuple[Any, ...]) -> None:
