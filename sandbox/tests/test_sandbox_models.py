@@ -216,6 +216,10 @@ def test_prices_by_inputs_can_be_switched_off(client: Client) -> None:
     answer = client.post(f"/v1/models/{model_id}", {"prompt": "a slow wave", "image": ADDRESS, "sound": True})
     client.finish(answer.json()["request_id"])
     assert client.sandbox.ledger()["charged_usd"] == 0.2
+    by_the_second = {"prompt": "a", "image_url": ADDRESS, "duration": 10}
+    answer = client.post("/v1/models/wan-ai/wan-3.0/image-to-video", by_the_second)
+    client.finish(answer.json()["request_id"])
+    assert client.sandbox.ledger()["charged_usd"] == pytest.approx(0.2 + 10 * 0.06)
     assert "base:" not in page(client, model_id)["pricing_note"]
 
 

@@ -23,11 +23,13 @@ class Prices:
     :param by_inputs: whether to charge by resolution, duration and audio instead of the base price; None:
         as each model does.
     :param charged_micro: charge this for every clip, whatever the page says.
+    :param unit: of models that have no price unit of their own: ``output`` or ``second``.
     """
 
     base_micro: int
     by_inputs: bool | None = None
     charged_micro: int | None = None
+    unit: str = "output"
 
     def change(self, changes: Mapping[str, Any]) -> None:
         """Change prices of later purchases; keys as in :meth:`to_json`.
@@ -59,11 +61,11 @@ class Prices:
         if self.charged_micro is not None:
             return self.charged_micro
         base_micro = self.base_micro * model.price_factor
+        length = clip.seconds / BASE_SECONDS
         if not self.is_by_inputs(model):
-            return round(base_micro)
+            return round(base_micro * (length if (model.price_unit or self.unit) == "second" else 1))
         factor = next((known for lines, known in _BY_LINES.items() if clip.lines <= lines), _BY_LINES[2160])
-        factor *= clip.seconds / BASE_SECONDS * (_AUDIO_FACTOR if clip.has_audio else 1)
-        return round(base_micro * factor)
+        return round(base_micro * factor * length * (_AUDIO_FACTOR if clip.has_audio else 1))
 
     def to_json(self) -> dict[str, Any]:
         """Return the prices as the control shows them."""

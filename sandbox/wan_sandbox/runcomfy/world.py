@@ -59,7 +59,9 @@ class World:
         self.accounts: dict[str, Account] = {}
         self.tokens = {self.settings.token: self.account(DEFAULT_ACCOUNT)}
         base_micro = round(self.settings.price_usd * 1e6)
-        self.prices = Prices(base_micro, by_inputs=self.settings.price_by_inputs)
+        self.prices = Prices(
+            base_micro, by_inputs=self.settings.price_by_inputs, unit=self.settings.price_unit
+        )
         self.generation_seconds = self.settings.generation_seconds
         self.faults.clear()
         for rule in self.settings.faults:
