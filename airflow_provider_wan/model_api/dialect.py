@@ -43,6 +43,8 @@ _SILENT = frozenset(
         "nullable",
     )
 ) | {"readOnly", "writeOnly", "format", "order", "validations", "required_inputs", "ui", "discriminator"}
+#: Keywords that add properties to those listed.
+_OPENING = frozenset(("$ref", "$dynamicRef", "patternProperties"))
 _RULE = re.compile(r"(file_size_mb|width_pixels|height_pixels|width/height)\s*([<>])=?", re.ASCII)
 _BYTES_PER_MB = 1_000_000
 _IMAGE_NAME = re.compile(r"(^|_)(image|img|frame)(_|$)", re.ASCII)
@@ -84,7 +86,7 @@ class SchemaTranslation:
         required = document.get("required") or _names(required_inputs)
         document["required"] = [name for name in required if name in document["properties"]]
         document["type"] = "object"
-        others = given.get("additionalProperties")
+        others = document.get("additionalProperties")
         document["additionalProperties"] = others is True or isinstance(others, Mapping)
         for name, rules in given["properties"].items():
             if name in document["properties"]:
@@ -100,14 +102,19 @@ class SchemaTranslation:
             return {}
         node: dict[str, Any] = {}
         for key, value in given.items():
-            read = _KEYWORDS.get(key) if isinstance(key, str) else None
-            found = read(self, value, depth) if read is not None else None
+            found = None
+            if key in _PLAIN_KEYWORDS:
+                found = _PLAIN_KEYWORDS[key](value)
+            elif key in _NESTED_KEYWORDS:
+                found = _NESTED_KEYWORDS[key](self, value, depth)
             if found is not None:
                 node[key] = found
-            elif (
-                not (isinstance(key, str) and (key in _SILENT or key.startswith("x-"))) and value is not None
-            ):
+            elif value is not None and key not in _SILENT and not str(key).startswith("x-"):
                 self._dropped.add(clean_text(str(key), 40))
+        if one_of := node.pop("oneOf", None):  # without rules that were left out, more than one can be valid
+            node.setdefault("anyOf", one_of)
+        if _OPENING & given.keys():  # properties that are defined elsewhere must not count as unknown
+            node["additionalProperties"] = True
         return node
 
     def _properties(self, given: Any, depth: int) -> dict[str, Any] | None:
@@ -117,12 +124,20 @@ class SchemaTranslation:
         names = [name for name in given if isinstance(name, str) and name.isprintable() and is_name(name)]
         return {name: self._node(given[name], depth + 1) for name in names}
 
-    def _nodes_of(self, given: Any, depth: int) -> list[Any] | None:
+    def _subschema(self, given: Any, depth: int) -> Any:
+        if isinstance(given, bool):
+            return given
+        return self._node(given, depth + 1) if isinstance(given, Mapping) else None
+
+    def _subschemas(self, given: Any, depth: int) -> list[Any] | None:
         if not isinstance(given, list | tuple) or not given:
             return None
         return [self._node(item, depth + 1) for item in given]
 
-    def _value(self, given: Any, depth: int = 0) -> Any:
+    def _values(self, given: Any, depth: int) -> list[Any] | None:
+        return self._value(given, depth) if isinstance(given, list | tuple) and given else None
+
+    def _value(self, given: Any, depth: int) -> Any:
         """Return a JSON value; it is counted like the schema itself."""
         self._nodes += 1
         if depth > _MAX_DEPTH or self._nodes > _MAX_NODES:
@@ -206,7 +221,7 @@ def _rule_of(subject: str, sign: str, value: float) -> tuple[str, float]:
 def _number(value: Any) -> int | float | None:
     """Return a finite number, also one that is written as text."""
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,20}(\.\d{1,20})?", value.strip(), re.ASCII):
-        value = float(value)
+        value = float(value) if "." in value else int(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if isinstance(value, int):
@@ -214,21 +229,17 @@ def _number(value: Any) -> int | float | None:
     return value if math.isfinite(value) and abs(value) <= _MAX_INTEGER else None
 
 
-def _limit(translation: SchemaTranslation, value: Any, depth: int) -> int | float | None:
-    return _number(value)
-
-
-def _step(translation: SchemaTranslation, value: Any, depth: int) -> int | float | None:
+def _step(value: Any) -> int | float | None:
     step = _number(value)
     return step if step is not None and step > 1e-9 else None
 
 
-def _count(translation: SchemaTranslation, value: Any, depth: int) -> int | None:
+def _count(value: Any) -> int | None:
     count = _number(value)
     return int(count) if count is not None and count >= 0 and count == int(count) else None
 
 
-def _types(translation: SchemaTranslation, value: Any, depth: int) -> str | list[str] | None:
+def _types(value: Any) -> str | list[str] | None:
     if isinstance(value, str):
         return _TYPES.get(value)
     if not isinstance(value, list | tuple) or not value:
@@ -241,45 +252,29 @@ def _names(value: Any) -> list[str]:
     return [name for name in value if isinstance(name, str)] if isinstance(value, list | tuple) else []
 
 
-def _enum(translation: SchemaTranslation, value: Any, depth: int) -> list[Any] | None:
-    return [translation._value(item) for item in value] if isinstance(value, list | tuple) and value else None
-
-
-def _text(translation: SchemaTranslation, value: Any, depth: int) -> str | None:
+def _text(value: Any) -> str | None:
     return clean_text(value, _MAX_TEXT_CHARS) if isinstance(value, str) else None
 
 
-def _flag(translation: SchemaTranslation, value: Any, depth: int) -> bool | None:
-    return value if isinstance(value, bool) else None
-
-
-def _schema_or_flag(translation: SchemaTranslation, value: Any, depth: int) -> Any:
-    if isinstance(value, bool):
-        return value
-    return translation._node(value, depth + 1) if isinstance(value, Mapping) else None
-
-
-def _one_node(translation: SchemaTranslation, value: Any, depth: int) -> dict[str, Any] | None:
-    return translation._node(value, depth + 1) if isinstance(value, Mapping) else None
-
-
-_KEYWORDS: Mapping[str, Callable[[SchemaTranslation, Any, int], Any]] = {
+#: Keywords whose value is read as it is, or dropped if it is not valid.
+_PLAIN_KEYWORDS: Mapping[Any, Callable[[Any], Any]] = {
     "type": _types,
-    "enum": _enum,
-    "const": lambda translation, value, depth: translation._value(value),
-    "default": lambda translation, value, depth: translation._value(value),
-    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), _limit),
+    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), _number),
     "multipleOf": _step,
     **dict.fromkeys(
         ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"), _count
     ),
-    "uniqueItems": _flag,
-    "required": lambda translation, value, depth: _names(value) if isinstance(value, list | tuple) else None,
-    "properties": SchemaTranslation._properties,
-    "additionalProperties": _schema_or_flag,
-    "items": _one_node,
-    **dict.fromkeys(("anyOf", "oneOf", "allOf"), SchemaTranslation._nodes_of),
+    "uniqueItems": lambda value: value if isinstance(value, bool) else None,
+    "required": lambda value: _names(value) or None,
     **dict.fromkeys(("title", "description"), _text),
+}
+#: Keywords whose value holds schemas or any JSON, which are counted.
+_NESTED_KEYWORDS: Mapping[Any, Callable[[SchemaTranslation, Any, int], Any]] = {
+    "properties": SchemaTranslation._properties,
+    **dict.fromkeys(("items", "additionalProperties"), SchemaTranslation._subschema),
+    **dict.fromkeys(("anyOf", "oneOf", "allOf"), SchemaTranslation._subschemas),
+    **dict.fromkeys(("const", "default"), SchemaTranslation._value),
+    "enum": SchemaTranslation._values,
 }
 
 

@@ -67,6 +67,12 @@ def refusal(of: Model, inputs: dict[str, Any]) -> str:
         ({"type": "array", "items": {"type": "integer"}}, "[1, 2]", [1, 2]),
         ({"type": "array", "format": "image_uris"}, URL, [URL]),
         ({"type": "object", "properties": {"path": {"type": "string"}}}, '{"path": "x"}', {"path": "x"}),
+        ({"oneOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}]}, "anything", "anything"),
+        (
+            {"type": "object", "additionalProperties": False, "patternProperties": {"^a": {}}},
+            {"a": 1},
+            {"a": 1},
+        ),
         ({}, "anything", "anything"),
         (True, 5, 5),
     ],
