@@ -46,6 +46,8 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASC
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
 #: Bytes beyond the furthest point so far that make a broken connection count as progress.
 _PROGRESS_BYTES = 1024 * 1024
+#: A longer ``Retry-After`` ends a download: the caller waits without holding a worker, or fails with the time.
+_LONGEST_ASKED_S = 60.0
 _LONGEST_PAUSE_S = 30.0
 
 Kind = Literal["refused", "redirect", "status", "broken", "too large", "unusable"]
@@ -311,7 +313,8 @@ class Fetcher:
                 wait_s = max(asked_s, own_s)
                 if not error.is_transient:
                     raise
-                if progress.failures >= limits.tries or time.monotonic() + wait_s > progress.deadline:
+                is_too_long = asked_s > _LONGEST_ASKED_S or time.monotonic() + wait_s > progress.deadline
+                if progress.failures >= limits.tries or is_too_long:
                     raise progress.gave_up(error) from error
                 log.info("The download broke off at byte %d (%s); resuming.", progress.size, error)
             self._sleep(wait_s)

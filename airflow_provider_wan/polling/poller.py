@@ -160,9 +160,10 @@ class RequestPoller:
 
     def forget(self, request_id: str) -> None:
         """Remove a request."""
-        self.ready.pop(request_id, None)
         request = self._requests.pop(request_id, None)
+        is_ready = self.ready.pop(request_id, None) is not None
         if request is not None:
+            self._running -= request.started_by is not None and not is_ready
             request.is_forgotten = True
             self._queue.remove(request)
 

@@ -250,3 +250,17 @@ def test_an_answer_about_a_request_that_is_forgotten_is_passed_over() -> None:
     poller.on_status(queued("a", 0), 1.0)
     poller.on_error("a", WanTransientError("late"), 1.0)
     assert poller.next_at(1.0) == float("inf")
+
+
+def test_requests_that_were_removed_while_they_ran_do_not_stretch_the_pauses_of_others() -> None:
+    def pause_after(removed: int) -> float:
+        poller = RequestPoller(PollPolicy())
+        for number in range(removed):
+            poller.add(str(number), 0.0)
+            poller.on_status(RequestStatus(str(number), State.RUNNING, "in_progress"), 1.0)
+            poller.forget(str(number))
+        poller.add("last", 0.0, interval_s=20.0, now=1.0)
+        poller.on_status(RequestStatus("last", State.RUNNING, "in_progress"), 1.0)
+        return poller.next_at(1.0) - 1.0
+
+    assert pause_after(64) == pytest.approx(pause_after(0), rel=0.11)  # pauses vary by a tenth
