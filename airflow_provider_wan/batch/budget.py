@@ -169,8 +169,14 @@ class Budget:
         with self._lock:
             return self._why_not(round(price_usd * _MICRO))
 
-    def _why_not(self, amount: int) -> str | None:
-        if self._max_requests is not None and self._count >= self._max_requests:
+    def may_fit_later(self, price_usd: float) -> bool:
+        """Return whether a purchase at this price is within the limits if no reserved purchase is made."""
+        with self._lock:
+            count, spent = len(self._reserved), sum(self._reserved.values())
+            return bool(count) and self._why_not(round(price_usd * _MICRO) - spent, fewer=count) is None
+
+    def _why_not(self, amount: int, *, fewer: int = 0) -> str | None:
+        if self._max_requests is not None and self._count - fewer >= self._max_requests:
             return f"max_requests={self._limits.max_requests}{self._share(self._max_requests)} is reached."
         if self._limit is not None and self._spent + amount > self._limit:
             return (

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from logging import Logger
 from typing import TYPE_CHECKING, Any
@@ -330,7 +331,7 @@ class PriceBook:
             return Learning.LEARNED
         request_id = self._requests.get(key) or (body or {}).get("request_id")
         if request_id is None:
-            if body is None or body.get("owner") == self._owner or _is_old(body.get("claimed_at")):
+            if body is None or body.get("owner") == self._owner or self._is_old(body.get("claimed_at")):
                 return Learning.FREE
             return Learning.RUNNING
         try:
@@ -343,6 +344,14 @@ class PriceBook:
         if result.state is State.SUCCEEDED and result.cost_usd is None:
             return Learning.NO_COST
         return self._forget(key) if result.state.is_terminal else Learning.RUNNING
+
+    def _is_old(self, claimed_at: Any) -> bool:
+        """Return whether a claim without a request is surely of a task that was killed before its submit."""
+        try:
+            age = datetime.now(UTC) - datetime.fromisoformat(str(claimed_at))
+        except (TypeError, ValueError):
+            return True
+        return age.total_seconds() > _CLAIM_SUBMITS * self._hook.submit_takes_at_most_s
 
     def _forget(self, key: str) -> Learning:
         self._requests.pop(key, None)
@@ -452,18 +461,9 @@ class PriceBook:
 
 #: From the least sure price to the surest.
 _SURE = (PriceSource.UNKNOWN, PriceSource.BASE, PriceSource.LEARNED, PriceSource.GIVEN)
-#: A claim without a request is taken over after this time, in seconds: its task was killed before it bought.
-_CLAIM_WITHOUT_REQUEST_S = 600.0
-
-
-def _is_old(claimed_at: Any) -> bool:
-    from datetime import UTC, datetime
-
-    try:
-        age = datetime.now(UTC) - datetime.fromisoformat(str(claimed_at))
-    except (TypeError, ValueError):
-        return True
-    return age.total_seconds() > _CLAIM_WITHOUT_REQUEST_S
+#: A claim without a request is taken over after the time of this many submits: checks of journal and API, a wait for
+#: the rate limit and the submit itself come after the claim.
+_CLAIM_SUBMITS = 4
 
 
 def _cost(charged: tuple[float, str | None]) -> float:

@@ -194,6 +194,8 @@ class Submits:
         self._settings: dict[str, WanSettings] = {}
         self._retries = state.retries
         self._is_checking = self._is_writing = False
+        #: Whether the next image waits for the end of submits that have reserved what it needs.
+        self._waits_for_budget = False
         self.prices = _PriceLearning(state, limits, pool, log)
 
     # -- starting ------------------------------------------------------------------------------------------
@@ -227,7 +229,7 @@ class Submits:
         if state.unwritten:
             return None if self._is_writing else self._retries.writes.at
         moments = [state.next_retry_at(), self.prices.next_at()]
-        if state.to_submit and self._has_room() and not self._is_checking:
+        if state.to_submit and self._has_room() and not self._is_checking and not self._waits_for_budget:
             moments.append(self._retries.submits.at)
         return min((at for at in moments if at is not None), default=None)
 
@@ -239,6 +241,7 @@ class Submits:
         self._halt_if_pause_is_too_long(now)
         self._begin_write(now)
         self._begin_check(now)
+        self._waits_for_budget = False
         while state.to_submit and self.may_begin(now):
             item = state.to_submit.popleft()
             problem = self._check.problem(item.inputs, item.source.fields)
@@ -248,18 +251,30 @@ class Submits:
             if self.prices.must_wait(item):
                 continue
             is_new = item.fingerprint not in state.plan.known and not state.failures[item.fingerprint]
-            why_not = state.budget.why_not(state.prices.usd_of(state.prices.key_of(item)))
+            why_not = state.budget.why_not(self._usd_of(item))
             if is_new and why_not:
                 self._on_budget(item, WanBudgetError(why_not))
+                if self._waits_for_budget:
+                    break
                 continue
             self._begin_one(item, is_new=is_new)
 
     def _on_budget(self, item: Item, error: WanBudgetError) -> None:
-        """Leave an image that would exceed a limit; a cheaper one, or another's request, may still be within it."""
+        """Leave an image that would exceed a limit; a cheaper one, or another's request, may still be within it.
+
+        If only purchases under way exceed it, the image waits for them: one that is refused leaves its share.
+        """
+        if self._state.submitting and self._state.budget.may_fit_later(self._usd_of(item)):
+            self._waits_for_budget = True
+            self._state.to_submit.appendleft(item)
+            return
         self._state.end(item.fingerprint, Outcome.LEFT, error=str(error))
         if self._state.over_budget is None:
             self._log.warning("%s What is paid for is finished.", error)
         self._state.over_budget = error
+
+    def _usd_of(self, item: Item) -> float:
+        return self._state.prices.usd_of(self._state.prices.key_of(item))
 
     def _begin_write(self, now: float) -> None:
         """Write the id of a purchased request that the journal does not name."""
@@ -506,11 +521,12 @@ def _obtain(
     def make_inputs() -> Mapping[str, Any]:
         nonlocal may_be_sent, is_first
         may_be_sent = False
+        # First: preparing an image takes long, and others wait for the price of a claimed combination.
+        inputs = check.validated(item.inputs, item.source.addresses())
         if is_first := prices.must_learn(key):
             prices.claim(key, may_take_over=takes_over)
         prices.apply_share(budget, key)
         budget.reserve(fingerprint, prices.usd_of(key))
-        inputs = check.validated(item.inputs, item.source.addresses())
         may_be_sent = True
         return inputs
 

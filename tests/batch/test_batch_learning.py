@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 
@@ -129,6 +130,18 @@ def test_a_chunk_waits_deferred_for_a_price_that_another_learns(sandbox: Sandbox
     assert engine.run(may_pause=False) is None  # it reads the cost of the other chunk's request
     report = other.report(engine)
     assert outcomes(report) == {"landed": 4}
+
+
+def test_a_price_that_a_killed_task_was_to_learn_is_learned_by_another(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long_ago = (datetime.now(UTC) - timedelta(seconds=300)).isoformat()
+    killed = batch(addresses(1), budget=BudgetLimits(max_cost_usd=5.0), owner="dag/killed/task/-1").begin()
+    prices = killed.state.prices
+    with monkeypatch.context() as patched:
+        patched.setattr("airflow_provider_wan.batch.prices.utc_text", lambda: long_ago)
+        prices.claim(prices.key_of(next(iter(killed.state.plan.items.values()))), may_take_over=False)
+    assert outcomes(learn(addresses(2), 1.0)) == {"landed": 2}
 
 
 def test_given_prices_are_used_by_combination_and_nothing_is_learned_first(sandbox: Sandbox) -> None:
