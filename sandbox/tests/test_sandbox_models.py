@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from sandbox.tests.api_client import MODEL, Client, image_bytes, put_image
-from wan_sandbox.runcomfy.catalog import Catalog
+from wan_sandbox.runcomfy.models import catalog
 from wan_sandbox.server import Sandbox
 
 ADDRESS = "https://images.example.com/a.jpg"
-MODELS = [model for model in Catalog().search(text="", category="") if model.schema]
+MODELS = [model for model in catalog().search(text="", category="") if model.schema]
 
 
 def page(client: Client, model: str) -> dict[str, Any]:

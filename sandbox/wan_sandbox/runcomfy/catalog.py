@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models that the sandbox offers, and their pages in RunComfy's schema dialect.
+"""A model of the sandbox with its page in RunComfy's schema dialect, and the catalogue of all models.
 
 Inside, the inputs of a model are a JSON schema with the keyword ``x-image``, like the provider's bundled schema of Wan
 2.2. The page is a translation of it. Rules that the dialect cannot express (formats, alpha) are enforced too.
@@ -7,20 +7,14 @@ Inside, the inputs of a model are a JSON schema with the keyword ``x-image``, li
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from typing import Any
 
 from wan_sandbox.runcomfy.clip import BASE_SECONDS
-from wan_sandbox.runcomfy.models import table
 from wan_sandbox.runcomfy.pictures import ImageRules
 
-_WAN_22 = "wan-ai--wan-2-2--image-to-video.json"
-#: Models that accept any input; their pages have no schema.
-_FREE_FORM = ("wan-ai/wan-2-2/text-to-video", "sandbox/free-form/any")
 #: Keywords of the schemas here that RunComfy's pages do not use.
 _NOT_ON_PAGES = ("pattern", "minLength")
 
@@ -98,15 +92,11 @@ class Model:
 
 
 class Catalog:
-    """All models by id.
+    """All models by id; of two with the same id, the first counts."""
 
-    :param more: ids of further models that take any input.
-    """
-
-    def __init__(self, more: Iterable[str] = ()) -> None:
-        free_form = (Model(model_id, f"{model_id} (any input)") for model_id in (*_FREE_FORM, *more))
+    def __init__(self, models: Iterable[Model]) -> None:
         self._models: dict[str, Model] = {}
-        for model in (_wan_22(), *_models_of_the_table(), *free_form):
+        for model in models:
             self._models.setdefault(model.model_id, model)
 
     def find(self, model_id: str) -> Model | None:
@@ -125,26 +115,6 @@ class Catalog:
     def categories(self) -> list[str]:
         """Return the categories of all models, sorted."""
         return sorted({category for model in self._models.values() for category in model.categories})
-
-
-def _wan_22() -> Model:
-    file = resources.files("wan_sandbox") / "schemas" / _WAN_22
-    schema = json.loads(file.read_text(encoding="utf-8"))
-    return Model(schema["x-model-id"], schema["title"], schema)
-
-
-def _models_of_the_table() -> Iterator[Model]:
-    for entry in table():
-        schema = {"type": "object", "properties": entry.fields, "required": list(entry.required)}
-        yield Model(
-            entry.model_id,
-            entry.name,
-            schema,
-            output_shape=entry.output_shape,
-            price_factor=entry.price_factor,
-            price_unit=entry.price_unit,
-            price_by_inputs=True,
-        )
 
 
 def page_schema(schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of models besides Wan 2.2: their inputs as JSON Schema, with image rules in ``x-image``.
+"""The models that the sandbox offers: their inputs as JSON Schema, with image rules in ``x-image``.
 
 Names, ranges and defaults are facts of RunComfy's catalogue of 2026-09-23; the descriptions are ours. Where a fact
 is not known, models of the Wan family have the values of Wan 2.2, and the others invented ones that are plausible.
@@ -7,31 +7,19 @@ is not known, models of the Wan family have the values of Wan 2.2, and the other
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import resources
 from typing import Any
+
+from wan_sandbox.runcomfy.catalog import Catalog, Model
 
 Fields = dict[str, dict[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One model of the table.
-
-    :param fields: schema of each input.
-    :param required: names of the inputs that must be given.
-    :param output_shape: form of the output of its results.
-    :param price_factor: base price of a clip of five seconds, relative to that of Wan 2.2.
-    :param price_unit: ``output`` or ``second``.
-    """
-
-    model_id: str
-    name: str
-    fields: Fields
-    required: tuple[str, ...]
-    output_shape: str = "video"
-    price_factor: float = 1.0
-    price_unit: str = "output"
+#: Models that accept any input; their pages have no schema.
+_FREE_FORM = ("wan-ai/wan-2-2/text-to-video", "sandbox/free-form/any")
+_WAN_22 = "wan-ai--wan-2-2--image-to-video.json"
 
 
 def _field(kind: str, description: str, **rules: Any) -> dict[str, Any]:
@@ -150,28 +138,48 @@ _KLING_INPUTS: Fields = {
 }
 
 
-def table() -> Iterator[Entry]:
-    """Yield every model that has a schema, but Wan 2.2."""
-    yield from _wan()
-    yield from _bytedance()
-    yield from _kling()
-    yield from _others()
+def catalog(more: Iterable[str] = ()) -> Catalog:
+    """Return the catalogue.
+
+    :param more: ids of further models that accept any input.
+    """
+    free_form = (Model(model_id, f"{model_id} (any input)") for model_id in (*_FREE_FORM, *more))
+    return Catalog((_wan_22(), *_wan(), *_bytedance(), *_kling(), *_others(), *free_form))
 
 
-def _wan() -> Iterator[Entry]:
+def _wan_22() -> Model:
+    file = resources.files("wan_sandbox") / "schemas" / _WAN_22
+    schema = json.loads(file.read_text(encoding="utf-8"))
+    return Model(schema["x-model-id"], schema["title"], schema)
+
+
+def _model(
+    model_id: str,
+    name: str,
+    fields: Fields,
+    required: tuple[str, ...],
+    output_shape: str = "video",
+    price_factor: float = 1.0,
+    price_unit: str = "output",
+) -> Model:
+    schema = {"type": "object", "properties": fields, "required": list(required)}
+    return Model(model_id, name, schema, output_shape, price_factor, price_unit, price_by_inputs=True)
+
+
+def _wan() -> Iterator[Model]:
     for version in ("2-5", "2-6"):
         model_id, name = (
             f"wan-ai/wan-{version}/image-to-video",
             f"Wan {version.replace('-', '.')} image to video",
         )
-        yield Entry(model_id, name, _WAN_2_INPUTS, ("prompt", "img_url"))
-    yield Entry(
+        yield _model(model_id, name, _WAN_2_INPUTS, ("prompt", "img_url"))
+    yield _model(
         "wan-ai/wan-2.7/image-to-video", "Wan 2.7 image to video", _WAN_27_INPUTS, ("prompt", "image_url")
     )
     for version, factor in (("3.0", 1.5), ("3.0-prime", 2.0)):
         model_id, name = f"wan-ai/wan-{version}/image-to-video", f"Wan {version} image to video"
         needs = ("prompt", "image_url")
-        yield Entry(model_id, name, _WAN_30_INPUTS, needs, price_factor=factor, price_unit="second")
+        yield _model(model_id, name, _WAN_30_INPUTS, needs, price_factor=factor, price_unit="second")
     images = _media("image_uris", "Images that the clip refers to.", 5, minItems=1, **{"x-image": _WAN_IMAGE})
     more: dict[str, tuple[Fields, tuple[str, ...]]] = {
         "text-to-video": ({}, ("prompt",)),
@@ -180,10 +188,10 @@ def _wan() -> Iterator[Entry]:
     for kind, (fields, required) in more.items():
         model_id, name = f"wan-ai/wan-3.0/{kind}", f"Wan 3.0 {kind.replace('-', ' ')}"
         inputs = {**_WAN_30_TEXT_INPUTS, **fields}
-        yield Entry(model_id, name, inputs, required, price_factor=1.5, price_unit="second")
+        yield _model(model_id, name, inputs, required, price_factor=1.5, price_unit="second")
 
 
-def _bytedance() -> Iterator[Entry]:
+def _bytedance() -> Iterator[Model]:
     image, last = _image("First frame.", _SEEDANCE_IMAGE), _image("Last frame.", _SEEDANCE_IMAGE)
     several: Fields = {
         "images": _media("image_uris", "Images that the clip refers to.", 9, **{"x-image": _SEEDANCE_IMAGE}),
@@ -202,10 +210,12 @@ def _bytedance() -> Iterator[Entry]:
         for resolution in ("480p", "720p", "1080p", "4k")[: 3 if kind == "reference-to-video" else 4]:
             model_id = f"bytedance/seedance-2.5/{kind}/{resolution}"
             name = f"Seedance 2.5 {kind.replace('-', ' ')}, {resolution}"
-            yield Entry(model_id, name, {**_SEEDANCE_INPUTS, **fields}, required, "video_url", 1.25, "second")
+            yield _model(
+                model_id, name, {**_SEEDANCE_INPUTS, **fields}, required, "video_url", 1.25, "second"
+            )
 
 
-def _kling() -> Iterator[Entry]:
+def _kling() -> Iterator[Model]:
     o3: Fields = {
         "prompt": _prompt(maxLength=2500),
         "image": _image("First frame.", _KLING_IMAGE),
@@ -216,7 +226,7 @@ def _kling() -> Iterator[Entry]:
         ),
     }
     for tier in ("standard", "pro", "4k"):
-        yield Entry(
+        yield _model(
             f"kling/kling-3.0/{tier}/image-to-video",
             f"Kling 3.0 {tier}, image to video",
             _KLING_INPUTS,
@@ -224,7 +234,7 @@ def _kling() -> Iterator[Entry]:
             "videos",
             price_unit="second",
         )
-        yield Entry(
+        yield _model(
             f"kling/kling-video-o3/{tier}/image-to-video",
             f"Kling O3 {tier}, image to video",
             o3,
@@ -233,7 +243,7 @@ def _kling() -> Iterator[Entry]:
         )
 
 
-def _others() -> Iterator[Entry]:
+def _others() -> Iterator[Model]:
     happyhorse: Fields = {
         "prompt": _prompt(maxLength=2500),
         "image_url": _image("First frame.", _KLING_IMAGE),
@@ -241,7 +251,7 @@ def _others() -> Iterator[Entry]:
         "duration": _choice("Length of the clip in seconds.", *range(3, 16), default=5),
         "seed": _SEED,
     }
-    yield Entry(
+    yield _model(
         "alibaba/happyhorse-1.1/image-to-video",
         "HappyHorse 1.1 image to video",
         happyhorse,
@@ -256,7 +266,7 @@ def _others() -> Iterator[Entry]:
         "duration": _range("Length of the clip in seconds.", 4, 15),
         "resolution": _resolution("768p", "2k"),
     }
-    yield Entry(
+    yield _model(
         "minimax/minimax-h3/image-to-video",
         "MiniMax H3 image to video",
         minimax,
@@ -265,7 +275,7 @@ def _others() -> Iterator[Entry]:
     )
     for speed, most in (("fast", 20), ("pro", 10)):
         lengths = ("auto", *(str(seconds) for seconds in range(6, most + 1, 2)))
-        yield Entry(
+        yield _model(
             f"lightricks/ltx-2.5/image-to-video/{speed}",
             f"LTX 2.5 {speed}, image to video",
             _ltx(lengths),

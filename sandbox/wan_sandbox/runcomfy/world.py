@@ -15,11 +15,12 @@ from typing import Any
 from wan_sandbox.control.faults import FaultBook, parse_rule
 from wan_sandbox.runcomfy.accounts import Account, RateLimit
 from wan_sandbox.runcomfy.api_faults import error_value
-from wan_sandbox.runcomfy.catalog import Catalog, Model
+from wan_sandbox.runcomfy.catalog import Model
 from wan_sandbox.runcomfy.clip import Clip, clip_of
 from wan_sandbox.runcomfy.clock import Clock
 from wan_sandbox.runcomfy.generations import Generation, Lane, Phase
 from wan_sandbox.runcomfy.ledger import Ledger
+from wan_sandbox.runcomfy.models import catalog
 from wan_sandbox.runcomfy.pictures import Picture, PictureDesk
 from wan_sandbox.runcomfy.prices import Prices
 from wan_sandbox.runcomfy.studio import Studio, Video, inputs_key
@@ -44,7 +45,7 @@ class World:
     def __init__(self, settings: Settings, folder: Path, faults: FaultBook) -> None:
         self.settings = settings
         self.secret = secrets.token_bytes(32)
-        self.catalog = Catalog(settings.models)
+        self.catalog = catalog(settings.models)
         keeps_images = settings.video_bytes is None
         self.pictures = PictureDesk(folder, keep=keeps_images)
         self.studio = Studio(folder, padded_bytes=settings.video_bytes)
