@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image costs Airflow: as one of a batch, and as a chain of three mapped tasks; on a real Airflow.
+"""Measure the CPU time that Airflow spends per image, in a batch and in a chain of three mapped tasks.
 
     python benchmarks/airflow_cost.py [--chain 40] [--batch 300] [--generation-seconds 15]
 
-Starts PostgreSQL, the sandbox, and Airflow with its scheduler (LocalExecutor), triggerer, Dag processor and API server.
-Measures what Airflow takes while nothing runs, then runs the chain (submit, deferrable sensor, transfer, each mapped
-over the images) and the batch. Processor time is that of all of Airflow's processes and of all that they ever started,
-from ``/proc``; what idling for as long takes is subtracted, and shown. The database's own is shown apart.
+Starts PostgreSQL, the sandbox, and Airflow with its scheduler (LocalExecutor), triggerer, Dag processor and
+API server. Measures Airflow while nothing runs, then runs the chain (submit, deferrable sensor, transfer,
+each mapped over the images) and the batch. CPU time is that of all Airflow processes and all their
+descendants, from ``/proc``; the CPU time of an idle Airflow over the same period is subtracted, and printed.
+The database is listed separately.
 
-Of the batch's run it is also told how long Airflow takes to begin, and to come back each time: from the trigger's event
-to the first line of the task's code.
+For the batch, it also prints how long Airflow takes to start the task, and to resume it each time: from the
+trigger's event to the first line of the task's code.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from demo.sandbox_process import SandboxProcess  # noqa: E402
 from tests.live.postgres import Postgres  # noqa: E402
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-LOOK_EVERY_S = 2.0
+POLL_EVERY_S = 2.0
 PHOTO = ROOT / "demo" / "photos" / "coffee.jpg"
 
 
@@ -45,18 +46,19 @@ PHOTO = ROOT / "demo" / "photos" / "coffee.jpg"
 
 
 def cpu_of(pids: list[int]) -> float:
-    """Give the processor time of some processes and of all their children that have ended, in seconds."""
+    """Return the CPU time of processes and of all their children that have ended, in seconds."""
     ticks = 0
     for pid in pids:
         with contextlib.suppress(OSError):
-            # The name, in brackets, may hold anything; 11 fields on are utime, stime, cutime, cstime.
+            # The name, in brackets, may contain anything; utime, stime, cutime and cstime come 11 fields
+            # later.
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             ticks += sum(map(int, fields[11:15]))
     return ticks / TICKS_PER_S
 
 
 def cpu_now(airflow: LocalAirflow) -> dict[str, float]:
-    """Give the processor time of each part of Airflow, and of the database, so far."""
+    """Return the CPU time so far of each part of Airflow, and of the database."""
     seen = {process.name: cpu_of(process.pids()) for process in airflow.processes}
     for child in psutil.Process().children():
         if child.name() == "postgres":
@@ -65,7 +67,7 @@ def cpu_now(airflow: LocalAirflow) -> dict[str, float]:
 
 
 class Meter:
-    """Processor time between two moments, less what Airflow takes in any case."""
+    """CPU time since the meter was created, less that of an idle Airflow."""
 
     def __init__(self, airflow: LocalAirflow, idle_per_s: dict[str, float] | None = None) -> None:
         self._airflow = airflow
@@ -73,7 +75,7 @@ class Meter:
         self._began, self._before = time.time(), cpu_now(airflow)
 
     def read(self) -> tuple[float, dict[str, float]]:
-        """Give the seconds that passed, and the processor seconds of each part."""
+        """Return the elapsed seconds, and the CPU seconds of each part."""
         passed, now = time.time() - self._began, cpu_now(self._airflow)
         return passed, {
             part: cpu - self._before.get(part, 0.0) - passed * self._idle_per_s.get(part, 0.0)
@@ -81,11 +83,11 @@ class Meter:
         }
 
 
-def shown(parts: dict[str, float], count: int = 1, unit: str = "s") -> str:
+def format_cpu(parts: dict[str, float], count: int = 1, unit: str = "s") -> str:
     return ", ".join(f"{part} {cpu / count:.3f} {unit}" for part, cpu in sorted(parts.items()))
 
 
-def of_airflow(parts: dict[str, float]) -> float:
+def airflow_total(parts: dict[str, float]) -> float:
     return sum(cpu for part, cpu in parts.items() if part != "database")
 
 
@@ -93,7 +95,7 @@ def of_airflow(parts: dict[str, float]) -> float:
 
 
 class Bench:
-    """A real Airflow with the Dags of ``benchmarks/dags``, and the sandbox that they work against."""
+    """A real Airflow with the Dags of ``benchmarks/dags``, and the sandbox that they use."""
 
     def __init__(self, stack: contextlib.ExitStack, home: Path, options: argparse.Namespace) -> None:
         self.stamps_path = home / "stamps.jsonl"
@@ -126,7 +128,7 @@ class Bench:
             self.airflow.client.unpause(dag_id)
 
     def _publish(self, name: str, count: int) -> list[str]:
-        """Put so many photographs into the bucket, and give their addresses."""
+        """Put ``count`` photographs into the bucket, and return their URLs."""
         url, data = self.sandbox.bucket_url, PHOTO.read_bytes()
         with requests.Session() as http:
             http.trust_env = False
@@ -138,17 +140,17 @@ class Bench:
         return [f"{url}/images/{name}/{number}.jpg" for number in range(count)]
 
     def idle(self, for_s: float) -> dict[str, float]:
-        """Give what each part takes while nothing runs, in processor seconds a second."""
+        """Return the CPU seconds per second of each part while nothing runs."""
         meter = Meter(self.airflow)
         until = time.time() + for_s
         while time.time() < until:
-            self.airflow.client.dags_seen()  # a look as often as during a run, for it costs something too
-            time.sleep(LOOK_EVERY_S)
+            self.airflow.client.dags_seen()  # call the API as often as during a run, since that costs CPU too
+            time.sleep(POLL_EVERY_S)
         passed, parts = meter.read()
         return {part: cpu / passed for part, cpu in parts.items()}
 
     def run(self, *dag_ids: str, timeout_s: float = 300) -> dict[str, str]:
-        """Run Dags side by side to their ends, and give the ids of the runs."""
+        """Run Dags side by side to their ends, and return the run ids."""
         client = self.airflow.client
         runs = {dag_id: client.trigger(dag_id) for dag_id in dag_ids}
         deadline = time.time() + timeout_s
@@ -156,58 +158,58 @@ class Bench:
             while (state := client.run_state(dag_id, run_id)) not in ("success", "failed"):
                 if time.time() > deadline:
                     raise SystemExit(f"{dag_id} did not end: {client.task_states(dag_id, run_id)}")
-                time.sleep(LOOK_EVERY_S)
+                time.sleep(POLL_EVERY_S)
             if state != "success":
                 raise SystemExit(client.why_failed(dag_id, run_id))
-        time.sleep(LOOK_EVERY_S)  # so that the last task's process has been counted to its parent
+        time.sleep(POLL_EVERY_S)  # until the last task's process is counted to its parent
         return runs
 
     def waits(self, dag_id: str, task_id: str) -> int:
-        """How many tasks have waited in the triggerer, told from the logs of their triggers."""
+        """Return how many tasks waited in the triggerer, from the logs of their triggers."""
         folder = self.airflow.home / "logs" / f"dag_id={dag_id}"
         return len({log.parent for log in folder.glob(f"**/task_id={task_id}/**/*.trigger.*")})
 
     def stamps(self, dag_id: str) -> dict[str, list[float]]:
-        """When the batch's code and its trigger began and ended, each time."""
-        seen: dict[str, list[float]] = {"resumed": [], "watching": [], "fired": []}
+        """Return when the batch's code and its trigger started and ended, each time."""
+        seen: dict[str, list[float]] = {"resumed": [], "waiting": [], "fired": []}
         for line in self.stamps_path.read_text().splitlines():
             row = json.loads(line)
             if row["dag"] == dag_id:
-                seen.setdefault(row["what"], []).append(row["at"])
+                seen.setdefault(row["event"], []).append(row["at"])
         return seen
 
 
-# -- what is measured --------------------------------------------------------------------------------------
+# -- measurements --------------------------------------------------------------------------------------------
 
 
 def cost(bench: Bench, way: str, count: int, idle: dict[str, float]) -> tuple[float, str]:
-    """Run the chain or the batch; give Airflow's processor seconds an image, and the id of the run."""
+    """Run the chain or the batch; return Airflow's CPU seconds per image, and the run id."""
     meter = Meter(bench.airflow, idle)
     runs = bench.run(f"full_{way}")
     passed, parts = meter.read()
     landed = bench.sandbox.bucket_control(f"objects?bucket=videos&prefix=full-{way}/")["objects"]
     videos = sum(1 for one in landed if one["name"].endswith(".mp4"))
-    each = of_airflow(parts) / count
+    each = airflow_total(parts) / count
     print(
         f"{way}: {count} images, {videos} landed in {passed:.0f} s: {1000 * each:.0f} CPU-ms an image\n"
-        f"  of which {shown({part: 1000 * cpu for part, cpu in parts.items()}, count, 'ms')}"
+        f"  of which {format_cpu({part: 1000 * cpu for part, cpu in parts.items()}, count, 'ms')}"
     )
     return each, runs[f"full_{way}"]
 
 
-def apart(bench: Bench, run_id: str) -> None:
-    """Tell how long Airflow took to begin and to come back, beside the whole."""
+def print_airflow_overhead(bench: Bench, run_id: str) -> None:
+    """Print how long Airflow took to start and to resume the batch, besides the total."""
     client = bench.airflow.client
     run: dict[str, Any] = client.api("GET", f"/dags/full_batch/dagRuns/{run_id}")
     asked, ended = (datetime.fromisoformat(run[name]).timestamp() for name in ("queued_at", "end_date"))
     stamps = bench.stamps("full_batch")
     begun, left = stamps["begun"][0], stamps["left"]
     if len(stamps["begun"]) > 1 or len(stamps["fired"]) != len(stamps["resumed"]):
-        raise SystemExit(f"the batch was tried again, so that nothing can be told of one run: {stamps}")
+        raise SystemExit(f"the batch was retried, so the stamps do not describe one run: {stamps}")
     images = "/images/full-batch/"
     first = min(one["at"] for one in bench.sandbox.ledger()["purchases"] if images in one["img_url"])
     back = [on - event for event, on in zip(stamps["fired"], stamps["resumed"], strict=True)]
-    away = [watching - at for at, watching in zip(left, stamps["watching"], strict=False)]
+    away = [waits_at - at for at, waits_at in zip(left, stamps["waiting"], strict=False)]
     whole, own = ended - asked, begun - asked + sum(back)
     print(
         f"batch, from the trigger of the run to its end: {whole:.1f} s\n"
@@ -216,7 +218,7 @@ def apart(bench: Bench, run_id: str) -> None:
         f"from the task's code to the trigger {spread(away)}\n"
         f"  in the worker {sum(at - on for on, at in zip([begun, *stamps['resumed']], left, strict=True)):.1f} s; "
         f"from the end of the task's code to that of the run {ended - left[-1]:.1f} s\n"
-        f"  Airflow's start and resumes: {own:.1f} s, {100 * own / whole:.0f} % of the whole"
+        f"  Airflow's start and resumes: {own:.1f} s, {100 * own / whole:.0f}% of the total"
     )
 
 
@@ -241,12 +243,14 @@ def main() -> None:
         bench = Bench(stack, Path(home), options)
         bench.run("warm_chain", "warm_batch")
         idle = bench.idle(options.idle_seconds)
-        print(f"idle: {1000 * of_airflow(idle):.0f} CPU-ms a second ({shown(idle)}); subtracted below")
+        print(
+            f"idle: {1000 * airflow_total(idle):.0f} CPU-ms a second ({format_cpu(idle)}); subtracted below"
+        )
         chain, _ = cost(bench, "chain", options.chain, idle)
         print(f"  {bench.waits('full_chain', 'wait')} of its sensors waited in the triggerer")
         batch, run_id = cost(bench, "batch", options.batch, idle)
         print(f"an image of the batch costs 1/{chain / batch:.1f} of one of the chain (goal: 1/20)")
-        apart(bench, run_id)
+        print_airflow_overhead(bench, run_id)
 
 
 if __name__ == "__main__":

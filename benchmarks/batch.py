@@ -174,7 +174,8 @@ async def run_loop(images: list[str], *, in_flight: int, poll_s: float = 1.0) ->
                         seen = await answer.json()
                     if seen["status"] == "completed":
                         break
-                    # The tenth of a generation for those that run, and a place in the queue takes its time.
+                    # Poll a running request every tenth of a generation; a queued one waits longer for each
+                    # place.
                     await asyncio.sleep(max(poll_s, 0.06 * seen.get("queue_position", 0)))
             result = f"{api}/v1/requests/{request_id}/result?include_cost=true"
             async with http.get(result, headers=headers) as answer:
@@ -196,36 +197,34 @@ async def run_loop(images: list[str], *, in_flight: int, poll_s: float = 1.0) ->
 
 def throughput(count: int) -> None:
     least_s = 6.0 * count / 100
-    print(
-        f"{count} images, concurrency 100, 6 s a generation, 2 MB videos: {least_s:.0f} s at the very least"
-    )
+    print(f"{count} images, concurrency 100, 6 s a generation, 2 MB videos: {least_s:.0f} s at least")
     times: dict[str, float] = {}
     for way in ("loop", "batch"):
         options = ("--generation-seconds", "6", "--spread", "0.25", "--concurrency", "100")
         with sandbox(*options, "--video-bytes", "2000000") as state:
-            got = in_own_process(way, state["env"], "--images", str(count), "--in-flight", str(IN_FLIGHT))
+            run = in_own_process(way, state["env"], "--images", str(count), "--in-flight", str(IN_FLIGHT))
             ledger = control(state["url"], "ledger")
         purchases = ledger["purchases"]
-        times[way] = got["ended"] - min(purchase["at"] for purchase in purchases)
+        times[way] = run["ended"] - min(purchase["at"] for purchase in purchases)
         delays = sorted((p["noticed_at"] - p["finished_at"]) / 6.0 for p in purchases)
         calls = ledger["calls"]
-        shown = sum(calls.get(name, 0) for name in ("submit", "status", "result")) / count
+        api_calls = sum(calls.get(name, 0) for name in ("submit", "status", "result")) / count
         print(
-            f"  {way:6} {times[way]:6.1f} s; {got['cpu_s']:.1f} CPU-s ({1000 * got['cpu_s'] / count:.0f} ms an image); "
-            f"{shown:.1f} API calls a video; noticed after {100 * statistics.median(delays):.1f} % of a generation "
-            f"(median), {100 * delays[int(0.95 * len(delays))]:.1f} % (95th percentile); {got['landed']} landed"
+            f"  {way:6} {times[way]:6.1f} s; {run['cpu_s']:.1f} CPU-s ({1000 * run['cpu_s'] / count:.0f} ms an image); "
+            f"{api_calls:.1f} API calls a video; noticed after {100 * statistics.median(delays):.1f} % of a generation "
+            f"(median), {100 * delays[int(0.95 * len(delays))]:.1f} % (95th percentile); {run['landed']} landed"
         )
     print(f"  ratio {times['batch'] / times['loop']:.2f} (goal: 1.25 at most)")
 
 
 def memory(land: int) -> None:
     with sandbox("--speed", "60", "--concurrency", "500", "--video-bytes", "20000000") as state:
-        got = in_own_process(
+        run = in_own_process(
             "batch", state["env"], "--images", "700", "--in-flight", "500", "--land", str(land)
         )
     print(
-        f"500 in flight, 20 MB videos, {got['landed']} landed: peak {got['peak_mb']:.0f} MB, idle task process "
-        f"{got['idle_mb']:.0f} MB: + {got['peak_mb'] - got['idle_mb']:.0f} MB (goal: 150 at most)"
+        f"500 in flight, 20 MB videos, {run['landed']} landed: peak {run['peak_mb']:.0f} MB, idle task process "
+        f"{run['idle_mb']:.0f} MB: + {run['peak_mb'] - run['idle_mb']:.0f} MB (goal: 150 at most)"
     )
 
 
@@ -238,26 +237,26 @@ def rerun(count: int) -> None:
     for one in done:
         print_of = fingerprint(MODEL, {"prompt": "waves", "img_url": one})
         video = f"batch/{one.rpartition('/')[2].removesuffix('.jpg')}-{print_of[:12]}.mp4"
-        about = {
+        metadata = {
             "stage": "landed",
             "request_id": "earlier",
             "cost_usd": "0.2",
             "uri": f"gs://{BUCKET}/{video}",
         }
-        objects |= {f"batch/_journal/{print_of}.json": about, video: {}, f"{video}.json": {}}
+        objects |= {f"batch/_journal/{print_of}.json": metadata, video: {}, f"{video}.json": {}}
     with sandbox("--speed", "600", "--concurrency", "100", "--video-bytes", "20000") as state:
         names = list(objects)
         for start in range(0, len(names), 10_000):
             some = {name: objects[name] for name in names[start : start + 10_000]}
             control(state["bucket_url"], "seed", {"bucket": BUCKET, "objects": some, "text": "{}"})
         before = time.time()
-        got = in_own_process(
+        run = in_own_process(
             "batch", state["env"], "--images", str(count), "--in-flight", str(IN_FLIGHT), "--land", "5"
         )
         first = min(submit["at"] for submit in control(state["url"], "ledger")["submits"])
     print(
         f"{count} images, {len(done)} done before: first new submit {first - before:.1f} s after the start of the "
-        f"process, {got['planned_s']:.1f} s of them to plan and list (goal: under 60 s); peak {got['peak_mb']:.0f} MB"
+        f"process, {run['planned_s']:.1f} s of them to plan and list (goal: under 60 s); peak {run['peak_mb']:.0f} MB"
     )
 
 
@@ -283,7 +282,7 @@ def main() -> None:
     elif options.what == "rerun":
         rerun(options.images or 100_000)
     else:
-        parser.error("say what to measure: throughput, memory or rerun")
+        parser.error("choose throughput, memory or rerun")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check the images of a bucket by their headers, against downloading them whole to look at them.
+"""Check the images of a bucket by their headers, compared with downloading the whole images.
 
     python benchmarks/images_check.py [--images 1000] [--rounds 2] [--latency-ms 0] [--mb-per-s 0]
 
-Starts the sandbox's bucket as a process of its own and fills it with photographs of 12 megapixels (twenty different
-ones, copied). Each way then lists the bucket and tells of each image whether the model would take it, with the same
-threads and the same client; the bytes are those that the bucket counted. ``--latency-ms`` and ``--mb-per-s`` make the
-bucket's link as slow as a real one.
+Starts the sandbox's bucket in a separate process and fills it with photographs of 12 megapixels (twenty
+different ones, copied). Each way then lists the bucket and checks whether the model accepts each image, with
+the same threads and the same client; the bytes are counted by the bucket. ``--latency-ms`` and ``--mb-per-s``
+make the bucket's link as slow as a real one.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--latency-ms", type=float, default=0)
-    parser.add_argument("--mb-per-s", type=float, default=0, help="of each answer")
+    parser.add_argument("--mb-per-s", type=float, default=0, help="of each response")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="wan-check-") as temporary:
         folder = Path(temporary)
@@ -124,7 +124,7 @@ def main() -> None:
                     found = run(client)
                     seconds = time.perf_counter() - start
                     read = control(url, "calls")["bytes_read"]
-                    print(f"{way:8} {seconds:7.2f} s  {read / 1e6:8.1f} MB read  {found} do not fit")
+                    print(f"{way:8} {seconds:7.2f} s  {read / 1e6:8.1f} MB read  {found} rejected")
                     best[way] = min(best.get(way, (seconds, read)), (seconds, read))
             (fast, few), (slow, many) = best["headers"], best["whole"]
             print(f"headers only: {slow / fast:.1f} x as fast, {many / few:.0f} x fewer bytes")

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peak memory of preparing a dataset of 1,000 rows and of 100,000.
+"""Measure the peak memory of preparing a dataset of 1,000 rows and of 100,000.
 
     python benchmarks/images_memory.py [--rows 1000 100000] [--ways manifest prefix]
 
-Each size runs in a process of its own, against the sandbox's bucket in another. ``manifest`` is a JSON lines file whose
-rows were prepared before, so that reading it, the threads and writing the chunks are measured, and no image's own
-memory hides them. ``prefix`` is a listing of so many objects, each of which is found among the staged copies.
+Each size runs in its own process, against the sandbox's bucket in another. ``manifest`` is a JSON lines file
+whose rows were already prepared: it measures reading the file, the threads and writing the chunks, without
+the memory of the images. ``prefix`` is a listing of as many objects, each of which already has a staged copy.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ def fill(bucket_url: str, way: str, rows: int) -> None:
     row = PreparedRow("", "", 640, 480, 81234, "0" * 64, ("encoded as JPEG, quality 95",), "md5:" + "0" * 32)
     with tempfile.TemporaryFile() as file:
         for number in range(rows):
-            plain = row.as_dict() | {
+            line = row.as_dict() | {
                 "source": f"gs://data/photos/{number:06}.jpg",
                 "staged_uri": f"gs://data/staged/{number:06}.jpg",
                 "inputs": {"prompt": f"Photograph {number}: a slow move closer", "seed": number},
             }
-            file.write(json.dumps(plain).encode() + b"\n")
+            file.write(json.dumps(line).encode() + b"\n")
         size = file.tell()
         file.seek(0)
         storage_client().bucket("data").blob(f"set-{rows}.jsonl").upload_from_file(file, size=size)
 
 
 def _small_image() -> bytes:
-    """A picture whose file is plain ASCII, as the bucket's seeding wants it: a grey GIF would not be."""
+    """Return an image file that is line ASCII, as the bucket's seeding requires; a GIF would not be."""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), (65, 66, 67)).save(buffer, "BMP")
     return base64.b64encode(buffer.getvalue())
@@ -94,7 +94,7 @@ def run_once(way: str, rows: int) -> None:
 
 
 def stage_mark(bucket_url: str) -> None:
-    """Leave what an earlier run would have left about the one picture that all objects of the prefix are."""
+    """Stage a prepared copy of the one image that all objects of the prefix contain."""
     from airflow_provider_wan.hooks.gcs import storage_client
     from airflow_provider_wan.images.prepare import PreparedImage
     from airflow_provider_wan.images.staging import Recipe, Staging
@@ -140,11 +140,11 @@ def main() -> None:
                         stdout=subprocess.PIPE,
                         text=True,
                     )
-                    found = json.loads(done.stdout.partition("RESULT")[2])
-                    peaks.append(found["peak_mb"])
+                    result = json.loads(done.stdout.partition("RESULT")[2])
+                    peaks.append(result["peak_mb"])
                     print(
-                        f"{way:9} {rows:8,} rows  peak {found['peak_mb']:6.1f} MB  {found['seconds']:7.1f} s  "
-                        f"{found['chunks']} chunks"
+                        f"{way:9} {rows:8,} rows  peak {result['peak_mb']:6.1f} MB  {result['seconds']:7.1f} s  "
+                        f"{result['chunks']} chunks"
                     )
                 print(
                     f"{way}: {peaks[-1] / peaks[0]:.2f} x the memory for {args.rows[-1] // args.rows[0]} x the rows"

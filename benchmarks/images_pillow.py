@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare what is read of image headers with Pillow, for every file of a directory.
+"""Compare our facts about image files with Pillow's, for every file of a directory.
 
-Meant for Pillow's own test images, which have every odd kind of image and many damaged ones::
+Meant for Pillow's own test images, which contain every odd kind of image and many damaged ones::
 
     pip download --no-binary :all: --no-deps pillow && tar xzf pillow-*.tar.gz
     python benchmarks/images_pillow.py pillow-*/Tests/images
 
-Each file opens, and agrees with Pillow on size (as displayed), mode and orientation, or is refused with this provider's
-own error; ends within ``--most-s``; and is prepared, or refused in the same way. Exit status 1 if not.
+Each file must open, and agree with Pillow on size (as displayed), mode and orientation, or be refused with
+this provider's own error; it must end within ``--most-s``; and it must be prepared, or refused in the same
+way. The exit status is 1 otherwise.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from airflow_provider_wan.model_api.inputs import Model
 
 
 def by_pillow(path: Path, fmt: str) -> tuple[tuple[int, int], str, int]:
-    """Return size as displayed, mode and orientation, as Pillow gives them."""
+    """Return size as displayed, mode and orientation, according to Pillow."""
     if fmt == "HEIF":
         from pillow_heif import register_heif_opener
 
         register_heif_opener()
     with Image.open(path, formats=[fmt]) as image:
         mode, orientation = image.mode, Image.Image.getexif(image).get(0x0112, 1)
-        if fmt in ("TIFF", "HEIF"):  # turned upright by Pillow itself
+        if fmt in ("TIFF", "HEIF"):  # already turned upright by Pillow
             return image.size, mode, orientation
         return _displayed(image), mode, orientation
 
@@ -53,10 +54,12 @@ def _displayed(image: Image.Image) -> tuple[int, int]:
 
 
 def differences(path: Path, facts: ImageFacts) -> list[str]:
-    """Return where the facts differ from what Pillow says."""
+    """Return the facts that differ from Pillow's."""
     size, mode, orientation = by_pillow(path, facts.format)
     ours = facts.displayed_width, facts.displayed_height
-    if any("not applied" in note for note in facts.notes):  # orientation that is not in EXIF is noted instead
+    if any(
+        "not applied" in note for note in facts.notes
+    ):  # Orientation from outside EXIF is reported separately.
         size, orientation = ours, 1
     if facts.format == "HEIF" or orientation not in range(1, 9):
         orientation = facts.orientation
@@ -80,7 +83,7 @@ def main() -> int:
     slowest = (0.0, "")
     for path in sorted(path for path in arguments.directory.rglob("*") if path.is_file()):
         began = time.monotonic()
-        signal.alarm(arguments.most_s)  # without a handler it ends the process: a hang is a failure
+        signal.alarm(arguments.most_s)  # Without a handler the signal ends the process: a hang is a failure.
         try:
             facts = inspect(path)
         except WanInputError:

@@ -37,16 +37,16 @@ SIZE = (4000, 3000)
 
 
 def make_photographs(folder: Path, count: int, size: tuple[int, int] = SIZE) -> None:
-    """Write photographs as a phone would: 12 megapixels, sensor noise, a camera's EXIF, every third one rotated."""
+    """Write photographs like a phone's: 12 megapixels, sensor noise, camera EXIF, every third write rotated."""
     bases = [Image.open(PHOTOS / name).convert("RGB").resize(size, Image.Resampling.BICUBIC) for name in
              ("astronaut.jpg", "coffee.jpg", "hubble_deep_field.jpg", "rocket.jpg", "chelsea.jpg")]  # fmt: skip
-    # one sheet of noise, cut at another place for each photograph: drawing it anew costs a second each
+    # One sheet of noise, cropped at a different rng for each photograph: generating it takes a second.
     width, height = size[0] + 500, size[1] + 500
     noise = Image.frombytes("L", (width, height), random.Random(7).randbytes(width * height)).convert("RGB")
 
-    def one(number: int) -> None:
-        place = random.Random(number)
-        left, top = place.randrange(500), place.randrange(500)
+    def write(number: int) -> None:
+        rng = random.Random(number)
+        left, top = rng.randrange(500), rng.randrange(500)
         grain = noise.crop((left, top, left + size[0], top + size[1]))
         exif = Image.Exif()
         exif[0x010F] = "Example Camera Works"
@@ -55,11 +55,11 @@ def make_photographs(folder: Path, count: int, size: tuple[int, int] = SIZE) -> 
         image.save(folder / f"photo-{number:04}.jpg", quality=88, exif=exif)
 
     with ThreadPoolExecutor(usable_cores()) as pool:
-        list(pool.map(one, range(count)))
+        list(pool.map(write, range(count)))
 
 
 def pillow_loop(paths: list[Path], rules: ImageRules) -> int:
-    """What one writes by hand: open, draft, scale, turn, encode, hash."""
+    """A hand-written loop: open, draft, scale, rotate, encode, hash."""
     total = 0
     for path in paths:
         with Image.open(path) as image:
@@ -75,7 +75,7 @@ def pillow_loop(paths: list[Path], rules: ImageRules) -> int:
 
 
 def in_threads(paths: list[Path], rules: ImageRules) -> int:
-    """The package's way."""
+    """The package's own preparation."""
     total = 0
     for path, result in map_in_order(partial(prepare, rules=rules), paths):
         if not isinstance(result, PreparedImage):
@@ -104,7 +104,7 @@ def run_one_way(way: str, folder: Path) -> None:
     start = time.perf_counter()
     total = WAYS[way](paths, rules)
     seconds = time.perf_counter() - start
-    # not ru_maxrss, which a process inherits from the one that started it
+    # Not ru_maxrss, which a process inherits from its parent.
     status = Path("/proc/self/status").read_text()
     peak_mb = int(status.partition("VmHWM:")[2].split()[0]) / 1024
     print(json.dumps({"seconds": seconds, "peak_mb": peak_mb, "bytes": total}))

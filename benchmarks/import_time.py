@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a DAG file pays for importing this provider, over ``import airflow.sdk``.
+"""Measure what a DAG file pays for importing this provider, over ``import airflow.sdk``.
 
 Each module is imported in new processes, interleaved with the baseline, and the medians are compared:
 ``python benchmarks/import_time.py [--runs 7] [--json file]``.
@@ -42,7 +42,7 @@ def airflow_modules() -> list[str]:
 
 
 def measure(statement: str, env: dict[str, str]) -> tuple[float, float]:
-    """Milliseconds of the baseline, and of the statement after it, in a new process."""
+    """Return the milliseconds of the baseline, and of the statement after it, in a new process."""
     code = _TIMER.format(baseline=BASELINE, statement=statement)
     printed = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
@@ -61,7 +61,7 @@ def main() -> None:
     added: dict[str, list[float]] = {module: [] for module in modules}
     with tempfile.TemporaryDirectory() as home:
         env = {**os.environ, "AIRFLOW_HOME": home, "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
-        measure("pass", env)  # writes the configuration file and warms the file cache
+        measure("pass", env)  # Writes the configuration file and warms the file cache.
         for _ in range(arguments.runs):
             for module in modules:
                 baseline_ms, module_ms = measure(f"import {module}", env)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How large an environment is with Airflow alone, with this provider, and with its sandbox.
+"""Measure the size of an environment with Airflow alone, with this provider, and with its sandbox.
 
-Builds a virtual environment in a temporary directory, with the versions of ``constraints.txt``, and installs one
-after the other into it: ``python benchmarks/installed_size.py``.
+Creates a virtual environment in a temporary directory, with the versions of ``constraints.txt``, and installs
+the three one after the other: ``python benchmarks/installed_size.py``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ STEPS = (
 
 
 def size_mb(directory: Path) -> float:
-    """Space on disk, as ``du`` counts it: whole blocks, each file once."""
+    """Return the disk usage as ``du`` counts it: whole blocks, each file once."""
     seen: dict[int, int] = {}
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            about = os.lstat(os.path.join(folder, name))
-            seen[about.st_ino] = about.st_blocks * 512
+    for folder, _, file_names in os.walk(directory):
+        for file_name in file_names:
+            stat = os.lstat(os.path.join(folder, file_name))
+            seen[stat.st_ino] = stat.st_blocks * 512
     return sum(seen.values()) / 2**20
 
 
@@ -36,9 +36,9 @@ def main() -> None:
         venv = Path(temporary) / "venv"
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
         install = [venv / "bin" / "python", "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt"]
-        for what, requirements in STEPS:
+        for name, requirements in STEPS:
             subprocess.run([*install, *requirements], check=True, stderr=subprocess.DEVNULL)
-            print(f"{what:<36} {size_mb(venv):6.0f} MB", flush=True)
+            print(f"{name:<36} {size_mb(venv):6.0f} MB", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Landings over links as long and narrow as real ones, against downloading to a file and uploading that.
+"""Land videos over links with the latency and bandwidth of real ones, compared with download and upload.
 
     python benchmarks/landing.py [one] [eight] [memory] [--video-mb 25]
 
-The sandbox (API, videos and bucket), the links and whoever lands run in processes of their own; every call goes over a
-link (see ``shaped_links.py``). The alternative does what such tasks usually do: ask for the result, download the video
-whole to a temporary file with ``requests``, upload that with ``upload_from_filename``, next video. It checks nothing.
+The sandbox (API, videos and bucket), the links and the landing process run in separate processes; every call
+goes over a link (see ``shaped_links.py``). The baseline does what such tasks usually do: read the result,
+download the whole video to a temporary file with ``requests``, upload it with ``upload_from_filename``, then
+the next video. It checks nothing.
 
-``one`` lands a video of 25 MB (``--video-mb``); ``eight`` lands eight of them at once, against the alternative one
-after another, and in eight threads for comparison. The sides take turns; the medians are compared. ``memory`` lands one
-video of 500 MB, and compares the peak of the process with the same process before it began.
+``one`` lands a video of 25 MB (``--video-mb``). ``eight`` lands eight of them concurrently, compared with the
+baseline one after another, and in eight threads. Both sides run in turn, and their medians are compared.
+``memory`` lands one video of 500 MB, and compares the peak memory of the process with its memory before the
+landing.
 """
 
 from __future__ import annotations
@@ -38,11 +40,11 @@ from shaped_links import shaped_links
 LONG_VIDEO_BYTES = 500_000_000
 
 
-# -- who lands ---------------------------------------------------------------------------------------------
+# -- the two ways to land ------------------------------------------------------------------------------------
 
 
 def land(request_ids: Sequence[str], folder: str) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Give the work of landing, ready to begin: one by one, and all at once."""
+    """Return the landing, ready to start: sequential and concurrent."""
     from airflow_provider_wan.durable.record import Record, Stage
     from airflow_provider_wan.hooks.gcs import storage_client
     from airflow_provider_wan.hooks.wan import WanHook
@@ -58,11 +60,11 @@ def land(request_ids: Sequence[str], folder: str) -> tuple[Callable[[], None], C
         record = Record("f" * 64, MODEL, Stage.SUBMITTED, request_id=request_id)
         landing.land(record, Destination(BUCKET, f"{folder}/{request_id}.mp4"))
 
-    return _ways(one, request_ids)
+    return _modes(one, request_ids)
 
 
 def copy(request_ids: Sequence[str], folder: str) -> tuple[Callable[[], None], Callable[[], None]]:
-    """The same as plain code does it, without any check."""
+    """Return the baseline, without any check."""
     import requests
     from google.cloud import storage
 
@@ -83,30 +85,32 @@ def copy(request_ids: Sequence[str], folder: str) -> tuple[Callable[[], None], C
                 file.flush()
                 bucket.blob(f"{folder}/{request_id}.mp4").upload_from_filename(file.name)
 
-    return _ways(one, request_ids)
+    return _modes(one, request_ids)
 
 
-def _ways(
+def _modes(
     one: Callable[[str], None], request_ids: Sequence[str]
 ) -> tuple[Callable[[], None], Callable[[], None]]:
-    def one_by_one() -> None:
+    def sequential() -> None:
         for request_id in request_ids:
             one(request_id)
 
-    def at_once() -> None:
+    def concurrent() -> None:
         with ThreadPoolExecutor(len(request_ids)) as pool:
             list(pool.map(one, request_ids))
 
-    return one_by_one, at_once
+    return sequential, concurrent
 
 
 def run_way(way: str, request_ids: Sequence[str], folder: str) -> dict[str, float]:
-    """Land them in this process; imports and clients are ready before the clock starts, connections are not."""
+    """Land the videos in this process. Imports and clients are ready before the clock starts, connections are
+    not.
+    """
     logging.disable(logging.WARNING)
-    one_by_one, at_once = (copy if way.startswith("copy") else land)(request_ids, folder)
-    run = at_once if way.endswith("at-once") else one_by_one
+    sequential, concurrent = (copy if way.startswith("copy") else land)(request_ids, folder)
+    run = concurrent if way.endswith("at-once") else sequential
     idle_mb = _memory_mb("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far was that of the imports
+    Path("/proc/self/clear_refs").write_text("5")  # exclude the peak of the imports
     cpu, started = time.process_time(), time.perf_counter()
     run()
     return {
@@ -121,13 +125,13 @@ def _memory_mb(what: str) -> float:
     return int(Path("/proc/self/status").read_text().partition(f"{what}:")[2].split()[0]) / 1024
 
 
-# -- the world around --------------------------------------------------------------------------------------
+# -- the environment -----------------------------------------------------------------------------------------
 
 
-class World:
+class Environment:
     """A sandbox behind shaped links, with requests that have succeeded.
 
-    :param env: environment of whoever lands.
+    :param env: environment of the landing process.
     """
 
     def __init__(self, env: dict[str, str], request_ids: Sequence[str]) -> None:
@@ -136,7 +140,7 @@ class World:
         self._runs = 0
 
     def run(self, way: str, count: int) -> dict[str, Any]:
-        """Let a new process land so many videos, under names that are not taken."""
+        """Land ``count`` videos in a new process, under unused names."""
         self._runs += 1
         command = [sys.executable, __file__, "--way", way, "--folder", str(self._runs)]
         command += ["--request-ids", *self._request_ids[:count]]
@@ -147,8 +151,10 @@ class World:
 
 
 @contextlib.contextmanager
-def world(video_bytes: int, requests: int, *, round_trip_s: float, bytes_per_s: float) -> Iterator[World]:
-    """Start one."""
+def environment(
+    video_bytes: int, requests: int, *, round_trip_s: float, bytes_per_s: float
+) -> Iterator[Environment]:
+    """Start the sandbox and the links, and generate the videos."""
     options = ["--speed", "600", "--concurrency", "100", "--video-bytes", str(video_bytes)]
     with sandbox(*options) as state:
         servers = [urlsplit(state[name]).netloc for name in ("url", "bucket_url")]
@@ -157,11 +163,11 @@ def world(video_bytes: int, requests: int, *, round_trip_s: float, bytes_per_s: 
                 name: value.replace(servers[0], links[0]).replace(servers[1], links[1])
                 for name, value in state["env"].items()
             }
-            yield World(env, buy(state["env"], requests))
+            yield Environment(env, generate(state["env"], requests))
 
 
-def buy(env: dict[str, str], count: int) -> list[str]:
-    """Buy videos and wait until they are there, past the links."""
+def generate(env: dict[str, str], count: int) -> list[str]:
+    """Submit requests past the links, and wait until their videos are there."""
     os.environ.update(env)
     from airflow_provider_wan.hooks.wan import WanHook
     from airflow_provider_wan.model_api.states import State
@@ -175,11 +181,11 @@ def buy(env: dict[str, str], count: int) -> list[str]:
     return request_ids
 
 
-# -- what is measured --------------------------------------------------------------------------------------
+# -- measurements --------------------------------------------------------------------------------------------
 
 
-def compare(where: World, count: int, ways: dict[str, str], rounds: int) -> dict[str, float]:
-    """Let the ways take turns, and give the median time of each."""
+def compare(where: Environment, count: int, ways: dict[str, str], rounds: int) -> dict[str, float]:
+    """Run the ways in turn, and return the median time of each."""
     seen: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way in ways:
@@ -195,14 +201,14 @@ def compare(where: World, count: int, ways: dict[str, str], rounds: int) -> dict
     return medians
 
 
-def one(where: World, video_mb: float, rounds: int) -> None:
+def one(where: Environment, video_mb: float, rounds: int) -> None:
     print(f"one video of {video_mb:.0f} MB, {rounds} rounds")
     ways = {"copy": "download to a file, upload", "land": "landing"}
     times = compare(where, 1, ways, rounds)
     print(f"  landing is {times['copy'] / times['land']:.2f} times as fast (goal: 0.95 or better)")
 
 
-def eight(where: World, video_mb: float, rounds: int) -> None:
+def eight(where: Environment, video_mb: float, rounds: int) -> None:
     print(f"eight videos of {video_mb:.0f} MB, {rounds} rounds")
     ways = {
         "copy": "download, upload, one after another",
@@ -216,11 +222,11 @@ def eight(where: World, video_mb: float, rounds: int) -> None:
     )
 
 
-def memory(where: World) -> None:
-    got = where.run("land", 1)
+def memory(where: Environment) -> None:
+    result = where.run("land", 1)
     print(
-        f"one video of {LONG_VIDEO_BYTES / 1e6:.0f} MB in {got['seconds']:.1f} s: peak {got['peak_mb']:.0f} MB, before "
-        f"it began {got['idle_mb']:.0f} MB: + {got['peak_mb'] - got['idle_mb']:.0f} MB (goal: 64 at most)"
+        f"one video of {LONG_VIDEO_BYTES / 1e6:.0f} MB in {result['seconds']:.1f} s: peak {result['peak_mb']:.0f} MB, "
+        f"{result['idle_mb']:.0f} MB before: + {result['peak_mb'] - result['idle_mb']:.0f} MB (goal: 64 at most)"
     )
 
 
@@ -249,13 +255,13 @@ def main() -> None:
         f"load {os.getloadavg()[0]:.1f}"
     )
     if "one" in what or "eight" in what:
-        with world(round(options.video_mb * 1e6), 8, **shape) as where:
+        with environment(round(options.video_mb * 1e6), 8, **shape) as where:
             if "one" in what:
                 one(where, options.video_mb, options.rounds)
             if "eight" in what:
                 eight(where, options.video_mb, options.rounds)
     if "memory" in what:
-        with world(LONG_VIDEO_BYTES, 1, **shape) as where:
+        with environment(LONG_VIDEO_BYTES, 1, **shape) as where:
             memory(where)
 
 

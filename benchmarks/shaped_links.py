@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TCP links as long and as narrow as real ones, in front of servers on this machine.
+"""TCP links with the latency and bandwidth of real ones, in front of servers on this machine.
 
     python benchmarks/shaped_links.py --to 127.0.0.1:8787 --to 127.0.0.1:8788
 
-Prints the ports of the links as a JSON list. Each connection is a link of its own: bytes leave it at a rate, each
-direction by itself, and arrive half a round trip later; opening one takes a round trip, as TCP's handshake does. TLS
-and TCP's slow start are not played.
+Prints the ports of the links as a JSON list. Each connection is a separate link: each direction sends bytes
+at a fixed rate, and they arrive half a round trip later. Opening a connection takes a round trip, as TCP's
+handshake does. TLS and TCP's slow start are not simulated.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import sys
 from collections.abc import Iterator, Sequence
 
 PIECE_BYTES = 128 * 1024
-#: What a sender may have under way before it must wait: more than rate x round trip, as TCP's windows are.
+#: How much a sender may have in transit before it must wait: more than rate x round trip, like TCP's windows.
 WINDOW_BYTES = 1024 * 1024
-#: How much time a direction that was served late may catch up: that of a busy machine's scheduler, no more.
+#: How much time a delayed direction may catch up: the delay of a busy machine's scheduler, no more.
 CATCH_UP_S = 0.02
-#: Bytes that are there within this time were waiting.
+#: Bytes that arrive within this time were already waiting.
 AT_ONCE_S = 0.001
 
 
 class Links:
-    """Takes connections for one server.
+    """Accepts connections for one server.
 
     :param round_trip_s: of each link.
     :param bytes_per_s: of each direction of each link.
@@ -42,7 +42,7 @@ class Links:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, listener: socket.socket) -> None:
-        """Take connections for ever."""
+        """Accept connections until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             client, _ = await loop.sock_accept(listener)
@@ -64,7 +64,7 @@ class Links:
                 )
 
     async def _pass_on(self, source: socket.socket, sink: socket.socket, *, opens_at: float) -> None:
-        """Carry one direction until its end."""
+        """Forward one direction until it closes."""
         loop = asyncio.get_running_loop()
         under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
         delivering = asyncio.create_task(self._deliver(under_way, sink))
@@ -75,7 +75,7 @@ class Links:
                 ready_at = loop.time()
                 data = await loop.sock_recv(source, PIECE_BYTES)
                 now = loop.time()
-                # Only bytes that waited for us may catch up; those after a pause find an idle link.
+                # Only bytes that were already waiting may catch up; bytes after a pause find an idle link.
                 earliest = now - CATCH_UP_S if now - ready_at < AT_ONCE_S else now
                 leaves_at = max(leaves_at, earliest) + len(data) / self._bytes_per_s
                 under_way.put_nowait((leaves_at + self._round_trip_s / 2, data))
@@ -96,10 +96,10 @@ class Links:
 
 
 def _tcp_socket() -> socket.socket:
-    made = socket.socket()
-    # Connections that a listener takes inherit it; it can't be set once they are open.
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, WINDOW_BYTES // 2)  # the kernel doubles it
-    return made
+    sock = socket.socket()
+    # Accepted connections inherit it from the listener; it can't be set once they are open.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, WINDOW_BYTES // 2)  # the kernel doubles it
+    return sock
 
 
 async def serve(servers: Sequence[str], *, round_trip_s: float, bytes_per_s: float) -> None:
@@ -120,7 +120,7 @@ async def serve(servers: Sequence[str], *, round_trip_s: float, bytes_per_s: flo
 
 @contextlib.contextmanager
 def shaped_links(*servers: str, round_trip_s: float, bytes_per_s: float) -> Iterator[list[str]]:
-    """Run links to some servers in a process of their own; gives ``host:port`` of each.
+    """Run links to servers in a separate process; yields ``host:port`` of each.
 
     :param servers: each as ``host:port``.
     """

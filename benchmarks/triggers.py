@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What thousands of single waits cost in one process of triggers, beside a fixed poll with one shared session.
+"""Compare thousands of single waits in one process of triggers with a fixed poll over one shared session.
 
     python benchmarks/triggers.py [--requests 5000] [--concurrency 500] [--seconds 180]
     python benchmarks/triggers.py --concurrency 5000    # all of them start when the waits begin
 
-5,000 requests of one account are in flight: as many as it may run do run, the others are queued, and each takes
-120 s (spread 0.25, as in the sandbox). With fewer running than there are requests, the account has been busy for a
-quarter of an hour before. One process waits for all of them, in two ways at the same time, so that a
-busy machine slows both down alike:
+5,000 requests of one account are in flight: ``--concurrency`` of them run, the others are queued, and each
+takes 120 s (spread 0.25, as in the sandbox). With a concurrency below the number of requests, the account has
+been busy for a quarter of an hour before. Two processes wait for all of them, each in its own way, at the
+same time, so that a busy machine slows both down alike:
 
-* ``fixed``: one coroutine a request asks every 5 s over one shared ``aiohttp`` session, and does nothing else;
-* ``triggers``: one ``WanRequestTrigger`` a request, each in a task with what Airflow's triggerer gives it, with
+* ``fixed``: one coroutine per request polls every 5 s over one shared ``aiohttp`` session, and does nothing else;
+* ``triggers``: one ``WanRequestTrigger`` per request, each in a task with what Airflow's triggerer provides, with
   ``poll_interval=4.9``; nothing has been learned before.
 
-The servers are processes of their own that know beforehand how each request goes, since a sandbox would need more
-CPU than the clients. Both ways see the same requests. Loop lag is what a sleep of 50 ms takes longer, where a block of
-a second counts as the twenty sleeps that it is in the way of.
+The servers are separate processes that know beforehand when each request ends, since a sandbox would need
+more CPU than the clients. Both sides see the same requests. Loop lag is how much longer a sleep of 50 ms
+takes; a block of one second counts as the twenty sleeps that it delays.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ from typing import Any
 GENERATION_S = 120.0
 SPREAD = 0.25
 POLL_S = 5.0
-#: So long has the account been busy when the wait begins.
+#: How long the account has been busy when the wait begins.
 BUSY_FOR_S = 900.0
-#: More often, and waking up for it would be what is measured.
+#: Shorter, and the measurement would mostly show its own wake-ups.
 _TICK_S = 0.05
 
 
-# -- what answers ------------------------------------------------------------------------------------------
+# -- the server ----------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Account:
-    """Requests in the order of submission, whose starts and ends are known beforehand.
+    """Requests in the order of submission, with starts and ends that are known beforehand.
 
     :param concurrency: how many run at a time.
     """
@@ -62,21 +62,19 @@ class Account:
     began_at: float = 0.0
     starts: list[float] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
-    mark_finished: dict[int, float] = field(default_factory=dict)
+    noticed_at: dict[int, float] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=lambda: {"status": 0, "result": 0})
 
     def __post_init__(self) -> None:
-        chance = random.Random(7)
+        rng = random.Random(7)
         busy_for_s = BUSY_FOR_S if self.concurrency < self.requests else 0.0
-        places = [
-            -busy_for_s + chance.random() * min(busy_for_s, GENERATION_S) for _ in range(self.concurrency)
-        ]
-        heapq.heapify(places)
+        slots = [-busy_for_s + rng.random() * min(busy_for_s, GENERATION_S) for _ in range(self.concurrency)]
+        heapq.heapify(slots)
         while len(self.starts) < self.requests:
-            start = heapq.heappop(places)
-            end = start + GENERATION_S * math.exp(chance.gauss(0, SPREAD))
-            heapq.heappush(places, end)
-            if end > 0:  # the others are over and forgotten
+            start = heapq.heappop(slots)
+            end = start + GENERATION_S * math.exp(rng.gauss(0, SPREAD))
+            heapq.heappush(slots, end)
+            if end > 0:  # the others have ended
                 self.starts.append(start)
                 self.ends.append(end)
 
@@ -88,7 +86,7 @@ class Account:
             return {"status": "in_queue", "queue_position": position}
         if now < self.ends[number]:
             return {"status": "in_progress"}
-        self.mark_finished.setdefault(number, now)
+        self.noticed_at.setdefault(number, now)
         return {"status": "completed"}
 
     def result(self, number: int) -> dict[str, Any]:
@@ -97,15 +95,17 @@ class Account:
         return {"status": "succeeded", "output": {"video": video}, "cost": 0.2}
 
     def report(self) -> dict[str, Any]:
-        """How late ends were noticed; those of the last 10 s are left out, they may still be noticed in time."""
+        """Return how late ends were noticed, without those of the last 10 s, which may still be noticed in
+        time.
+        """
         now = time.monotonic() - self.began_at
         over = [number for number, end in enumerate(self.ends) if end < now - 10]
-        late = [self.mark_finished.get(number, now) - self.ends[number] for number in over]
+        late = [self.noticed_at.get(number, now) - self.ends[number] for number in over]
         queued = len(self.starts) - bisect.bisect_right(self.starts, now)
         return {"calls": self.calls, "late": late, "queued": queued}
 
 
-class Answering(asyncio.Protocol):
+class MinimalHttp(asyncio.Protocol):
     """As little of HTTP as both clients need."""
 
     def __init__(self, account: Account) -> None:
@@ -133,18 +133,18 @@ class Answering(asyncio.Protocol):
             return self.account.report()
         name, call = path.rsplit("/", 2)[-2:]
         number = int(name.removeprefix("r-"))
-        found = self.account.status(number) if call == "status" else self.account.result(number)
-        return {"request_id": name, **found}
+        state = self.account.status(number) if call == "status" else self.account.result(number)
+        return {"request_id": name, **state}
 
 
 async def serve(account: Account) -> None:
-    server = await asyncio.get_running_loop().create_server(lambda: Answering(account), "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(lambda: MinimalHttp(account), "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
 @contextlib.contextmanager
-def answering(options: argparse.Namespace) -> Iterator[str]:
+def running_server(options: argparse.Namespace) -> Iterator[str]:
     with subprocess.Popen(command("serve", options), stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
@@ -210,7 +210,7 @@ async def lag_of_loop(lags: list[float]) -> None:
         planned = time.perf_counter() + _TICK_S
         await asyncio.sleep(_TICK_S)
         late = time.perf_counter() - planned
-        while late > 0:  # whoever would have woken meanwhile was late as well
+        while late > 0:  # every sleep that would have ended meanwhile was late as well
             lags.append(late)
             late -= _TICK_S
 
@@ -228,9 +228,9 @@ async def measure(way: Coroutine[Any, Any, None], seconds: float) -> dict[str, A
         "cpu_s": time.process_time() - cpu,
         "first_cpu_s": first_cpu,
         "wall_s": wall,
-        "lag_ms": shown(lags, 0.5, 0.99, scale=1000),
-        "first_lag_ms": shown(lags[:first_lags], 0.5, 0.99, scale=1000),
-        "later_lag_ms": shown(lags[first_lags:], 0.5, 0.99, scale=1000),
+        "lag_ms": percentiles(lags, 0.5, 0.99, scale=1000),
+        "first_lag_ms": percentiles(lags[:first_lags], 0.5, 0.99, scale=1000),
+        "later_lag_ms": percentiles(lags[first_lags:], 0.5, 0.99, scale=1000),
     }
     for task in (watching, waiting):
         task.cancel()
@@ -240,8 +240,8 @@ async def measure(way: Coroutine[Any, Any, None], seconds: float) -> dict[str, A
     return got
 
 
-def shown(values: list[float], *shares: float, scale: float = 1.0) -> list[float]:
-    """The values at some shares of a sorted list, and the largest."""
+def percentiles(values: list[float], *shares: float, scale: float = 1.0) -> list[float]:
+    """Return the values at the common shares of the sorted list, and the largest."""
     ordered = sorted(values)
     return [scale * ordered[int(share * len(ordered))] for share in shares] + [scale * ordered[-1]]
 
@@ -266,24 +266,24 @@ def run_way(options: argparse.Namespace) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def waiting(way: str, options: argparse.Namespace) -> Iterator[subprocess.Popen[str]]:
-    with answering(options) as api:
+    with running_server(options) as api:
         connection = {"conn_type": "wan", "host": api, "password": "sandbox-token"}
         env = {**os.environ, "AIRFLOW_CONN_WAN_DEFAULT": json.dumps(connection)}
-        asking = command(way, options, f"--api={api}")
-        with subprocess.Popen(asking, env=env, stdout=subprocess.PIPE, text=True) as process:
+        client = command(way, options, f"--api={api}")
+        with subprocess.Popen(client, env=env, stdout=subprocess.PIPE, text=True) as process:
             yield process
 
 
-# -- what is measured --------------------------------------------------------------------------------------
+# -- measurements --------------------------------------------------------------------------------------------
 
 
 def command(way: str, options: argparse.Namespace, *more: str) -> list[str]:
-    given = [f"--requests={options.requests}", f"--concurrency={options.concurrency}"]
-    return [sys.executable, __file__, f"--way={way}", f"--seconds={options.seconds}", *given, *more]
+    common = [f"--requests={options.requests}", f"--concurrency={options.concurrency}"]
+    return [sys.executable, __file__, f"--way={way}", f"--seconds={options.seconds}", *common, *more]
 
 
 def compare(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Print both ways, and return what was measured of each."""
+    """Print both ways, and return the measurements of each."""
     print(
         f"{options.requests} requests, {options.concurrency} at a time, {GENERATION_S:.0f} s each (spread {SPREAD}), "
         f"{options.seconds:.0f} s of it; an end is noticed within {POLL_S:.0f} s"
@@ -298,7 +298,7 @@ def compare(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for way, printed in ended.items():
         got = json.loads(printed.strip().splitlines()[-1])
         cpu[way] = got["cpu_s"]
-        late = shown(got["late"], 0.5, 0.95)
+        late = percentiles(got["late"], 0.5, 0.95)
         found[way] = {
             "cpu_s": got["cpu_s"],
             "calls": sum(got["calls"].values()),
@@ -326,7 +326,7 @@ def main() -> None:
     )
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--concurrency", type=int, default=500, help="how many the account runs at a time")
-    parser.add_argument("--seconds", type=float, default=180.0, help="how long is measured")
+    parser.add_argument("--seconds", type=float, default=180.0, help="seconds to measure")
     parser.add_argument(
         "--check", action="store_true", help="fail where the fixed poll is better in anything"
     )

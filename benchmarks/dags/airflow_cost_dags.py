@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same images as a mapped chain of three tasks an image, and as one batch; see ``benchmarks/airflow_cost.py``.
+"""The same images as a mapped chain of three tasks per image, and as one batch; see
+``benchmarks/airflow_cost.py``.
 
-The Dags ``warm_*`` are the same over two images. What is to be done stands in the environment, so that no task of its
-own has to say it.
+The ``warm_*`` Dags do the same with two images. Images and limits come from environment variables, so that no
+extra task has to pass them.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ RETRIES = {"retries": 2, "retry_delay": timedelta(0)}
 
 
 class StampedBatchOperator(WanBatchOperator):
-    """Writes down when its code begins to run and when it leaves the worker."""
+    """Records when its code starts to run and when it leaves the worker."""
 
     def execute(self, context: Any) -> Any:
-        """Begin."""
+        """Start the batch."""
         stamp(self.dag_id, "begun")
         try:
             return super().execute(context)
@@ -37,16 +38,16 @@ class StampedBatchOperator(WanBatchOperator):
             stamp(self.dag_id, "left")
 
     def execute_complete(self, context: Any, event: Any) -> Any:
-        """Go on after a wait."""
+        """Resume after a wait."""
         stamp(self.dag_id, "resumed")
         try:
             return super().execute_complete(context, event)
         finally:
             stamp(self.dag_id, "left")
 
-    def defer(self, *, trigger: Any, **how: Any) -> None:
-        """Wait with a trigger that writes down when it gives its event."""
-        super().defer(trigger=StampedBatchTrigger(dag=self.dag_id, **trigger.serialize()[1]), **how)
+    def defer(self, *, trigger: Any, **options: Any) -> None:
+        """Defer to a trigger that records when it starts and when it fires."""
+        super().defer(trigger=StampedBatchTrigger(dag=self.dag_id, **trigger.serialize()[1]), **options)
 
 
 for size in ("warm", "full"):

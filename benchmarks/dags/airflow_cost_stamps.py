@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a batch's code and its trigger came to run, line by line in a file that ``BENCHMARK_STAMPS`` names."""
+"""Record when the batch's code and its trigger run, one JSON line each, in the file of ``BENCHMARK_STAMPS``."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from typing import Any
 from airflow_provider_wan.triggers.wan import WanBatchTrigger
 
 
-def stamp(dag_id: str, what: str) -> None:
-    """Write a line."""
+def stamp(dag_id: str, event: str) -> None:
+    """Append a line."""
     with open(os.environ["BENCHMARK_STAMPS"], "a") as file:
-        file.write(json.dumps({"dag": dag_id, "what": what, "at": time.time()}) + "\n")
+        file.write(json.dumps({"dag": dag_id, "event": event, "at": time.time()}) + "\n")
 
 
 class StampedBatchTrigger(WanBatchTrigger):
-    """The batch's trigger, which writes down when it begins to watch and when it gives its event.
+    """The batch's trigger, which records when it starts to wait and when it fires.
 
     :param dag: id of the Dag, for the file.
     """
 
-    def __init__(self, *, dag: str, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(self, *, dag: str, **arguments: Any) -> None:
+        super().__init__(**arguments)
         self.dag = dag
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Give class and arguments."""
-        _, given = super().serialize()
-        return "airflow_cost_stamps.StampedBatchTrigger", {**given, "dag": self.dag}
+        """Return the class path and arguments."""
+        _, arguments = super().serialize()
+        return "airflow_cost_stamps.StampedBatchTrigger", {**arguments, "dag": self.dag}
 
     async def run(self) -> AsyncIterator[Any]:
-        """Watch."""
-        stamp(self.dag, "watching")
+        """Wait, and record start and event."""
+        stamp(self.dag, "waiting")
         async for event in super().run():
             stamp(self.dag, "fired")
             yield event
