@@ -57,9 +57,8 @@ def differences(path: Path, facts: ImageFacts) -> list[str]:
     """Return the facts that differ from Pillow's."""
     size, mode, orientation = by_pillow(path, facts.format)
     ours = facts.displayed_width, facts.displayed_height
-    if any(
-        "not applied" in note for note in facts.notes
-    ):  # Orientation from outside EXIF is reported separately.
+    # Orientation that is not from EXIF is in the notes instead.
+    if any("not applied" in note for note in facts.notes):
         size, orientation = ours, 1
     if facts.format == "HEIF" or orientation not in range(1, 9):
         orientation = facts.orientation

@@ -26,7 +26,7 @@ _NEEDS_AV = (
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default only where there is one."""
+    """Formats help with defaults, but only where an option has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return super()._get_help_string(action) if action.default not in (None, []) else action.help
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(
             f"A port is taken: {error.strerror or error}. Choose others with --port and --bucket-port (0: any free)."
         )
-    except ValueError as error:  # a fault rule or a size that only shows itself at the start
+    except ValueError as error:  # A fault rule or a size that is only checked at the start.
         return _fail(str(error))
     return 0
 

@@ -31,13 +31,13 @@ from wan_sandbox.runcomfy.media_faults import MEDIA_FAULTS
 from wan_sandbox.runcomfy.world import World
 from wan_sandbox.settings import Settings
 
-#: A submit may carry an image as a ``data:`` URI; RunComfy takes requests of at most this size.
+#: A submit may contain an image as a ``data:`` URI; RunComfy accepts requests of at most this size.
 _MAX_BODY_BYTES = 64 << 20
 _PROXY_NAMES = ("http_proxy", "https_proxy", "all_proxy")
 
 
 class ControlError(Exception):
-    """A control route refused a change; the message has the reason."""
+    """A control route refused a change; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ async def _listen(runners: list[web.AppRunner], app: web.Application, settings: 
 def call(url: str, body: Any = None, *, method: str | None = None, timeout_s: float = 30) -> Any:
     """Call a control route and return its JSON; never through a proxy.
 
-    :raises ControlError: it says no, and why.
+    :raises ControlError: the route refused the call; the message says why.
     """
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
@@ -151,7 +151,7 @@ def call(url: str, body: Any = None, *, method: str | None = None, timeout_s: fl
 
 
 class Sandbox:
-    """A sandbox in a thread of its own, for tests; use it as a context manager.
+    """A sandbox in its own thread, for tests; use it as a context manager.
 
     :param settings: the fields of :class:`~wan_sandbox.settings.Settings`.
 
@@ -181,7 +181,7 @@ class Sandbox:
         self.stop()
 
     def start(self) -> Sandbox:
-        """Start it and wait until it answers.
+        """Start the sandbox and wait until it answers.
 
         :raises OSError: a port is taken.
         """
@@ -192,14 +192,14 @@ class Sandbox:
         return self
 
     def stop(self) -> None:
-        """Stop it and wait until everything is closed."""
+        """Stop the sandbox and wait until everything is closed."""
         if self._loop is not None and self._stop is not None:
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
     @property
     def addresses(self) -> Addresses:
-        """Where it is."""
+        """The addresses of the running sandbox."""
         if self._addresses is None:
             raise RuntimeError("the sandbox was not started")
         return self._addresses
@@ -232,7 +232,7 @@ class Sandbox:
         return call(f"{self.bucket_url}/_sandbox/{path}", json, method=method)
 
     def ledger(self) -> dict[str, Any]:
-        """Return calls, purchases, charges, cancels and refusals."""
+        """Return the ledger: calls, purchases, charges, cancellations and refusals."""
         book: dict[str, Any] = self.control("ledger")
         return book
 

@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A bucket: the Cloud Storage JSON API as ``google-cloud-storage`` uses it.
 
-Preconditions hold, listings have pages, uploads resume, checksums are checked, and many requests are served at
-once. ``STORAGE_EMULATOR_HOST`` leads the client here.
+It enforces preconditions, pages listings, resumes uploads, verifies checksums, and serves requests
+concurrently. ``STORAGE_EMULATOR_HOST`` points the client here.
 
-===========  =====================================================================
-``content``  the bytes of objects, in memory or in temporary files
-``store``    buckets and objects; the only place that changes them
-``routes``   the handler of each path
-``upload``, ``resumable``, ``download``, ``listing``, ``objects``, ``buckets``, ``batch``: the handlers
-``faults``   the faults of storage
-``control``  the routes under ``/_sandbox/``
-===========  =====================================================================
+===========  ===================================================================== ``content``  the bytes of
+objects, in memory or in temporary files ``store``    buckets and objects; the only module that changes them
+``routes``   the handler of each path ``upload``, ``resumable``, ``download``, ``listing``, ``objects``,
+``buckets``, ``batch``: the handlers ``faults``   the faults of storage ``control``  the routes under
+``/_sandbox/`` ===========  =====================================================================
 """
 
 from __future__ import annotations
@@ -50,15 +47,15 @@ def bucket_app(
 ) -> web.Application:
     """Build the bucket's server.
 
-    :param faults: rules of what goes wrong; calls are named ``bucket.get``, ``bucket.metadata``,
-        ``bucket.upload``, ``bucket.upload.start``, ``bucket.upload.chunk``, ``bucket.list``, ``bucket.delete``,
-        ``bucket.update``, ``bucket.compose``, ``bucket.copy`` and ``bucket.admin``.
-    :param buckets: made at the start and after each reset.
-    :param public: whether unsigned links may be read; ``POST /_sandbox/buckets`` says it for one bucket.
-    :param latency_s: time before each answer, 0 by default.
-    :param bytes_per_s: limit of each upload and download; default 0: no limit.
-    :param write_interval_s: least time between two changes of one object, else 429; default 0: no limit
-        (Cloud Storage takes about one a second).
+    :param faults: fault rules; calls are named ``bucket.get``, ``bucket.metadata``, ``bucket.upload``,
+        ``bucket.upload.start``, ``bucket.upload.chunk``, ``bucket.list``, ``bucket.delete``, ``bucket.update``,
+        ``bucket.compose``, ``bucket.copy`` and ``bucket.admin``.
+    :param buckets: created at the start and after each reset.
+    :param public: whether unsigned links may be read; ``POST /_sandbox/buckets`` sets it for one bucket.
+    :param latency_s: time before each response, default 0.
+    :param bytes_per_s: limit for each upload and download; default 0, no limit.
+    :param write_interval_s: minimum time between two changes of one object, else 429; default 0, no limit (Cloud
+        Storage accepts about one per second).
     """
     faults.register(BUCKET_FAULTS)
     store = Store(public=public, write_interval_s=write_interval_s)
@@ -124,7 +121,7 @@ async def _answer(
     headers: Mapping[str, str],
     body: bytes | None = None,
 ) -> web.StreamResponse:
-    """Answer one call, be it a request or a part of a batch."""
+    """Answer one call: a request or a part of a batch."""
     try:
         route = find_route(method, raw_path, query)
     except StorageError as error:
@@ -147,14 +144,14 @@ async def _answer(
         answer = await perform(call, route.handler, as_xml=route.as_xml)
     except StorageError as error:
         answer = error.as_json()
-    except (ConnectionError, ClientPayloadError):  # the client left in the middle of its body
+    except (ConnectionError, ClientPayloadError):  # the client disconnected in the middle of its body
         answer = web.Response(status=499, reason="Client Closed Request")
     emulator.counts.statuses[f"{call.kind} {answer.status}"] += 1
     return answer
 
 
 async def _name_in_body(call: Call, route: Route) -> str:
-    """Return the object name of an upload whose path does not have it: fault rules may need it."""
+    """Return the object name of an upload whose path does not contain it; fault rules may need it."""
     if route.handler is upload_multipart:
         return await open_multipart(call)
     if route.handler is start_resumable:
@@ -163,9 +160,9 @@ async def _name_in_body(call: Call, route: Route) -> str:
 
 
 def _pick_rule(call: Call) -> FaultRule | None:
-    """Find the fault of a call.
+    """Return the fault rule that hits a call.
 
-    A rule for ``bucket.upload`` means every upload once, however it is done: a resumable one is hit by it at
+    A rule for ``bucket.upload`` matches every upload once, whatever its protocol: a resumable one is hit at
     the chunk that would complete it.
     """
     faults = call.emulator.faults

@@ -33,9 +33,9 @@ class Part:
 async def answer_batch(
     request: web.Request, perform_part: Callable[[Part], Awaitable[web.StreamResponse]]
 ) -> web.Response:
-    """Carry out each call of a batch in its order and answer them all at once.
+    """Process the calls of a batch in order, and answer them in one response.
 
-    :raises StorageError: 400 for a body that is no batch.
+    :raises StorageError: 400 for a body that is not a batch.
     """
     parts = read_parts(request.headers.get("Content-Type", ""), await request.read())
     boundary = f"batch_{secrets.token_hex(8)}"

@@ -22,7 +22,7 @@ _SERVERS_OWN = frozenset(
 
 
 async def insert_bucket(call: Call) -> web.StreamResponse:
-    """Create a bucket; one with ``publicAccessPrevention: enforced`` serves no unsigned link."""
+    """Create a bucket; one with ``publicAccessPrevention: enforced`` serves no unsigned links."""
     body = await call.json()
     name = body.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -33,7 +33,7 @@ async def insert_bucket(call: Call) -> web.StreamResponse:
 
 
 async def get_bucket(call: Call) -> web.StreamResponse:
-    """Describe a bucket."""
+    """Return a bucket's resource."""
     bucket = call.store.bucket(call.bucket)
     call.conditions.check_read(bucket)
     return json_answer(bucket_resource(bucket, call.base_url))
@@ -70,7 +70,7 @@ async def delete_bucket(call: Call) -> web.StreamResponse:
 
 
 async def check_permissions(call: Call) -> web.StreamResponse:
-    """Answer that the caller has every permission that it asks about."""
+    """Answer that the caller has every permission in the query."""
     call.store.bucket(call.bucket)
     asked = call.request.query.getall("permissions", [])
     return json_answer({"kind": "storage#testIamPermissionsResponse", "permissions": asked})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of the emulator, and one call to it: what every handler gets."""
+"""The state of the emulator, and one call to it, which every handler gets."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ GCS_WRITE_INTERVAL_S = 1.0
 class Shape:
     """A slow link, for benchmarks.
 
-    :param latency_s: time before each answer.
-    :param bytes_per_s: limit of each upload or download; 0: no limit.
+    :param latency_s: time before each response.
+    :param bytes_per_s: limit for each upload or download; 0 is no limit.
     """
 
     latency_s: float = 0.0
@@ -38,7 +38,7 @@ class Shape:
 
 @dataclass(slots=True)
 class Counts:
-    """Counts of calls, answers and bytes."""
+    """Counts of calls, responses and bytes."""
 
     calls: Counter[str] = field(default_factory=Counter)
     statuses: Counter[str] = field(default_factory=Counter)
@@ -54,7 +54,7 @@ class Counts:
 
 @dataclass(slots=True)
 class Session:
-    """One resumable upload, from its start until long after its end, for clients that ask again."""
+    """One resumable upload; kept long after its end, for clients that query it again."""
 
     bucket: str
     name: str
@@ -63,10 +63,10 @@ class Session:
     resource: Mapping[str, Any]
     spool: Spool
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    #: Bytes of a chunk that is not there as a whole yet: only multiples of 256 KiB are kept for good.
+    #: Bytes of an incomplete chunk: only multiples of 256 KiB are persisted.
     tail: bytearray = field(default_factory=bytearray)
     content: Content | None = None
-    #: How it ended: the object's resource or the refusal, told again to a client that asks again.
+    #: Its final answer, repeated to a client that queries again: the object's resource or the error.
     done: dict[str, Any] | None = None
     refusal: StorageError | None = None
 
@@ -83,7 +83,7 @@ class Emulator:
 
 
 class Pacer:
-    """Limits one stream to a number of bytes a second."""
+    """Limits one stream to a number of bytes per second."""
 
     def __init__(self, bytes_per_s: float) -> None:
         self._bytes_per_s = bytes_per_s
@@ -91,7 +91,7 @@ class Pacer:
         self._passed = 0
 
     async def passed(self, size: int) -> None:
-        """Wait until so many more bytes may have gone through."""
+        """Wait until ``size`` more bytes fit the limit."""
         self._passed += size
         if self._bytes_per_s > 0:
             due = self._started + self._passed / self._bytes_per_s
@@ -103,13 +103,13 @@ class Call:
     """One call to the bucket: an HTTP request, or a part of a batch.
 
     :param kind: the name that fault rules use, such as ``bucket.get``.
-    :param bucket: from the path, decoded; empty if the path has none.
-    :param name: of the object, from the path, decoded; empty if the path has none.
-    :param target: bucket and name that a copy goes to.
-    :param rule: the fault that hit this call and that its handler has to play.
-    :param body: of a part of a batch; None for a request of its own.
-    :param parser: of a multipart upload whose metadata was read already, to know what it is about.
-    :param early: bytes of the object that came along with that metadata.
+    :param bucket: from the path, decoded; empty if there is none.
+    :param name: of the object, from the path, decoded; empty if there is none.
+    :param target: bucket and name of a copy's destination.
+    :param rule: the fault that hit this call and that its handler must play.
+    :param body: of a part of a batch; None for a separate request.
+    :param parser: of a multipart upload whose metadata was already read, to learn the object's name.
+    :param early: bytes of the object that were read together with that metadata.
     """
 
     emulator: Emulator
@@ -133,17 +133,17 @@ class Call:
 
     @property
     def base_url(self) -> str:
-        """This server, as the client calls it; links in answers must lead back here."""
+        """The URL of this server as the client calls it; links in responses must point to it."""
         return f"{self.request.scheme}://{self.request.host}"
 
     @property
     def conditions(self) -> Conditions:
-        """What the client demands of the object."""
+        """The client's preconditions for the object."""
         return from_request(self.query, self.headers)
 
     @property
     def write_interval_s(self) -> float:
-        """Least time between changes of one object that the fault ``write_rate`` asks for; 0: no limit."""
+        """Minimum time between changes of one object that the fault ``write_rate`` sets; 0 is no limit."""
         if self.rule is None or self.rule.fault != "write_rate":
             return 0.0
         return float(self.rule.params.get("interval_s", GCS_WRITE_INTERVAL_S))
@@ -155,7 +155,7 @@ class Call:
         return str(self.rule.params.get("at", "rest")) == where
 
     async def json(self) -> dict[str, Any]:
-        """Read the body as a JSON object; none at all is an empty one.
+        """Return the body as a JSON object; an empty body is an empty object.
 
         :raises StorageError: 400.
         """
@@ -163,7 +163,7 @@ class Call:
         return read_json(raw)
 
     def number(self, key: str) -> int | None:
-        """Read a number of the query.
+        """Return a number from the query.
 
         :raises StorageError: 400.
         """
@@ -176,9 +176,9 @@ class Call:
             raise bad_request(f"Invalid value for {key}: {text!r}") from None
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body as it comes in, counted and at the pace of the link.
+        """Yield the body as it arrives, counted and at the speed of the link.
 
-        :raises StorageError: 400 where it ends before its promised length.
+        :raises StorageError: 400 if it ends before its announced length.
         """
         counts, pacer = self.emulator.counts, Pacer(self.emulator.shape.bytes_per_s)
         async for chunk in self.request.content.iter_any():

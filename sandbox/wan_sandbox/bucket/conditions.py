@@ -16,24 +16,24 @@ from wan_sandbox.bucket.errors import (
 
 
 class Versioned(Protocol):
-    """What a condition looks at."""
+    """What a condition compares with: an object or a bucket."""
 
     @property
     def generation(self) -> int:
-        """Which write of the object this is."""
+        """The version of the object's content."""
 
     @property
     def metageneration(self) -> int:
-        """Which change of its metadata this is."""
+        """The version of its metadata."""
 
     @property
     def etags(self) -> frozenset[str]:
-        """What it may be called in ``If-Match``."""
+        """The tags that match it in ``If-Match``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What must hold for a request to be carried out; nothing by default."""
+    """The preconditions of a request; none by default."""
 
     generation: int | None = None
     not_generation: int | None = None
@@ -43,7 +43,7 @@ class Conditions:
     not_etags: frozenset[str] | None = None
 
     def check(self, current: Versioned | None) -> None:
-        """Pass or raise, for a request that changes something.
+        """Check the conditions of a request that changes something.
 
         :param current: the live object, or None if there is none.
         :raises StorageError: 412.
@@ -52,7 +52,7 @@ class Conditions:
             raise precondition_failed()
 
     def check_read(self, current: Versioned) -> None:
-        """Pass or raise, for a read.
+        """Check the conditions of a read.
 
         :raises StorageError: 412, or 304 where a ``NotMatch`` condition does not hold.
         """
@@ -87,11 +87,11 @@ def _names(etags: frozenset[str], current: Versioned | None) -> bool:
 
 
 def from_query(query: Mapping[str, str], *, source: bool = False) -> Conditions:
-    """Read the conditions of a JSON call.
+    """Return the conditions of a JSON call.
 
-    Names are read in any letter case: the Python client writes one of them ``ifMetaGenerationNotMatch``.
+    Names match in any letter case: the Python client writes one of them ``ifMetaGenerationNotMatch``.
 
-    :param source: read ``ifSourceGenerationMatch`` and its relatives, of a copy's source, instead.
+    :param source: return ``ifSourceGenerationMatch`` and the other conditions of a copy's source instead.
     """
     stem = "ifsource" if source else "if"
     lowered = {key.lower(): value for key, value in query.items()}
@@ -104,7 +104,7 @@ def from_query(query: Mapping[str, str], *, source: bool = False) -> Conditions:
 
 
 def from_request(query: Mapping[str, str], headers: Mapping[str, str]) -> Conditions:
-    """Read the conditions of a call with those in its headers (``If-Match``, ``x-goog-if-*``)."""
+    """Return the conditions of a call, including those in its headers (``If-Match``, ``x-goog-if-*``)."""
     asked = from_query(query)
     etags, not_etags = headers.get("If-Match"), headers.get("If-None-Match")
     generation = _number(headers, "x-goog-if-generation-match")
@@ -120,7 +120,7 @@ def from_request(query: Mapping[str, str], headers: Mapping[str, str]) -> Condit
 
 
 def read_etags(header: str) -> frozenset[str]:
-    """Split a list of entity tags, quoted or not (Cloud Storage takes both)."""
+    """Split a list of entity tags, quoted or not (Cloud Storage accepts both)."""
     return frozenset(tag.strip().removeprefix("W/").strip('"') for tag in header.split(",") if tag.strip())
 
 

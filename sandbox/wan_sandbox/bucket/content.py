@@ -21,15 +21,15 @@ BLOCK_BYTES = 256 * 1024
 
 
 def b64(digest: bytes) -> str:
-    """Write a digest as Cloud Storage does, in base64."""
+    """Return a digest in base64, as Cloud Storage writes it."""
     return base64.b64encode(digest).decode("ascii")
 
 
 class Hashes:
-    """The two checksums of Cloud Storage, computed while bytes pass by."""
+    """The two checksums of Cloud Storage, computed incrementally."""
 
     def __init__(self) -> None:
-        # Comes with google-cloud-storage; a sandbox whose bucket is not used works without it.
+        # Installed with google-cloud-storage; a sandbox without a bucket does not need it.
         import google_crc32c
 
         checksum: Any = google_crc32c.Checksum
@@ -53,9 +53,9 @@ class Hashes:
 
 
 class Content:
-    """Finished bytes that never change, shared by every object that has them.
+    """Finished bytes that never change, shared by every object that contains them.
 
-    The file behind them goes away with the last object or download that uses it.
+    Their file is deleted with the last object or download that uses it.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class Content:
         self.flipped_at: int | None = None
         self._data = data
         self._path = path
-        self._keeps: Content | None = None  # holds on to the file of another content
+        self._keeps: Content | None = None  # keeps the file of another content alive
         if path is not None:
-            weakref.finalize(self, _unlink, path).atexit = False  # the directory goes as a whole then
+            weakref.finalize(self, _unlink, path).atexit = False  # the whole directory is deleted at exit
 
     def rotten(self, at: int | None = None) -> Content:
-        """Return the same content with one byte flipped and unchanged checksums, as failing storage would.
+        """Return the same content with one byte flipped and unchanged checksums, like failing storage.
 
-        :param at: which byte; default: the middle one.
+        :param at: index of the byte; default: the middle one.
         """
         other = Content(size=self.size, crc32c=self.crc32c, md5=self.md5, data=self._data)
         other._path, other._keeps = self._path, self
@@ -82,7 +82,7 @@ class Content:
         return other
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """Yield the bytes from ``start`` up to ``stop`` (default: the end) in blocks."""
+        """Yield the bytes from ``start`` to ``stop`` (default: the end) in blocks."""
         at, end = start, self.size if stop is None else min(stop, self.size)
         with self._open() as source:
             if source is not None:
@@ -96,11 +96,11 @@ class Content:
                 at += want
 
     def _open(self) -> Any:
-        return _Nothing() if self._path is None else open(self._path, "rb", buffering=0)
+        return _NoFile() if self._path is None else open(self._path, "rb", buffering=0)
 
 
-class _Nothing:
-    """Stands in for a file where the content is in memory."""
+class _NoFile:
+    """Takes the place of a file when the content is in memory."""
 
     def __enter__(self) -> None:
         return None
@@ -118,11 +118,11 @@ def _unlink(path: str) -> None:
     try:
         os.unlink(path)
     except OSError:
-        return  # the whole directory may be gone already
+        return  # the whole directory may already be deleted
 
 
 class Spool:
-    """Bytes on their way in: append, then seal into a :class:`Content`."""
+    """Incoming bytes: append them, then seal them into a :class:`Content`."""
 
     def __init__(self, store: ContentStore) -> None:
         self._store = store
@@ -153,7 +153,7 @@ class Spool:
             view = view[self._file.write(view) :]
 
     def seal(self, *, with_md5: bool = True) -> Content:
-        """Turn what came in into finished content.
+        """Return the appended bytes as finished content.
 
         :param with_md5: False for a composite object, which has no MD5 in Cloud Storage.
         """
@@ -169,7 +169,7 @@ class Spool:
         )
 
     def drop(self) -> None:
-        """Forget what came in."""
+        """Discard the bytes."""
         if self._file is not None:
             self._file.close()
         if self._path is not None:
@@ -181,7 +181,7 @@ class Spool:
 
 
 class ContentStore:
-    """The temporary directory of one emulator; removed when it is closed or the process ends."""
+    """The temporary directory of one emulator; deleted when it is closed or the process ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -190,7 +190,7 @@ class ContentStore:
         self._cleanup: Any = None
 
     def new_path(self) -> str:
-        """Name a new file; the directory is made with the first one."""
+        """Return the path of a new file; the directory is created with the first one."""
         with self._lock:
             if self._dir is None:
                 self._dir = tempfile.mkdtemp(prefix="wan-sandbox-bucket-")
@@ -199,11 +199,11 @@ class ContentStore:
             return os.path.join(self._dir, str(self._count))
 
     def spool(self) -> Spool:
-        """Start taking in the bytes of one object."""
+        """Return a spool for the bytes of one object."""
         return Spool(self)
 
     def close(self) -> None:
-        """Remove every file at once."""
+        """Delete all files."""
         if self._cleanup is not None:
             self._cleanup()
         self._dir = None

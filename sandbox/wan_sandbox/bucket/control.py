@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bucket's controls under ``/_sandbox/``: its objects, counts of calls, seeding and link speed."""
+"""The bucket's control routes under ``/_sandbox/``: objects, counts of calls, seeding and link speed."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from wan_sandbox.bucket.errors import StorageError, bad_request, no_such_bucket
 from wan_sandbox.bucket.wire import read_json
 
 MAX_SEED_BYTES = 1024 * 1024 * 1024
-_PATTERN = hashlib.sha256(b"sandbox").digest() * 2048  # 64 KiB that do not compress to nothing
+_PATTERN = hashlib.sha256(b"sandbox").digest() * 2048  # 64 KiB that do not compress well
 
 Control = Callable[[Emulator, web.Request], Awaitable[dict[str, Any]]]
 
 
 def add_control_routes(app: web.Application, emulator: Emulator, buckets: Iterable[str]) -> None:
-    """Serve the controls.
+    """Add the control routes.
 
-    :param buckets: those that a reset makes again.
+    :param buckets: created again by a reset.
     """
     names = tuple(buckets)
 
@@ -65,7 +65,7 @@ async def health(emulator: Emulator, request: web.Request) -> dict[str, Any]:
 
 
 async def show_objects(emulator: Emulator, request: web.Request) -> dict[str, Any]:
-    """Show a bucket's objects, and how often each name was ever written, deleted ones too."""
+    """Return a bucket's objects, and how often each name was ever written, including deleted ones."""
     bucket, prefix = request.query.get("bucket", ""), request.query.get("prefix", "")
     home = emulator.store.bucket(bucket)
     objects = [
@@ -88,7 +88,7 @@ async def show_objects(emulator: Emulator, request: web.Request) -> dict[str, An
 
 
 async def show_calls(emulator: Emulator, request: web.Request) -> dict[str, Any]:
-    """Show the number of calls by kind and by answer, and the bytes of objects that were transferred."""
+    """Return the number of calls by kind and by status, and the object bytes transferred."""
     counts = emulator.counts
     return {
         "calls": dict(counts.calls),
@@ -118,11 +118,11 @@ async def make_bucket(emulator: Emulator, request: web.Request) -> dict[str, Any
 
 
 async def seed(emulator: Emulator, request: web.Request) -> dict[str, Any]:
-    """Create many objects at once.
+    """Create many objects in one call.
 
-    ``{bucket, prefix, count, size, suffix, content_type, metadata, text}``: names are the prefix, a number with
-    six digits and the suffix; or else ``objects`` gives names, each with its metadata. All share one content,
-    ``text`` or ``size`` bytes.
+    ``{bucket, prefix, count, size, suffix, content_type, metadata, text}``: names are the prefix, a number
+    with six digits and the suffix; alternatively ``objects`` maps names to their metadata. All share one
+    content: ``text`` or ``size`` bytes.
     """
     body = read_json(await request.read())
     try:
@@ -152,7 +152,7 @@ def _content(emulator: Emulator, size: int, data: bytes | None) -> Content:
 
 
 async def show_shape(emulator: Emulator, request: web.Request) -> dict[str, Any]:
-    """Show the latency and speed of the link."""
+    """Return the latency and speed of the link."""
     shape, store = emulator.shape, emulator.store
     return {
         "latency_s": shape.latency_s,
@@ -162,7 +162,7 @@ async def show_shape(emulator: Emulator, request: web.Request) -> dict[str, Any]
 
 
 async def set_shape(emulator: Emulator, request: web.Request) -> dict[str, Any]:
-    """Set the latency and speed of the link: ``{latency_s, bytes_per_s, write_interval_s}``; 0 is no bound."""
+    """Set the latency and speed of the link: ``{latency_s, bytes_per_s, write_interval_s}``; 0 is no limit."""
     body = read_json(await request.read())
     try:
         values = {key: max(0.0, float(value)) for key, value in body.items()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading objects: whole, in ranges, and by public and signed links."""
+"""Reads of objects: whole, in ranges, and by public and signed links."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Blocks(Payload):
         self._counts, self._pacer = counts, pacer
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Refuse: a body is read once, while it is sent."""
+        """Raise an error: the body is read once, while it is sent."""
         raise TypeError("the body of a download cannot be read as text")
 
     async def write(self, writer: Any) -> None:
-        """Send everything, counted and at the speed of the link."""
+        """Send the body, counted and at the speed of the link."""
         for block in self._value:
             await writer.write(block)
             self._counts.bytes_read += len(block)
@@ -67,19 +67,19 @@ async def get_link(call: Call) -> web.StreamResponse:
 
 
 def answer(call: Call, stored: StoredObject, headers: dict[str, str]) -> web.StreamResponse:
-    """Build the answer with the bytes that were asked for, not sent yet."""
+    """Build the response with the requested bytes, which are not sent yet."""
     content = stored.content
     if _must_unzip(call, stored):
         del headers["Content-Encoding"]
         headers["Warning"] = "214 UploadServer gunzipped"
         return _respond(call, 200, headers, _unzipped(content), None)
-    asked = _asked_range(call, stored)
-    start, stop = asked or (0, content.size)
-    if asked is not None:
+    requested = _requested_range(call, stored)
+    start, stop = requested or (0, content.size)
+    if requested is not None:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{content.size}"
     if (call.is_corrupt("rest") or call.is_corrupt("wire")) and stop > start:
         content = content.rotten(at=(start + stop) // 2)
-    return _respond(call, 206 if asked else 200, headers, content.blocks(start, stop), stop - start)
+    return _respond(call, 206 if requested else 200, headers, content.blocks(start, stop), stop - start)
 
 
 def _respond(
@@ -87,7 +87,7 @@ def _respond(
 ) -> web.Response:
     counts = call.emulator.counts
     if call.rule is not None and call.rule.fault in _WHOLE_BODY_FAULTS:
-        body = b"".join(blocks)  # these faults cut or drip a body in memory
+        body = b"".join(blocks)  # these faults need the body in memory
         counts.bytes_read += len(body)
         return web.Response(status=status, headers=headers, body=body)
     pacer = Pacer(call.emulator.shape.bytes_per_s)
@@ -95,11 +95,11 @@ def _respond(
     return web.Response(status=status, headers=headers, body=payload)
 
 
-def _asked_range(call: Call, stored: StoredObject) -> tuple[int, int] | None:
-    """Read ``Range``: first byte and the one behind the last, or None for everything.
+def _requested_range(call: Call, stored: StoredObject) -> tuple[int, int] | None:
+    """Return the first byte of ``Range`` and the one after the last, or None for the whole object.
 
-    A range that cannot be understood is ignored, as HTTP has it, and so is one whose ``If-Range`` names
-    another state of the object.
+    A range that cannot be parsed is ignored, as HTTP requires, and so is one whose ``If-Range`` names another
+    version of the object.
     """
     found = _RANGE.fullmatch(call.headers.get("Range", "").replace(" ", ""))
     if found is None or not any(found.groups()):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of Cloud Storage, in the JSON and XML shapes that its clients read."""
+"""Errors of Cloud Storage, in the JSON and XML formats that its clients read."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from aiohttp import web
 
 
 class StorageError(Exception):
-    """An answer other than success.
+    """A response other than success.
 
     :param status: HTTP status.
-    :param reason: the API's own reason word, e.g. ``conditionNotMet``.
-    :param message: what went wrong, as Cloud Storage says it.
+    :param reason: the API's reason, e.g. ``conditionNotMet``.
+    :param message: in the words of Cloud Storage.
     :param xml_code: the code of the XML API where it is not the usual one, e.g. ``ExpiredToken``.
-    :param details: more, for the XML API only.
-    :param headers: of the answer.
+    :param details: further text, for the XML API only.
+    :param headers: of the response.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class StorageError(Exception):
         self.headers = headers
 
     def as_json(self) -> web.Response:
-        """Return the error as the JSON API does."""
+        """Return the error in the format of the JSON API."""
         if self.status == 304:  # Not Modified has no body
             return web.Response(status=304)
         entry = {"message": self.message, "domain": "global", "reason": self.reason}
@@ -54,7 +54,7 @@ class StorageError(Exception):
         )
 
     def as_xml(self) -> web.Response:
-        """Return the error as the XML API does, which public and signed links use."""
+        """Return the error in the format of the XML API, which public and signed links use."""
         if self.status == 304:
             return web.Response(status=304)
         details = f"<Details>{escape(self.details)}</Details>" if self.details else ""
@@ -85,36 +85,36 @@ _XML_CODES = {
 
 
 def bad_request(message: str) -> StorageError:
-    """Something in the request cannot be understood."""
+    """Return a 400: something in the request cannot be parsed."""
     return StorageError(400, "invalid", message)
 
 
 def no_such_bucket(bucket: str) -> StorageError:
-    """The bucket is not there."""
+    """Return a 404: the bucket does not exist."""
     return StorageError(
         404, "notFound", f"The specified bucket does not exist: {bucket}", xml_code="NoSuchBucket"
     )
 
 
 def no_such_object(bucket: str, name: str) -> StorageError:
-    """The object, or that generation of it, is not there."""
+    """Return a 404: the object, or that generation of it, does not exist."""
     return StorageError(404, "notFound", f"No such object: {bucket}/{name}")
 
 
 def precondition_failed() -> StorageError:
-    """A condition of the request did not hold."""
+    """Return a 412: a condition of the request does not hold."""
     return StorageError(
         412, "conditionNotMet", "At least one of the pre-conditions you specified did not hold."
     )
 
 
 def not_modified() -> StorageError:
-    """A conditional read whose condition says that the caller has it already."""
+    """Return a 304: the condition of a read says that the caller already has this version."""
     return StorageError(304, "notModified", "Not Modified")
 
 
 def mutation_rate(bucket: str, name: str) -> StorageError:
-    """More than about one update a second of one object."""
+    """Return a 429: more than about one update per second of one object."""
     return StorageError(
         429,
         "rateLimitExceeded",
@@ -124,14 +124,14 @@ def mutation_rate(bucket: str, name: str) -> StorageError:
 
 
 def quota_exceeded() -> StorageError:
-    """The project asks for too much at once."""
+    """Return a 429: the project exceeds its quota."""
     return StorageError(
         429, "rateLimitExceeded", "The project exceeded the rate limit for requests. Please retry later."
     )
 
 
 def forbidden(what: str) -> StorageError:
-    """The caller lacks a role."""
+    """Return a 403: the caller lacks a role."""
     return StorageError(
         403,
         "forbidden",
@@ -141,7 +141,7 @@ def forbidden(what: str) -> StorageError:
 
 
 def range_not_satisfiable(size: int) -> StorageError:
-    """A ranged read that begins behind the end."""
+    """Return a 416: the range starts after the end."""
     return StorageError(
         416,
         "requestedRangeNotSatisfiable",
@@ -151,7 +151,7 @@ def range_not_satisfiable(size: int) -> StorageError:
 
 
 def checksum_mismatch(kind: str, given: str, computed: str) -> StorageError:
-    """The bytes that arrived are not those that the client has."""
+    """Return a 400: the bytes that arrived differ from the client's checksum."""
     return StorageError(
         400,
         "invalid",

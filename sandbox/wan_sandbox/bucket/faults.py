@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults of the bucket: those that any HTTP answer can have, and those that only storage has."""
+"""Faults of the bucket: those of any HTTP response, and those of storage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wan_sandbox.control.transport import TRANSPORT_FAULTS, cut_connection, play
 _BUCKET = ("bucket.*",)
 _CHANGES = ("bucket.upload", "bucket.upload.chunk", "bucket.delete", "bucket.update", "bucket.co*")
 
-#: All that can go wrong with a bucket, for :meth:`FaultBook.register`.
+#: All kinds of faults of a bucket, for :meth:`FaultBook.register`.
 BUCKET_FAULTS = (
     *TRANSPORT_FAULTS,
     FaultKind(
@@ -46,9 +46,9 @@ Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 
 
 async def perform(call: Call, handler: Handler, *, as_xml: bool) -> web.StreamResponse:
-    """Carry a call out, with the fault that its rule asks for.
+    """Process a call, with the fault of its rule.
 
-    :param as_xml: how errors are written: links speak XML, everything else JSON.
+    :param as_xml: the format of errors: XML for links, JSON for everything else.
     """
     say = StorageError.as_xml if as_xml else StorageError.as_json
 
@@ -76,7 +76,7 @@ async def perform(call: Call, handler: Handler, *, as_xml: bool) -> web.StreamRe
 
 
 def google_error(status: int, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the JSON of a made-up error as Google does."""
+    """Return the JSON of an artificial error, as Google writes it."""
     message = str(params.get("error_message", "We encountered an internal error. Please try again."))
     reason = str(params.get("error_code", "backendError"))
     entry = {"message": message, "domain": "global", "reason": reason}

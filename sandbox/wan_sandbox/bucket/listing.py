@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listing objects page by page; a page costs a page, however many objects there are."""
+"""List objects page by page; a page costs the same however many objects the bucket contains."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LAST_CHARACTER = chr(0x10FFFF)
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What is asked for: names from ``start`` on, before ``stop`` and with ``prefix``."""
+    """The query: names from ``start`` on, before ``stop`` and with ``prefix``."""
 
     prefix: str
     delimiter: str
@@ -39,7 +39,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of a listing: an object's name, or a prefix that stands for many; and where to go on."""
+    """One line of a listing: an object's name or a folded prefix, and where the next line starts."""
 
     name: str
     is_prefix: bool
@@ -71,9 +71,9 @@ async def list_objects(call: Call) -> web.StreamResponse:
 
 
 def read_listing(call: Call) -> Listing:
-    """Read the query of a listing.
+    """Parse the query of a listing.
 
-    :raises StorageError: 400 for a token or number that cannot be read.
+    :raises StorageError: 400 for a token or number that cannot be parsed.
     """
     query = call.query
     limit = call.number("maxResults") or MAX_RESULTS
@@ -93,7 +93,7 @@ def read_listing(call: Call) -> Listing:
 
 
 def entries(home: Bucket, listing: Listing) -> Iterator[Entry]:
-    """Walk the sorted names from where the page begins; a folded prefix is jumped over, not walked through."""
+    """Yield entries from where the page starts. A folded prefix is skipped in one step, not walked through."""
     names, prefix, delimiter = home.names, listing.prefix, listing.delimiter
     at = bisect_left(names, max(prefix, listing.start))
     while at < len(names):
@@ -115,18 +115,18 @@ def entries(home: Bucket, listing: Listing) -> Iterator[Entry]:
 
 
 def successor(prefix: str) -> str:
-    """Return the first text that sorts after everything with this prefix."""
+    """Return the first string that sorts after everything with this prefix."""
     stem = prefix.rstrip(_LAST_CHARACTER)
     return stem[:-1] + chr(ord(stem[-1]) + 1) if stem else _LAST_CHARACTER * 300
 
 
 def write_token(resume_at: str) -> str:
-    """Return a page token: where the next page begins."""
+    """Return a page token: where the next page starts."""
     return base64.urlsafe_b64encode(resume_at.encode("utf-8", "surrogatepass")).decode()
 
 
 def read_token(token: str) -> str:
-    """Read a page token.
+    """Parse a page token.
 
     :raises StorageError: 400.
     """
@@ -140,7 +140,7 @@ _GLOB_PARTS = re.compile(r"\*\*|\*|\?|\[[^\]]+\]|\{[^}]*\}|.", re.DOTALL)
 
 
 def glob_pattern(glob: str) -> re.Pattern[str]:
-    """Turn a ``matchGlob`` into a pattern: ``*`` stays within a folder, ``**`` does not.
+    """Convert a ``matchGlob`` to a pattern: ``*`` stays within a folder, ``**`` does not.
 
     :raises StorageError: 400.
     """

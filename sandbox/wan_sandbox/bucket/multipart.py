@@ -17,10 +17,10 @@ _BLANK_LINE = re.compile(rb"\r?\n\r?\n")
 
 
 class RelatedParser:
-    """Feed it the body; it gives back the object's bytes, and knows the metadata as soon as they begin.
+    """Feed it the body; it returns the object's bytes, and has the metadata as soon as they start.
 
     :param content_type: header of the request, which names the boundary.
-    :raises StorageError: 400, here and in every method, where the body is not as it should be.
+    :raises StorageError: 400, here and in every method, if the body is malformed.
     """
 
     def __init__(self, content_type: str) -> None:
@@ -36,7 +36,7 @@ class RelatedParser:
         self.content_type: str | None = None
 
     def feed(self, data: bytes) -> bytes:
-        """Add the next bytes of the body, and return the bytes of the object that are complete."""
+        """Add the next bytes of the body, and return the complete bytes of the object."""
         self._buffer += data
         if self.metadata is None and not self._read_head():
             return b""
@@ -45,12 +45,12 @@ class RelatedParser:
         return self._read_payload()
 
     def finish(self) -> None:
-        """Check that the body was complete."""
+        """Check that the body is complete."""
         if not self._ended:
             raise bad_request("The multipart body ended before its last boundary.")
 
     def _read_head(self) -> bool:
-        """Read both part headers and the metadata once they are all there."""
+        """Parse both part headers and the metadata once they are complete."""
         start = self._buffer.find(self._first)
         first = _BLANK_LINE.search(self._buffer, max(start, 0))
         middle = -1 if first is None else self._buffer.find(self._delimiter, first.end())

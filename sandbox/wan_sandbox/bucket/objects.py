@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls about one object that move no bytes of the client's: metadata, delete, copy and compose."""
+"""Calls on one object that upload no content: metadata, delete, copy and compose."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ MAX_COMPONENTS = 32
 
 
 async def get_object(call: Call) -> web.StreamResponse:
-    """Describe an object."""
-    stored = _asked_object(call)
+    """Return an object's resource."""
+    stored = _requested_object(call)
     call.conditions.check_read(stored)
     return json_answer(object_resource(stored, call.base_url), headers={"ETag": stored.etag})
 
 
 async def delete_object(call: Call) -> web.StreamResponse:
     """Remove an object."""
-    stored = _asked_object(call)
+    stored = _requested_object(call)
     call.conditions.check(stored)
     call.store.delete(stored, interval_s=call.write_interval_s)
     return web.Response(status=204)
 
 
 async def patch_object(call: Call) -> web.StreamResponse:
-    """Change some metadata; other fields keep their values."""
+    """Change the given metadata; other fields are kept."""
     return _change(call, await call.json())
 
 
 async def update_object(call: Call) -> web.StreamResponse:
-    """Replace all metadata; other fields are removed."""
+    """Replace all metadata; fields that are not given are removed."""
     changes = await call.json()
-    stored = _asked_object(call)
+    stored = _requested_object(call)
     gone: dict[str, Any] = {field: None for field in WRITABLE_FIELDS if field != "storageClass"}
     if isinstance(changes.get("metadata"), dict):
         old: Mapping[str, str] = stored.fields.get("metadata") or {}
@@ -53,14 +53,14 @@ async def update_object(call: Call) -> web.StreamResponse:
 
 
 def _change(call: Call, changes: Mapping[str, Any]) -> web.StreamResponse:
-    stored = _asked_object(call)
+    stored = _requested_object(call)
     call.conditions.check(stored)
     changed = call.store.change_fields(stored, changes, interval_s=call.write_interval_s)
     return json_answer(object_resource(changed, call.base_url))
 
 
 async def rewrite_object(call: Call) -> web.StreamResponse:
-    """Copy an object, in one step however large it is."""
+    """Copy an object, in one step whatever its size."""
     stored = await _copy(call)
     size = str(stored.content.size)
     return json_answer(
@@ -75,7 +75,7 @@ async def rewrite_object(call: Call) -> web.StreamResponse:
 
 
 async def copy_object(call: Call) -> web.StreamResponse:
-    """Copy an object, the older way."""
+    """Copy an object with the older call."""
     return json_answer(object_resource(await _copy(call), call.base_url))
 
 
@@ -138,7 +138,7 @@ async def compose_object(call: Call) -> web.StreamResponse:
 
 
 def _component(call: Call, entry: Any) -> StoredObject:
-    """Find one source of a composition, at the generation and under the condition that it names."""
+    """Return one source of a composition, at the generation and under the condition of its entry."""
     if not isinstance(entry, dict) or not entry.get("name"):
         raise bad_request("Each source object needs a name.")
     generation = entry.get("generation")
@@ -164,7 +164,7 @@ def _delete_sources(call: Call, sources: list[StoredObject], made: StoredObject)
             call.store.delete(source)
 
 
-def _asked_object(call: Call) -> StoredObject:
+def _requested_object(call: Call) -> StoredObject:
     if not call.name:
         raise no_such_object(call.bucket, call.name)
     return call.store.bucket(call.bucket).get(call.name, call.number("generation"))

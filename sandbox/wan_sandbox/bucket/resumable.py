@@ -33,7 +33,7 @@ _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 
 @dataclass(frozen=True, slots=True)
 class ChunkRange:
-    """What a chunk's ``Content-Range`` says; ``start`` is None for a question about the status."""
+    """The ``Content-Range`` of a chunk; ``start`` is None for a status query."""
 
     start: int | None
     stop: int | None
@@ -46,7 +46,7 @@ class ChunkRange:
 
 
 def read_chunk_range(headers: Mapping[str, str]) -> ChunkRange:
-    """Read ``Content-Range``; a request without one brings the whole object.
+    """Parse ``Content-Range``; a request without one contains the whole object.
 
     :raises StorageError: 400.
     """
@@ -96,24 +96,24 @@ async def start_resumable(call: Call) -> web.StreamResponse:
 
 
 async def put_chunk(call: Call) -> web.StreamResponse:
-    """Store a chunk, answer a status query, or finish."""
+    """Store a chunk, answer a status query, or finish the upload."""
     session = _session(call)
-    call.name, call.query = session.name, session.query  # the conditions are those of the start
-    async with session.lock:  # a retry may arrive while the chunk before it still hangs
+    call.name, call.query = session.name, session.query  # the conditions of the start apply
+    async with session.lock:  # a retry may arrive while the previous chunk still hangs
         if session.done is not None:
             return json_answer(session.done)
         if session.refusal is not None:
             raise session.refusal
-        asked = read_chunk_range(call.headers)
-        if asked.start is not None and not await _take(call, session, asked):
+        chunk_range = read_chunk_range(call.headers)
+        if chunk_range.start is not None and not await _take(call, session, chunk_range):
             return _incomplete(session)
-        if not asked.is_last or session.spool.size < (asked.total or 0):
+        if not chunk_range.is_last or session.spool.size < (chunk_range.total or 0):
             return _incomplete(session)
-        return _finish(call, session, expected(session.resource, call.headers), asked)
+        return _finish(call, session, expected(session.resource, call.headers), chunk_range)
 
 
 async def cancel_resumable(call: Call) -> web.StreamResponse:
-    """Close a session without an object; 499 is what Cloud Storage says to that."""
+    """Close a session without an object; Cloud Storage answers 499."""
     _session(call).spool.drop()
     del call.emulator.sessions[call.query["upload_id"]]
     return web.Response(status=499, reason="Client Closed Request")
@@ -128,10 +128,10 @@ def _session(call: Call) -> Session:
     return session
 
 
-async def _take(call: Call, session: Session, asked: ChunkRange) -> bool:
-    """Append the bytes of a chunk; False if it would leave a gap."""
+async def _take(call: Call, session: Session, chunk_range: ChunkRange) -> bool:
+    """Append the bytes of a chunk; return False if it would leave a gap."""
     spool = session.spool
-    skip = spool.size - (asked.start or 0)
+    skip = spool.size - (chunk_range.start or 0)
     if skip < 0:
         return False
     intake = Intake(call, spool)
@@ -147,7 +147,7 @@ async def _take(call: Call, session: Session, asked: ChunkRange) -> bool:
     except BaseException:
         session.tail.clear()
         raise
-    if not asked.is_last:
+    if not chunk_range.is_last:
         session.tail.clear()
     elif session.content is None and session.tail:
         intake.write(bytes(session.tail))
@@ -155,9 +155,11 @@ async def _take(call: Call, session: Session, asked: ChunkRange) -> bool:
     return True
 
 
-def _finish(call: Call, session: Session, sums: Expected, asked: ChunkRange) -> web.StreamResponse:
-    if session.spool.size != asked.total:
-        raise bad_request(f"{session.spool.size} bytes were uploaded where {asked.total} were announced.")
+def _finish(call: Call, session: Session, sums: Expected, chunk_range: ChunkRange) -> web.StreamResponse:
+    if session.spool.size != chunk_range.total:
+        raise bad_request(
+            f"{session.spool.size} bytes were uploaded where {chunk_range.total} were announced."
+        )
     if session.content is None:
         session.content = session.spool.seal()
     try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which handler answers which path.
+"""Maps paths to handlers.
 
-Paths are taken apart before they are decoded: an object's name may hold slashes, which clients write as
-``%2F``, so ``a%2Fcompose`` is a name and ``a/compose`` is a call.
+Paths are split before they are decoded: an object's name may contain slashes, which clients write as ``%2F``,
+so ``a%2Fcompose`` is a name and ``a/compose`` is a call.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from wan_sandbox.bucket.upload import put_link, upload_media, upload_multipart
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a request leads.
+    """The handler of a request.
 
     :param kind: the call's name in fault rules and counts.
-    :param as_xml: whether errors are written as the XML API does.
+    :param as_xml: whether errors are written in the format of the XML API.
     """
 
     kind: str
@@ -63,9 +63,9 @@ _LINKS = {
 
 
 def find_route(method: str, raw_path: str, query: Mapping[str, str]) -> Route:
-    """Find what a request asks for.
+    """Return the route of a request.
 
-    :param raw_path: path as it came, still encoded, without the query.
+    :param raw_path: the path as received, still encoded, without the query.
     :raises StorageError: 404 or 405.
     """
     match raw_path.lstrip("/").split("/"):
@@ -135,9 +135,9 @@ def _choose(method: str, table: Mapping[str, tuple[str, Handler]]) -> tuple[str,
 
 
 def decode(segment: str) -> str:
-    """Decode a part of a path.
+    """Decode a segment of a path.
 
-    :raises StorageError: 400 if it is no UTF-8.
+    :raises StorageError: 400 if it is not UTF-8.
     """
     try:
         return unquote(segment, errors="strict")

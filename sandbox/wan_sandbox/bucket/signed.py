@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may use a link: public buckets for anonymous reads, V4 signed URLs for everything else."""
+"""Access to links: public buckets allow anonymous reads; everything else needs a V4 signed URL."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _PARTS = ("credential", "date", "expires", "signedheaders", "signature")
 def check_access(call: Call, home: Bucket) -> None:
     """Check the signature of a link.
 
-    The signature must be there and look like one, but is not verified: the server knows no keys.
+    The signature must be present and well-formed, but is not verified: the server has no keys.
 
-    :raises StorageError: 400 for an expired or malformed signed URL, 403 for an unsigned one on a private
-        bucket or one that writes.
+    :raises StorageError: 400 for an expired or malformed signed URL, 403 for an unsigned one on a private bucket or one
+        that writes.
     """
     signed = {
         key.lower().removeprefix("x-goog-"): value

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buckets and objects in memory: the one place that changes them.
+"""Buckets and objects in memory: the only module that changes them.
 
-Every method runs to its end without awaiting, so that within the one event loop a condition and the write that
-depends on it are one step: of two writers with ``ifGenerationMatch=0`` exactly one wins.
+Every method runs to its end without awaiting, so that in the event loop a condition and the write that
+depends on it are one step: of two writers with ``ifGenerationMatch=0`` exactly one succeeds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _NO_FIELDS: Mapping[str, Any] = {}
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """One generation of one object, at one metageneration."""
+    """One generation of an object, at one metageneration."""
 
     bucket: str
     name: str
@@ -57,22 +57,22 @@ class StoredObject:
 
     @property
     def etag(self) -> str:
-        """What names this state of the object."""
+        """The tag of this version of the object."""
         return base64.b64encode(f"{self.generation}/{self.metageneration}".encode()).decode()
 
     @property
     def etags(self) -> frozenset[str]:
-        """Every tag that a condition may name this object by; public links use the MD5."""
+        """Every tag that a condition may use for this object; public links use the MD5."""
         return frozenset({self.etag, self.public_etag})
 
     @property
     def public_etag(self) -> str:
-        """The tag that the XML API gives: the MD5 in hex, where there is one."""
+        """The tag of the XML API: the MD5 in hex, if there is one."""
         return base64.b64decode(self.content.md5).hex() if self.content.md5 else self.etag
 
 
 class Bucket:
-    """One bucket: its objects by name, and the names in order."""
+    """One bucket: its objects by name, and the sorted names."""
 
     def __init__(self, name: str, *, public: bool, fields: Mapping[str, Any], generation: int) -> None:
         self.name = name
@@ -82,19 +82,19 @@ class Bucket:
         self.metageneration = 1
         self.created_at = self.updated_at = datetime.now(UTC)
         self.objects: dict[str, StoredObject] = {}
-        self.names: list[str] = []  # sorted, so that a page of a listing costs a page
-        self.writes: Counter[str] = Counter()  # outlives the objects: how often was this written
+        self.names: list[str] = []  # sorted, so that a page of a listing costs the same in a large bucket
+        self.writes: Counter[str] = Counter()  # kept after a delete: how often each name was written
         self.changed_at: dict[str, float] = {}
 
     @property
     def etags(self) -> frozenset[str]:
-        """What a condition may name this bucket by."""
+        """The tags that a condition may use for this bucket."""
         return frozenset({base64.b64encode(str(self.metageneration).encode()).decode()})
 
     def get(self, name: str, generation: int | None = None) -> StoredObject:
         """Return the live object.
 
-        :raises StorageError: 404, also where the live one is another generation.
+        :raises StorageError: 404, also if the live object has another generation.
         """
         found = self.objects.get(name)
         if found is None or (generation is not None and generation != found.generation):
@@ -102,7 +102,7 @@ class Bucket:
         return found
 
     def put(self, stored: StoredObject) -> None:
-        """Make this the live object of its name."""
+        """Make this object the live one of its name."""
         if stored.name not in self.objects:
             insort(self.names, stored.name)
         self.objects[stored.name] = stored
@@ -116,9 +116,9 @@ class Bucket:
 class Store:
     """All buckets of one emulator.
 
-    :param public: whether a bucket answers anonymous reads of its links where nothing else was said.
-    :param write_interval_s: least time between two changes of one object, else 429; 0 is no limit. Cloud Storage
-        takes about one a second.
+    :param public: default for whether a bucket serves anonymous reads of its links.
+    :param write_interval_s: minimum time between two changes of one object, else 429; 0 is no limit. Cloud Storage
+        accepts about one per second.
     """
 
     def __init__(self, *, public: bool = True, write_interval_s: float = 0.0) -> None:
@@ -129,7 +129,7 @@ class Store:
         self._last_generation = 0
 
     def next_generation(self) -> int:
-        """A number that is larger than any before: microseconds, as in Cloud Storage."""
+        """Return a number that is larger than any before: microseconds, as in Cloud Storage."""
         self._last_generation = max(time.time_ns() // 1000, self._last_generation + 1)
         return self._last_generation
 
@@ -148,7 +148,7 @@ class Store:
     ) -> Bucket:
         """Create a bucket.
 
-        :raises StorageError: 409 if it is there already.
+        :raises StorageError: 409 if it already exists.
         """
         if name in self.buckets:
             raise StorageError(409, "conflict", "Your previous request to create the named bucket succeeded.")
@@ -164,7 +164,7 @@ class Store:
     def delete_bucket(self, name: str) -> None:
         """Remove a bucket.
 
-        :raises StorageError: 409 while it holds objects.
+        :raises StorageError: 409 if it contains objects.
         """
         if self.bucket(name).objects:
             raise StorageError(409, "conflict", "The bucket you tried to delete is not empty.")
@@ -183,8 +183,8 @@ class Store:
     ) -> StoredObject:
         """Make content the live object of a name if its conditions hold.
 
-        :param interval_s: a limit of the rate of changes for this call, as ``write_interval_s``.
-        :raises StorageError: 404, 412 or 429; nothing was changed then.
+        :param interval_s: a rate limit for changes that applies to this call, like ``write_interval_s``.
+        :raises StorageError: 404, 412 or 429; nothing was changed.
         """
         home = self.bucket(bucket)
         conditions.check(home.objects.get(name))
@@ -207,7 +207,7 @@ class Store:
     def change_fields(
         self, stored: StoredObject, changes: Mapping[str, Any], *, interval_s: float = 0.0
     ) -> StoredObject:
-        """Change metadata: another metageneration, the same generation.
+        """Change metadata: the metageneration changes, the generation does not.
 
         :param changes: new values; None removes one, and within ``metadata`` one key.
         """
@@ -229,7 +229,7 @@ class Store:
         home.drop(stored.name)
 
     def note_change(self, home: Bucket, name: str, interval_s: float) -> None:
-        """Remember when a name was changed, and refuse what comes too soon after."""
+        """Record when a name was changed, and refuse a change that follows too soon."""
         limit, now = max(interval_s, self.write_interval_s), time.monotonic()
         before = home.changed_at.get(name)
         if limit and before is not None and now - before < limit:
@@ -237,7 +237,7 @@ class Store:
         home.changed_at[name] = now
 
     def seed(self, bucket: str, objects: Mapping[str, Mapping[str, Any]], content: Content) -> int:
-        """Create many objects that share one content, quickly; existing names are left alone.
+        """Create many objects that share one content, quickly; existing names are kept.
 
         :param objects: names, each with its fields.
         """
@@ -254,15 +254,15 @@ class Store:
         return count
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Delete all buckets and objects."""
         self.buckets.clear()
         self.contents.close()
 
 
 def writable(resource: Mapping[str, Any]) -> dict[str, Any]:
-    """Pick what a client may set out of an object resource that it sent.
+    """Return the fields of an object resource that a client may set.
 
-    :raises StorageError: 400 if ``metadata`` is no table of texts.
+    :raises StorageError: 400 if ``metadata`` is not a mapping of strings.
     """
     given = {key: resource[key] for key in WRITABLE_FIELDS if key in resource}
     metadata = given.get("metadata")

@@ -24,15 +24,15 @@ MAX_NAME_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Checksums that the client says its bytes have; None where it did not say."""
+    """Checksums sent by the client; None where it sent none."""
 
     crc32c: str | None = None
     md5: str | None = None
 
     def check(self, content: Content) -> None:
-        """Compare.
+        """Compare them with the content.
 
-        :raises StorageError: 400 where the bytes that arrived are others.
+        :raises StorageError: 400 if the bytes that arrived differ.
         """
         if self.crc32c is not None and self.crc32c != content.crc32c:
             raise checksum_mismatch("CRC32C", self.crc32c, content.crc32c)
@@ -41,7 +41,7 @@ class Expected:
 
 
 def expected(resource: Mapping[str, Any], headers: Mapping[str, str]) -> Expected:
-    """Collect the client's checksums from the object resource and the headers that it sent."""
+    """Return the client's checksums from the object resource and the headers."""
     given = {
         name.strip().lower(): value.strip()
         for name, _, value in (
@@ -55,7 +55,7 @@ def expected(resource: Mapping[str, Any], headers: Mapping[str, str]) -> Expecte
 
 
 class Intake:
-    """Bytes of one request on their way into a spool; the fault ``corrupt`` on the wire strikes here."""
+    """Bytes of one request on their way into a spool; applies the fault ``corrupt`` on the wire."""
 
     def __init__(self, call: Call, spool: Spool) -> None:
         self._spool = spool
@@ -83,14 +83,14 @@ def check_name(name: object) -> str:
 
 
 def check_start(call: Call, name: str) -> None:
-    """Refuse early what would be refused in the end: no such bucket, or a condition that does not hold now."""
+    """Refuse early what would be refused at the end: a missing bucket, or a condition that does not hold."""
     call.conditions.check(call.store.bucket(call.bucket).objects.get(name))
 
 
 def commit(
     call: Call, name: str, content: Content, fields: Mapping[str, Any], sums: Expected
 ) -> StoredObject:
-    """Store the received bytes if they are complete and the preconditions still hold."""
+    """Store the bytes that arrived, if the checksums match and the conditions still hold."""
     sums.check(content)
     return call.store.commit(
         call.bucket,
@@ -103,7 +103,7 @@ def commit(
 
 
 async def upload_media(call: Call) -> web.StreamResponse:
-    """Handle a body that is the object and nothing else."""
+    """Handle a body that contains only the object."""
     check_start(call, check_name(call.name))
     fields = {"contentType": call.headers.get("Content-Type"), "metadata": None}
     if call.query.get("contentEncoding"):
@@ -114,7 +114,7 @@ async def upload_media(call: Call) -> web.StreamResponse:
 
 
 async def open_multipart(call: Call) -> str:
-    """Read a multipart upload up to its metadata, so that fault rules know which object it is about.
+    """Read a multipart upload up to its metadata, so that fault rules know the object's name.
 
     :returns: the object's name.
     :raises StorageError: 400.
@@ -170,7 +170,7 @@ async def put_link(call: Call) -> web.StreamResponse:
 
 
 async def _whole_body(call: Call) -> Content:
-    """Read the object's bytes, from the multipart body if it is one."""
+    """Yield the object's bytes, from the multipart body if it is one."""
     spool = call.store.contents.spool()
     intake, parser = Intake(call, spool), call.parser
     intake.write(call.early)

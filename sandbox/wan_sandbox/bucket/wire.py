@@ -19,12 +19,12 @@ DEFAULT_TYPE = "application/octet-stream"
 
 
 def timestamp(when: datetime) -> str:
-    """Write a time as the JSON API does."""
+    """Return a time in the format of the JSON API."""
     return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def object_resource(stored: StoredObject, base_url: str) -> dict[str, Any]:
-    """Describe an object as ``storage#object``.
+    """Return an object as ``storage#object``.
 
     :param base_url: of this server as the client calls it.
     """
@@ -57,7 +57,7 @@ def object_resource(stored: StoredObject, base_url: str) -> dict[str, Any]:
 
 
 def bucket_resource(bucket: Bucket, base_url: str) -> dict[str, Any]:
-    """Describe a bucket as ``storage#bucket``."""
+    """Return a bucket as ``storage#bucket``."""
     return {
         "location": "US",
         "locationType": "multi-region",
@@ -78,7 +78,8 @@ def bucket_resource(bucket: Bucket, base_url: str) -> dict[str, Any]:
 
 
 def object_headers(stored: StoredObject, *, public: bool) -> dict[str, str]:
-    """Build the headers of a download; the Python client checks ``X-Goog-Hash`` against what it got.
+    """Return the headers of a download; the Python client compares ``X-Goog-Hash`` with the bytes it
+    received.
 
     :param public: for the XML API: quoted MD5 tag, custom metadata as headers.
     """
@@ -117,14 +118,14 @@ def object_headers(stored: StoredObject, *, public: bool) -> dict[str, str]:
 
 
 def clean(value: str) -> str:
-    """Make a client's text safe for a header: remove line breaks."""
+    """Remove line breaks from a client's text, to make it safe for a header."""
     return "".join(char for char in str(value) if char.isprintable())
 
 
 def json_answer(
     body: Mapping[str, Any], *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:
-    """Answer with JSON."""
+    """Return a JSON response."""
     return web.Response(
         status=status,
         body=json.dumps(body, separators=(",", ":")).encode(),
@@ -135,7 +136,7 @@ def json_answer(
 
 
 def read_json(raw: bytes) -> dict[str, Any]:
-    """Read a JSON object; no bytes are an empty one.
+    """Parse a JSON object; an empty body is an empty object.
 
     :raises StorageError: 400.
     """

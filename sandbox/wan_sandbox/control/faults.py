@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fault rules: which call gets which fault, how often, and for which request.
 
-The API, its media and the bucket share one :class:`FaultBook`. A server asks :meth:`FaultBook.pick` once for
-each call that comes in; ``transport.py`` plays the faults that any HTTP answer can have, and the servers play
-the ones that only they understand (see :meth:`FaultBook.register`).
+The API, its media and the bucket share one :class:`FaultBook`. A server calls :meth:`FaultBook.pick` once for
+each incoming call. ``transport.py`` plays the faults that apply to any HTTP response; each server plays its
+own kinds (see
+:meth:`FaultBook.register`).
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from typing import Any
 
 
 class FaultError(ValueError):
-    """A fault rule that cannot be used, and why."""
+    """A fault rule that cannot be used; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class FaultKind:
-    """One thing that can go wrong, and the parameters it takes.
+    """One kind of fault, and the parameters it takes.
 
-    :param name: the word that a rule uses.
-    :param about: one sentence for people.
-    :param params: names of the parameters that it understands.
-    :param calls: globs of the calls that it makes sense for. A rule for any other call is refused, and a rule
-        for ``*`` leaves the others alone.
+    :param name: name of the fault in a rule.
+    :param about: one sentence that describes it.
+    :param params: names of its parameters.
+    :param calls: globs of the calls that it applies to. A rule for any other call is refused, and a rule for ``*``
+        skips the others.
     """
 
     name: str
@@ -50,10 +51,10 @@ class FaultRule:
     skip: int = 0
     request_id: str | None = None
     params: dict[str, Any] = field(default_factory=dict)
-    #: Calls that the rule was made for, and calls that it hit.
+    #: Calls that the rule matched, and calls that it hit.
     seen: int = 0
     hits: int = 0
-    #: Globs of the calls that the fault makes sense for.
+    #: Globs of the calls that the fault applies to.
     fault_calls: tuple[str, ...] = ("*",)
 
     def to_json(self) -> dict[str, Any]:
@@ -92,7 +93,7 @@ _RULE_FIELDS = frozenset({"id", "call", "fault", "rate", "count", "skip", "reque
 
 
 class FaultBook:
-    """All rules of one sandbox, in the order in which they were made; the first one that fires wins.
+    """All rules of one sandbox, in the order of creation; the first one that fires wins.
 
     :param seed: of the random numbers that decide about ``rate``, so that a run can be repeated.
     """
@@ -102,16 +103,16 @@ class FaultBook:
         self._random = random.Random(seed)
         self._rules: dict[str, FaultRule] = {}
         self._numbers = itertools.count(1)
-        #: What is known, by name.
+        #: Registered kinds by name.
         self.kinds: dict[str, list[FaultKind]] = {}
 
     @property
     def has_rules(self) -> bool:
-        """Whether :meth:`pick` can give anything."""
+        """Whether :meth:`pick` can return a rule."""
         return bool(self._rules)
 
     def register(self, kinds: Iterable[FaultKind]) -> None:
-        """Register kinds of faults; idempotent. A name may have other parameters for other calls."""
+        """Register kinds of faults; idempotent. One name may have different parameters for different calls."""
         for kind in kinds:
             same_name = self.kinds.setdefault(kind.name, [])
             if kind not in same_name:
@@ -190,7 +191,7 @@ class FaultBook:
     def pick(
         self, call: str, request_id: str | None = None, subject: Mapping[str, str] | None = None
     ) -> FaultRule | None:
-        """Return the rule that hits a call, or None. Counts the call, so use it once for each.
+        """Return the rule that hits a call, or None. It counts the call, so call it once per call.
 
         :param call: such as ``submit`` or ``bucket.get``.
         :param request_id: the request that the call is about.
@@ -231,9 +232,9 @@ def _calls_meet(rule_call: str, kind_calls: tuple[str, ...]) -> bool:
 
 
 def parse_rule(text: str) -> dict[str, Any]:
-    """Read ``call:fault[:key=value,...]`` of the command line into what :meth:`FaultBook.add_json` takes.
+    """Parse ``call:fault[:key=value,...]`` of the command line into JSON for :meth:`FaultBook.add_json`.
 
-    A comma only separates where ``key=`` follows, so that dates and URLs can be values.
+    A comma only separates parameters where ``key=`` follows, so that dates and URLs can be values.
 
     :raises FaultError: the text has another form.
     """

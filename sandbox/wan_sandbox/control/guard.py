@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps web pages out of the control routes: a page open in a browser can send requests to this machine."""
+"""Block web pages from the control routes: a page open in a browser can send requests to this machine."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def control_guard(hosts: Collection[str] = ()) -> Middleware:
     """Return a middleware that answers 403 to calls of ``/_sandbox/`` that a web page could have sent.
 
-    ``Host`` must be an IP address, ``localhost`` or one of ``hosts``: a domain that an attacker points at this
-    machine (DNS rebinding) is not accepted. Where there is an ``Origin``, it must be this server's own.
+    ``Host`` must be an IP address, ``localhost`` or one of ``hosts``, which excludes a domain that an
+    attacker points at this machine (DNS rebinding). ``Origin``, if present, must be this server's own.
 
-    :param hosts: further names that this server is called by.
+    :param hosts: further names by which this server is called.
     """
     names = {"localhost", *(host.lower() for host in hosts)}
 
@@ -35,7 +35,7 @@ def control_guard(hosts: Collection[str] = ()) -> Middleware:
 
 
 def _problem(request: web.Request, names: Collection[str]) -> str:
-    """Return why a call is refused, or an empty text."""
+    """Return why a call is refused, or an empty string."""
     host = _hostname(f"//{request.host}")
     if host not in names and not _is_address(host):
         return f"the Host {host!r} is not a name of this sandbox; allow it with --control-host"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The faults that any HTTP answer can have: outages, resets, hangs, slow, cut and foreign bodies.
+"""The faults that any HTTP response can have: outages, resets, hangs, and slow, truncated or foreign bodies.
 
-Each comes before or after the call was processed; for a submit that is the difference between "nothing was
-bought" and "bought, and the answer was lost". A name that ends in ``_after`` processes the call first.
+Each comes before or after the call is processed; for a submit this decides whether the generation was
+purchased. A name that ends in ``_after`` processes the call first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aiohttp import web
 from wan_sandbox.control.faults import FaultKind, FaultRule
 
 Process = Callable[[], Awaitable[web.StreamResponse]]
-#: Builds the JSON of an error answer: (status, parameters of the rule) -> body.
+#: Builds the JSON of an error response: (status, parameters of the rule) -> body.
 ErrorJson = Callable[[int, Mapping[str, Any]], Any]
 
 _STATUS = frozenset({"status", "body", "retry_after", "error_code", "error_message", "shape", "text"})
@@ -50,7 +50,7 @@ TRANSPORT_FAULTS = tuple(
     )
 )
 
-#: A private address that no test machine serves: where ``redirect`` leads unless told otherwise.
+#: A private address that no test machine serves: the default target of ``redirect``.
 PRIVATE_ADDRESS = "http://169.254.169.254/latest/meta-data/"
 LOGIN_PAGE = (
     "<!doctype html><html><head><title>Sign in</title></head><body><h1>Sign in to continue</h1>"
@@ -62,9 +62,9 @@ _NO_LINGER = struct.pack("ii", 1, 0)
 async def play(
     request: web.Request, rule: FaultRule, process: Process, *, error_json: ErrorJson
 ) -> web.StreamResponse:
-    """Answer a call with the fault of ``rule``; other faults are left to the server.
+    """Answer a call with the fault of ``rule``. Faults of other modules are left to the server.
 
-    :param process: does what the call asks for and gives the true answer.
+    :param process: processes the call and returns the real response.
     :param error_json: how this server writes errors.
     """
     if rule.fault == "delay":
@@ -76,14 +76,14 @@ async def play(
     if rule.fault.endswith("_after"):
         answer = await _processed(process)
         if answer.prepared and rule.fault not in {"reset_after", "hang_after"}:
-            return answer  # a stream that was sent already: nothing can take its place
+            return answer  # A stream that was already sent cannot be replaced.
     return await _replace(request, rule, error_json, process)
 
 
 async def _replace(
     request: web.Request, rule: FaultRule, error_json: ErrorJson, process: Process
 ) -> web.StreamResponse:
-    """Answer with something else than the truth."""
+    """Replace the real response by another one."""
     params = rule.params
     match rule.fault.removesuffix("_after"):
         case "status":
@@ -113,7 +113,7 @@ async def _processed(process: Process) -> web.StreamResponse:
 
 
 def status_answer(params: Mapping[str, Any], error_json: ErrorJson) -> web.Response:
-    """Build the answer of the fault ``status``: any status, body and ``Retry-After``."""
+    """Build the response of the fault ``status``: any status, body and ``Retry-After``."""
     status = int(params.get("status", 503))
     headers = {"Retry-After": str(params["retry_after"])} if "retry_after" in params else {}
     kind = params.get("body", "json")
@@ -155,7 +155,7 @@ def is_connected(request: web.Request) -> bool:
 async def write_slowly(
     request: web.Request, answer: web.StreamResponse, body: bytes, *, every_s: float, step: int
 ) -> None:
-    """Write ``step`` bytes, wait, and so on until the end or until the client leaves."""
+    """Write ``step`` bytes, wait, and repeat until the end or until the client disconnects."""
     for start in range(0, len(body), step):
         if not is_connected(request):
             return
@@ -183,7 +183,9 @@ async def _drip(
 async def _cut(
     request: web.Request, params: Mapping[str, Any], answer: web.StreamResponse
 ) -> web.StreamResponse:
-    """Send a part of the answer: with the length of the part (``honest``), or of the whole and then a cut."""
+    """Send a part of the response: with the length of the part (``honest``), or with the full length and then
+    a cut.
+    """
     body = body_of(answer)
     if body is None:
         return answer
@@ -194,13 +196,13 @@ async def _cut(
     await cut.prepare(request)
     await cut.write(kept)
     if not honest:
-        await asyncio.sleep(0.02)  # lets the kernel send the part before the connection goes
+        await asyncio.sleep(0.02)  # lets the kernel send the part before the connection closes
         cut_connection(request, clean=True)
     return cut
 
 
 def body_of(answer: web.StreamResponse) -> bytes | None:
-    """Return the body of an answer that was not sent yet; None for a stream."""
+    """Return the body of a response that was not sent yet; None for a stream."""
     if answer.prepared or not isinstance(answer, web.Response):
         return None
     return bytes(answer.body) if isinstance(answer.body, bytes | bytearray) else (answer.text or "").encode()
