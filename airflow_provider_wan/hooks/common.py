@@ -124,6 +124,7 @@ class Pacer:
             return place - now
 
 
+_UNLIMITED = Pacer(None)
 _pacers: dict[tuple[str, float], Pacer] = {}
 _pacers_lock = threading.Lock()
 
@@ -131,7 +132,7 @@ _pacers_lock = threading.Lock()
 def pacer_of(settings: WanSettings) -> Pacer:
     """Return the one pacer of a connection in this process, shared by both hooks, all threads and loops."""
     if settings.requests_per_second is None:
-        return Pacer(None)
+        return _UNLIMITED
     with _pacers_lock:
         key = (settings.conn_id, settings.requests_per_second)
         return _pacers.setdefault(key, Pacer(settings.requests_per_second))
@@ -159,9 +160,9 @@ def retry_rules(policy: RetryPolicy) -> dict[str, Any]:
     }
 
 
-def url_of(call: Call, settings: WanSettings) -> str:
-    """Return the address of a call: from the connection, never from an answer of the API."""
-    return (settings.account_origin if call.host == "account" else settings.api_origin) + call.path
+def origin_of(host: str, settings: WanSettings) -> str:
+    """Return where calls to one of the API's two hosts go: from the connection, never from an answer of the API."""
+    return settings.account_origin if host == "account" else settings.api_origin
 
 
 def json_body(call: Call) -> dict[str, Any] | None:
@@ -170,7 +171,8 @@ def json_body(call: Call) -> dict[str, Any] | None:
 
 
 def _peer_of(call: Call, settings: WanSettings) -> str:
-    return f"connection {settings.conn_id!r} (host {urlsplit(url_of(call, settings)).netloc})"
+    # An origin is a scheme and a host.
+    return f"connection {settings.conn_id!r} (host {origin_of(call.host, settings).partition('://')[2]})"
 
 
 def reply_of(

@@ -349,7 +349,7 @@ class WanHook(BaseHook):
             try:
                 with session.request(
                     operation.call.method,
-                    common.url_of(operation.call, settings),
+                    common.origin_of(operation.call.host, settings) + operation.call.path,
                     params=dict(operation.call.query),
                     json=common.json_body(operation.call),
                     headers=dict(common.HEADERS),

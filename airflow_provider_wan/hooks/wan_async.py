@@ -12,12 +12,15 @@ import functools
 import os
 import ssl
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import aiohttp
 import tenacity
 from airflow.providers.common.compat.connection import get_async_connection
+from yarl import URL
 
 from airflow_provider_wan.exceptions import WanAuthError, WanError
 from airflow_provider_wan.hooks import common
@@ -40,6 +43,29 @@ _SETTINGS_FRESH_FOR_S = 30.0
 _CALLS_AT_ONCE = 100
 
 
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """The arguments of every call to one host: made once, since thousands of waits make a thousand calls a second."""
+
+    settings: WanSettings
+    origin: URL
+    headers: Mapping[str, str]
+    proxy: str | None
+    timeout: aiohttp.ClientTimeout
+
+    @classmethod
+    def of(cls, host: str, settings: WanSettings) -> _Route:
+        origin = common.origin_of(host, settings)
+        connect_s = min(transport.CONNECT_TIMEOUT_S, settings.timeout_s)
+        return cls(
+            settings,
+            URL(origin),
+            {"Authorization": f"Bearer {settings.token}"},
+            common.proxy_of(origin),
+            aiohttp.ClientTimeout(total=settings.timeout_s + connect_s, sock_connect=connect_s),
+        )
+
+
 class _SharedClient:
     """One connection's settings and HTTP session on one event loop."""
 
@@ -49,7 +75,7 @@ class _SharedClient:
         self._settings: WanSettings | None = None
         self._read_at = 0.0
         self._session: aiohttp.ClientSession | None = None
-        self._proxies: dict[str, str | None] = {}
+        self._routes: dict[str, _Route] = {}
         self.calls_at_once = asyncio.Semaphore(_CALLS_AT_ONCE)
         self.users = 0
 
@@ -69,7 +95,7 @@ class _SharedClient:
             if known is None:
                 known = read_settings(await get_async_connection(self._conn_id))
                 self._settings, self._read_at = known, time.monotonic()
-                self._proxies.clear()
+                self._routes.clear()
             return known
 
     def _known(self, instead_of: str | None, newer_than_s: float | None) -> WanSettings | None:
@@ -77,11 +103,12 @@ class _SharedClient:
         too_old = newer_than_s is not None and time.monotonic() - self._read_at > newer_than_s
         return None if known is None or too_old or known.token == instead_of else known
 
-    def proxy_of(self, url: str, origin: str) -> str | None:
-        """Return the proxy for an address; found once an origin, since the whole environment is searched for it."""
-        if origin not in self._proxies:
-            self._proxies[origin] = common.proxy_of(url)
-        return self._proxies[origin]
+    def route_to(self, host: str, settings: WanSettings) -> _Route:
+        """Return how calls reach a host, for the settings that were read last."""
+        route = self._routes.get(host)
+        if route is None or route.settings is not settings:
+            route = self._routes[host] = _Route.of(host, settings)
+        return route
 
     @property
     def session(self) -> aiohttp.ClientSession:
@@ -221,21 +248,18 @@ class WanAsyncHook:
         if (pause_s := pacer_of(settings).reserve()) > 0:
             await asyncio.sleep(pause_s)
         call, client = operation.call, self._client()
-        url = common.url_of(call, settings)
-        connect_s = min(transport.CONNECT_TIMEOUT_S, settings.timeout_s)
         try:
+            route = client.route_to(call.host, settings)
             async with (
                 client.calls_at_once,
                 client.session.request(
                     call.method,
-                    url,
+                    route.origin.with_path(call.path, encoded=True),
                     params=call.query or None,
                     json=common.json_body(call),
-                    headers={"Authorization": f"Bearer {settings.token}"},
-                    proxy=client.proxy_of(url, url.removesuffix(call.path)),
-                    timeout=aiohttp.ClientTimeout(
-                        total=settings.timeout_s + connect_s, sock_connect=connect_s
-                    ),
+                    headers=route.headers,
+                    proxy=route.proxy,
+                    timeout=route.timeout,
                     allow_redirects=False,
                 ) as response,
             ):
@@ -249,11 +273,9 @@ class WanAsyncHook:
 
 
 async def _body_of(response: aiohttp.ClientResponse) -> bytes:
-    pieces: list[bytes] = []
-    size = 0
-    async for piece in response.content.iter_any():
-        size += len(piece)
-        if size > common.MAX_REPLY_BYTES:
+    body = b""
+    while piece := await response.content.readany():
+        body += piece
+        if len(body) > common.MAX_REPLY_BYTES:
             raise aiohttp.ClientPayloadError(f"the answer is longer than {common.MAX_REPLY_BYTES} bytes")
-        pieces.append(piece)
-    return b"".join(pieces)
+    return body
