@@ -87,32 +87,29 @@ class Unusable:
 class Ready:
     """A row that was prepared.
 
-    :param was_prepared: whether an earlier run prepared it.
-    :param notes: remarks about the source image.
+    :param is_fit: whether all its images are sent as they are.
+    :param was_prepared: whether earlier runs prepared all of them.
+    :param notes: remarks about the source images.
     """
 
     row: PreparedRow
+    is_fit: bool
     was_prepared: bool
     notes: tuple[str, ...] = ()
 
     @property
     def image(self) -> str:
-        """Address of the image."""
+        """Address of the first image."""
         return self.row.source
-
-    @property
-    def is_fit(self) -> bool:
-        """Whether the image is sent as it is."""
-        return not self.row.changes
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
     """A row as it was found, before anything is done to it.
 
-    :param is_fit: whether it is sent as it is; else it can be fixed.
-    :param was_prepared: whether an earlier run has fixed or passed it already.
-    :param notes: remarks about the source image.
+    :param is_fit: whether all its images are sent as they are; else they can be fixed.
+    :param was_prepared: whether earlier runs have fixed or passed all of them already.
+    :param notes: remarks about the source images.
     """
 
     image: str
@@ -201,7 +198,8 @@ class Preparation:
                 name: tuple(image) if isinstance(image, list) else image for name, image in images.items()
             },
         )
-        return Ready(first, was_prepared, tuple(notes))
+        is_fit = not any(image.changes for image in done)
+        return Ready(first, is_fit, was_prepared, tuple(notes))
 
     def _prepared(self, placed: PlacedImage) -> tuple[PreparedRow, bool, tuple[str, ...]]:
         """Prepare one image; return it, whether an earlier run had prepared it, and the notes about it."""

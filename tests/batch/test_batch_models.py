@@ -16,9 +16,12 @@ import requests
 from airflow_provider_wan.batch.report import Report
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.hooks import wan as hooks
+from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.images.inspect import inspect
 from airflow_provider_wan.operators.wan_images import WanPrepareImagesOperator
-from tests.batch.batch_support import batch, connection, manifest, outcomes, run
+from airflow_provider_wan.utils.images import image_sources, open_images
+from airflow_provider_wan.utils.params import model_of, video_spec_of
+from tests.batch.batch_support import LOG, batch, connection, manifest, outcomes, run
 from tests.image_samples import encoded, exif_with, photo
 from tests.sandboxes import Bucket
 from wan_sandbox.server import Sandbox
@@ -243,6 +246,15 @@ def test_an_image_of_a_wrong_aspect_ratio_is_refused_with_rule_and_value_and_not
     assert sandbox.ledger()["submits"] == []
 
 
+def test_a_row_is_fixed_if_only_its_second_image_is(bucket: Bucket) -> None:
+    bucket.put("a.jpg", image())
+    bucket.put("b.jpg", image(820, 600, exif=exif_with(gps=True)))
+    for dry_run in (True, False):
+        result, summary = prepare([row_of(WAN_3)], WAN_3, dry_run=dry_run)
+        counts = result if dry_run else summary
+        assert (counts["usable_as_they_are"], counts["fixable"]) == (0, 1)
+
+
 def test_every_problem_of_every_image_of_a_row_is_reported(bucket: Bucket) -> None:
     bucket.put("a.jpg", image(4, 4))
     bucket.put("b.jpg", image(3600, 400))
@@ -279,6 +291,27 @@ def test_a_second_image_under_another_signature_is_the_same_video(sandbox: Sandb
     assert outcomes(first) == outcomes(again) == {"landed": 1}
     assert "X-Amz" not in json.dumps([manifest(first), manifest(again)])
     assert len(submitted(sandbox)) == 1
+
+
+@pytest.mark.parametrize("model_id", ["wan-ai/wan-2-2/image-to-video", WAN_3, FIRST_LAST, MINIMAX])
+def test_a_single_submit_of_the_same_images_is_the_same_video(model_id: str, bucket: Bucket) -> None:
+    bucket.put("a.jpg", image())
+    bucket.put("b.jpg", image(820, 600))
+    row, table, hook = row_of(model_id), MODELS[model_id], WanHook("wan_default")
+    model = model_of(model_id, hook, log=LOG)
+    sources = image_sources(model, log=LOG, allow_private=True, gcp_conn_id=None, impersonation_chain=None)
+    second = {table.second: row[table.second]} if table.second else {}
+    spec = video_spec_of(
+        {"prompt": "waves", **dict(table.inputs)},
+        model=model,
+        source=open_images(sources, row["image"], second),
+        variation=None,
+        check_image=True,
+        hook=hook,
+        owner="",
+    )
+    (line,) = manifest(start([row], model_id))
+    assert (line["outcome"], line["fingerprint"]) == ("landed", spec.fingerprint)
 
 
 # -- forms of rows -----------------------------------------------------------------------------------------
