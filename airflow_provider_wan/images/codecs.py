@@ -246,21 +246,8 @@ SUFFIXES = {
 }  # fmt: skip
 #: Suffixes of files commonly taken for images: refused by name instead of silently left out.
 UNUSABLE_SUFFIXES = (
-    "svg",
-    "pdf",
-    "jp2",
-    "j2k",
-    "jxl",
-    "dng",
-    "cr2",
-    "cr3",
-    "nef",
-    "arw",
-    "psd",
-    "eps",
-    "ico",
-    "tga",
-)
+    "svg", "pdf", "jp2", "j2k", "jxl", "dng", "cr2", "cr3", "nef", "arw", "psd", "eps", "ico", "tga",
+)  # fmt: skip
 
 
 def format_of(head: bytes) -> str | None:

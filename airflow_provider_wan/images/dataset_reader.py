@@ -46,38 +46,12 @@ log = getLogger(__name__)
 #: the report then names instead of silently leaving them out.
 IMAGE_SUFFIXES = tuple(f".{suffix}" for suffix in (*SUFFIXES, *UNUSABLE_SUFFIXES))
 _LINE_MANIFESTS = (".csv", ".jsonl", ".ndjson")
+#: Tables and archives: refused by name instead of being taken for a prefix.
 _TABLES = (
-    *(
-        ".tsv",
-        ".tab",
-        ".psv",
-        ".txt",
-        ".json",
-        ".yaml",
-        ".yml",
-        ".xml",
-        ".html",
-        ".xls",
-        ".xlsx",
-        ".xlsm",
-        ".ods",
-    ),
-    *(
-        ".avro",
-        ".orc",
-        ".feather",
-        ".arrow",
-        ".ipc",
-        ".pkl",
-        ".pickle",
-        ".npz",
-        ".h5",
-        ".sqlite",
-        ".db",
-        ".tfrecord",
-    ),
-    *(".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z"),
-)
+    ".tsv", ".tab", ".psv", ".txt", ".json", ".yaml", ".yml", ".xml", ".html", ".xls", ".xlsx", ".xlsm", ".ods",
+    ".avro", ".orc", ".feather", ".arrow", ".ipc", ".pkl", ".pickle", ".npz", ".h5", ".sqlite", ".db", ".tfrecord",
+    ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z",
+)  # fmt: skip
 _BLOCK_BYTES = 1024 * 1024
 #: A file with longer lines is not a manifest.
 _LONGEST_LINE_BYTES = 8 * 1024 * 1024
