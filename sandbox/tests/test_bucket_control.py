@@ -10,11 +10,11 @@ import requests
 from sandbox.tests.bucket_support import BUCKET, MIB, BucketServer, bytes_of
 
 
-def test_the_server_says_that_it_is_up(server: BucketServer) -> None:
+def test_health_route_answers(server: BucketServer) -> None:
     assert server.control("GET", "health") == {"ok": True, "buckets": [BUCKET]}
 
 
-def test_objects_show_how_often_they_were_written(server: BucketServer) -> None:
+def test_objects_route_counts_writes_of_each_name(server: BucketServer) -> None:
     blob = server.bucket().blob("a/x")
     blob.upload_from_string(b"1")
     blob.upload_from_string(b"22", content_type="text/plain")
@@ -51,7 +51,7 @@ def test_calls_and_bytes_are_counted(server: BucketServer) -> None:
     assert "bucket.upload" not in server.calls()["calls"]
 
 
-def test_seeding_makes_many_objects_at_once(server: BucketServer) -> None:
+def test_seeding_creates_many_objects_in_one_call(server: BucketServer) -> None:
     order = {"bucket": "data", "prefix": "in/", "suffix": ".jpg", "count": 1000, "size": 2_000_000}
     assert server.control("POST", "seed", {**order, "content_type": "image/jpeg"}) == {"created": 1000}
     assert server.control("POST", "seed", order) == {"created": 0}
@@ -66,7 +66,7 @@ def test_seeding_makes_many_objects_at_once(server: BucketServer) -> None:
     assert bad.status_code == 400
 
 
-def test_a_reset_forgets_objects_counts_and_files(server: BucketServer) -> None:
+def test_reset_deletes_objects_counts_and_files(server: BucketServer) -> None:
     server.bucket().blob("big").upload_from_string(bytes_of(2 * MIB))
     server.client().create_bucket("extra")
     server.control("POST", "reset")
@@ -77,7 +77,7 @@ def test_a_reset_forgets_objects_counts_and_files(server: BucketServer) -> None:
     assert server.bucket().blob("big").download_as_bytes() == bytes_of(2 * MIB)
 
 
-def test_the_link_can_be_made_slow_and_fast_again(server: BucketServer) -> None:
+def test_link_speed_can_be_limited_and_restored(server: BucketServer) -> None:
     shape = {"latency_s": 0.001, "bytes_per_s": 50e6, "write_interval_s": 0.0}
     assert server.control("POST", "shape", shape) == shape
     blob = server.bucket().blob("shaped")
@@ -88,7 +88,7 @@ def test_the_link_can_be_made_slow_and_fast_again(server: BucketServer) -> None:
     assert bad.status_code == 400
 
 
-def test_faults_are_switched_on_this_port_too(server: BucketServer) -> None:
+def test_fault_rules_can_be_set_on_the_bucket_port(server: BucketServer) -> None:
     server.fault("bucket.list", "quota")
     assert server.faults.rules()[0].fault == "quota"
     refused = requests.post(
@@ -97,7 +97,7 @@ def test_faults_are_switched_on_this_port_too(server: BucketServer) -> None:
     assert refused.status_code == 400
 
 
-def test_files_of_large_objects_go_with_their_objects_and_with_the_server(
+def test_files_of_large_objects_are_deleted_with_the_object_and_the_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def files() -> list[Path]:
@@ -115,5 +115,5 @@ def test_files_of_large_objects_go_with_their_objects_and_with_the_server(
 
 
 @pytest.mark.parametrize("path", ["storage/v1/x", "storage/v1/b/videos/acl", "upload/storage/v1/b/videos/o"])
-def test_a_path_that_is_no_call_is_refused(server: BucketServer, path: str) -> None:
+def test_unknown_control_path_is_refused(server: BucketServer, path: str) -> None:
     assert requests.post(f"{server.url}/{path}", timeout=20).status_code in {400, 404, 405}

@@ -36,7 +36,7 @@ def delete_in_a_batch(server: BucketServer, *names: str) -> None:
 
 
 @pytest.mark.parametrize("call", ["bucket.upload", "bucket.upload.start", "bucket.upload.chunk"])
-def test_an_outage_in_any_step_of_an_upload_is_survived(server: BucketServer, call: str) -> None:
+def test_upload_survives_an_outage_in_any_step(server: BucketServer, call: str) -> None:
     server.fault(call, "status", params={"status": 503}, count=2)
     upload_resumable(server, bytes_of(600_000), retry=QUICK_RETRY, if_generation_match=0)
     assert server.bucket().blob("n").download_as_bytes() == bytes_of(600_000)
@@ -45,14 +45,14 @@ def test_an_outage_in_any_step_of_an_upload_is_survived(server: BucketServer, ca
 
 
 @pytest.mark.parametrize("fault", ["reset", "reset_after", "lost_ack"])
-def test_a_connection_cut_during_a_resumable_upload_is_survived(server: BucketServer, fault: str) -> None:
+def test_resumable_upload_survives_a_cut_connection(server: BucketServer, fault: str) -> None:
     server.fault("bucket.upload.chunk", fault, count=1, skip=1)
     upload_resumable(server, bytes_of(600_000), retry=QUICK_RETRY, if_generation_match=0)
     assert server.bucket().blob("n").download_as_bytes() == bytes_of(600_000)
     assert server.control("GET", f"objects?bucket={BUCKET}")["writes"] == {"n": 1}
 
 
-def test_a_lost_acknowledgement_leaves_the_object_and_tells_nobody(server: BucketServer) -> None:
+def test_lost_response_of_an_upload_leaves_the_object(server: BucketServer) -> None:
     server.fault("bucket.upload", "lost_ack", count=1)
     with pytest.raises(requests.ConnectionError):
         upload(server, if_generation_match=0, retry=None)
@@ -64,7 +64,7 @@ def test_a_lost_acknowledgement_leaves_the_object_and_tells_nobody(server: Bucke
     assert server.names() == ["m", "n"]
 
 
-def test_a_lost_acknowledgement_of_a_delete(server: BucketServer) -> None:
+def test_lost_response_of_a_delete_leaves_no_object(server: BucketServer) -> None:
     upload(server)
     server.fault("bucket.delete", "lost_ack", count=1)
     with pytest.raises(requests.ConnectionError):
@@ -77,7 +77,7 @@ def test_a_lost_acknowledgement_of_a_delete(server: BucketServer) -> None:
     [("precondition", PreconditionFailed), ("quota", TooManyRequests), ("forbidden", Forbidden)],
 )
 @pytest.mark.parametrize("call", ["upload", "get", "metadata", "list", "delete", "update", "compose", "copy"])
-def test_googles_refusals_can_be_had_for_every_call(
+def test_every_call_can_fail_with_googles_errors(
     server: BucketServer, call: str, fault: str, error: type[Exception]
 ) -> None:
     upload(server)
@@ -98,7 +98,7 @@ def test_googles_refusals_can_be_had_for_every_call(
     assert server.names() == ["n"]
 
 
-def test_a_fault_strikes_only_the_objects_that_it_names(server: BucketServer) -> None:
+def test_fault_hits_only_the_objects_it_names(server: BucketServer) -> None:
     server.fault("bucket.*", "status", params={"status": 503, "object_contains": "bad"})
     upload(server, "good")
     with pytest.raises(ServiceUnavailable):
@@ -108,7 +108,7 @@ def test_a_fault_strikes_only_the_objects_that_it_names(server: BucketServer) ->
     assert server.bucket().blob("good").download_as_bytes() == b"data"
 
 
-def test_corruption_on_the_way_to_the_reader_is_found_by_the_client(server: BucketServer) -> None:
+def test_client_detects_corruption_during_a_download(server: BucketServer) -> None:
     upload(server, data=bytes_of(2 * MIB))
     server.fault("bucket.get", "corrupt", count=1)
     with pytest.raises(DataCorruption):
@@ -117,7 +117,7 @@ def test_corruption_on_the_way_to_the_reader_is_found_by_the_client(server: Buck
 
 
 @pytest.mark.parametrize("size", [10, 2 * MIB])
-def test_corruption_of_what_is_stored_is_found_by_every_reader(server: BucketServer, size: int) -> None:
+def test_every_reader_detects_corrupt_stored_bytes(server: BucketServer, size: int) -> None:
     server.fault("bucket.upload", "corrupt", count=1)
     upload(server, data=bytes_of(size))
     for _ in range(2):
@@ -125,7 +125,7 @@ def test_corruption_of_what_is_stored_is_found_by_every_reader(server: BucketSer
             server.bucket().blob("n").download_as_bytes()
 
 
-def test_corruption_on_the_way_in_is_refused_where_a_checksum_was_sent(server: BucketServer) -> None:
+def test_corrupt_upload_with_a_checksum_is_refused(server: BucketServer) -> None:
     server.fault("bucket.upload", "corrupt", params={"at": "wire"})
     with pytest.raises(BadRequest):
         upload(server, checksum="crc32c")
@@ -134,7 +134,7 @@ def test_corruption_on_the_way_in_is_refused_where_a_checksum_was_sent(server: B
     assert server.names() == []
 
 
-def test_more_than_an_update_a_second_of_one_object_is_refused(server: BucketServer) -> None:
+def test_second_update_of_an_object_within_a_second_is_refused(server: BucketServer) -> None:
     server.fault("bucket.upload", "write_rate", params={"interval_s": 600})
     upload(server, "one")
     upload(server, "two")
@@ -147,7 +147,7 @@ def test_more_than_an_update_a_second_of_one_object_is_refused(server: BucketSer
         server.bucket().blob("one").delete(retry=None)
 
 
-def test_a_resumable_upload_that_met_the_write_rate_can_be_finished_later(server: BucketServer) -> None:
+def test_resumable_upload_refused_by_the_write_rate_can_be_finished_later(server: BucketServer) -> None:
     upload(server)
     server.fault("bucket.upload", "write_rate", params={"interval_s": 600}, count=2)
     upload_resumable(server, bytes_of(600_000), retry=QUICK_RETRY)
@@ -168,7 +168,7 @@ def test_slow_and_cut_downloads(server: BucketServer, fault: str) -> None:
     assert found == bytes_of(1000)
 
 
-def test_a_storm_loses_no_write(server: BucketServer) -> None:
+def test_no_write_is_lost_under_many_faults(server: BucketServer) -> None:
     for fault in ("status", "reset", "quota", "reset_after"):
         server.fault("bucket.*", fault, rate=0.1)
     for number in range(20):
@@ -177,7 +177,7 @@ def test_a_storm_loses_no_write(server: BucketServer) -> None:
     assert len(server.names()) == 20
 
 
-def test_a_fault_of_a_batch_strikes_its_part(server: BucketServer) -> None:
+def test_fault_hits_one_part_of_a_batch(server: BucketServer) -> None:
     upload(server, "a")
     upload(server, "b")
     server.fault("bucket.delete", "forbidden", params={"object_contains": "b"})

@@ -27,12 +27,12 @@ def listed(server: BucketServer, **query: object) -> list[str]:
     return [blob.name for blob in server.client().list_blobs(BUCKET, **query)]
 
 
-def test_names_come_in_the_order_of_their_bytes(server: BucketServer) -> None:
+def test_listing_is_sorted_by_the_bytes_of_the_names(server: BucketServer) -> None:
     assert listed(server) == sorted(NAMES, key=str.encode)
 
 
 @pytest.mark.parametrize("page_size", [1, 2, 3, 100])
-def test_pages_put_together_are_the_whole(server: BucketServer, page_size: int) -> None:
+def test_pages_together_contain_every_object_once(server: BucketServer, page_size: int) -> None:
     pages = list(server.client().list_blobs(BUCKET, prefix="a", page_size=page_size).pages)
     assert [blob.name for page in pages for blob in page] == ["a", "a/1", "a/2", "a/b/1", "a/b/2"]
     assert len(pages) == -(-5 // page_size)
@@ -56,7 +56,7 @@ def test_a_delimiter_folds_names_into_prefixes(
     assert found.prefixes == folders
 
 
-def test_offsets_bound_a_listing(server: BucketServer) -> None:
+def test_start_and_end_offset_limit_a_listing(server: BucketServer) -> None:
     assert listed(server, start_offset="a/2", end_offset="b/y") == ["a/2", "a/b/1", "a/b/2", "b/x.mp4"]
 
 
@@ -70,11 +70,11 @@ def test_offsets_bound_a_listing(server: BucketServer) -> None:
         ("[!a]", ["c", "🎬"]),
     ],
 )
-def test_a_glob_chooses_names(server: BucketServer, glob: str, names: list[str]) -> None:
+def test_match_glob_filters_names(server: BucketServer, glob: str, names: list[str]) -> None:
     assert listed(server, match_glob=glob) == names
 
 
-def test_a_listing_shows_metadata_too(server: BucketServer) -> None:
+def test_listing_includes_metadata(server: BucketServer) -> None:
     blob = next(iter(server.client().list_blobs(BUCKET, prefix="b/x")))
     assert (blob.size, blob.generation) == (7, server.bucket().get_blob("b/x.mp4").generation)
 
@@ -91,25 +91,25 @@ def test_a_hundred_thousand_objects_come_in_pages_of_a_thousand(server: BucketSe
     assert (count, pages) == (4000, 4)
 
 
-def test_folders_of_a_large_bucket_are_jumped_over(server: BucketServer) -> None:
+def test_listing_of_folders_skips_their_objects(server: BucketServer) -> None:
     found = server.client().list_blobs("many", delimiter="/")
     assert list(found) == []
     assert found.prefixes == {"p/", "q/"}
 
 
-def test_listing_no_bucket_is_not_found(server: BucketServer) -> None:
+def test_listing_a_missing_bucket_is_not_found(server: BucketServer) -> None:
     with pytest.raises(NotFound):
         list(server.client().list_blobs("nowhere"))
 
 
 @pytest.mark.parametrize("query", ["maxResults=many", "maxResults=-1", "pageToken=%21"])
-def test_a_query_that_cannot_be_read_is_refused(server: BucketServer, query: str) -> None:
+def test_invalid_listing_query_is_refused(server: BucketServer, query: str) -> None:
     answer = requests.get(f"{server.url}/storage/v1/b/{BUCKET}/o?{query}", timeout=20)
     assert answer.status_code == 400
 
 
 @pytest.mark.parametrize("prefix", ["a/", "z", "\U0010ffff", "a\U0010ffff", "\ud7ff"])
-def test_what_follows_a_prefix_is_behind_all_of_it(prefix: str) -> None:
+def test_successor_of_a_prefix_sorts_after_all_its_names(prefix: str) -> None:
     behind = successor(prefix)
     assert behind > prefix + "\U0010ffff" * 3
     assert read_token(write_token(behind)) == behind

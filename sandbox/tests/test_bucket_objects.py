@@ -11,7 +11,7 @@ from google.api_core.exceptions import BadRequest, Conflict, NotFound, Precondit
 from sandbox.tests.bucket_support import BUCKET, MIB, BucketServer, bytes_of
 
 
-def test_a_bucket_is_made_listed_and_removed_when_empty(server: BucketServer) -> None:
+def test_bucket_is_created_listed_and_removed_when_empty(server: BucketServer) -> None:
     client = server.client()
     bucket = client.create_bucket("fresh", location="EU")
     assert client.get_bucket("fresh").location == "EU"
@@ -38,7 +38,7 @@ def test_a_buckets_metadata_is_changed(server: BucketServer) -> None:
     assert seen.test_iam_permissions(["storage.objects.create"]) == ["storage.objects.create"]
 
 
-def test_a_metadata_patch_leaves_the_generation_as_it_was(server: BucketServer) -> None:
+def test_metadata_patch_keeps_the_generation(server: BucketServer) -> None:
     blob = server.bucket().blob("meta")
     blob.metadata = {"keep": "1", "drop": "2"}
     blob.upload_from_string(b"data", content_type="text/plain")
@@ -65,7 +65,7 @@ def test_an_update_replaces_all_metadata(server: BucketServer) -> None:
     assert (seen.cache_control, seen.metadata) == (None, {"only": "this"})
 
 
-def test_a_delete_obeys_its_condition(server: BucketServer) -> None:
+def test_delete_checks_its_precondition(server: BucketServer) -> None:
     blob = server.bucket().blob("gone")
     blob.upload_from_string(b"1")
     old = blob.generation
@@ -78,7 +78,7 @@ def test_a_delete_obeys_its_condition(server: BucketServer) -> None:
     assert server.control("GET", f"objects?bucket={BUCKET}")["writes"] == {"gone": 2}
 
 
-def test_of_many_who_swap_the_same_generation_exactly_one_wins(server: BucketServer) -> None:
+def test_one_of_many_concurrent_swaps_of_a_generation_succeeds(server: BucketServer) -> None:
     blob = server.bucket().blob("journal")
     blob.upload_from_string(b"claim")
     generation = blob.generation
@@ -96,7 +96,7 @@ def test_of_many_who_swap_the_same_generation_exactly_one_wins(server: BucketSer
     assert server.bucket().blob("journal").download_as_bytes() == str(won.index(True)).encode()
 
 
-def test_a_copy_has_the_same_bytes_and_a_generation_of_its_own(server: BucketServer) -> None:
+def test_copy_has_the_same_bytes_and_a_new_generation(server: BucketServer) -> None:
     bucket = server.bucket()
     other = server.client().create_bucket("other")
     source = bucket.blob("dir/source")
@@ -117,7 +117,7 @@ def test_a_copy_has_the_same_bytes_and_a_generation_of_its_own(server: BucketSer
     assert other.blob("third").download_as_bytes() == bytes_of(2 * MIB)
 
 
-def test_a_move_leaves_nothing_behind(server: BucketServer) -> None:
+def test_move_removes_the_source(server: BucketServer) -> None:
     bucket = server.bucket()
     bucket.blob("old").upload_from_string(b"data")
     bucket.move_blob(bucket.blob("old"), "new/name")

@@ -44,7 +44,7 @@ def changed(url: str, **query: str) -> str:
 
 @pytest.mark.parametrize("size", [100_000, 3 * MIB])
 @pytest.mark.parametrize(("start", "end"), [(0, 0), (5, 9), (90_000, None), (None, 99), (99_999, 10**9)])
-def test_a_range_is_exactly_what_was_asked_for(
+def test_range_returns_exactly_the_requested_bytes(
     server: BucketServer, size: int, start: int | None, end: int | None
 ) -> None:
     data = bytes_of(size)
@@ -54,7 +54,7 @@ def test_a_range_is_exactly_what_was_asked_for(
     assert server.bucket().blob("ranged").download_as_bytes(start=start, end=end) == expected
 
 
-def test_a_download_in_chunks_puts_the_object_together(server: BucketServer) -> None:
+def test_download_in_chunks_returns_the_whole_object(server: BucketServer) -> None:
     data = bytes_of(3 * MIB + 11)
     server.bucket().blob("chunked").upload_from_string(data)
     sink = io.BytesIO()
@@ -63,7 +63,7 @@ def test_a_download_in_chunks_puts_the_object_together(server: BucketServer) -> 
     assert server.calls()["bytes_read"] == len(data)
 
 
-def test_ranges_as_http_has_them(server: BucketServer) -> None:
+def test_ranges_follow_http(server: BucketServer) -> None:
     server.bucket().blob("r").upload_from_string(b"0123456789")
     url = f"{server.url}/{BUCKET}/r"
     suffix = get(url, Range="bytes=-3")
@@ -77,7 +77,7 @@ def test_ranges_as_http_has_them(server: BucketServer) -> None:
         server.bucket().blob("r").download_as_bytes(start=50)
 
 
-def test_a_range_of_another_state_of_the_object_gives_the_whole(server: BucketServer) -> None:
+def test_range_with_an_outdated_if_range_returns_the_whole_object(server: BucketServer) -> None:
     blob = server.bucket().blob("r")
     blob.upload_from_string(b"0123456789")
     url = f"{server.url}/{BUCKET}/r"
@@ -88,7 +88,7 @@ def test_a_range_of_another_state_of_the_object_gives_the_whole(server: BucketSe
     assert (whole.status_code, whole.content) == (200, b"abcdefghij")
 
 
-def test_a_download_tells_what_it_is(server: BucketServer) -> None:
+def test_download_headers_describe_the_object(server: BucketServer) -> None:
     blob = server.bucket().blob("told")
     blob.cache_control = "max-age=5"
     blob.upload_from_string(b"hello", content_type="text/plain")
@@ -122,7 +122,7 @@ def test_conditions_on_a_download(server: BucketServer) -> None:
     assert fresh.download_as_bytes() == b"two"
 
 
-def test_a_missing_object_is_not_found_in_googles_words(server: BucketServer) -> None:
+def test_missing_object_returns_googles_not_found_error(server: BucketServer) -> None:
     with pytest.raises(NotFound):
         server.bucket().blob("nothing").download_as_bytes()
     error = get(f"{server.url}/storage/v1/b/{BUCKET}/o/nothing").json()["error"]
@@ -134,7 +134,7 @@ def test_a_missing_object_is_not_found_in_googles_words(server: BucketServer) ->
     assert b"<Code>NoSuchKey</Code>" in get(f"{server.url}/{BUCKET}/nothing").content
 
 
-def test_gzip_is_served_as_it_is_to_those_who_take_it_and_unzipped_to_others(server: BucketServer) -> None:
+def test_gzip_objects_are_decompressed_for_clients_that_do_not_accept_gzip(server: BucketServer) -> None:
     text = bytes_of(2 * MIB)
     blob = server.bucket().blob("zipped")
     blob.content_encoding = "gzip"
@@ -147,7 +147,7 @@ def test_gzip_is_served_as_it_is_to_those_who_take_it_and_unzipped_to_others(ser
     assert plain.headers["X-Goog-Stored-Content-Encoding"] == "gzip"
 
 
-def test_a_public_link_needs_no_token_and_a_private_bucket_refuses_it(server: BucketServer) -> None:
+def test_public_link_needs_no_token_and_a_private_bucket_refuses_it(server: BucketServer) -> None:
     blob = server.bucket().blob("dir/clip one.mp4")
     blob.metadata = {"request-id": "r-1"}
     blob.upload_from_string(b"video")
@@ -191,7 +191,7 @@ def test_a_signed_link_opens_a_private_bucket_until_it_expires(server: BucketSer
     assert get(changed(url, **{"X-Goog-Algorithm": "ROT13"})).status_code == 400
 
 
-def test_a_signed_link_takes_an_upload(server: BucketServer, signer: Any) -> None:
+def test_signed_link_accepts_an_upload(server: BucketServer, signer: Any) -> None:
     blob = server.bucket().blob("put.jpg")
     url = blob.generate_signed_url(
         version="v4",
@@ -210,7 +210,7 @@ def test_a_signed_link_takes_an_upload(server: BucketServer, signer: Any) -> Non
     assert requests.put(url, data=b"other", headers=fresh_only, timeout=20).status_code == 412
 
 
-def test_many_downloads_at_once_each_get_their_own_bytes(server: BucketServer) -> None:
+def test_concurrent_downloads_each_get_their_own_bytes(server: BucketServer) -> None:
     bucket = server.bucket()
     bodies = {f"n{number}": bytes([number]) * (MIB + number * 1000) for number in range(8)}
     for name, body in bodies.items():
@@ -220,7 +220,7 @@ def test_many_downloads_at_once_each_get_their_own_bytes(server: BucketServer) -
     assert found == bodies
 
 
-def test_an_object_that_is_replaced_during_a_download_is_read_to_its_end(server: BucketServer) -> None:
+def test_download_of_an_object_replaced_meanwhile_completes(server: BucketServer) -> None:
     old, new = b"a" * (5 * MIB), b"b" * (5 * MIB)
     blob = server.bucket().blob("moving")
     blob.upload_from_string(old)

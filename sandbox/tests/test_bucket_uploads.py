@@ -28,7 +28,7 @@ def crc32c_of(data: bytes) -> str:
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, MIB, 3 * MIB + 17])
-def test_a_small_upload_comes_back_as_it_was(server: BucketServer, size: int) -> None:
+def test_small_upload_is_read_back_unchanged(server: BucketServer, size: int) -> None:
     data = bytes_of(size)
     blob = server.bucket().blob("a/b c/ü.bin")
     blob.upload_from_string(data, content_type="video/mp4")
@@ -38,7 +38,7 @@ def test_a_small_upload_comes_back_as_it_was(server: BucketServer, size: int) ->
 
 
 @pytest.mark.parametrize("size", [20 * MIB + 5, 16 * MIB])
-def test_a_resumable_upload_in_chunks_comes_back_as_it_was(server: BucketServer, size: int) -> None:
+def test_resumable_upload_in_chunks_is_read_back_unchanged(server: BucketServer, size: int) -> None:
     data = bytes_of(size)
     blob = server.bucket().blob("big.bin", chunk_size=4 * MIB)
     blob.upload_from_file(io.BytesIO(data), size=size, content_type="video/mp4", if_generation_match=0)
@@ -74,7 +74,7 @@ def test_metadata_sent_with_an_upload_is_kept(server: BucketServer) -> None:
     assert (seen.storage_class, seen.metageneration) == ("STANDARD", 1)
 
 
-def test_generations_only_grow(server: BucketServer) -> None:
+def test_generations_only_increase(server: BucketServer) -> None:
     blob, seen = server.bucket().blob("again"), []
     for number in range(20):
         blob.upload_from_string(str(number))
@@ -82,7 +82,7 @@ def test_generations_only_grow(server: BucketServer) -> None:
     assert seen == sorted(set(seen))
 
 
-def test_a_media_upload_is_the_body_alone(server: BucketServer) -> None:
+def test_media_upload_stores_the_body(server: BucketServer) -> None:
     url = f"{server.url}/upload/storage/v1/b/{BUCKET}/o"
     answer = requests.post(
         url,
@@ -110,9 +110,7 @@ def test_bytes_that_differ_from_the_clients_checksum_are_refused(server: BucketS
 
 
 @pytest.mark.parametrize("is_resumable", [False, True])
-def test_of_many_writers_that_demand_a_new_object_exactly_one_wins(
-    server: BucketServer, is_resumable: bool
-) -> None:
+def test_one_of_many_concurrent_creations_succeeds(server: BucketServer, is_resumable: bool) -> None:
     writers = 6
     barrier = Barrier(writers)
     data = [bytes([number]) * (600 * 1024) for number in range(writers)]
@@ -153,7 +151,7 @@ def start_session(server: BucketServer, name: str, if_generation_match: int | No
     return str(blob.create_resumable_upload_session(if_generation_match=if_generation_match))
 
 
-def test_an_interrupted_resumable_upload_goes_on_where_the_server_says(server: BucketServer) -> None:
+def test_interrupted_resumable_upload_continues_at_the_servers_offset(server: BucketServer) -> None:
     data, unit = bytes_of(700 * 1024), 256 * 1024
     session = start_session(server, "resumed")
     ask = {"Content-Range": f"bytes */{len(data)}"}
@@ -189,7 +187,7 @@ def send_half_a_chunk_and_leave(session: str, data: bytes, *, start: int) -> Non
         connection.sendall(head.encode() + data[start : start + 300_000])
 
 
-def test_a_cancelled_resumable_upload_is_gone(server: BucketServer) -> None:
+def test_cancelled_resumable_upload_leaves_no_object(server: BucketServer) -> None:
     session = start_session(server, "cancelled")
     assert requests.delete(session, timeout=20).status_code == 499
     again = requests.put(session, data=b"abc", headers={"Content-Range": "bytes 0-2/3"}, timeout=20)
@@ -197,7 +195,7 @@ def test_a_cancelled_resumable_upload_is_gone(server: BucketServer) -> None:
     assert server.names() == []
 
 
-def test_an_upload_that_breaks_off_leaves_nothing(server: BucketServer) -> None:
+def test_aborted_upload_leaves_no_object(server: BucketServer) -> None:
     address = urlsplit(server.url)
     head = (
         f"POST /upload/storage/v1/b/{BUCKET}/o?uploadType=media&name=cut HTTP/1.1\r\n"
@@ -208,7 +206,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(server: BucketServer) -> None:
     assert server.names() == []
 
 
-def test_an_upload_into_no_bucket_is_not_found(server: BucketServer) -> None:
+def test_upload_to_a_missing_bucket_is_not_found(server: BucketServer) -> None:
     with pytest.raises(NotFound):
         server.bucket("nowhere").blob("x").upload_from_string(b"x")
     with pytest.raises(NotFound):
@@ -216,7 +214,7 @@ def test_an_upload_into_no_bucket_is_not_found(server: BucketServer) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "line\nbreak", ".."])
-def test_a_name_that_cloud_storage_refuses_is_refused(server: BucketServer, name: str) -> None:
+def test_name_that_cloud_storage_refuses_is_refused(server: BucketServer, name: str) -> None:
     url = f"{server.url}/upload/storage/v1/b/{BUCKET}/o"
     answer = requests.post(url, params={"uploadType": "media", "name": name}, data=b"x", timeout=20)
     assert answer.status_code == 400
@@ -227,7 +225,7 @@ HEAD = b'--b1\r\nContent-Type: application/json\r\n\r\n{"name": "n"}\r\n--b1\r\n
 
 @pytest.mark.parametrize("step", [1, 2, 7, 1000])
 @pytest.mark.parametrize("payload", [b"", b"\r\n", b"\r\n--b", b"--b1", b"a\r\n\r\nb\n--b2", b"\r\r\n" * 50])
-def test_a_multipart_body_is_taken_apart_wherever_it_is_cut(step: int, payload: bytes) -> None:
+def test_multipart_body_is_parsed_at_any_chunk_size(step: int, payload: bytes) -> None:
     body = HEAD + payload + b"\r\n--b1--\r\n"
     parser = RelatedParser('multipart/related; boundary="b1"')
     found = b"".join(parser.feed(body[at : at + step]) for at in range(0, len(body), step))
@@ -239,7 +237,7 @@ def test_a_multipart_body_is_taken_apart_wherever_it_is_cut(step: int, payload: 
     "body",
     [HEAD + b"abc", HEAD + b"abc\r\n--b1\r\n\r\nmore\r\n--b1--", b"--b1\r\n\r\n{no json\r\n--b1\r\n\r\n"],
 )
-def test_a_multipart_body_that_is_not_whole_is_refused(body: bytes) -> None:
+def test_incomplete_multipart_body_is_refused(body: bytes) -> None:
     def read() -> None:
         parser = RelatedParser("multipart/related; boundary=b1")
         parser.feed(body)

@@ -36,25 +36,25 @@ def test_calls_of_a_web_page_are_refused(address: str, method: str, headers: dic
         assert "Access-Control-Allow-Origin" not in answer.headers
 
 
-def test_an_encoded_path_is_guarded_too(address: str) -> None:
+def test_encoded_control_path_is_guarded(address: str) -> None:
     url = f"{address}/%5fsandbox/reset"
     assert requests.post(url, headers={"Origin": "null"}, timeout=20).status_code == 403
 
 
-def test_programs_and_the_sandbox_s_own_pages_are_served(address: str) -> None:
+def test_programs_and_pages_of_the_sandbox_are_served(address: str) -> None:
     port = address.rpartition(":")[2]
     for headers in ({}, {"Origin": address}, {"Host": f"localhost:{port}"}, {"Host": f"[::1]:{port}"}):
         answer = requests.get(f"{address}/_sandbox/health", headers=headers, timeout=20)
         assert (answer.status_code, answer.json()["ok"]) == (200, True)
 
 
-def test_other_names_are_allowed_by_option() -> None:
+def test_option_allows_other_host_names() -> None:
     with Sandbox(control_hosts=("sandbox.internal",), video_bytes=50_000) as sandbox:
         for url in (sandbox.url, sandbox.bucket_url):
             headers = {"Host": "Sandbox.Internal:8787"}
             assert requests.get(f"{url}/_sandbox/health", headers=headers, timeout=20).status_code == 200
 
 
-def test_the_api_itself_takes_any_host(sandbox: Sandbox) -> None:
+def test_model_api_accepts_any_host(sandbox: Sandbox) -> None:
     headers = {"Host": "model-api.example.com", "Authorization": f"Bearer {sandbox.token}"}
     assert requests.get(f"{sandbox.url}/v1/models", headers=headers, timeout=20).status_code == 200

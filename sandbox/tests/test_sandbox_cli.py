@@ -35,7 +35,7 @@ def program(*options: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_says_where_it_is_and_stops_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+def test_program_prints_its_addresses_and_stops_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     file = tmp_path / "state.json"
     options = ["--port", "0", "--bucket-port", "0", "--state-file", str(file), "--bucket", "mine"]
     with program(*options, "--fault", "balance:status:status=500") as running:
@@ -61,7 +61,7 @@ def test_it_says_where_it_is_and_stops_cleanly(tmp_path: Path, number: signal.Si
         assert f"export {name}=" in out
 
 
-def test_what_it_prints_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
+def test_printed_variables_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
     env = {"AIRFLOW_CONN_WAN_DEFAULT": json.dumps({"password": "it's"})}
     text = cli.welcome(cli.Settings(), "http://a", "http://b", env)
     [export] = [line for line in text.splitlines() if line.startswith("export")]
@@ -74,7 +74,7 @@ def test_what_it_prints_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
     assert shown.stdout == env["AIRFLOW_CONN_WAN_DEFAULT"]
 
 
-def test_a_taken_port_is_said_without_a_traceback() -> None:
+def test_taken_port_is_reported_without_a_traceback() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = subprocess.run(
@@ -99,7 +99,7 @@ def test_a_taken_port_is_said_without_a_traceback() -> None:
         (["--video-bytes", "10"], 1, "video-bytes must be"),
     ],
 )
-def test_wrong_options_are_said_plainly(
+def test_invalid_options_are_reported(
     capsys: pytest.CaptureFixture[str], options: list[str], code: int, says: str
 ) -> None:
     try:
@@ -110,7 +110,7 @@ def test_wrong_options_are_said_plainly(
     assert says in capsys.readouterr().err
 
 
-def test_a_missing_pyav_is_said_with_the_extra_that_brings_it(tmp_path: Path) -> None:
+def test_missing_pyav_error_names_the_extra(tmp_path: Path) -> None:
     script = (
         "import importlib.util as u, sys; find = u.find_spec\n"
         "u.find_spec = lambda name, *more: None if name == 'av' else find(name, *more)\n"
@@ -121,7 +121,7 @@ def test_a_missing_pyav_is_said_with_the_extra_that_brings_it(tmp_path: Path) ->
     assert 'pip install "airflow-provider-wan[sandbox]"' in done.stderr
 
 
-def test_a_sandbox_beside_a_test_points_everything_at_itself() -> None:
+def test_sandbox_env_points_every_client_at_it() -> None:
     with Sandbox(token="mine", check_images=False) as sandbox:
         env = sandbox.env()
         assert env["STORAGE_EMULATOR_HOST"] == sandbox.bucket_url
@@ -136,14 +136,14 @@ def test_a_sandbox_beside_a_test_points_everything_at_itself() -> None:
         urlopen(url)
 
 
-def test_loopback_is_kept_from_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loopback_bypasses_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:3128")
     monkeypatch.setenv("NO_PROXY", "intern.example.com")
     with Sandbox(check_images=False) as sandbox:
         assert sandbox.env()["NO_PROXY"] == "intern.example.com,127.0.0.1,localhost"
 
 
-def test_settings_that_cannot_be_are_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="concurrency"):
         Sandbox(concurrency=0)
     with pytest.raises(TypeError):

@@ -30,11 +30,11 @@ def test_the_page_names_every_option(capsys: pytest.CaptureFixture[str]) -> None
     assert sorted(option for option in options if option not in PAGE) == []
 
 
-def test_the_command_line_takes_every_setting() -> None:
+def test_command_line_accepts_every_setting() -> None:
     options = vars(cli.parser().parse_args([]))
     assert {field.name for field in fields(Settings)} == set(options) - {"state_file"}
 
 
-def test_the_page_names_everything_of_the_ledger(sandbox: Sandbox) -> None:
+def test_page_names_every_key_of_the_ledger(sandbox: Sandbox) -> None:
     missing = set(sandbox.ledger()) - WORDS - {"purchases_count"}
     assert missing == set()

@@ -32,13 +32,13 @@ def book() -> FaultBook:
         ({"rate": 0.0}, [False, False, False, False]),
     ],
 )
-def test_a_rule_hits_as_often_as_it_says(rule: dict[str, Any], hits: list[bool]) -> None:
+def test_rule_hits_as_often_as_it_says(rule: dict[str, Any], hits: list[bool]) -> None:
     faults = book()
     faults.add("status", "reset", **rule)
     assert [faults.pick("status") is not None for _ in hits] == hits
 
 
-def test_a_rate_is_a_share_and_can_be_repeated() -> None:
+def test_rate_is_a_share_of_calls_and_repeatable() -> None:
     def run() -> list[bool]:
         faults = book()
         faults.add("status", "reset", rate=0.3)
@@ -59,13 +59,13 @@ def test_a_rate_is_a_share_and_can_be_repeated() -> None:
         ("submit", "bucket.*", False),
     ],
 )
-def test_calls_are_named_or_globbed(call: str, rule: str, is_hit: bool) -> None:
+def test_rules_match_calls_by_name_or_glob(call: str, rule: str, is_hit: bool) -> None:
     faults = book()
     faults.add(rule, "reset")
     assert (faults.pick(call) is not None) is is_hit
 
 
-def test_a_rule_can_be_about_one_request_or_one_text() -> None:
+def test_rule_can_match_one_request_or_one_text() -> None:
     faults = book()
     faults.add("status", "reset", request_id="a")
     faults.add("status", "status", params={"prompt_contains": "cat"})
@@ -75,7 +75,7 @@ def test_a_rule_can_be_about_one_request_or_one_text() -> None:
     assert faults.pick("status", "b", {"prompt": "a cat"}).fault == "status"  # type: ignore[union-attr]
 
 
-def test_the_first_rule_that_fires_wins_and_a_used_up_one_lets_the_next() -> None:
+def test_first_rule_that_fires_wins_until_it_is_used_up() -> None:
     faults = book()
     faults.add("*", "reset", count=1)
     faults.add("status", "status")
@@ -102,7 +102,7 @@ def test_the_first_rule_that_fires_wins_and_a_used_up_one_lets_the_next() -> Non
         ),
     ],
 )
-def test_the_command_line_writes_rules_as_text(text: str, rule: dict[str, Any]) -> None:
+def test_command_line_rules_are_parsed(text: str, rule: dict[str, Any]) -> None:
     assert parse_rule(text) == rule
 
 
@@ -120,14 +120,14 @@ def test_the_command_line_writes_rules_as_text(text: str, rule: dict[str, Any]) 
         ("status:reset:count=many", "must be numbers"),
     ],
 )
-def test_a_rule_that_cannot_work_is_refused_with_a_reason(text: str, says: str) -> None:
+def test_impossible_rule_is_refused_with_a_reason(text: str, says: str) -> None:
     faults = book()
     with pytest.raises(FaultError) as error:
         faults.add_json(parse_rule(text))
     assert says in str(error.value) or "no parameter" in str(error.value)
 
 
-def test_a_rule_for_all_calls_leaves_alone_those_that_its_fault_means_nothing_to() -> None:
+def test_rule_for_all_calls_skips_calls_its_fault_does_not_apply_to() -> None:
     faults = book()
     rule = faults.add("*", "no_id", count=1)
     assert faults.pick("status") is None

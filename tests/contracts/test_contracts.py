@@ -322,7 +322,7 @@ MADE: dict[str, Callable[[Sandbox, Bucket], Any]] = {
 
 
 @each("made")
-def test_what_tasks_and_triggers_make(
+def test_outputs_of_tasks_and_triggers(
     sandbox: Sandbox, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     connect(monkeypatch, sandbox, timeout=2, not_found_patience=0.05)
@@ -330,7 +330,7 @@ def test_what_tasks_and_triggers_make(
 
 
 @each("triggers")
-def test_triggers_serialize_as_ever(case: str) -> None:
+def test_triggers_serialize_unchanged(case: str) -> None:
     kwargs = PINNED["triggers"][case]
     assert plain(named(case.replace(".Wan", ":Wan"))(**kwargs).serialize()) == [case, kwargs]
 

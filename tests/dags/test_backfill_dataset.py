@@ -71,7 +71,7 @@ def videos() -> list[str]:
     return [blob.name for blob in found if blob.name.endswith(".mp4")]
 
 
-def test_every_day_becomes_videos_once_however_often_it_runs(dag: DAG, sandbox: Sandbox) -> None:
+def test_every_day_is_generated_once_however_often_it_runs(dag: DAG, sandbox: Sandbox) -> None:
     for day in DAYS:
         state, _ = run(dag, day)
         assert state == "success"
@@ -85,7 +85,7 @@ def test_every_day_becomes_videos_once_however_often_it_runs(dag: DAG, sandbox: 
     assert len(sandbox.ledger()["purchases"]) == 5
 
 
-def test_a_run_without_a_logical_date_takes_the_present_day(dag: DAG, sandbox: Sandbox) -> None:
+def test_run_without_a_logical_date_uses_the_current_day(dag: DAG, sandbox: Sandbox) -> None:
     from google.cloud import storage
 
     for day in (pendulum.now("UTC"), pendulum.now("UTC").add(days=1)):  # midnight may come in between
@@ -101,7 +101,7 @@ def test_unpausing_runs_no_day_of_the_past_and_each_day_has_a_small_limit(dag: D
     assert dag.params["max_cost_usd"] <= 10
 
 
-def test_a_day_that_reaches_its_limit_reports_what_is_left(dag: DAG, sandbox: Sandbox) -> None:
+def test_day_that_reaches_its_limit_reports_the_remaining_images(dag: DAG, sandbox: Sandbox) -> None:
     state, (summary,) = run(dag, DAYS[0], max_cost_usd=0.3)
     assert state == "failed"
     assert summary["landed"] == summary["left"] == 1

@@ -123,7 +123,7 @@ def _answer(option: str) -> None:
 )
 @pytest.mark.usefixtures("airflow_db", "dataset")
 @pytest.mark.parametrize(("option", "prepared"), [("Approve", "success"), ("Reject", "skipped")])
-def test_a_person_decides_about_the_cost(
+def test_person_approves_or_rejects_the_cost(
     option: str, prepared: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dag: DAG = load("wan_dataset_prepare_approved", monkeypatch).dag

@@ -30,7 +30,7 @@ def dags(airflow_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> D
     return DagFolder(folder, monkeypatch)
 
 
-def test_a_refused_image_does_not_keep_the_paid_ones_from_landing(
+def test_paid_videos_land_although_another_image_is_refused(
     dags: DagFolder, sandbox: Sandbox, bucket: Bucket
 ) -> None:
     run = dags.write(CHAIN.replace("{good}", INPUTS["img_url"]))()

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PHOTO = ROOT / "demo" / "photos" / "coffee.jpg"
 
 
-def test_a_landing_leaves_an_event_that_says_what_landed(
+def test_landing_creates_an_asset_event_that_describes_the_video(
     airflow_db: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from airflow.models.asset import AssetEvent

@@ -53,14 +53,14 @@ def run(dag: DAG, image_url: str) -> tuple[dict[str, str], Any]:
     return {name: str(ti.state) for name, ti in tasks.items()}, taken_back
 
 
-def test_a_video_that_was_waited_for_is_left_alone(dag: DAG, sandbox: Sandbox, image_url: str) -> None:
+def test_finished_request_is_not_cancelled(dag: DAG, sandbox: Sandbox, image_url: str) -> None:
     states, taken_back = run(dag, image_url)
     assert states == dict.fromkeys(("submit", "wait", "land", "cancel"), "success")
     assert taken_back["cancelled"] is False
     assert len(sandbox.ledger()["purchases"]) == 1
 
 
-def test_a_queued_request_is_taken_back_when_its_run_fails(
+def test_queued_request_is_cancelled_when_its_run_fails(
     dag: DAG, sandbox: Sandbox, image_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection = json.loads(sandbox.env()["AIRFLOW_CONN_WAN_DEFAULT"])

@@ -51,7 +51,7 @@ def test_usable_images_land_and_unusable_ones_cost_nothing_and_skip_only_themsel
     assert "360" in rules[1]
 
 
-def test_each_day_takes_the_next_images_and_starts_over_at_the_end(sandbox: Sandbox, bucket: Bucket) -> None:
+def test_each_day_uses_the_next_images_and_restarts_after_the_last(sandbox: Sandbox, bucket: Bucket) -> None:
     images = catalogue(bucket, *USABLE)
     for days in range(2):
         assert run_day(images, DAY.add(days=days), per_day=2).state == "success"
@@ -60,7 +60,7 @@ def test_each_day_takes_the_next_images_and_starts_over_at_the_end(sandbox: Sand
     assert len(set(taken)) == 3
 
 
-def test_a_rerun_of_a_day_buys_nothing_and_the_next_round_buys_a_new_take(
+def test_rerun_of_a_day_buys_nothing_and_the_next_round_buys_new_videos(
     sandbox: Sandbox, bucket: Bucket
 ) -> None:
     images = catalogue(bucket, USABLE[0])
@@ -72,7 +72,7 @@ def test_a_rerun_of_a_day_buys_nothing_and_the_next_round_buys_a_new_take(
     assert videos(bucket) == ["2026/03/01/astronaut.mp4", "2026/03/02/astronaut.mp4"]
 
 
-def test_a_run_without_a_logical_date_takes_the_day_it_runs_after(sandbox: Sandbox, bucket: Bucket) -> None:
+def test_run_without_a_logical_date_uses_its_run_after_date(sandbox: Sandbox, bucket: Bucket) -> None:
     run = run_day(catalogue(bucket, USABLE[0]), None)
     assert run.state == "success"
     day = pendulum.instance(run.dag_run.run_after).in_tz("UTC")

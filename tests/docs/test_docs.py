@@ -29,7 +29,7 @@ def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_to_files_lead_somewhere(page: str) -> None:
+def test_links_to_files_are_valid(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", text) if not t.startswith(("http", "#", "mailto:"))]
     assert [target for target in targets if not (ROOT / target.split("#")[0]).exists()] == []

@@ -54,7 +54,7 @@ class Holder:
         ),
     ],
 )
-def test_links_lead_where_the_task_has_been(
+def test_links_follow_the_tasks_state(
     seen: LinkState | None, video: str, bucket: str, generations: str
 ) -> None:
     operator = Holder(seen)
@@ -89,7 +89,7 @@ def submit(**more: Any) -> WanSubmitOperator:
     )
 
 
-def test_links_stand_again_after_a_later_try_took_the_request_over(sandbox: Sandbox) -> None:
+def test_links_are_restored_after_a_later_try_adopts_the_request(sandbox: Sandbox) -> None:
     context: dict[str, Any] = {"ti": TaskInstance(), "outlet_events": {}}
     first = submit().execute(context)
     later = submit(wait_for_completion=True, deferrable=False)
@@ -101,7 +101,7 @@ def test_links_stand_again_after_a_later_try_took_the_request_over(sandbox: Sand
     assert links_of(later) == {"Video": result["videos"][0], "RunComfy generations": GENERATIONS_URL}
 
 
-def test_a_task_that_defers_shows_its_request_at_once(sandbox: Sandbox) -> None:
+def test_deferred_task_links_to_its_request(sandbox: Sandbox) -> None:
     from airflow.providers.common.compat.sdk import TaskDeferred
 
     sandbox.control("speed", {"generation_seconds": 3600})
@@ -112,7 +112,7 @@ def test_a_task_that_defers_shows_its_request_at_once(sandbox: Sandbox) -> None:
     assert instance.pushed["request"]["request_id"] == task.link_state.request_id
 
 
-def test_a_failed_generation_leaves_its_reason_for_the_gallery(sandbox: Sandbox) -> None:
+def test_failed_generation_pushes_its_reason_for_the_gallery(sandbox: Sandbox) -> None:
     sandbox.add_fault("generation", "fail", error="the picture shows too much")
     context: dict[str, Any] = {"ti": TaskInstance(), "outlet_events": {}}
     request = submit().execute(context)

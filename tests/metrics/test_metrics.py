@@ -73,7 +73,7 @@ def test_names_are_documented() -> None:
         ("WanStorageError", None),
     ],
 )
-def test_errors_count_as_what_they_say_about_a_request(kind: str, counter: str | None) -> None:
+def test_error_increments_the_counter_of_its_kind(kind: str, counter: str | None) -> None:
     from airflow_provider_wan import exceptions
 
     error = getattr(exceptions, kind)("why")
@@ -85,7 +85,7 @@ def test_errors_count_as_what_they_say_about_a_request(kind: str, counter: str |
     assert found[:1] == ([counter] if counter else [])
 
 
-def test_one_video_arrives_at_statsd(sandbox: Sandbox, port: socket.socket) -> None:
+def test_metrics_of_one_video_arrive_at_statsd(sandbox: Sandbox, port: socket.socket) -> None:
     pytest.importorskip("statsd")
     settings = {"STATSD_ON": "True", "STATSD_HOST": "127.0.0.1", "STATSD_PORT": str(port.getsockname()[1])}
     env = {**os.environ, **{f"AIRFLOW__METRICS__{name}": value for name, value in settings.items()}}

@@ -89,7 +89,9 @@ def told_by(code: str, port: socket.socket) -> list[Counter[str]]:
     return by_try(port)
 
 
-def test_each_event_is_counted_once_over_waits_and_tries(sandbox: Sandbox, port: socket.socket) -> None:
+def test_each_event_of_a_batch_is_counted_once_over_waits_and_tries(
+    sandbox: Sandbox, port: socket.socket
+) -> None:
     pytest.importorskip("statsd")
     sandbox.add_fault("generation", "fail", img_url_contains="007.jpg", count=1)
     sandbox.add_fault("generation", "fail", img_url_contains="008.jpg")
@@ -115,7 +117,7 @@ def test_each_event_is_counted_once_over_waits_and_tries(sandbox: Sandbox, port:
     assert [one[metrics.REFUSED] for one in (second, third)] == [1, 1]
 
 
-def test_a_try_that_takes_over_counts_what_it_adopts(sandbox: Sandbox, port: socket.socket) -> None:
+def test_try_that_takes_over_counts_the_requests_it_adopts(sandbox: Sandbox, port: socket.socket) -> None:
     pytest.importorskip("statsd")
     code = _TRIES[: _TRIES.index("rows = ")] + (
         "from tests.batch_runs import operator\n"

@@ -28,7 +28,7 @@ def environment(sandbox_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -
     return venv
 
 
-def test_the_wheel_holds_schema_types_and_licence_and_no_tests(sandbox_wheel: Path) -> None:
+def test_sandbox_wheel_contains_schema_types_and_licence_and_no_tests(sandbox_wheel: Path) -> None:
     with zipfile.ZipFile(sandbox_wheel) as archive:
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names}
@@ -48,7 +48,7 @@ def test_the_program_runs_without_the_provider_and_without_airflow(environment: 
     assert "--bucket-port" in shown.stdout
 
 
-def test_it_makes_videos_without_the_provider(environment: Path) -> None:
+def test_sandbox_generates_videos_without_the_provider(environment: Path) -> None:
     code = (
         "from wan_sandbox.server import Sandbox\n"
         "with Sandbox(buckets=('videos',), video_bytes=50_000) as sandbox:\n"

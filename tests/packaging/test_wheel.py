@@ -22,19 +22,19 @@ def names(wheel: Path) -> list[str]:
         return archive.namelist()
 
 
-def test_the_wheel_holds_types_schemas_and_licence(names: list[str]) -> None:
+def test_wheel_contains_types_schemas_and_licence(names: list[str]) -> None:
     assert "airflow_provider_wan/py.typed" in names
     assert any(n.startswith("airflow_provider_wan/model_api/schemas/") and n.endswith(".json") for n in names)
     assert any(n.endswith(".dist-info/licenses/LICENSE") for n in names)
 
 
-def test_the_wheel_holds_nothing_but_the_package(names: list[str]) -> None:
+def test_wheel_contains_only_the_package(names: list[str]) -> None:
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"airflow_provider_wan"}
     assert not [name for name in names if "test" in Path(name).name or name.endswith(".pyc")]
 
 
-def test_the_wheel_holds_no_server_that_injects_faults(wheel: Path) -> None:
+def test_wheel_contains_no_server_that_injects_faults(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         sources = {name: archive.read(name).decode() for name in archive.namelist() if name.endswith(".py")}
     servers = (
@@ -53,7 +53,7 @@ def test_airflow_lists_the_provider(installed: Installed) -> None:
     assert "airflow-provider-wan" in installed.after.providers
 
 
-def test_no_other_provider_is_disturbed(installed: Installed) -> None:
+def test_other_providers_are_unchanged(installed: Installed) -> None:
     others = {name: v for name, v in installed.after.providers.items() if name != "airflow-provider-wan"}
     assert others == installed.before.providers
     forms = {name: form for name, form in installed.after.forms.items() if name != "wan"}
@@ -67,7 +67,7 @@ def test_airflow_can_import_the_hook_of_the_connection_type(installed: Installed
     assert row["package_name"] == "airflow-provider-wan"
 
 
-def test_the_form_of_the_ui_knows_the_connection_type(installed: Installed) -> None:
+def test_connection_form_lists_the_connection_type(installed: Installed) -> None:
     form = installed.after.forms["wan"]
     assert form["hook_name"] == "Wan (RunComfy)"
     standard = form["standard_fields"]
@@ -88,7 +88,7 @@ def test_the_form_of_the_ui_knows_the_connection_type(installed: Installed) -> N
     }
 
 
-def test_a_connection_is_added_by_type_and_by_uri(installed: Installed, airflow_db: Path) -> None:
+def test_connection_can_be_added_by_type_and_by_uri(installed: Installed, airflow_db: Path) -> None:
     airflow = installed.airflow
     shutil.copyfile(airflow_db, Path(airflow.env["AIRFLOW_HOME"]) / "airflow.db")
     extra = '{"requests_per_second": 2}'

@@ -74,7 +74,7 @@ def submit(**options: Any) -> WanSubmitOperator:
     return WanSubmitOperator(**{"task_id": "submit", **given, **options})
 
 
-def test_in_everything_that_outlives_a_good_path_there_is_neither(sandbox: Sandbox, bucket: Bucket) -> None:
+def test_no_token_or_signature_outlives_a_successful_run(sandbox: Sandbox, bucket: Bucket) -> None:
     context = a_context(task_id="submit")
     waiting = start(submit(journal=JOURNAL, wait_for_completion=True), context)
     assert isinstance(waiting, Deferred)
@@ -102,7 +102,7 @@ def test_in_everything_that_outlives_a_good_path_there_is_neither(sandbox: Sandb
     assert sandbox.ledger()["token_leaked"] == []
 
 
-def test_no_link_to_a_video_outlives_the_sensor(sandbox: Sandbox, bucket: Bucket) -> None:
+def test_no_signed_video_link_outlives_the_sensor(sandbox: Sandbox, bucket: Bucket) -> None:
     waiting = start(submit(journal=JOURNAL, wait_for_completion=True), a_context(task_id="submit"))
     result = waiting.resume()
     [link] = result["videos"]
@@ -138,7 +138,7 @@ FAULTS: list[tuple[str, str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("call", "fault", "params"), FAULTS)
-def test_in_what_is_told_of_a_failure_there_is_neither(
+def test_no_token_or_signature_in_the_errors_and_logs_of_a_failure(
     sandbox: Sandbox, call: str, fault: str, params: dict[str, Any]
 ) -> None:
     sandbox.add_fault(call, fault, **params)
@@ -151,7 +151,7 @@ def test_in_what_is_told_of_a_failure_there_is_neither(
         assert leaks(json.dumps([store.values, context["ti"].xcoms])) == []
 
 
-def test_a_bad_image_is_shown_without_its_signature(bucket: Bucket) -> None:
+def test_error_of_a_bad_image_omits_its_signature(bucket: Bucket) -> None:
     bucket.put("a.jpg", b"not an image", "image/jpeg")
     for url in (
         f"{bucket.sandbox.bucket_url}/videos/a.jpg?sig={SIGNATURE}",
@@ -165,7 +165,7 @@ def test_a_bad_image_is_shown_without_its_signature(bucket: Bucket) -> None:
 @pytest.mark.parametrize(
     "bad", [f"http://u:{SIGNATURE}@/a.jpg", f"data:{SIGNATURE}", f"https:///a?sig={SIGNATURE}"]
 )
-def test_a_refused_address_is_shown_without_its_signature(sandbox: Sandbox, bad: str) -> None:
+def test_error_of_a_refused_url_omits_its_signature(sandbox: Sandbox, bad: str) -> None:
     with pytest.raises(WanError) as error:
         run(submit(img_url=bad, prompt=""), a_context(store=StoreInMemory()))
     assert leaks(everything_of(error.value)) == []
@@ -179,7 +179,7 @@ def test_no_object_shows_the_token(sandbox: Sandbox) -> None:
     assert leaks("\n".join(shown)) == []
 
 
-def test_in_airflows_own_database_and_logs_there_is_neither(
+def test_no_token_or_signature_in_airflows_database_and_logs(
     sandbox: Sandbox, dags: DagFolder, bucket: Bucket, airflow_db: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     result = dags.write(

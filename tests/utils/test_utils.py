@@ -43,7 +43,7 @@ ALL_ERRORS = [
 
 
 @pytest.mark.parametrize("kind", ALL_ERRORS)
-def test_every_error_is_airflows_and_stays_ours(kind: type[WanError]) -> None:
+def test_every_error_is_also_an_airflow_exception(kind: type[WanError]) -> None:
     needed = {"retry_helps": True} if kind is WanBatchError else {}
     original = kind("what happened", **needed)
     original.request_id = "req-1"
@@ -57,13 +57,13 @@ def test_every_error_is_airflows_and_stays_ours(kind: type[WanError]) -> None:
     assert "what happened" not in "".join(traceback.format_exception(error)).replace(str(error), "", 1)
 
 
-def test_an_error_that_says_for_itself_that_a_retry_does_not_help_is_believed() -> None:
+def test_error_marked_as_final_is_not_retried() -> None:
     with pytest.raises(WanDownloadError) as raised, as_airflow_errors():
         raise WanDownloadError("an address that is not allowed", retry_helps=False)
     assert isinstance(raised.value, AirflowFailException)
 
 
-def test_what_an_error_carries_is_kept_and_it_is_turned_once() -> None:
+def test_converted_error_keeps_its_attributes_and_is_converted_once() -> None:
     with pytest.raises(WanTransientError) as raised, as_airflow_errors(), as_airflow_errors():
         raise WanTransientError("later", retry_after_s=3)
     assert raised.value.retry_after_s == 3
@@ -80,7 +80,7 @@ def fails_twice_in_a_row() -> None:
         raise WanTransientError("the first words, and what to do now") from first
 
 
-def test_the_log_shows_an_error_once_with_its_outside_cause() -> None:
+def test_log_shows_an_error_once_with_its_external_cause() -> None:
     with pytest.raises(WanTransientError) as raised, as_airflow_errors():
         fails_twice_in_a_row()
     log = "".join(traceback.format_exception(raised.value))
@@ -88,7 +88,7 @@ def test_the_log_shows_an_error_once_with_its_outside_cause() -> None:
     assert "the network said no" in log
 
 
-def test_other_errors_pass_as_they_are() -> None:
+def test_other_errors_are_not_converted() -> None:
     with pytest.raises(ZeroDivisionError), as_airflow_errors():
         raise ZeroDivisionError
 
@@ -99,7 +99,7 @@ REF = RequestRef(
 
 
 @pytest.mark.parametrize("form", [dict, json.dumps, str])
-def test_what_a_task_returned_is_read_again(form: Any) -> None:
+def test_return_value_of_a_task_is_accepted_as_a_request(form: Any) -> None:
     assert request_of(form(REF.as_xcom())) == REF
 
 
@@ -110,7 +110,7 @@ def test_what_a_task_returned_is_read_again(form: Any) -> None:
     | st.dictionaries(st.text(), st.text(), max_size=3)
     | st.lists(st.text())
 )
-def test_what_is_no_request_is_refused_whatever_it_is(value: Any) -> None:
+def test_value_that_is_not_a_request_is_refused(value: Any) -> None:
     try:
         found = request_of(value)
     except WanInputError:
@@ -132,17 +132,17 @@ def test_what_is_no_request_is_refused_whatever_it_is(value: Any) -> None:
         ({}, {}),
     ],
 )
-def test_only_what_jinja_makes_of_nothing_is_nothing(value: Any, expected: Any) -> None:
+def test_only_jinjas_renderings_of_none_count_as_none(value: Any, expected: Any) -> None:
     assert given_or_none(value) == expected
 
 
 @pytest.mark.parametrize("value", [None, "", "None", {}, "{}", " {} "])
-def test_no_mapping_is_an_empty_one(value: Any) -> None:
+def test_missing_mapping_is_empty(value: Any) -> None:
     assert mapping_of(value, name="resolve") == {}
 
 
 @pytest.mark.parametrize("value", ["[1]", [1], "x", 5, "__import__('os').getcwd()", "{'a': open('x')}"])
-def test_what_is_no_mapping_is_refused_and_never_run(value: Any) -> None:
+def test_text_that_is_not_a_mapping_is_refused_and_never_evaluated(value: Any) -> None:
     with pytest.raises(WanInputError, match="resolve"):
         mapping_of(value, name="resolve")
 
@@ -151,7 +151,7 @@ def test_durations_are_timedeltas_or_seconds() -> None:
     assert (seconds_of(timedelta(minutes=2)), seconds_of(90), seconds_of(1.5)) == (120, 90, 1.5)
 
 
-def test_a_landed_request_gives_its_objects() -> None:
+def test_landed_request_returns_its_objects() -> None:
     video = LandedVideo("gs://b/v.mp4", "b", "v.mp4", 5, "AAAA", 1, "video/mp4", "req-1")
     record = Record("f", "m", Stage.LANDED, request_id="req-1", cost_usd=0.2, videos=(video,))
     result = result_of_landed(record, REF)
@@ -177,10 +177,10 @@ def test_an_owner_is_named_by_run_task_and_index() -> None:
         ("not a url", []),
     ],
 )
-def test_the_signatures_of_an_address_are_known(url: str, expected: list[str]) -> None:
+def test_signatures_of_a_url_are_recognized(url: str, expected: list[str]) -> None:
     assert signatures_in(url) == expected
 
 
 @pytest.mark.parametrize("value", [None, 5, "x", "a=b://", ["x", {"y": None}], object()])
-def test_looking_for_signatures_disturbs_nothing(value: Any) -> None:
+def test_search_for_signatures_accepts_any_value(value: Any) -> None:
     mask_signatures(value)
