@@ -30,7 +30,6 @@ from airflow_provider_wan.utils.params import (
     DEFAULT_MODEL_ID,
     DEFAULT_TIMEOUT,
     RequestRef,
-    flag_of,
     given_inputs,
     given_or_none,
     mapping_of,
@@ -268,7 +267,7 @@ class WanSubmitOperator(BaseOperator):
             given = given_inputs(self)
             if self._is_request_alone(given):
                 return self._take_over_alone(task, hook)
-            model = self._model(hook)
+            model = model_of(self, hook)
             spec = self._video_spec(task, hook, model, given)
             journal = self._journal(task)
             obtained = self._obtain(task, hook, model, journal, spec)
@@ -295,16 +294,6 @@ class WanSubmitOperator(BaseOperator):
             self._killed.set()
 
     # -- obtaining the request -----------------------------------------------------------------------------
-
-    def _model(self, hook: WanHook) -> LazyModel:
-        return model_of(
-            self.model_id,
-            hook,
-            log=self.log,
-            image_field=self.image_field,
-            schema=self.schema,
-            require_schema=flag_of(self.require_schema, name="require_schema"),
-        )
 
     def _video_spec(
         self, task: TaskRequest, hook: WanHook, model: LazyModel, given: Mapping[str, Any]

@@ -379,14 +379,7 @@ class WanBatchOperator(BaseOperator):
             hook,
             storage_client(self.gcp_conn_id, self.impersonation_chain, pool_size=threads),
             image_sources(
-                model_of(
-                    self.model_id,
-                    hook,
-                    log=self.log,
-                    image_field=self.image_field,
-                    schema=self.schema,
-                    require_schema=flag_of(self.require_schema, name="require_schema"),
-                ),
+                model_of(self, hook),
                 log=self.log,
                 allow_private=hook.settings.allow_private_images,
                 gcp_conn_id=self.gcp_conn_id,

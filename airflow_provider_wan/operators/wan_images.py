@@ -337,14 +337,7 @@ class WanPrepareImagesOperator(BaseOperator):
 
     def _sources(self, hook: WanHook | None) -> ImageSources:
         return image_sources(
-            model_of(
-                self.model_id,
-                hook,
-                log=self.log,
-                image_field=self.image_field,
-                schema=self.schema,
-                require_schema=flag_of(self.require_schema, name="require_schema"),
-            ),
+            model_of(self, hook),
             log=self.log,
             allow_private=hook.settings.allow_private_images if hook else False,
             gcp_conn_id=self.gcp_conn_id,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from logging import Logger
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.model_api import INPUT_PARAMETERS
@@ -174,39 +174,41 @@ def given_inputs(task: Any) -> dict[str, Any]:
     return {**given, **more}
 
 
-def model_of(
-    model_id: str,
-    hook: WanHook | None,
-    *,
-    log: Logger,
-    image_field: str | None = None,
-    schema: Mapping[str, Any] | str | None = None,
-    require_schema: bool = False,
-) -> LazyModel:
+class ModelTask(Protocol):
+    """An operator that names a model, with the parameters that decide about its schema."""
+
+    model_id: str
+    image_field: str | None
+    schema: Mapping[str, Any] | str | None
+    require_schema: bool | str
+
+    @property
+    def log(self) -> Logger:
+        """The task's log."""
+
+
+def model_of(task: ModelTask, hook: WanHook | None) -> LazyModel:
     """Return the model that a task names; its page is read when its rules are first needed.
 
-    :param hook: reads the page; None: only ``schema`` or the bundled schema is used.
-    :param image_field: the input that takes the source image, if the user names it.
-    :param schema: the user's own schema of the inputs, a mapping or JSON text.
-    :param require_schema: whether to refuse a model without a schema.
-    :raises WanInputError: the model id is not valid.
+    :param hook: reads the page; None: only the task's or the bundled schema is used.
+    :raises WanInputError: the model id is not valid, or a parameter has another form.
     """
     from airflow_provider_wan.model_api.dialect import read_schema
     from airflow_provider_wan.model_api.inputs import LazyModel, Model
 
-    field = given_or_none(image_field)
-    own_schema = mapping_of(schema, name="schema") or None
+    field = given_or_none(task.image_field)
+    schema = mapping_of(task.schema, name="schema") or None
+    require_schema = flag_of(task.require_schema, name="require_schema")
 
     def read() -> Model:
         if hook is not None:
-            return hook.model(
-                model_id, schema=own_schema, image_field=field, require_schema=require_schema, log=log
-            )
-        assert own_schema is not None
-        return Model(model_id, read_schema(own_schema, model_id).schema, chosen_field=field)
+            options = {"image_field": field, "require_schema": require_schema, "log": task.log}
+            return hook.model(task.model_id, schema=schema, **options)
+        if schema is None:
+            return Model.bundled(task.model_id, field)
+        return Model(task.model_id, read_schema(schema, task.model_id).schema, chosen_field=field)
 
-    has_rules = hook is not None or own_schema is not None
-    return LazyModel(model_id, read if has_rules else None, chosen_field=field)
+    return LazyModel(task.model_id, read, chosen_field=field)
 
 
 def video_spec_of(

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 from google.cloud import storage
@@ -42,6 +43,10 @@ def connection(sandbox: Sandbox, **extra: Any) -> str:
     return json.dumps(given)
 
 
+#: What a task says about its model if it says nothing.
+_MODEL: dict[str, Any] = {"image_field": None, "schema": None, "require_schema": False}
+
+
 def batch(
     images: Any,
     *,
@@ -73,7 +78,7 @@ def batch(
         storage_client(pool_size=24),
         sources
         or image_sources(
-            model_of(model_id, hook, log=LOG, **(model or {})),
+            model_of(SimpleNamespace(model_id=model_id, log=LOG, **{**_MODEL, **(model or {})}), hook),
             log=LOG,
             allow_private=True,
             gcp_conn_id=None,
