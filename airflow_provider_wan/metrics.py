@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from airflow_provider_wan.durable.record import Record
 
 SUBMITTED: Final = "wan.requests.submitted"
 ADOPTED: Final = "wan.requests.adopted"
@@ -29,6 +32,7 @@ TURNAROUND: Final = "wan.request.turnaround"
 LANDING: Final = "wan.landing.duration"
 LANDED_VIDEOS: Final = "wan.landing.videos"
 LANDED_BYTES: Final = "wan.landing.bytes"
+BAD_VIDEOS: Final = "wan.landing.bad_videos"
 
 Tags = Mapping[str, str]
 
@@ -104,14 +108,13 @@ def emit_result(
         time_s(GENERATING, finished - running_since, tags=tags)
 
 
-def emit_landing(sizes_bytes: Sequence[int], took_s: float, *, tags: Tags) -> None:
-    """Count the landed videos of one request, and time the landing.
-
-    :param sizes_bytes: the size of each video.
-    """
+def emit_landing(landed: Record, took_s: float, *, tags: Tags) -> None:
+    """Count the landed videos of one request, and time the landing."""
     time_s(LANDING, took_s, tags=tags)
-    count(LANDED_VIDEOS, len(sizes_bytes), tags=tags)
-    count(LANDED_BYTES, sum(sizes_bytes), tags=tags)
+    count(LANDED_VIDEOS, len(landed.videos), tags=tags)
+    count(LANDED_BYTES, sum(video.size_bytes for video in landed.videos), tags=tags)
+    if bad := sum(video.is_bad for video in landed.videos):
+        count(BAD_VIDEOS, bad, tags=tags)
 
 
 def _unix(moment: str | None) -> float | None:

@@ -43,7 +43,8 @@ _LEAST_LIKENESS = 0.25
 _RESOLUTION = re.compile(r"(?:^|/)(\d{3,4})[pP]$|(?:^|/)([24])[kK]$")
 _LINES_OF_K = {"2": 1440, "4": 2160}
 _AUDIO_INPUT = re.compile(r"^((enable|generate|with|include)_)?(audio|sound)$")
-_DETAIL_CHARACTERS = 300
+#: The metadata of an object may have 8 KiB in all.
+_DETAIL_CHARACTERS = 1000
 #: A source image is compared only if it can be read this cheaply.
 _FRAME_BYTES = 16 * 1024 * 1024
 _IMAGE_BYTES, _IMAGE_SECONDS = 32 * 1024 * 1024, 10.0
@@ -63,7 +64,7 @@ class Verdict:
         return {
             "status": "bad" if self.reasons else "good",
             "reasons": list(self.reasons),
-            "detail": "; ".join(self.reasons.values()),
+            "detail": "; ".join(self.reasons.values())[:_DETAIL_CHARACTERS],
         }
 
 
@@ -181,7 +182,7 @@ def bad_video_error(landed: Record) -> WanBadVideoError:
     bad = [video for video in landed.videos if video.is_bad]
     what = "; ".join(f"{video.uri}: {(video.verdict or {}).get('detail')}" for video in bad)
     return WanBadVideoError(
-        f"{len(bad)} of {len(landed.videos)} videos of request {landed.request_id} are bad, and are in quarantine: "
+        f"{len(bad)} of {len(landed.videos)} videos of request {landed.request_id} are bad: "
         f'{what}. They are paid for. To accept them, run the task again with on_bad_video="report"; a new value of '
         "variation buys another video.",
         request_id=landed.request_id,

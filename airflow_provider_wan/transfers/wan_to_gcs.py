@@ -132,8 +132,7 @@ class WanToGCSOperator(BaseOperator):
         first = landed.videos[0]
         self.link_state = LinkState(first.request_id, landed=(first.bucket, first.object_name))
         emit_outlets(task.outlet_events, self.outlets, landed)
-        sizes = [video.size_bytes for video in landed.videos]
-        metrics.emit_landing(sizes, took_s, tags=task.tags(landed.model_id or None))
+        metrics.emit_landing(landed, took_s, tags=task.tags(landed.model_id or None))
 
     def _land(self, ref: RequestRef) -> Record:
         from airflow_provider_wan.durable.journal import BucketJournal

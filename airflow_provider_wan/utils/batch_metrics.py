@@ -59,5 +59,4 @@ class BatchMetrics(BatchListener):
                 running_since=landed.running_since,
                 tags=self._tags,
             )
-        sizes = [video.size_bytes for video in record.videos]
-        metrics.emit_landing(sizes, landed.took_s, tags=self._tags)
+        metrics.emit_landing(record, landed.took_s, tags=self._tags)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import random
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -135,6 +136,18 @@ def test_decoding_ends_at_its_limits() -> None:
     assert 20 <= facts.frames_decoded < 30
     facts = probe(io.BytesIO(data), "video/mp4", len(data), LOG, limits=ProbeLimits(seconds=0)).facts
     assert (facts.frames, facts.damaged) == (75, None)
+
+
+@pytest.mark.parametrize("kind", ["audio", "hevc", "webm"])
+def test_a_file_with_wrong_bytes_anywhere_gives_facts_and_no_error(kind: str) -> None:
+    drawn = random.Random(kind)
+    content_type = "video/webm" if kind == "webm" else "video/mp4"
+    for _ in range(20):
+        data = bytearray(made(kind))
+        for _ in range(drawn.randrange(1, 40)):
+            data[drawn.randrange(len(data))] = drawn.randrange(256)
+        found = probe(io.BytesIO(bytes(data)), content_type, len(data), LOG).facts
+        json.dumps(found.as_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("at", [0.02, 0.3, 0.6, 0.95])

@@ -39,7 +39,8 @@ submit = WanSubmitOperator(task_id="submit", prompt="a wave", img_url="https://i
     check_image=False)
 request = submit.execute(context)
 result = WanRequestSensor(task_id="wait", request=request).poke(context).xcom_value
-WanToGCSOperator(task_id="land", request=result, bucket_name="videos", object_name="a.mp4").execute(context)
+WanToGCSOperator(task_id="land", request=result, bucket_name="videos", object_name="a.mp4",
+    checks=[lambda path, facts, record: "it is dull"]).execute(context)
 try:
     WanSubmitOperator(task_id="bad", prompt="a wave", img_url="https://images.example.com/a.jpg",
         resolution="8K").execute(context)
@@ -100,6 +101,7 @@ def test_metrics_of_one_video_arrive_at_statsd(sandbox: Sandbox, port: socket.so
     assert sent["airflow." + metrics.COST_USD] == "0.2|c"
     assert sent["airflow." + metrics.LANDED_VIDEOS] == "1|c"
     assert sent["airflow." + metrics.LANDED_BYTES] == "50000|c"
+    assert sent["airflow." + metrics.BAD_VIDEOS] == "1|c"
     assert {"airflow." + metrics.LANDING, "airflow." + metrics.TURNAROUND} <= sent.keys()
 
 
