@@ -110,6 +110,9 @@ class PlacedImage:
     identity: str | None = None
 
 
+_PLACED = ("input_name", "is_source", "is_listed", "shown", "identity")
+
+
 @dataclass(frozen=True, slots=True)
 class ImageSource:
     """The images of one video: identified, and not read before a purchase.
@@ -165,8 +168,17 @@ class ImageSource:
         return by_field(self.images, address_to_send)
 
     def saved(self) -> list[dict[str, Any]]:
-        """Return the images as plain values, for :meth:`ImageSources.restored`."""
-        return [asdict(placed) for placed in self.placed]
+        """Return the images as plain JSON values, for :meth:`ImageSources.restored`."""
+        saved = []
+        for placed in self.placed:
+            address, known, prepared = placed.image.address, placed.image.known, placed.image.prepared
+            image = {
+                "address": address,
+                "known": known and asdict(known),
+                "prepared": prepared and prepared.as_dict(),
+            }
+            saved.append({name: getattr(placed, name) for name in _PLACED} | {"image": image})
+        return saved
 
 
 class ImageSources:

@@ -426,6 +426,26 @@ def test_a_batch_keeps_the_rules_that_it_began_with_over_its_waits(
     assert all(each["end_image_url"].endswith("/videos/b.jpg") for each in submitted(sandbox))
 
 
+def test_prepared_images_outlive_their_dataset_over_a_wait(sandbox: Sandbox, bucket: Bucket) -> None:
+    bucket.put("a.jpg", image(exif=exif_with(gps=True)))
+    bucket.put("b.jpg", image(820, 600, exif=exif_with(gps=True)))
+    (chunk,), _ = prepare([row_of(WAN_3), row_of(WAN_3, "gs://videos/b.jpg")], WAN_3)
+    given: dict[str, Any] = {"model_id": WAN_3, "check_images": True, "limits": {"max_in_flight": 1}}
+    sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
+    one = batch(chunk, **given)
+    engine = one.begin()
+    pause = engine.run(may_pause=True)
+    assert pause is not None
+    one.save(engine)
+    bucket.client.bucket("videos").blob(chunk.removeprefix("gs://videos/")).delete()
+    sandbox.control("speed", {"speed": 100_000})
+    again = batch(chunk, **given)
+    engine = again.resume({"ready": list(pause.request_ids), "learned": pause.learned})
+    engine.run(may_pause=False)
+    report = again.report(engine)
+    assert outcomes(report) == {"landed": 2}, manifest(report)
+
+
 def test_without_a_page_an_image_needs_its_input_named_and_a_rerun_buys_nothing(
     sandbox: Sandbox, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
