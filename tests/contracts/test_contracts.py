@@ -44,9 +44,9 @@ from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
 from airflow_provider_wan.triggers.wan import WanBatchTrigger, WanRequestTrigger
 from airflow_provider_wan.utils.params import video_spec_of
 from tests import batch_runs
-from tests.face_runs import StoreInMemory, a_context, connect, first_event, run, start
 from tests.image_samples import encoded, exif_with, photo
 from tests.sandboxes import INPUTS, Bucket
+from tests.task_runs import StoreInMemory, a_context, connect, first_event, run, start
 from wan_sandbox.server import Sandbox
 
 PINNED: dict[str, Any] = json.loads((Path(__file__).parent / "pinned.json").read_text(encoding="utf-8"))

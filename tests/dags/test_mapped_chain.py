@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.dag_runs import DagFolder
-from tests.face_runs import purchases
 from tests.sandboxes import INPUTS, Bucket
+from tests.task_runs import purchases
 from wan_sandbox.server import Sandbox
 
 CHAIN = """

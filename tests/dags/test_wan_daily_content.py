@@ -10,8 +10,8 @@ import pendulum
 import pytest
 
 from tests.dag_runs import Run, run_example
-from tests.face_runs import posts, purchases
 from tests.sandboxes import Bucket
+from tests.task_runs import posts, purchases
 from wan_sandbox.server import Sandbox
 
 PHOTOS = Path(__file__).resolve().parent.parent.parent / "demo" / "photos"

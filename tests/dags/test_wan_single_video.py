@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.dag_runs import run_example
-from tests.face_runs import purchases
 from tests.sandboxes import VIDEO_BYTES, Bucket
+from tests.task_runs import purchases
 from wan_sandbox.server import Sandbox
 
 PHOTO = Path(__file__).resolve().parent.parent.parent / "demo" / "photos" / "coffee.jpg"

@@ -11,8 +11,8 @@ import requests
 from airflow_provider_wan.exceptions import WanGenerationFailedError, WanInputError
 from airflow_provider_wan.operators.wan import WanSubmitOperator
 from tests.docs import plain_python
-from tests.face_runs import a_context, purchases, run
 from tests.sandboxes import INPUTS
+from tests.task_runs import a_context, purchases, run
 from wan_sandbox.server import Sandbox
 
 

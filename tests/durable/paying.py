@@ -13,8 +13,8 @@ from airflow_provider_wan.durable.submission import Submission
 from airflow_provider_wan.hooks.gcs import storage_client
 from airflow_provider_wan.model_api.faults import RetryPolicy
 from airflow_provider_wan.model_api.video_spec import VideoSpec, make_video_spec
-from tests.face_runs import StoreInMemory, connect, posts, purchases
 from tests.sandboxes import INPUTS, MODEL
+from tests.task_runs import StoreInMemory, connect, posts, purchases
 
 __all__ = ["StoreInMemory", "connect", "posts", "purchases"]
 

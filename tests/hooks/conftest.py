@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.hooks.hook_faces import KINDS, Face
+from tests.hooks.either_hook import KINDS, EitherHook
 
 
 @pytest.fixture(params=KINDS)
-def hook(request: pytest.FixtureRequest, sandbox: object) -> Face:
-    return Face(request.param)
+def hook(request: pytest.FixtureRequest, sandbox: object) -> EitherHook:
+    return EitherHook(request.param)

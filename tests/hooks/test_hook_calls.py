@@ -21,12 +21,12 @@ from airflow_provider_wan.exceptions import (
     WanUnknownSubmissionError,
 )
 from airflow_provider_wan.model_api.states import State
-from tests.hooks.hook_faces import QUICK, Face, connection, everything_in
+from tests.hooks.either_hook import QUICK, EitherHook, connection, everything_in
 from tests.sandboxes import INPUTS, MODEL
 from wan_sandbox.server import Sandbox
 
 #: Gives the call to make, once there is a request to make it about.
-CALLS: dict[str, Callable[[Face, str], Any]] = {
+CALLS: dict[str, Callable[[EitherHook, str], Any]] = {
     "submit": lambda hook, request_id: hook("submit", MODEL, INPUTS),
     "status": lambda hook, request_id: hook("get_status", request_id),
     "result": lambda hook, request_id: hook("get_result", request_id),
@@ -40,16 +40,16 @@ READS = tuple(name for name in CALLS if name != "submit")
 @pytest.fixture
 def request_id(sandbox: Sandbox) -> str:
     """A request that has succeeded."""
-    return str(Face("sync")("submit", MODEL, INPUTS).request_id)
+    return str(EitherHook("sync")("submit", MODEL, INPUTS).request_id)
 
 
-def test_submit_returns_the_id_and_buys_once(hook: Face, sandbox: Sandbox) -> None:
+def test_submit_returns_the_id_and_buys_once(hook: EitherHook, sandbox: Sandbox) -> None:
     submitted = hook("submit", MODEL, INPUTS)
     assert submitted.model_id == MODEL
     assert [bought["request_id"] for bought in sandbox.ledger()["purchases"]] == [submitted.request_id]
 
 
-def test_request_is_polled_from_the_queue_to_its_result(hook: Face, sandbox: Sandbox) -> None:
+def test_request_is_polled_from_the_queue_to_its_result(hook: EitherHook, sandbox: Sandbox) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.control("account", {"concurrency": 1})
     running, queued = (hook("submit", MODEL, INPUTS).request_id for _ in range(2))
@@ -66,7 +66,7 @@ def test_request_is_polled_from_the_queue_to_its_result(hook: Face, sandbox: San
     assert (result.state, result.cost_usd, len(result.video_urls)) == (State.SUCCEEDED, 0.2, 1)
 
 
-def test_failed_generation_is_a_result_not_an_error(hook: Face, sandbox: Sandbox) -> None:
+def test_failed_generation_is_a_result_not_an_error(hook: EitherHook, sandbox: Sandbox) -> None:
     sandbox.add_fault("generation", "fail")
     request_id = hook("submit", MODEL, INPUTS).request_id
     assert hook("get_status", request_id).is_over
@@ -75,7 +75,7 @@ def test_failed_generation_is_a_result_not_an_error(hook: Face, sandbox: Sandbox
     assert "out of memory" in str(result.error)
 
 
-def test_model_and_balance_are_read(hook: Face, sandbox: Sandbox) -> None:
+def test_model_and_balance_are_read(hook: EitherHook, sandbox: Sandbox) -> None:
     model = hook("get_model", MODEL)
     assert (model.model_id, model.base_price_usd, model.price_unit) == (MODEL, 0.2, "output")
     sandbox.control("account", {"balance_usd": 5})
@@ -84,7 +84,7 @@ def test_model_and_balance_are_read(hook: Face, sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("early", ["state", "early_400005"])
-def test_early_result_is_not_terminal(hook: Face, sandbox: Sandbox, early: str) -> None:
+def test_early_result_is_not_terminal(hook: EitherHook, sandbox: Sandbox, early: str) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     request_id = hook("submit", MODEL, INPUTS).request_id
     if early != "state":
@@ -132,7 +132,7 @@ SLOW = [("hang", {}), ("hang_after", {}), ("drip", {"every_s": 0.02})]
 
 @pytest.mark.parametrize(("fault", "params", "raised", "_"), FAULTS, ids=str)
 def test_each_fault_of_a_read_raises_its_error(
-    hook: Face,
+    hook: EitherHook,
     sandbox: Sandbox,
     request_id: str,
     fault: str,
@@ -152,7 +152,7 @@ def test_each_fault_of_a_read_raises_its_error(
 
 @pytest.mark.parametrize(("fault", "params", "_", "raised"), FAULTS, ids=str)
 def test_each_fault_of_a_submit_has_one_of_three_outcomes(
-    hook: Face,
+    hook: EitherHook,
     sandbox: Sandbox,
     fault: str,
     params: dict[str, Any],
@@ -178,7 +178,7 @@ def test_each_fault_of_a_submit_has_one_of_three_outcomes(
 @pytest.mark.parametrize(("fault", "params"), SLOW, ids=str)
 @pytest.mark.parametrize("call", ["submit", "status"])
 def test_no_call_takes_longer_than_its_timeout(
-    hook: Face,
+    hook: EitherHook,
     sandbox: Sandbox,
     request_id: str,
     call: str,
@@ -188,7 +188,7 @@ def test_no_call_takes_longer_than_its_timeout(
 ) -> None:
     monkeypatch.setattr("airflow_provider_wan.http.transport.CONNECT_TIMEOUT_S", 0.5)
     monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox.url, timeout=0.5))
-    impatient = Face(hook.kind, retry=replace(QUICK, tries=1))
+    impatient = EitherHook(hook.kind, retry=replace(QUICK, tries=1))
     sandbox.add_fault(call, fault, **params)
     with pytest.raises(WanUnknownSubmissionError if call == "submit" else WanTransientError):
         CALLS[call](impatient, request_id)
@@ -197,7 +197,7 @@ def test_no_call_takes_longer_than_its_timeout(
 
 @pytest.mark.parametrize(("fault", "params"), [("no_id", {}), ("bad_id", {}), ("bad_id", {"id": "../../x"})])
 def test_submit_without_a_usable_id_is_unknown(
-    hook: Face, sandbox: Sandbox, fault: str, params: dict[str, Any]
+    hook: EitherHook, sandbox: Sandbox, fault: str, params: dict[str, Any]
 ) -> None:
     sandbox.add_fault("submit", fault, **params)
     with pytest.raises(WanUnknownSubmissionError):
@@ -205,27 +205,27 @@ def test_submit_without_a_usable_id_is_unknown(
     assert sandbox.ledger()["submits_seen"] == 1
 
 
-def test_submit_may_be_answered_with_202(hook: Face, sandbox: Sandbox) -> None:
+def test_submit_may_be_answered_with_202(hook: EitherHook, sandbox: Sandbox) -> None:
     sandbox.add_fault("submit", "accepted_202")
     assert CALLS["submit"](hook, "").request_id
 
 
 @pytest.mark.parametrize("call", READS)
-def test_read_is_retried(hook: Face, sandbox: Sandbox, request_id: str, call: str) -> None:
+def test_read_is_retried(hook: EitherHook, sandbox: Sandbox, request_id: str, call: str) -> None:
     sandbox.add_fault(call, "status", status=503, count=2)
     sandbox.add_fault(call, "reset", count=1)
     CALLS[call](hook, request_id)
     assert sandbox.ledger()["calls"][call] == 4
 
 
-def test_submit_that_was_certainly_not_accepted_is_sent_again(hook: Face, sandbox: Sandbox) -> None:
+def test_submit_that_was_certainly_not_accepted_is_sent_again(hook: EitherHook, sandbox: Sandbox) -> None:
     sandbox.add_fault("submit", "overloaded", count=3)
     CALLS["submit"](hook, "")
     ledger = sandbox.ledger()
     assert (ledger["submits_seen"], ledger["purchases_count"]) == (4, 1)
 
 
-def test_without_retry_each_call_is_made_once(hook: Face, sandbox: Sandbox, request_id: str) -> None:
+def test_without_retry_each_call_is_made_once(hook: EitherHook, sandbox: Sandbox, request_id: str) -> None:
     sandbox.add_fault("*", "overloaded")
     for method, *args in (("get_status", request_id), ("get_result", request_id), ("cancel", request_id)):
         with pytest.raises(WanTransientError):
@@ -237,7 +237,7 @@ def test_without_retry_each_call_is_made_once(hook: Face, sandbox: Sandbox, requ
 
 
 @pytest.mark.parametrize("bad", ["", "../x", "a b", "a/b", "ü", "a" * 129, "x\n", "x?y", "%2e"])
-def test_invalid_request_id_is_refused_before_any_call(hook: Face, sandbox: Sandbox, bad: str) -> None:
+def test_invalid_request_id_is_refused_before_any_call(hook: EitherHook, sandbox: Sandbox, bad: str) -> None:
     for method in ("get_status", "get_result", "cancel"):
         with pytest.raises(WanInputError):
             hook(method, bad)
@@ -245,16 +245,16 @@ def test_invalid_request_id_is_refused_before_any_call(hook: Face, sandbox: Sand
 
 
 @pytest.mark.parametrize("bad", ["", "../../requests/x/cancel", "a/../b", "a b/c", "a//b", "a/b?c", "/a/b"])
-def test_invalid_model_id_is_refused_before_any_call(hook: Face, sandbox: Sandbox, bad: str) -> None:
+def test_invalid_model_id_is_refused_before_any_call(hook: EitherHook, sandbox: Sandbox, bad: str) -> None:
     for method, *args in (("submit", bad, INPUTS), ("get_model", bad)):
         with pytest.raises(WanInputError):
             hook(method, *args)
     assert not sandbox.ledger()["calls"]
 
 
-def test_many_faults_at_once_lose_and_buy_no_request(hook: Face, sandbox: Sandbox) -> None:
+def test_many_faults_at_once_lose_and_buy_no_request(hook: EitherHook, sandbox: Sandbox) -> None:
     sandbox.control("account", {"balance_usd": 1000})
-    patient = Face(hook.kind, retry=replace(QUICK, tries=12))
+    patient = EitherHook(hook.kind, retry=replace(QUICK, tries=12))
     bought = [patient("submit", MODEL, {**INPUTS, "seed": seed}).request_id for seed in range(20)]
     for call in ("status", "result"):
         for fault, params in (("status", {"status": 500}), ("reset", {}), ("html", {}), ("cut_json", {})):

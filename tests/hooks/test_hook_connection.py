@@ -12,7 +12,7 @@ import pytest
 from airflow_provider_wan.exceptions import WanAuthError, WanError, WanInputError
 from airflow_provider_wan.hooks.connection import WanSettings
 from airflow_provider_wan.hooks.wan import WanHook
-from tests.hooks.hook_faces import Face, connection
+from tests.hooks.either_hook import EitherHook, connection
 from tests.wires import Wire, always, closed_port, reply
 from wan_sandbox.server import Sandbox
 
@@ -153,7 +153,7 @@ def test_invalid_token_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch,
     assert not token.strip() or token not in str(caught.value)
 
 
-def test_connection_test_accepts_a_good_token_for_free(hook: Face, sandbox: Sandbox) -> None:
+def test_connection_test_accepts_a_good_token_for_free(hook: EitherHook, sandbox: Sandbox) -> None:
     assert hook("test_connection") == (
         True,
         f"{sandbox.url.removeprefix('http://')} accepts this token. Nothing was bought.",
@@ -163,7 +163,7 @@ def test_connection_test_accepts_a_good_token_for_free(hook: Face, sandbox: Sand
 
 
 @pytest.mark.parametrize("fault", ["other_user", "not_found"])
-def test_connection_test_needs_only_an_accepted_token(hook: Face, sandbox: Sandbox, fault: str) -> None:
+def test_connection_test_needs_only_an_accepted_token(hook: EitherHook, sandbox: Sandbox, fault: str) -> None:
     sandbox.add_fault("status", fault)
     assert hook("test_connection")[0]
 
@@ -179,7 +179,7 @@ def test_connection_test_needs_only_an_accepted_token(hook: Face, sandbox: Sandb
     ],
 )
 def test_connection_test_names_the_problem(
-    hook: Face, sandbox: Sandbox, fault: str, params: dict[str, Any], said: str
+    hook: EitherHook, sandbox: Sandbox, fault: str, params: dict[str, Any], said: str
 ) -> None:
     sandbox.add_fault("status", fault, **params)
     works, message = hook("test_connection")
@@ -188,7 +188,9 @@ def test_connection_test_names_the_problem(
     assert sandbox.token not in message
 
 
-def test_connection_test_never_raises_or_shows_the_token(hook: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_test_never_raises_or_shows_the_token(
+    hook: EitherHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Wire(always(reply(b"secret-token", "401 Unauthorized"))) as echo:
         written = [
             connection(echo.url, "secret-token"),
@@ -198,13 +200,15 @@ def test_connection_test_never_raises_or_shows_the_token(hook: Face, monkeypatch
         ]
         for one in written:
             monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", one)
-            works, message = Face(hook.kind)("test_connection")
+            works, message = EitherHook(hook.kind)("test_connection")
             assert not works
             assert message
             assert "secret-token" not in message
 
 
-def test_token_echoed_by_a_server_is_not_in_the_error(hook: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_echoed_by_a_server_is_not_in_the_error(
+    hook: EitherHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for body in (
         b'{"error_code": 400001, "error_message": "bad: Bearer secret-token"}',
         b"Bearer secret-token",
@@ -212,5 +216,5 @@ def test_token_echoed_by_a_server_is_not_in_the_error(hook: Face, monkeypatch: p
         with Wire(always(reply(body, "400 Bad Request"))) as echo:
             monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(echo.url, "secret-token"))
             with pytest.raises(WanError) as caught:
-                Face(hook.kind)("get_status", "abc")
+                EitherHook(hook.kind)("get_status", "abc")
         assert "secret-token" not in str(caught.value)

@@ -11,7 +11,7 @@ import pytest
 from airflow_provider_wan.exceptions import WanAuthError, WanInputError, WanTransientError
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.model_api.inputs import load_schema, validate_inputs
-from tests.hooks.hook_faces import QUICK, connection
+from tests.hooks.either_hook import QUICK, connection
 from tests.sandboxes import INPUTS, MODEL
 from tests.wires import Wire, always, reply
 from wan_sandbox.server import Sandbox

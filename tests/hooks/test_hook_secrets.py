@@ -19,7 +19,7 @@ from airflow_provider_wan.exceptions import (
     WanUnknownSubmissionError,
 )
 from airflow_provider_wan.hooks.wan import WanAsyncHook, WanHook
-from tests.hooks.hook_faces import QUICK, Face, connection, everything_in
+from tests.hooks.either_hook import QUICK, EitherHook, connection, everything_in
 from tests.sandboxes import INPUTS, MODEL
 from tests.wires import Proxy, Wire, always, certificate, closed_port, read_request, reply
 from wan_sandbox.server import Sandbox
@@ -35,7 +35,7 @@ METHODS = [
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_no_redirect_is_followed(hook: Face, sandbox: Sandbox, status: int) -> None:
+def test_no_redirect_is_followed(hook: EitherHook, sandbox: Sandbox, status: int) -> None:
     with Wire(always(reply(b"{}"))) as elsewhere:
         sandbox.add_fault("*", "redirect", location=f"{elsewhere.url}/v1/requests/a", status=status)
         for method, *args in METHODS:
@@ -44,7 +44,7 @@ def test_no_redirect_is_followed(hook: Face, sandbox: Sandbox, status: int) -> N
         assert not elsewhere.connections
 
 
-def test_urls_in_answers_are_not_called(hook: Face, sandbox: Sandbox) -> None:
+def test_urls_in_answers_are_not_called(hook: EitherHook, sandbox: Sandbox) -> None:
     with Wire(always(reply(b"{}"))) as elsewhere:
         sandbox.add_fault("submit", "foreign_urls", location=elsewhere.url)
         sandbox.add_fault("status", "foreign_urls", location=elsewhere.url)
@@ -56,7 +56,7 @@ def test_urls_in_answers_are_not_called(hook: Face, sandbox: Sandbox) -> None:
 
 
 def test_netrc_neither_replaces_the_token_nor_breaks_the_call(
-    hook: Face, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    hook: EitherHook, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in (".netrc", "netrc"):
         (tmp_path / name).write_text("machine 127.0.0.1 login a password b\ndefault login c password d\n")
@@ -66,9 +66,9 @@ def test_netrc_neither_replaces_the_token_nor_breaks_the_call(
     answer = reply(b'{"request_id": "a", "status": "in_progress"}')
     with Wire(always(answer, heads=heads)) as wire:
         monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url, TOKEN))
-        face = Face(hook.kind)
-        face("get_status", "a")
-        face("submit", MODEL, INPUTS)
+        hook = EitherHook(hook.kind)
+        hook("get_status", "a")
+        hook("submit", MODEL, INPUTS)
     assert len(heads) == 2
     for head in heads:
         assert [line for line in head.split("\r\n") if line.lower().startswith("authorization")] == [
@@ -76,14 +76,14 @@ def test_netrc_neither_replaces_the_token_nor_breaks_the_call(
         ]
 
 
-def test_no_cookie_is_kept(hook: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_cookie_is_kept(hook: EitherHook, monkeypatch: pytest.MonkeyPatch) -> None:
     heads: list[str] = []
     answer = reply(b'{"request_id": "a", "status": "in_progress"}', Set_Cookie="session=1; Path=/")
     with Wire(always(answer, heads=heads)) as wire:
         monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url, TOKEN))
-        face = Face(hook.kind)
+        hook = EitherHook(hook.kind)
         for _ in range(2):
-            face("get_status", "a")
+            hook("get_status", "a")
     assert not [head for head in heads if "cookie" in head.lower()]
 
 
@@ -102,15 +102,15 @@ def test_no_cookie_is_kept(hook: Face, monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["status", "bytes", "length", "header", "chunk", "cut", "encoding", "nothing"],
 )
 def test_error_about_an_unusable_answer_has_no_token(
-    hook: Face, monkeypatch: pytest.MonkeyPatch, answer: bytes, caplog: pytest.LogCaptureFixture
+    hook: EitherHook, monkeypatch: pytest.MonkeyPatch, answer: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     with Wire(always(answer)) as wire:
         monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url, TOKEN))
-        face = Face(hook.kind)
+        hook = EitherHook(hook.kind)
         for method, *args in METHODS:
             with pytest.raises(WanError) as caught:
-                face(method, *args)
+                hook(method, *args)
             expected = WanUnknownSubmissionError if method == "submit" else WanTransientError
             assert type(caught.value) is expected
             assert TOKEN not in everything_in(caught.value)
@@ -118,7 +118,7 @@ def test_error_about_an_unusable_answer_has_no_token(
 
 
 def test_connection_error_has_no_token_and_nothing_is_bought(
-    hook: Face, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    hook: EitherHook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     hosts = [f"http://127.0.0.1:{closed_port()}", "https://no-such-host.invalid"]
@@ -127,7 +127,7 @@ def test_connection_error_has_no_token_and_nothing_is_bought(
             monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(host, TOKEN))
             for method, *args in METHODS:
                 with pytest.raises(WanTransientError) as caught:
-                    Face(hook.kind, retry=replace(QUICK, tries=1))(method, *args)
+                    EitherHook(hook.kind, retry=replace(QUICK, tries=1))(method, *args)
                 assert TOKEN not in everything_in(caught.value)
                 assert ("Nothing was bought" in str(caught.value)) == (method == "submit")
     assert TOKEN not in caplog.text
@@ -145,7 +145,7 @@ def test_token_is_shown_nowhere(sandbox: Sandbox, caplog: pytest.LogCaptureFixtu
 
 @pytest.mark.parametrize("before", ["http://user:password@", ""])
 def test_both_hooks_use_the_proxy_of_the_environment(
-    hook: Face, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, before: str
+    hook: EitherHook, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, before: str
 ) -> None:
     with Proxy() as proxy:
         monkeypatch.setenv("HTTP_PROXY", f"{before}127.0.0.1:{proxy.port}")
@@ -158,33 +158,33 @@ def test_both_hooks_use_the_proxy_of_the_environment(
         assert len(proxy.heads) == 2
 
 
-def test_proxy_tunnel_does_not_see_the_token(hook: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_tunnel_does_not_see_the_token(hook: EitherHook, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate())
     heads: list[str] = []
     answer = reply(b'{"request_id": "a", "status": "in_progress"}')
     with Wire(always(answer, heads=heads), tls=True) as wire, Proxy() as proxy:
         monkeypatch.setenv("HTTPS_PROXY", f"http://user:password@127.0.0.1:{proxy.port}")
         monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url, TOKEN))
-        face = Face(hook.kind)
-        face("get_status", "a")
-        face("submit", MODEL, INPUTS)
+        hook = EitherHook(hook.kind)
+        hook("get_status", "a")
+        hook("submit", MODEL, INPUTS)
         assert [head.split(" ")[:2] for head in proxy.heads] == [["CONNECT", f"127.0.0.1:{wire.port}"]] * 2
     assert TOKEN not in "".join(proxy.heads)
     assert "proxy-authorization" not in "".join(heads).lower()
     assert "".join(heads).count(TOKEN) == 2
 
 
-def test_refusal_by_a_proxy_buys_nothing(hook: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusal_by_a_proxy_buys_nothing(hook: EitherHook, monkeypatch: pytest.MonkeyPatch) -> None:
     with Proxy(refuse=reply(b"no", "403 Forbidden")) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", f"http://user:password@127.0.0.1:{proxy.port}")
         monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection("https://model-api.runcomfy.net", TOKEN))
         with pytest.raises(WanTransientError, match="Nothing was bought") as caught:
-            Face(hook.kind)("submit", MODEL, INPUTS)
+            EitherHook(hook.kind)("submit", MODEL, INPUTS)
         assert TOKEN not in everything_in(caught.value)
         assert TOKEN not in "".join(proxy.heads)
 
 
-def test_socks_proxy_is_refused(hook: Face, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_socks_proxy_is_refused(hook: EitherHook, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5h://user:password@127.0.0.1:1080")
     for method, *args in METHODS:
         with pytest.raises(WanInputError, match="socks5h proxy") as caught:

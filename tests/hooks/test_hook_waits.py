@@ -16,7 +16,7 @@ from airflow_provider_wan.exceptions import WanTransientError
 from airflow_provider_wan.hooks import wan_async
 from airflow_provider_wan.hooks.common import Pacer, pacer_of
 from airflow_provider_wan.hooks.wan import WanAsyncHook, WanHook
-from tests.hooks.hook_faces import KINDS, QUICK, Face, connection
+from tests.hooks.either_hook import KINDS, QUICK, EitherHook, connection
 from tests.sandboxes import INPUTS, MODEL
 from tests.wires import Wire, read_request, reply
 from wan_sandbox.server import Sandbox
@@ -38,7 +38,9 @@ YEAR_S = 365 * 86400
     ],
     ids=["none", "a second", "a fraction", "a date", "a date that is over", "negative", "nonsense", "more"],
 )
-def test_retry_after_within_the_budget_is_waited_for(hook: Face, sandbox: Sandbox, retry_after: Any) -> None:
+def test_retry_after_within_the_budget_is_waited_for(
+    hook: EitherHook, sandbox: Sandbox, retry_after: Any
+) -> None:
     request_id = hook("submit", MODEL, INPUTS).request_id
     for call in ("status", "submit"):
         asked = retry_after() if callable(retry_after) else retry_after
@@ -61,7 +63,7 @@ def test_retry_after_within_the_budget_is_waited_for(hook: Face, sandbox: Sandbo
     ids=["a year", "for ever", "the end of time", "a date in a year"],
 )
 def test_retry_after_beyond_the_budget_ends_the_retries(
-    hook: Face, sandbox: Sandbox, retry_after: Any
+    hook: EitherHook, sandbox: Sandbox, retry_after: Any
 ) -> None:
     request_id = hook("submit", MODEL, INPUTS).request_id
     asked = retry_after() if callable(retry_after) else retry_after
@@ -76,14 +78,14 @@ def test_retry_after_beyond_the_budget_ends_the_retries(
 
 
 def test_retry_after_date_uses_our_clock_without_a_date_header(
-    monkeypatch: pytest.MonkeyPatch, hook: Face
+    monkeypatch: pytest.MonkeyPatch, hook: EitherHook
 ) -> None:
     in_a_year = formatdate(time.time() + YEAR_S, usegmt=True)
     answer = reply(b"{}", "429 Too Many Requests", Retry_After=in_a_year)
     with Wire(lambda sock: sock.sendall(answer) if read_request(sock) else None) as wire:
         monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url))
         with pytest.raises(WanTransientError, match="asks to wait"):
-            Face(hook.kind)("get_status", "abc")
+            EitherHook(hook.kind)("get_status", "abc")
         assert wire.connections == 1
 
 
@@ -104,12 +106,12 @@ def test_one_limit_holds_for_all_hooks_of_a_connection(
     settings = WanHook().settings
     assert pacer_of(settings) is pacer_of(WanHook().settings)
     assert pacer_of(settings) is not pacer_of(WanHook("wan_other").settings)
-    request_id = Face("sync")("submit", MODEL, INPUTS).request_id
+    request_id = EitherHook("sync")("submit", MODEL, INPUTS).request_id
     # The server lets a burst of a second's worth pass; 60 calls at once would be too many.
     sandbox.control("account", {"requests_per_second": 42})
-    faces = [Face(kind) for kind in (*KINDS, *KINDS)]
+    hooks = [EitherHook(kind) for kind in (*KINDS, *KINDS)]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda face: [face("get_status", request_id) for _ in range(15)], faces))
+        list(pool.map(lambda hook: [hook("get_status", request_id) for _ in range(15)], hooks))
     ledger = sandbox.ledger()
     assert (ledger["calls"]["status"], ledger["refusals"]) == (60, [])
 
@@ -173,7 +175,7 @@ def test_submit_always_uses_a_new_connection(monkeypatch: pytest.MonkeyPatch) ->
 
     with Wire(leave_after_one) as wire:
         monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url))
-        face = Face("sync")
-        face("get_status", "a")
-        face("submit", MODEL, INPUTS)
+        hook = EitherHook("sync")
+        hook("get_status", "a")
+        hook("submit", MODEL, INPUTS)
         assert wire.connections == 2

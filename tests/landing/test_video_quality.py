@@ -25,11 +25,11 @@ from airflow_provider_wan.landing.checks import VideoChecks, VideoInspector
 from airflow_provider_wan.landing.probe import ProbeLimits, probe
 from airflow_provider_wan.landing.video_file import check_video_file
 from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
-from tests.face_runs import connect
 from tests.image_samples import encoded
 from tests.landing.landing_support import FileServer, Serving, buy, landing, mp4, to
 from tests.landing.made_videos import MAKERS, fog, made, night, scene_jpeg
 from tests.sandboxes import Bucket
+from tests.task_runs import connect
 from wan_sandbox.runcomfy.videos import Clip, encode_video
 from wan_sandbox.server import Sandbox
 

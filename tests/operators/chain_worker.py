@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow_provider_wan.operators.wan import WanSubmitOperator
 from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
-from tests.face_runs import a_context, run
+from tests.task_runs import a_context, run
 
 JOURNAL = "gs://videos/_journal"
 

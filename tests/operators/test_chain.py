@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.face_runs import connect
 from tests.operators import chain_worker
 from tests.operators.chain_worker import all_at_once, chain
 from tests.sandboxes import VIDEO_BYTES, Bucket
+from tests.task_runs import connect
 from wan_sandbox.server import Sandbox
 
 PATIENCE_S = 120

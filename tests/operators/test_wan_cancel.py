@@ -10,8 +10,8 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_wan.exceptions import WanInputError, WanNotFoundError
 from airflow_provider_wan.operators.wan import WanCancelOperator, WanSubmitOperator
-from tests.face_runs import StoreInMemory, a_context, connect, run
 from tests.sandboxes import INPUTS, Bucket
+from tests.task_runs import StoreInMemory, a_context, connect, run
 from wan_sandbox.server import Sandbox
 
 JOURNAL = "gs://videos/_journal"

@@ -9,8 +9,8 @@ import pytest
 from airflow.sdk.execution_time import context
 
 from tests.dag_runs import DagFolder
-from tests.face_runs import connect, posts, purchases
 from tests.sandboxes import INPUTS
+from tests.task_runs import connect, posts, purchases
 from wan_sandbox.server import Sandbox
 
 INPUT_LINES = (

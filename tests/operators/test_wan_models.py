@@ -11,9 +11,9 @@ import pytest
 from airflow_provider_wan.exceptions import WanAuthError, WanInputError, WanTransientError
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.operators.wan import WanSubmitOperator
-from tests.face_runs import StoreInMemory, a_context, connect, posts, purchases, run
 from tests.image_samples import encoded, photo
 from tests.sandboxes import Bucket
+from tests.task_runs import StoreInMemory, a_context, connect, posts, purchases, run
 from wan_sandbox.server import Sandbox
 
 #: The image fields of each model, the source image first, and the other inputs that it requires.

@@ -36,8 +36,8 @@ from airflow_provider_wan.exceptions import (
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.model_api.inputs import LazyModel, Model
 from airflow_provider_wan.operators.wan import WanSubmitOperator
-from tests.face_runs import Deferred, StoreInMemory, a_context, connect, posts, purchases, run, start
 from tests.sandboxes import INPUTS, MODEL, Bucket
+from tests.task_runs import Deferred, StoreInMemory, a_context, connect, posts, purchases, run, start
 from wan_sandbox.server import Sandbox
 
 JOURNAL = "gs://videos/_journal"

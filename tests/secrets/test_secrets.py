@@ -20,8 +20,8 @@ from airflow_provider_wan.operators.wan import WanCancelOperator, WanSubmitOpera
 from airflow_provider_wan.sensors.wan import WanRequestSensor
 from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
 from tests.dag_runs import DagFolder
-from tests.face_runs import Deferred, StoreInMemory, a_context, run, start
 from tests.sandboxes import INPUTS, MODEL, Bucket
+from tests.task_runs import Deferred, StoreInMemory, a_context, run, start
 from wan_sandbox.server import Sandbox
 
 TOKEN = "rc-secret-token-0a1b2c3d4e5f6789"

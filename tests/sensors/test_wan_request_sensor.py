@@ -28,8 +28,8 @@ from airflow_provider_wan.exceptions import (
 from airflow_provider_wan.model_api.faults import RetryPolicy
 from airflow_provider_wan.operators.wan import WanSubmitOperator
 from airflow_provider_wan.sensors.wan import WanRequestSensor
-from tests.face_runs import StoreInMemory, a_context, connect, first_event, purchases, run, start
 from tests.sandboxes import INPUTS, Bucket
+from tests.task_runs import StoreInMemory, a_context, connect, first_event, purchases, run, start
 from wan_sandbox.server import Sandbox
 
 JOURNAL = "gs://videos/_journal"

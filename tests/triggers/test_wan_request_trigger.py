@@ -21,8 +21,8 @@ from airflow_provider_wan.sensors.wan import WanRequestSensor
 from airflow_provider_wan.triggers import kills
 from airflow_provider_wan.triggers.kills import OVER_FOR_GOOD, task_state
 from airflow_provider_wan.triggers.wan import WanRequestTrigger
-from tests.face_runs import TaskInstance, a_context, connect, first_event, revived, run, start
 from tests.sandboxes import INPUTS, MODEL, Bucket
+from tests.task_runs import TaskInstance, a_context, connect, first_event, revived, run, start
 from wan_sandbox.server import Sandbox
 
 JOURNAL = "gs://videos/_journal"

@@ -35,7 +35,7 @@ from airflow_provider_wan.utils.params import (
 )
 from airflow_provider_wan.utils.results import result_of_landed
 from airflow_provider_wan.utils.task import TaskRequest, owner_of
-from tests.face_runs import TaskInstance
+from tests.task_runs import TaskInstance
 
 ALL_ERRORS = [
     kind for _, kind in inspect.getmembers(exceptions, inspect.isclass) if issubclass(kind, WanError)

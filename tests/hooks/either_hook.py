@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both hooks behind one face, so that each test is run on both."""
+"""Either hook, called in the same way, so that each test runs on both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUICK = RetryPolicy(first_s=0.001, max_s=0.001)
 KINDS = ("sync", "async")
 
 
-class Face:
+class EitherHook:
     """Calls a method of ``WanHook``, or of ``WanAsyncHook`` in an event loop of its own; only the first can submit."""
 
     def __init__(self, kind: str, conn_id: str = "wan_default", retry: RetryPolicy = QUICK) -> None:
