@@ -146,7 +146,7 @@ def test_purchases_of_others_are_not_settled() -> None:
 
 @pytest.mark.parametrize("price", [None, 0.0, 0.2, 0.3])
 @pytest.mark.parametrize("of", [1, 3, 7, 100])
-def test_shares_make_the_whole_exactly(of: int, price: float | None) -> None:
+def test_shares_add_up_exactly_to_the_limit(of: int, price: float | None) -> None:
     shares = [
         BudgetLimits(max_cost_usd=10.0, max_requests=23, index=index, of=of).part(price)
         for index in range(of)
@@ -164,7 +164,7 @@ def shared(limits: BudgetLimits, price_usd: float) -> Budget:
 
 
 @pytest.mark.parametrize("learner", range(7))
-def test_shares_and_the_clip_that_taught_the_price_make_the_whole(learner: int) -> None:
+def test_shares_and_the_price_learning_clip_add_up_to_the_limit(learner: int) -> None:
     bought = 0
     for index in range(7):
         limits = BudgetLimits(max_cost_usd=3.0, index=index, of=7)
@@ -182,12 +182,12 @@ def test_shares_and_the_clip_that_taught_the_price_make_the_whole(learner: int) 
     ("whole", "bought"),
     [({"max_cost_usd": 2.1}, 10), ({"max_requests": 7}, 7), ({"max_cost_usd": 2.1, "max_requests": 4}, 4)],
 )
-def test_many_tasks_together_buy_what_the_whole_can_pay(whole: dict[str, Any], bought: int) -> None:
+def test_many_tasks_together_spend_the_whole_limit(whole: dict[str, Any], bought: int) -> None:
     parts = [shared(BudgetLimits(**whole, index=index, of=100), 0.2) for index in range(100)]
     assert sum(buy(part, 5, 0.2) for part in parts) == bought
 
 
-def test_a_share_that_is_used_up_names_the_whole() -> None:
+def test_used_up_share_names_the_whole_limit() -> None:
     budget = shared(BudgetLimits(max_cost_usd=2.0, index=1, of=4), 0.5)
     assert buy(budget, 5, 0.5) == 1
     assert "max_cost_usd=2 (of which 0.5 is this mapped task's share)" in str(budget.why_not(0.5))

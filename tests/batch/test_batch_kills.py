@@ -95,7 +95,7 @@ def test_ten_kills_at_random_moments_buy_each_image_once(
     assert len(sandbox.ledger()["purchases"]) == purchases
 
 
-def test_two_runs_through_outages_and_an_empty_wallet_buy_each_image_once(
+def test_two_runs_through_outages_and_an_empty_balance_buy_each_image_once(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # No process dies here, so no claim has to expire soon; a short timeout would lose answers on a busy machine.

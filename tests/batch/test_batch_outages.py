@@ -93,7 +93,7 @@ def test_submits_that_stay_unclear_end_the_batch_after_three_trials_and_a_retry_
     assert not unknown & set(bought(sandbox))
 
 
-def test_one_lost_answer_costs_one_image_and_no_more(sandbox: Sandbox) -> None:
+def test_one_lost_answer_affects_only_its_image(sandbox: Sandbox) -> None:
     sandbox.add_fault("submit", "no_id", img_url_contains="00005.jpg", count=1)
     report = run(addresses(30), max_failures=ANY)
     assert report.error is None

@@ -79,7 +79,7 @@ TABLE = [
 @pytest.mark.parametrize(
     ("record", "there", "policy", "expected"), [row[1:] for row in TABLE], ids=[r[0] for r in TABLE]
 )
-def test_the_table(
+def test_decision_table(
     record: Record | None, there: RemoteState | None, policy: Policy, expected: Action
 ) -> None:
     assert decide(record, WANTED, there, policy).do is expected
@@ -92,7 +92,7 @@ def test_a_request_that_is_not_bought_again_says_how_to_buy_another_take() -> No
         assert "variation" in why
 
 
-def test_what_a_changed_task_leaves_behind_is_named() -> None:
+def test_request_left_by_a_changed_task_is_named() -> None:
     why = decide(CHANGED, WANTED, RemoteState.RUNNING, PLAIN).why
     assert "req-1" in why
     assert "paid for" in why
@@ -129,7 +129,7 @@ def buys(decision: Decision) -> bool:
 
 
 @given(records, answers, policies)
-def test_what_can_be_adopted_or_reused_is_never_bought_again(
+def test_adoptable_or_reusable_request_is_never_bought_again(
     record: Record, there: RemoteState | None, policy: Policy
 ) -> None:
     alive = there in (RemoteState.QUEUED, RemoteState.RUNNING, RemoteState.UNKNOWN, RemoteState.SUCCEEDED)
@@ -150,7 +150,7 @@ def test_an_unclear_answer_buys_nothing(record: Record, policy: Policy) -> None:
 
 
 @given(intents, answers, policies)
-def test_a_lost_submission_is_sent_again_only_if_somebody_asks_for_exactly_that(
+def test_lost_submission_is_resubmitted_only_on_explicit_request(
     record: Record, there: RemoteState | None, policy: Policy
 ) -> None:
     decision = decide(record, WANTED, there, policy)
@@ -161,9 +161,7 @@ def test_a_lost_submission_is_sent_again_only_if_somebody_asks_for_exactly_that(
 
 
 @given(intents, policies)
-def test_the_word_that_settled_one_lost_submission_does_not_settle_the_next(
-    record: Record, policy: Policy
-) -> None:
+def test_settlement_of_one_lost_submission_does_not_settle_the_next(record: Record, policy: Policy) -> None:
     word = resubmit_word(record)
     lost_again = record.as_new_intent(an_intent())
     assert decide(lost_again, WANTED, None, Policy(resolution=word)).do is Action.FAIL_UNKNOWN

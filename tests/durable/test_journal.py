@@ -140,7 +140,7 @@ def test_a_record_under_the_name_of_another_is_refused(journal: BucketJournal, b
         journal.read(other)
 
 
-def test_of_many_claims_at_once_one_wins(bucket: Bucket) -> None:
+def test_one_of_many_concurrent_claims_succeeds(bucket: Bucket) -> None:
     together = threading.Barrier(8)
     won: list[VersionedRecord] = []
     lost: list[Exception] = []

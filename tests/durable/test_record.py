@@ -51,7 +51,7 @@ records = st.builds(
 
 
 @given(records)
-def test_a_record_is_read_as_it_was_written(record: Record) -> None:
+def test_record_survives_a_round_trip(record: Record) -> None:
     assert Record.from_json(record.to_json().encode()) == record
     assert Record.from_dict(json.loads(json.dumps(record.as_dict()))) == record
 
@@ -108,7 +108,7 @@ SOUND: dict[str, Any] = Record("f", "m", Stage.SUBMITTED, request_id="r").as_dic
         ),
     ],
 )
-def test_anything_else_is_not_read_as_a_record(text: str) -> None:
+def test_other_content_is_not_read_as_a_record(text: str) -> None:
     with pytest.raises(ValueError):
         Record.from_json(text)
 

@@ -86,7 +86,7 @@ def stage_of(journal: Any) -> Stage | None:
 # -- one purchase ------------------------------------------------------------------------------------------
 
 
-def test_a_video_that_is_asked_for_again_adopts_its_request(sandbox: Sandbox, journal: BucketJournal) -> None:
+def test_repeated_submit_of_a_video_adopts_its_request(sandbox: Sandbox, journal: BucketJournal) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     first = submission(journal).obtain(VIDEO)
     again = submission(bucket_journal()).obtain(VIDEO)
@@ -325,7 +325,7 @@ def test_on_unknown_submission_resubmit_sends_a_lost_submission_again(
     assert bought.record.lost_submissions == 1
 
 
-def test_a_resubmit_word_counts_once(sandbox: Sandbox, store: StoreInMemory) -> None:
+def test_resubmit_setting_applies_once(sandbox: Sandbox, store: StoreInMemory) -> None:
     """A retry finds the word in its run's configuration again, though what it settled is long past."""
     journal = lost_long_ago(store)
     sandbox.add_fault("submit", "reset_after")
@@ -340,7 +340,7 @@ def test_a_resubmit_word_counts_once(sandbox: Sandbox, store: StoreInMemory) -> 
     assert len(purchases(sandbox)) == 1
 
 
-def test_a_second_task_with_the_same_word_does_not_send_the_first_ones_loss_again(
+def test_second_task_with_the_same_resubmit_setting_does_not_resubmit_again(
     sandbox: Sandbox, store: StoreInMemory
 ) -> None:
     """Two use the same word at once. The second finds the first one's claim, which the word was not about."""
@@ -764,7 +764,7 @@ def remember(journal: Any, **changes: Any) -> None:
     journal.write(replace(record, **changes), replaces=None)
 
 
-def test_gone_three_times_is_bought_again_only_if_it_never_succeeded(
+def test_missing_request_is_bought_again_only_if_it_never_succeeded(
     sandbox: Sandbox, journal: BucketJournal
 ) -> None:
     remember(journal)
@@ -774,14 +774,16 @@ def test_gone_three_times_is_bought_again_only_if_it_never_succeeded(
     assert sandbox.ledger()["calls"]["status"] == 3
 
 
-def test_gone_and_paid_for_is_not_bought_again(sandbox: Sandbox, journal: BucketJournal) -> None:
+def test_missing_request_that_was_paid_is_not_bought_again(sandbox: Sandbox, journal: BucketJournal) -> None:
     remember(journal, succeeded_once=True)
     with pytest.raises(WanRefusedError, match=r"req-gone.*variation"):
         submission(journal).obtain(VIDEO)
     assert posts(sandbox) == 0
 
 
-def test_gone_after_days_is_not_bought_again_by_a_clear(sandbox: Sandbox, store: StoreInMemory) -> None:
+def test_request_missing_after_days_is_not_bought_again_by_a_clear(
+    sandbox: Sandbox, store: StoreInMemory
+) -> None:
     """A run that is cleared after weeks, without a journal: its store never heard that its video landed."""
     journal = TaskStateJournal(store)
     remember(
@@ -808,7 +810,7 @@ def test_a_result_that_expired_unread_is_not_bought_again(sandbox: Sandbox, jour
     assert len(purchases(sandbox)) == 1
 
 
-def test_gone_twice_is_not_gone(sandbox: Sandbox, journal: BucketJournal) -> None:
+def test_two_404s_do_not_make_a_request_missing(sandbox: Sandbox, journal: BucketJournal) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     first = submission(journal).obtain(VIDEO)
     sandbox.add_fault("status", "not_found", count=2)
@@ -830,7 +832,7 @@ def test_no_clear_answer_buys_nothing(sandbox: Sandbox, journal: BucketJournal, 
     assert len(purchases(sandbox)) == 1
 
 
-def test_an_unknown_word_is_waited_for(sandbox: Sandbox, journal: BucketJournal) -> None:
+def test_unknown_state_is_awaited(sandbox: Sandbox, journal: BucketJournal) -> None:
     first = submission(journal).obtain(VIDEO)
     sandbox.add_fault("status", "word", word="pondering")
     assert submission(journal).obtain(VIDEO).how == "adopted"
@@ -978,7 +980,7 @@ def test_a_former_request_that_another_task_depends_on_is_not_cancelled(
     assert sandbox.ledger()["cancels"] == []
 
 
-def test_a_map_index_that_means_another_image_now_cancels_nothing(
+def test_map_index_with_another_image_cancels_nothing(
     sandbox: Sandbox, either: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     queued_former(sandbox, either())
@@ -1048,7 +1050,7 @@ def test_a_request_of_the_tasks_own_open_claim_counts_once(
     assert (held.record.lost_submissions, held.record.earlier_buyers) == (0, ())
 
 
-def test_a_purchase_that_is_recorded_late_leaves_another_tasks_request_in_its_place(
+def test_late_recorded_purchase_does_not_replace_another_tasks_request(
     sandbox: Sandbox, journal: BucketJournal
 ) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})

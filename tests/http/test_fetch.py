@@ -42,7 +42,7 @@ def test_a_part_says_where_it_is_and_may_not_know_the_size(where: str, size: int
     assert (part.start, part.size_bytes, part.is_whole, data) == (5, size, False, FILE[5:15])
 
 
-def test_a_host_that_refuses_a_range_from_the_start_is_asked_for_the_file() -> None:
+def test_host_that_refuses_a_range_is_asked_for_the_whole_file() -> None:
     heads: list[str] = []
 
     def answer(sock: Any) -> None:
@@ -89,7 +89,7 @@ def test_every_address_of_a_chain_of_redirects_is_checked() -> None:
     assert (first.connections, second.connections) == (1, 1)
 
 
-def test_a_private_host_gets_no_byte() -> None:
+def test_private_host_receives_no_byte() -> None:
     with (
         Wire(always(reply(FILE))) as wire,
         fetching(check_address=refuse_private_literal, refuse_private=True) as fetcher,
@@ -128,7 +128,7 @@ def test_more_than_the_limit_is_not_loaded(answer: bytes) -> None:
     assert caught.value.kind == "too large"
 
 
-def test_a_download_that_is_asked_to_wait_waits_as_long() -> None:
+def test_download_waits_as_long_as_retry_after() -> None:
     waited: list[float] = []
     answers = iter([reply(status="503 Out", Retry_After="40"), reply(FILE)])
 

@@ -107,7 +107,7 @@ def test_a_name_that_leads_to_a_private_address_gets_no_byte(host: str) -> None:
     assert (got, seen.sent) == ([], False)
 
 
-def test_what_is_not_guarded_goes_there() -> None:
+def test_unguarded_session_reaches_private_hosts() -> None:
     with Wire(always(reply(b"here"))) as wire, web.bounded_session() as session:
         assert session.get(f"http://localhost:{wire.port}/", timeout=2).content == b"here"
 
@@ -130,7 +130,7 @@ def test_no_signature_of_a_link_is_in_a_debug_log(caplog: pytest.LogCaptureFixtu
     assert "s3cret" not in caplog.text
 
 
-def test_no_cookie_comes_back() -> None:
+def test_cookies_are_not_returned() -> None:
     heads: list[str] = []
     with Wire(always(reply(Set_Cookie="a=b"), heads=heads)) as wire, web.bounded_session() as session:
         for _ in range(2):

@@ -64,7 +64,7 @@ def not_tls(sock: socket.socket) -> None:
     ],
     ids=["reset", "reset in TLS", "cut", "silence", "silence in TLS", "garbage", "garbage in TLS"],
 )
-def test_what_was_sent_counts_as_sent(
+def test_sent_request_counts_as_sent(
     answer: Callable[[socket.socket], None], tls: bool, ended: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate())
@@ -72,7 +72,7 @@ def test_what_was_sent_counts_as_sent(
         assert exchange(wire.url, read_timeout_s=0.5 if ended == "ReadTimeout" else 20) == (True, ended)
 
 
-def test_an_answer_counts_as_sent() -> None:
+def test_request_with_an_answer_counts_as_sent() -> None:
     with Wire(lambda sock: sock.sendall(reply(status="503 Out")) if read_request(sock) else None) as wire:
         assert exchange(wire.url) == (True, "503")
 
@@ -102,7 +102,7 @@ def test_a_wrong_certificate_stops_before_anything_is_sent() -> None:
     assert got in ([], [b""])
 
 
-def test_a_server_without_tls_gets_nothing() -> None:
+def test_server_without_tls_receives_nothing() -> None:
     with Wire(not_tls) as wire:
         assert exchange(f"https://127.0.0.1:{wire.port}") == (False, "SSLError")
 
@@ -110,7 +110,9 @@ def test_a_server_without_tls_gets_nothing() -> None:
 @pytest.mark.parametrize(
     "answer", [reply(b"no", "403 Forbidden"), reply(b"", "407 Proxy Authentication"), b""]
 )
-def test_a_proxy_that_refuses_the_tunnel_gets_nothing(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_that_refuses_the_tunnel_receives_nothing(
+    answer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Proxy(refuse=answer) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         sent, ended = exchange("https://model-api.runcomfy.net/v1/models/a")
@@ -120,7 +122,7 @@ def test_a_proxy_that_refuses_the_tunnel_gets_nothing(answer: bytes, monkeypatch
     assert "/v1/models" not in proxy.heads[0]
 
 
-def test_a_proxy_that_is_not_there_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_proxy_receives_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{closed_port()}")
     assert exchange("https://model-api.runcomfy.net") == (False, "ProxyError")
 
@@ -133,7 +135,7 @@ def test_a_request_through_a_tunnel_counts_as_sent(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_what_comes_too_late_is_not_sent(tls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_after_its_deadline_is_not_sent(tls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate())
     got: list[bytes] = []
     with Wire(lambda sock: got.append(sock.recv(100)), tls=tls) as wire:
@@ -141,6 +143,6 @@ def test_what_comes_too_late_is_not_sent(tls: bool, monkeypatch: pytest.MonkeyPa
     assert got in ([], [b""])
 
 
-def test_what_comes_in_time_is_sent() -> None:
+def test_request_before_its_deadline_is_sent() -> None:
     with Wire(lambda sock: sock.sendall(reply()) if read_request(sock) else None) as wire:
         assert exchange(wire.url, send_by=time.monotonic() + 60) == (True, "200")

@@ -66,7 +66,9 @@ def test_a_prefix_without_images_is_an_error(bucket: Bucket, read: Read) -> None
 
 
 @pytest.mark.parametrize("place", ["bucket", "disk"])
-def test_a_manifest_is_read_wherever_it_lies(place: str, bucket: Bucket, read: Read, tmp_path: Path) -> None:
+def test_manifest_is_read_from_every_kind_of_location(
+    place: str, bucket: Bucket, read: Read, tmp_path: Path
+) -> None:
     text = 'image,prompt,seed,variation\ngs://videos/a.jpg,,7,\n"b c.jpg","rain, at\nnight",,w\n,x,,\n'
     if place == "bucket":
         bucket.put("sets/one.csv", text.encode())
@@ -123,7 +125,7 @@ def test_list_mixes_addresses_rows_prefixes_and_manifests(bucket: Bucket, read: 
         assert row.inputs == {"prompt": "waves", "seed": 3}
 
 
-def test_a_broken_row_leaves_the_rest_alone(bucket: Bucket, read: Read) -> None:
+def test_broken_row_does_not_affect_the_rest(bucket: Bucket, read: Read) -> None:
     good = b'{"image": "a.jpg"}\n'
     bucket.put("m.jsonl", good + b'{"image": \n' + b"\xff\xfe\n" + b'{"staged_uri": "x"}\n' + good)
     rows = read("gs://videos/m.jsonl")
@@ -167,7 +169,7 @@ def test_object_without_suffix_is_an_image_by_its_content_type(bucket: Bucket, r
     assert images(read("gs://videos/in/")) == ["gs://videos/in/photo"]
 
 
-def test_given_suffixes_decide_alone(bucket: Bucket) -> None:
+def test_given_suffixes_replace_the_defaults(bucket: Bucket) -> None:
     bucket.put("in/a.jpg", b"x")
     bucket.put("in/b.raw1", b"x")
     bucket.put("in/c", b"x", content_type="image/jpeg")

@@ -68,12 +68,12 @@ def test_a_range_beyond_the_end_is_empty() -> None:
         assert read(wire.url, len(FILE), 10) == (b"", None)
 
 
-def test_another_part_than_the_one_asked_for_is_refused() -> None:
+def test_range_other_than_the_requested_one_is_refused() -> None:
     with Wire(ranged([], shift=7)) as wire, pytest.raises(WanDownloadError, match="gave another one"):
         read(wire.url, 0, 100)
 
 
-def test_more_than_was_asked_for_is_cut() -> None:
+def test_surplus_bytes_of_a_range_are_cut() -> None:
     with Wire(ranged([], more=500_000)) as wire:
         assert read(wire.url, 10, 100)[0] == FILE[10:110]
 
@@ -87,7 +87,7 @@ def test_a_part_without_a_valid_content_range_is_refused(where: str) -> None:
         read(wire.url, 0, 10)
 
 
-def test_a_server_without_ranges_is_asked_once() -> None:
+def test_server_without_ranges_is_called_once() -> None:
     heads: list[str] = []
     with (
         Wire(always(reply(FILE), heads=heads)) as wire,
@@ -99,7 +99,7 @@ def test_a_server_without_ranges_is_asked_once() -> None:
     assert len(heads) == 1
 
 
-def test_a_server_without_ranges_gives_as_much_as_is_asked_for() -> None:
+def test_server_without_ranges_returns_the_requested_bytes() -> None:
     with Wire(always(reply(FILE))) as wire:
         assert read(wire.url, 0, len(FILE)) == (FILE, len(FILE))
 
@@ -184,7 +184,7 @@ def test_an_error_answer_is_reported(status: str, kind: type[Exception]) -> None
 
 
 @pytest.mark.parametrize("where", ["refused", "cut", "garbage", "not tls"])
-def test_a_server_that_is_down_is_worth_a_retry(where: str) -> None:
+def test_server_that_is_down_is_a_retryable_error(where: str) -> None:
     def cut(sock: socket.socket) -> None:
         read_request(sock)
         sock.sendall(reply(FILE[:1000])[:500])
@@ -221,7 +221,7 @@ def whole(answer: Answer, *, limit_bytes: int = 1_000_000, total_s: float = 10.0
             reader.close()
 
 
-def test_an_image_is_read_whole() -> None:
+def test_image_is_read_completely() -> None:
     assert whole(always(reply(JPEG))) == JPEG
 
 
@@ -387,7 +387,7 @@ def test_reads_of_images_name_this_provider(whole_image: bool) -> None:
     assert "user-agent: airflow-provider-wan" in heads[0].lower()
 
 
-def test_a_refusal_says_only_what_was_seen() -> None:
+def test_refusal_states_only_observed_facts() -> None:
     with Wire(always(reply(status="403 Forbidden"))) as wire, pytest.raises(WanInputError) as refused:
         read(f"{wire.url}/a.jpg", 0, 10)
     assert "answers an anonymous reader with HTTP 403" in str(refused.value)
@@ -412,7 +412,7 @@ CHECKSUMS: dict[str, Callable[[bytes], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("kind", CHECKSUMS)
-def test_a_checksum_that_the_server_gives_is_checked(kind: str) -> None:
+def test_checksum_of_the_server_is_verified(kind: str) -> None:
     right, wrong = (CHECKSUMS[kind](data) for data in (JPEG, JPEG + b"x"))
     assert whole(always(reply(JPEG, **right))) == JPEG
     with pytest.raises(WanDownloadError, match="differs from the one that the server gives") as refused:

@@ -75,7 +75,7 @@ def test_acceptable_image_breaks_no_rule_at_the_limits_either(fmt: str, width: i
         ),
     ],
 )
-def test_every_broken_rule_is_given_with_value_and_limit(
+def test_every_broken_rule_is_reported_with_value_and_limit(
     change: dict[str, object], broken: list[tuple[str, object, object, bool]]
 ) -> None:
     assert _broken(**change) == broken

@@ -69,7 +69,7 @@ def test_jsonl_keeps_types_and_null_means_not_given() -> None:
     assert row.variation == "3"
 
 
-def test_the_tasks_variation_counts_where_a_row_gives_none() -> None:
+def test_row_without_a_variation_uses_the_tasks() -> None:
     columns = Columns(inputs=INPUTS, variation="spring")
     rows = _csv("image,variation\na.jpg,\nb.jpg,own\n", columns)
     assert [row.variation for row in rows if isinstance(row, DatasetRow)] == ["spring", "own"]
@@ -95,7 +95,7 @@ def test_a_header_that_is_wrong_refuses_the_file_and_names_it(header: str, messa
     assert str(caught.value).startswith("gs://shoes/set.csv")
 
 
-def test_a_bad_row_names_file_and_line_and_the_rest_goes_on() -> None:
+def test_bad_row_is_reported_with_file_and_line_and_the_rest_is_read() -> None:
     rows = _csv(
         "image,prompt\n"
         "gs://a/1.jpg,fine\n"
@@ -120,7 +120,7 @@ def test_a_bad_row_names_file_and_line_and_the_rest_goes_on() -> None:
     ]
 
 
-def test_a_bad_jsonl_row_names_file_and_line_and_the_rest_goes_on() -> None:
+def test_bad_jsonl_row_is_reported_with_file_and_line_and_the_rest_is_read() -> None:
     rows = _jsonl(
         {"image": "gs://a/1.jpg"},
         "{not json",
@@ -152,7 +152,7 @@ def test_a_bad_jsonl_row_names_file_and_line_and_the_rest_goes_on() -> None:
     assert [row.image for row in rows if isinstance(row, DatasetRow)] == ["gs://a/1.jpg", "gs://a/6.jpg"]
 
 
-def test_a_quote_that_is_never_closed_does_not_swallow_the_file_for_good() -> None:
+def test_unclosed_quote_is_bounded() -> None:
     lines = ["image,prompt\n", 'gs://a/1.jpg,"open\n'] + [
         f"gs://a/{n}.jpg,fine words here\n" for n in range(9000)
     ]
@@ -161,7 +161,7 @@ def test_a_quote_that_is_never_closed_does_not_swallow_the_file_for_good() -> No
     assert isinstance(rows[-1], DatasetRow)
 
 
-def test_a_byte_order_mark_spaces_and_other_alphabets_do_no_harm() -> None:
+def test_byte_order_mark_spaces_and_other_alphabets_are_accepted() -> None:
     text = "\ufeffimage , prompt\r\n gs://schuhe/größe 42/靴.jpg ,  dreht sich langsam \r\n"
     lines = text.encode().splitlines(keepends=True)
     (row,) = read_manifest(lines, origin="set.CSV", columns=COLUMNS)

@@ -241,7 +241,7 @@ def test_pillows_own_limit_is_unchanged() -> None:
     assert before == Image.MAX_IMAGE_PIXELS
 
 
-def test_the_content_decides_and_a_wrong_suffix_is_noted() -> None:
+def test_content_decides_the_format_and_a_wrong_suffix_is_reported() -> None:
     facts = inspect(ORDINARY["png"](), name="https://example.com/photo.jpg?X-Goog-Signature=abc")
     assert facts.format == "PNG"
     assert facts.notes == ("named as JPEG, and is PNG",)

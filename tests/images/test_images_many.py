@@ -82,6 +82,6 @@ def test_sources_are_taken_only_as_fast_as_results_are() -> None:
     assert taken <= 5 + 2 * 3
 
 
-def test_an_error_that_is_not_ours_ends_the_run(tmp_path: Path) -> None:
+def test_unexpected_error_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         list(map_in_order(lambda number: 1 // number, [1, 0, 1]))

@@ -69,7 +69,7 @@ def test_the_demo_photographs_that_fit_are_passed_through(photo: str) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(360, 360), (2000, 2000), (2000, 360)])
-def test_the_very_limits_are_passed_through(width: int, height: int) -> None:
+def test_image_exactly_at_the_limits_is_passed_through(width: int, height: int) -> None:
     data = samples.encoded(Image.new("RGB", (width, height), samples.RED), "PNG")
     assert _prepared(data).data == data
 
@@ -113,7 +113,7 @@ def test_other_metadata_and_data_behind_the_picture_are_removed() -> None:
     assert _prepared(busy + b"hidden archive").data == png
 
 
-def test_metadata_is_gone_from_an_image_that_had_to_be_encoded_again() -> None:
+def test_reencoded_image_has_no_metadata() -> None:
     exif = samples.exif_with(gps=True, camera=True, orientation=6)
     data = samples.encoded(samples.photo(3000, 2000), "JPEG", exif=exif, comment=b"At home with Ada")
 
@@ -128,7 +128,7 @@ def test_metadata_is_gone_from_an_image_that_had_to_be_encoded_again() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("size", [(600, 400), (3000, 2001)])
-def test_every_orientation_comes_out_as_a_viewer_shows_it(orientation: int, size: tuple[int, int]) -> None:
+def test_every_orientation_is_applied_to_the_pixels(orientation: int, size: tuple[int, int]) -> None:
     result = _prepared(samples.stored_rotated(orientation, *size))
     assert samples.corners(_pixels(result)) == ("red", "green", "blue", "white")
     assert (result.width, result.height) == ((600, 400) if size == (600, 400) else (1999, 1333))
@@ -236,7 +236,7 @@ def test_samples_of_32_bits_are_refused() -> None:
         _prepared(samples.encoded(Image.new("F", (400, 400), 0.5), "TIFF"))
 
 
-def test_the_animation_says_how_many_frames_were_left_out() -> None:
+def test_animation_reports_how_many_frames_were_dropped() -> None:
     assert _prepared(samples.animation("GIF")).changes[0] == "first of 3 frames"
 
 
@@ -377,7 +377,7 @@ def test_damaged_header_ends_in_our_own_error_or_an_image() -> None:
 # --- promises -------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_bytes_in_give_the_same_bytes_out(tmp_path: Path) -> None:
+def test_preparation_is_deterministic(tmp_path: Path) -> None:
     data = samples.encoded(
         samples.photo(2600, 1800),
         "JPEG",
@@ -396,7 +396,7 @@ def test_prepared_image_is_passed_through_unchanged() -> None:
     assert _prepared(once.data).is_unchanged
 
 
-def test_wrong_suffix_is_noted_and_the_image_unchanged() -> None:
+def test_wrong_suffix_is_reported_and_the_image_unchanged() -> None:
     data = samples.encoded(samples.photo(), "PNG")
     result = prepare(data, rules=RULES, name="photo.jpg")
     assert (result.data, result.notes) == (data, ("named as JPEG, and is PNG",))

@@ -167,7 +167,7 @@ def test_refusal_by_iam_is_reported(bucket: Bucket, key: rsa.RSAPrivateKey, iam_
             ObjectLinks(client_with(Machine(), bucket)).link_to("videos", "a.jpg")
 
 
-def test_a_persons_credentials_cannot_sign_and_the_way_out_is_named(bucket: Bucket) -> None:
+def test_user_credentials_cannot_sign_and_the_error_says_what_to_do(bucket: Bucket) -> None:
     from google.oauth2.credentials import Credentials
 
     person = Credentials(token="t", refresh_token="r", client_id="c", client_secret="s")  # type: ignore[no-untyped-call]
@@ -175,7 +175,7 @@ def test_a_persons_credentials_cannot_sign_and_the_way_out_is_named(bucket: Buck
         ObjectLinks(client_with(person, bucket)).link_to("videos", "a.jpg")
 
 
-def test_without_credentials_there_are_links_to_an_emulator_only(
+def test_links_without_credentials_point_only_to_an_emulator(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = client_with(AnonymousCredentials(), bucket)

@@ -126,7 +126,7 @@ def test_second_run_reads_and_writes_nothing(bucket: Bucket, sources: Sources) -
     assert shown["bytes_read"] == shown["bytes_written"] == 0
 
 
-def test_a_staged_copy_is_upright_and_private_data_is_gone(bucket: Bucket, sources: Sources) -> None:
+def test_staged_copy_is_upright_and_without_private_data(bucket: Bucket, sources: Sources) -> None:
     bucket.put("turned.jpg", turned())
     url = sources(staging="gs://videos/staged").open("gs://videos/turned.jpg").addresses()["img_url"]
     answer = requests.get(url, timeout=10)
@@ -163,7 +163,7 @@ def test_image_cut_off_inside_its_pixels_is_refused(bucket: Bucket, sources: Sou
     assert bucket.objects("staged/") == {}
 
 
-def test_an_object_that_is_not_there_is_named(bucket: Bucket, sources: Sources) -> None:
+def test_missing_object_is_named(bucket: Bucket, sources: Sources) -> None:
     with pytest.raises(WanInputError, match=r"nobody\.jpg: there is no such object"):
         sources().open("gs://videos/nobody.jpg")
 
@@ -176,9 +176,7 @@ def test_object_replaced_after_it_was_opened_is_not_sent(bucket: Bucket, sources
         opened.addresses()["img_url"]
 
 
-def test_an_address_on_the_web_that_fits_goes_as_it_is_with_its_signature(
-    bucket: Bucket, sources: Sources
-) -> None:
+def test_valid_https_image_is_sent_unchanged_with_its_signature(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.jpg", fits())
     url = f"{bucket.sandbox.bucket_url}/videos/a.jpg?sig=abc"
     opened = sources(staging="gs://videos/staged").open(url)
@@ -187,7 +185,7 @@ def test_an_address_on_the_web_that_fits_goes_as_it_is_with_its_signature(
     assert "abc" not in repr(spec_of(opened, PROMPT))
 
 
-def test_an_address_on_the_web_that_does_not_fit_is_staged_once(bucket: Bucket, sources: Sources) -> None:
+def test_invalid_https_image_is_staged_once(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.jpg", turned())
     url = f"{bucket.sandbox.bucket_url}/videos/a.jpg"
     made = {sources(staging="gs://videos/staged").open(url).addresses()["img_url"] for _ in range(2)}
@@ -299,7 +297,7 @@ def test_requester_pays_bucket_is_read_on_the_quota_project(credentials: Any) ->
 
 
 @pytest.mark.parametrize("staging", [None, "gs://videos/staged"])
-def test_no_image_is_read_by_ranges_and_then_whole(
+def test_no_image_is_read_by_ranges_and_then_completely(
     staging: str | None, bucket: Bucket, sources: Sources
 ) -> None:
     bucket.put("a.jpg", encoded(noise(900, 900), "JPEG", quality=95))

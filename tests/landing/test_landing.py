@@ -110,14 +110,14 @@ def test_a_repeated_landing_downloads_nothing(bucket: Bucket, sandbox: Sandbox) 
     assert sandbox.ledger()["calls"]["result"] == 1
 
 
-def test_a_new_landing_asks_the_bucket_no_more_than_it_must(bucket: Bucket) -> None:
+def test_new_landing_makes_no_unnecessary_bucket_calls(bucket: Bucket) -> None:
     landing(bucket).land(buy(), to(bucket))
     asked = bucket.calls()
     assert asked["bucket.metadata"] == 1, "what stands under the video's name"
     assert sum(count for name, count in asked.items() if name.startswith("bucket.upload")) <= 3
 
 
-def test_a_landing_that_ended_between_two_videos_goes_on_there(bucket: Bucket, sandbox: Sandbox) -> None:
+def test_landing_interrupted_between_two_videos_resumes_there(bucket: Bucket, sandbox: Sandbox) -> None:
     sandbox.add_fault("generation", "output_shape", shape="videos", n=2)
     record = buy()
     whole = landing(bucket).land(record, to(bucket))
@@ -137,7 +137,7 @@ def test_a_record_that_was_not_written_is_written_by_the_next_try_with_its_cost(
     assert json.loads(bucket.read("v/clip.mp4.json"))["cost_usd"] == 0.2
 
 
-def test_a_video_that_is_there_needs_no_result(bucket: Bucket, sandbox: Sandbox) -> None:
+def test_existing_video_needs_no_result(bucket: Bucket, sandbox: Sandbox) -> None:
     record = buy()
     first = landing(bucket).land(record, to(bucket))
     sandbox.control(f"requests/{record.request_id}", {"state": "vanished"})
@@ -173,7 +173,7 @@ IF_EXISTS: list[tuple[str, str, str]] = [
 
 
 @pytest.mark.parametrize(("stands", "if_exists", "happens"), IF_EXISTS, ids=str)
-def test_what_happens_where_something_stands(
+def test_if_exists_decides_about_an_existing_object(
     bucket: Bucket, sandbox: Sandbox, stands: str, if_exists: Any, happens: str
 ) -> None:
     record = buy()
@@ -240,7 +240,7 @@ def test_a_record_that_can_not_be_written_fails_no_landing(
         ("stuck", WanTransientError),
     ],
 )
-def test_what_did_not_succeed_does_not_land(
+def test_request_that_did_not_succeed_does_not_land(
     bucket: Bucket, sandbox: Sandbox, state: str, raised: type[Exception]
 ) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
@@ -271,9 +271,7 @@ def test_a_success_without_a_video_counts_as_paid_and_no_retry_helps(
     assert bucket.objects() == {}
 
 
-def test_a_token_that_is_not_taken_is_an_error_that_a_retry_can_help(
-    bucket: Bucket, sandbox: Sandbox
-) -> None:
+def test_refused_token_is_a_retryable_error(bucket: Bucket, sandbox: Sandbox) -> None:
     record = buy()
     sandbox.add_fault("result", "unauthorized")
     with pytest.raises(WanTransientError, match="could not be asked for"):
@@ -298,9 +296,7 @@ def test_a_token_that_is_not_taken_is_an_error_that_a_retry_can_help(
     ],
     ids=range(12),
 )
-def test_a_hostile_name_is_refused_before_anything_is_asked(
-    bucket: Bucket, sandbox: Sandbox, name: str
-) -> None:
+def test_hostile_name_is_refused_before_any_call(bucket: Bucket, sandbox: Sandbox, name: str) -> None:
     record = buy()
     with pytest.raises(WanInputError, match="object_name"):
         landing(bucket).land(record, to(bucket, name))
@@ -308,7 +304,7 @@ def test_a_hostile_name_is_refused_before_anything_is_asked(
     assert "result" not in sandbox.ledger()["calls"]
 
 
-def test_a_strange_count_in_the_metadata_does_no_harm(bucket: Bucket) -> None:
+def test_invalid_count_in_the_metadata_is_ignored(bucket: Bucket) -> None:
     for count in ("-1", "x", "9" * 5000, "²"):
         record = buy()
         about = {
@@ -323,7 +319,7 @@ def test_a_strange_count_in_the_metadata_does_no_harm(bucket: Bucket) -> None:
 # -- what has landed elsewhere ---------------------------------------------------------------------------------
 
 
-def test_what_landed_elsewhere_is_copied_without_a_download(bucket: Bucket, sandbox: Sandbox) -> None:
+def test_video_landed_elsewhere_is_copied_without_a_download(bucket: Bucket, sandbox: Sandbox) -> None:
     sandbox.add_fault("generation", "output_shape", shape="videos", n=2)
     first = landing(bucket).land(buy(), to(bucket, "first/a.mp4"))
     sandbox.control(f"requests/{first.request_id}", {"state": "vanished"})
@@ -365,7 +361,7 @@ def test_a_copy_whose_source_is_gone_falls_back_to_the_result(
     assert downloads(sandbox) == 2
 
 
-def test_what_was_copied_before_one_was_missing_is_not_fetched(bucket: Bucket, sandbox: Sandbox) -> None:
+def test_videos_copied_before_one_was_missing_are_not_downloaded(bucket: Bucket, sandbox: Sandbox) -> None:
     sandbox.add_fault("generation", "output_shape", shape="videos", n=2)
     first = landing(bucket).land(buy(), to(bucket))
     bucket.client.bucket(bucket.name).blob("v/clip-2.mp4").delete()
@@ -375,9 +371,7 @@ def test_what_was_copied_before_one_was_missing_is_not_fetched(bucket: Bucket, s
     assert downloads(sandbox) == 3
 
 
-def test_where_neither_source_nor_result_is_left_the_error_names_both(
-    bucket: Bucket, sandbox: Sandbox
-) -> None:
+def test_error_names_both_the_missing_source_and_the_expired_result(bucket: Bucket, sandbox: Sandbox) -> None:
     first = landing(bucket).land(buy(), to(bucket))
     bucket.client.bucket(bucket.name).blob("v/clip.mp4").delete()
     sandbox.control(f"requests/{first.request_id}", {"state": "vanished"})
@@ -397,7 +391,7 @@ def test_where_neither_source_nor_result_is_left_the_error_names_both(
         ("fail", "same bytes", "conflict"),
     ],
 )
-def test_a_copy_respects_what_stands_there(
+def test_copy_respects_an_existing_object(
     bucket: Bucket, sandbox: Sandbox, if_exists: Any, stands: str, happens: str
 ) -> None:
     first = landing(bucket).land(buy(), to(bucket))
@@ -416,7 +410,7 @@ def test_a_copy_respects_what_stands_there(
 @pytest.mark.parametrize(
     "fault", [("lost_ack", {}), ("reset", {}), ("status", {"status": 503}), ("quota", {})]
 )
-def test_a_copy_survives_a_bucket_that_stumbles(bucket: Bucket, sandbox: Sandbox, fault: Any) -> None:
+def test_copy_survives_a_failing_bucket(bucket: Bucket, sandbox: Sandbox, fault: Any) -> None:
     first = landing(bucket).land(buy(), to(bucket))
     sandbox.add_fault("bucket.copy", fault[0], count=1, **fault[1])
     copied = landing(bucket).land(first, to(bucket, "other.mp4"))

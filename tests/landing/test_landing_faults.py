@@ -113,7 +113,7 @@ PASSING: list[list[tuple[str, str, dict[str, Any]]]] = [
 
 
 @pytest.mark.parametrize("faults", PASSING, ids=str)
-def test_what_passes_is_outlasted(
+def test_temporary_failures_are_outlasted(
     bucket: Bucket, sandbox: Sandbox, faults: list[tuple[str, str, dict[str, Any]]]
 ) -> None:
     record = buy()
@@ -129,7 +129,7 @@ def test_what_passes_is_outlasted(
     assert not sandbox.ledger()["too_early"]
 
 
-def test_an_expired_link_is_asked_for_again_twice(bucket: Bucket, sandbox: Sandbox) -> None:
+def test_expired_link_is_renewed_twice(bucket: Bucket, sandbox: Sandbox) -> None:
     record = buy()
     sandbox.add_fault("media", "expired")
     with pytest.raises(WanDownloadError):
@@ -240,7 +240,7 @@ def land_from(files: FileServer, record: Record, bucket: Bucket, sandbox: Sandbo
         sandbox.control(f"faults/{rule}", method="DELETE")
 
 
-def test_a_break_is_resumed_where_it_was(bucket: Bucket, sandbox: Sandbox, record: Record) -> None:
+def test_interrupted_download_resumes_at_its_offset(bucket: Bucket, sandbox: Sandbox, record: Record) -> None:
     file = mp4(bytes(range(256)) * 100)
     with FileServer(Serving(file, cut=10_000), Serving(file, cut=5_000), Serving(file)) as files:
         land_from(files, record, bucket, sandbox)
@@ -250,7 +250,7 @@ def test_a_break_is_resumed_where_it_was(bucket: Bucket, sandbox: Sandbox, recor
 
 
 @pytest.mark.parametrize("ranges", ["yes", "no", "blind"])
-def test_a_file_that_changes_between_two_connections_is_fetched_anew(
+def test_file_that_changes_between_two_connections_is_downloaded_again(
     bucket: Bucket, sandbox: Sandbox, record: Record, ranges: Any
 ) -> None:
     old, new = mp4(b"o" * 20_000), mp4(b"n" * 20_000)
@@ -280,7 +280,7 @@ def test_breaks_without_end_are_outlasted_as_long_as_the_file_grows(
     assert bucket.objects()["v/clip.mp4"]["size_bytes"] == len(file)
 
 
-def test_a_server_that_always_starts_anew_is_given_up_on(
+def test_server_that_always_restarts_the_file_fails_the_download(
     bucket: Bucket, sandbox: Sandbox, record: Record
 ) -> None:
     file = mp4(bytes(9_000_000))
@@ -392,7 +392,7 @@ def test_a_long_wait_that_a_file_server_asks_for_travels_with_the_error(
 
 
 @pytest.mark.parametrize("size", [6_003_000, 8_000_000], ids=["at the very end", "on the way"])
-def test_a_full_temporary_directory_is_told(
+def test_full_temporary_directory_is_reported(
     bucket: Bucket, sandbox: Sandbox, record: Record, size: int
 ) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -429,7 +429,7 @@ CONNECTIONS = st.lists(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(first=FILES, second=FILES, connections=CONNECTIONS)
-def test_any_bytes_with_any_cuts_land_whole_or_not_at_all(
+def test_any_bytes_with_any_cuts_land_complete_or_not_at_all(
     bucket: Bucket, sandbox: Sandbox, record: Record, first: bytes, second: bytes, connections: list[Any]
 ) -> None:
     for name in bucket.objects():
@@ -462,7 +462,7 @@ STUMBLES = [
 
 
 @pytest.mark.parametrize(("fault", "params"), STUMBLES, ids=str)
-def test_a_bucket_that_stumbles_gets_one_whole_object(
+def test_failing_bucket_receives_one_complete_object(
     bucket: Bucket, sandbox: Sandbox, fault: str, params: dict[str, Any]
 ) -> None:
     record = buy()
@@ -476,7 +476,7 @@ def test_a_bucket_that_stumbles_gets_one_whole_object(
 
 
 @pytest.mark.parametrize(("fault", "params"), STUMBLES, ids=str)
-def test_a_large_upload_goes_on_where_it_broke(
+def test_large_upload_resumes_where_it_was_interrupted(
     bucket: Bucket, sandbox: Sandbox, record: Record, fault: str, params: dict[str, Any]
 ) -> None:
     file = mp4(bytes(17 * 1024 * 1024))
@@ -537,7 +537,7 @@ def test_a_bucket_that_is_out_is_an_error_of_its_own_and_bounded(
         assert "media" not in sandbox.ledger()["calls"], "nothing is fetched for a bucket that is out"
 
 
-def test_a_bucket_that_does_not_exist_is_told(bucket: Bucket, sandbox: Sandbox) -> None:
+def test_missing_bucket_is_reported(bucket: Bucket, sandbox: Sandbox) -> None:
     with pytest.raises(WanStorageError, match=r"no such bucket or object|failed"):
         landing(bucket).land(buy(), to(Bucket(bucket.client, "no-such-bucket", sandbox)))
 

@@ -34,7 +34,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
-def test_a_landing_of_200_mb_does_not_hold_them(bucket: Bucket, sandbox: Sandbox) -> None:
+def test_landing_of_200_mb_is_not_held_in_memory(bucket: Bucket, sandbox: Sandbox) -> None:
     length = len(FTYP + moov(0, [1])) + 8
     payload = SIZE_BYTES - length
     head = FTYP + moov(length, [payload])

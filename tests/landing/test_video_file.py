@@ -133,7 +133,7 @@ def test_a_cut_video_is_found_at_any_byte(kind: str) -> None:
         "free",
     ],
 )
-def test_a_whole_file_passes(data: bytes) -> None:
+def test_complete_file_passes(data: bytes) -> None:
     assert check(data) == VideoFile("video/mp4", 5.0, open_ended=False)
 
 
@@ -202,7 +202,7 @@ def test_a_file_that_has_the_boxes_of_a_video_and_no_video_is_refused(data: byte
     ],
     ids=range(20),
 )
-def test_what_is_no_whole_file_is_refused(data: bytes, said: str) -> None:
+def test_incomplete_file_is_refused(data: bytes, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         check(data)
 

@@ -138,6 +138,6 @@ def test_queued_requests_are_shown_with_their_place() -> None:
         (Row("a.jpg", uri="gs://b/a.mp4", problem="only 3 frames"), False, "a.jpg: FAILED. only 3 frames"),
     ],
 )
-def test_the_table_says_what_became_of_each_photograph(row: Row, landed: bool, text: str) -> None:
+def test_table_shows_the_outcome_of_each_photograph(row: Row, landed: bool, text: str) -> None:
     assert row.landed is landed
     assert text in render([row])

@@ -12,7 +12,7 @@ COUNT = 5
 
 
 @scenario
-def test_a_batch_marked_failed_cancels_what_is_queued_and_leaves_what_runs(live: Live) -> None:
+def test_batch_marked_failed_cancels_queued_and_keeps_running_requests(live: Live) -> None:
     need_on_kill()
     case = Case(live, "batch-marked-failed", account=True)
     live.sandbox.control("account", {"account": case.name, "concurrency": 2})

@@ -24,7 +24,7 @@ ANSWER_S = 4
 
 
 @scenario(alone=True)
-def test_two_hundred_images_are_bought_once_whatever_dies(live: Live) -> None:
+def test_two_hundred_images_are_bought_once_whatever_process_dies(live: Live) -> None:
     threading.Thread(target=start_spares, args=(live,), daemon=True).start()
     single = Case(live, "triggerer-killed", journal=True)
     make, _, request_id = waiting_in_a_triggerer(single)

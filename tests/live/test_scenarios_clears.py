@@ -11,7 +11,7 @@ CHAIN, IN_WORKER, WAIT = "scenario_chain", "scenario_wait_in_worker", "scenario_
 
 
 @scenario
-def test_cleared_while_deferred_it_takes_the_request_over(live: Live) -> None:
+def test_task_cleared_while_deferred_adopts_its_request(live: Live) -> None:
     case = Case(live, "cleared-while-deferred")
     case.api_fault("generation", "stuck_queue")
     run_id = case.start(WAIT)
@@ -30,7 +30,7 @@ def test_cleared_while_deferred_it_takes_the_request_over(live: Live) -> None:
 
 
 @scenario
-def test_cleared_while_it_runs_with_a_journal_it_takes_the_request_over(live: Live) -> None:
+def test_task_cleared_while_running_adopts_its_request_from_the_journal(live: Live) -> None:
     case = Case(live, "cleared-while-running-journal", journal=True)
     case.api_fault("generation", "stuck_queue")
     run_id = case.start(IN_WORKER)
@@ -47,7 +47,7 @@ def test_cleared_while_it_runs_with_a_journal_it_takes_the_request_over(live: Li
 
 
 @scenario
-def test_cleared_after_success_it_buys_and_writes_nothing(live: Live) -> None:
+def test_task_cleared_after_success_buys_and_writes_nothing(live: Live) -> None:
     case = Case(live, "cleared-after-success")
     run_id = case.start(CHAIN)
     case.ends(CHAIN, run_id)

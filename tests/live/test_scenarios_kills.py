@@ -18,7 +18,7 @@ CHAIN, IN_WORKER = "scenario_chain", "scenario_wait_in_worker"
 
 
 @scenario
-def test_killed_between_post_and_id_it_says_so_and_a_person_names_the_request(live: Live) -> None:
+def test_kill_between_post_and_id_is_reported_and_settled_by_a_person(live: Live) -> None:
     case = Case(live, "killed-between-post-and-id", account=True)
     case.api_fault("submit", "hang_after", count=1)
     run_id = case.start(CHAIN)
@@ -33,7 +33,7 @@ def test_killed_between_post_and_id_it_says_so_and_a_person_names_the_request(li
 
 
 @scenario
-def test_killed_while_it_waits_in_the_worker_it_takes_the_request_over(live: Live) -> None:
+def test_worker_killed_during_a_wait_has_its_request_adopted(live: Live) -> None:
     killed_while_waiting(Case(live, "killed-while-waiting"))
 
 

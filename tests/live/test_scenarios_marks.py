@@ -20,12 +20,12 @@ LEFT = "it keeps running and is charged"
 
 
 @scenario
-def test_marked_failed_while_queued_it_is_cancelled_and_not_charged(live: Live) -> None:
+def test_queued_request_of_a_task_marked_failed_is_cancelled_and_not_charged(live: Live) -> None:
     marked(Case(live, "marked-failed-queued"), "failed", queued=True)
 
 
 @scenario
-def test_marked_success_while_running_it_is_left_and_told(live: Live) -> None:
+def test_running_request_of_a_task_marked_success_is_kept_and_logged(live: Live) -> None:
     marked(Case(live, "marked-success-running"), "success", queued=False)
 
 
@@ -95,7 +95,7 @@ def test_a_sensor_marked_failed_cancels_what_its_own_run_submitted(live: Live) -
 
 
 @scenario
-def test_marked_failed_it_leaves_what_another_run_counts_on(live: Live) -> None:
+def test_task_marked_failed_keeps_a_request_owned_by_another_run(live: Live) -> None:
     need_on_kill()
     case = Case(live, "marked-failed-shared", journal=True)
     case.api_fault("generation", "stuck_queue")
@@ -116,7 +116,7 @@ def test_marked_failed_it_leaves_what_another_run_counts_on(live: Live) -> None:
 
 
 @scenario
-def test_a_run_that_is_out_of_time_cancels_what_is_queued(live: Live) -> None:
+def test_run_that_times_out_cancels_queued_requests(live: Live) -> None:
     need_on_kill()
     case = Case(live, "run-timed-out")
     run_id = deferred_in_the_queue(case)
@@ -133,7 +133,7 @@ def test_a_run_that_is_out_of_time_cancels_what_is_queued(live: Live) -> None:
 
 
 @scenario
-def test_a_run_that_is_marked_failed_cancels_what_is_queued(live: Live) -> None:
+def test_run_marked_failed_cancels_queued_requests(live: Live) -> None:
     need_on_kill()
     case = Case(live, "run-marked-failed")
     run_id = deferred_in_the_queue(case)

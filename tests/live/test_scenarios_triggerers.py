@@ -62,7 +62,7 @@ def test_a_frozen_triggerer_that_wakes_up_cancels_nothing_that_another_one_waits
 
 
 @scenario(alone=True)
-def test_a_triggerer_that_is_asked_to_end_hands_its_requests_over(live: Live) -> None:
+def test_stopped_triggerer_hands_its_requests_over(live: Live) -> None:
     case = Case(live, "triggerer-terminated", journal=True)
     make, ended, request_id = waiting_in_a_triggerer(case)
     with_another(live)

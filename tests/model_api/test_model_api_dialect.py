@@ -271,7 +271,7 @@ def test_lists_of_images_are_sent_as_lists() -> None:
 # -- schemas that do harm ----------------------------------------------------------------------------------
 
 
-def test_nothing_in_a_schema_reaches_out_or_hangs() -> None:
+def test_schema_causes_no_network_call_and_no_hang() -> None:
     hostile = {
         "x": {"type": "string", "pattern": "(a+)+$"},
         "y": {"$ref": "https://evil.example.com/schema.json"},

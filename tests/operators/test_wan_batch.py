@@ -30,7 +30,7 @@ def test_one_trigger_polls_all_requests_and_returns_rarely(sandbox: Sandbox) -> 
     assert summary["journal"] == "gs://videos/out/_journal"
 
 
-def test_the_trigger_carries_nothing_secret_and_nothing_large(sandbox: Sandbox) -> None:
+def test_trigger_arguments_contain_no_secret_and_are_small(sandbox: Sandbox) -> None:
     _, triggers = play(TaskInstance())
     for trigger in triggers:
         text = json.dumps(trigger.serialize()[1])
@@ -45,7 +45,7 @@ def test_a_batch_that_is_not_deferrable_runs_in_the_worker(sandbox: Sandbox) -> 
     assert triggers == []
 
 
-def test_a_failed_task_pushes_its_summary_too(sandbox: Sandbox) -> None:
+def test_failed_task_pushes_its_summary(sandbox: Sandbox) -> None:
     from airflow.providers.common.compat.sdk import AirflowFailException
 
     from airflow_provider_wan.exceptions import WanBudgetError

@@ -52,12 +52,12 @@ def test_a_queued_request_is_cancelled_and_a_running_one_is_not(
 
 
 @pytest.mark.parametrize("nothing", [None, "", "None"])
-def test_where_nothing_was_submitted_there_is_nothing_to_do(sandbox: Sandbox, nothing: Any) -> None:
+def test_cancel_without_a_request_does_nothing(sandbox: Sandbox, nothing: Any) -> None:
     assert cancel(nothing) is None
     assert sandbox.ledger()["calls"] == {}
 
 
-def test_what_another_run_counts_on_is_left_alone(sandbox: Sandbox, bucket: Bucket) -> None:
+def test_request_owned_by_another_run_is_not_cancelled(sandbox: Sandbox, bucket: Bucket) -> None:
     bought(prompt="keeps the only place")
     mine = bought(a_context(task_id="submit", run_id="mine"), journal=JOURNAL)
     theirs = bought(a_context(task_id="submit", run_id="theirs"), journal=JOURNAL)
@@ -66,13 +66,13 @@ def test_what_another_run_counts_on_is_left_alone(sandbox: Sandbox, bucket: Buck
     assert sandbox.ledger()["cancels"] == []
 
 
-def test_what_only_this_run_counts_on_is_cancelled(sandbox: Sandbox, bucket: Bucket) -> None:
+def test_request_owned_only_by_this_run_is_cancelled(sandbox: Sandbox, bucket: Bucket) -> None:
     bought(prompt="keeps the only place")
     mine = bought(a_context(task_id="submit", run_id="mine"), journal=JOURNAL)
     assert cancel(mine, run_id="mine")["cancelled"] is True
 
 
-def test_who_counts_on_it_is_in_doubt_while_the_bucket_is_out(sandbox: Sandbox, bucket: Bucket) -> None:
+def test_request_is_not_cancelled_while_its_owners_are_unknown(sandbox: Sandbox, bucket: Bucket) -> None:
     bought(prompt="keeps the only place")
     mine = bought(a_context(task_id="submit", run_id="mine"), journal=JOURNAL)
     sandbox.add_fault("bucket.*", "forbidden")
@@ -86,13 +86,13 @@ def test_an_unknown_request_is_an_error(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("given", ["a/../b", "x" * 129, "ü", "a\nb", {"id": "x"}, 42])
-def test_what_is_no_request_never_enters_an_address(sandbox: Sandbox, given: Any) -> None:
+def test_malformed_request_id_never_enters_a_url(sandbox: Sandbox, given: Any) -> None:
     with pytest.raises(WanInputError):
         cancel(given)
     assert sandbox.ledger()["calls"] == {}
 
 
-def test_an_outage_is_tried_again(sandbox: Sandbox) -> None:
+def test_cancel_is_retried_after_an_outage(sandbox: Sandbox) -> None:
     bought(prompt="keeps the only place")
     queued = bought()
     sandbox.add_fault("cancel", "reset_after", count=1)

@@ -264,7 +264,7 @@ def test_images_of_the_web_go_as_they_are_unless_they_do_not_fit_or_their_link_i
     assert writes(bucket) == before
 
 
-def test_a_bucket_that_is_out_is_no_fault_of_its_images(
+def test_unavailable_bucket_is_not_reported_as_bad_images(
     bucket: Bucket, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from airflow_provider_wan.hooks import gcs
@@ -393,7 +393,7 @@ def test_a_plan_knows_what_was_prepared_and_bought_before(
         {"workers": 0},
     ],
 )
-def test_nonsense_is_refused_when_the_dag_is_read(wrong: dict[str, Any]) -> None:
+def test_invalid_parameters_are_refused_when_the_dag_is_parsed(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         WanPrepareImagesOperator(task_id="prepare", dataset="gs://b/x/", staging=STAGING, **wrong)
 

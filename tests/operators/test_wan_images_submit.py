@@ -144,19 +144,19 @@ def test_missing_prepared_copy_is_reported_before_a_purchase(
 
 
 @pytest.mark.parametrize("image", ["", None, "None", {}])
-def test_no_image_is_no_image(image: Any, bucket: Bucket, submit: Submit) -> None:
+def test_empty_image_counts_as_none(image: Any, bucket: Bucket, submit: Submit) -> None:
     with pytest.raises(WanInputError, match="'img_url' is required"):
         submit(image)
 
 
 @pytest.mark.parametrize("image", [5, ["gs://b/a.jpg"], {"prompt": "x"}, "{not json", "photo://x"])
-def test_nonsense_is_refused(image: Any, bucket: Bucket, submit: Submit) -> None:
+def test_invalid_parameter_is_refused(image: Any, bucket: Bucket, submit: Submit) -> None:
     with pytest.raises(WanInputError):
         submit(image)
     assert purchases(bucket) == []
 
 
-def test_image_and_img_url_are_not_taken_together(bucket: Bucket, submit: Submit) -> None:
+def test_image_and_img_url_together_are_refused(bucket: Bucket, submit: Submit) -> None:
     bucket.put("a.jpg", fits())
     with pytest.raises(WanInputError, match="one of them is enough"):
         submit("gs://videos/a.jpg", img_url="https://images.example.com/a.jpg")

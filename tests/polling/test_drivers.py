@@ -56,7 +56,7 @@ def wait_for(request_id: str, *, loop: str, seconds: float = 60, **options: Any)
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("end", ["succeeded", "failed", "cancelled"])
-def test_a_wait_ends_as_its_request_does(sandbox: Sandbox, loop: str, end: str) -> None:
+def test_wait_ends_with_the_outcome_of_its_request(sandbox: Sandbox, loop: str, end: str) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     request_id = buy()
     sandbox.control(f"requests/{request_id}", {"state": end})
@@ -107,7 +107,7 @@ def test_nothing_is_waited_for_beyond_the_deadline(sandbox: Sandbox, loop: str) 
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_deadline_in_the_past_still_looks_once(sandbox: Sandbox, loop: str) -> None:
+def test_deadline_in_the_past_still_polls_once(sandbox: Sandbox, loop: str) -> None:
     """The triggerer was down for so long; what was paid for may be there."""
     assert wait_for(buy(), loop=loop, seconds=-3600).outcome == "succeeded"
     sandbox.control("speed", {"generation_seconds": 3600})
@@ -139,7 +139,7 @@ def test_a_token_that_is_rotated_meanwhile_loses_nothing(
 
 @pytest.mark.usefixtures("quick_errors")
 @pytest.mark.parametrize("loop", LOOPS)
-def test_gone_is_believed_after_three_times(sandbox: Sandbox, loop: str) -> None:
+def test_request_is_missing_after_three_404s(sandbox: Sandbox, loop: str) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     request_id = buy()
     sandbox.add_fault("status", "not_found", count=2)
@@ -152,7 +152,7 @@ def test_gone_is_believed_after_three_times(sandbox: Sandbox, loop: str) -> None
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("fault", ["other_user", "malformed_id"])
-def test_a_mistyped_id_is_said_so_at_once(sandbox: Sandbox, loop: str, fault: str) -> None:
+def test_mistyped_id_is_reported_at_once(sandbox: Sandbox, loop: str, fault: str) -> None:
     sandbox.add_fault("status", fault)
     over = wait_for("req-typo", loop=loop, is_known=False)
     assert over.outcome == "refused"
@@ -170,7 +170,7 @@ def test_an_id_that_was_seen_is_not_mistyped(sandbox: Sandbox, loop: str) -> Non
     assert wait_for(request_id, loop=loop, is_known=False).outcome == "succeeded"
 
 
-def test_a_wait_in_a_worker_ends_when_it_is_told_to(sandbox: Sandbox) -> None:
+def test_wait_in_a_worker_ends_when_it_is_stopped(sandbox: Sandbox) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     stop = threading.Event()
     stop.set()
@@ -319,7 +319,7 @@ def test_two_triggers_may_wait_for_one_request(sandbox: Sandbox) -> None:
     assert [over.outcome for over in asyncio.run(together())] == ["succeeded"] * 2
 
 
-def test_what_waits_have_learned_outlives_the_last_of_them(sandbox: Sandbox) -> None:
+def test_learned_durations_outlive_the_last_wait(sandbox: Sandbox) -> None:
     async def one_after_another() -> None:
         for number in range(2):
             await triggerer_wait(buy(f"turn {number}"), submitted_at=time.time())

@@ -71,7 +71,7 @@ def test_positions_are_not_needed() -> None:
 
 
 @pytest.mark.parametrize("order", ["newest first", "random"])
-def test_a_queue_without_order_is_noticed_and_each_is_looked_at(order: str) -> None:
+def test_queue_without_order_is_detected_and_each_request_polled(order: str) -> None:
     outcome = poll_all(Account(requests=300, concurrency=20, order=order))  # type: ignore[arg-type]
     assert not outcome.poller.in_order
     assert outcome.median_delay <= 0.10
@@ -79,14 +79,14 @@ def test_a_queue_without_order_is_noticed_and_each_is_looked_at(order: str) -> N
 
 
 @pytest.mark.parametrize("failing", [0.1, 0.5])
-def test_failing_looks_cost_time_but_lose_nothing(failing: float) -> None:
+def test_failing_polls_cost_time_but_lose_nothing(failing: float) -> None:
     outcome = poll_all(Account(requests=300, concurrency=30), failing=failing)
     assert len(outcome.delays) == 300
     assert outcome.median_delay <= 0.10 + failing / 2
 
 
 @pytest.mark.parametrize("order", ["in order", "random"])
-def test_looks_never_exceed_their_rate(order: str) -> None:
+def test_polls_never_exceed_their_rate(order: str) -> None:
     account = Account(requests=1000, concurrency=200, order=order)  # type: ignore[arg-type]
     outcome = poll_all(account, polls_per_second=2.0)
     assert outcome.busiest_second <= 4  # two a second, and the two saved up
@@ -109,7 +109,7 @@ def test_every_end_is_noticed_whatever_the_account_does(seed: int) -> None:
     assert min(outcome.delays) >= 0
 
 
-def test_what_was_learned_goes_on_in_another_process() -> None:
+def test_learned_durations_are_used_by_another_process() -> None:
     first = poll_all(Account(requests=200, concurrency=50))
     account = Account(requests=200, concurrency=50, seed=1)
     account.advance(60.0)
@@ -122,7 +122,7 @@ def test_what_was_learned_goes_on_in_another_process() -> None:
     assert len(poller.due(60.0)) <= 1 + sum(at + 60 > 110 * 0.75 for at in started.values())
 
 
-def test_nonsense_instead_of_experience_is_none() -> None:
+def test_invalid_learned_durations_are_ignored() -> None:
     for nonsense in (None, {}, {"count": "x"}, {"count": 1, "mean": None, "variance": 0}):
         assert not DurationEstimate.from_dict(nonsense).is_known  # type: ignore[arg-type]
 
@@ -195,7 +195,7 @@ def test_a_model_that_becomes_faster_is_noticed_late_only_until_that_is_learned(
     assert statistics.median(fast.delays[-100:]) * 20.0 <= 25.0
 
 
-def test_what_an_older_version_learned_is_read() -> None:
+def test_learned_durations_of_an_older_version_are_read() -> None:
     learned = {"durations": {"count": 3, "mean": 4.6, "variance": 0.06}, "in_order": False}
     poller = RequestPoller.resume(PollPolicy(), learned, ["a"], {}, 0.0)
     assert not poller.in_order
@@ -220,7 +220,7 @@ def over(request_id: str) -> RequestStatus:
     return RequestStatus(request_id, State.UNKNOWN, "completed")
 
 
-def test_one_that_is_over_only_by_its_status_is_watched_on_and_teaches_nothing() -> None:
+def test_request_finished_only_by_its_status_is_polled_on_and_teaches_nothing() -> None:
     poller = RequestPoller()
     for name in "abc":
         poller.add(name, 0.0, started_at=0.0)
@@ -242,7 +242,7 @@ def test_one_that_is_over_only_by_its_status_is_watched_on_and_teaches_nothing()
     assert poller.in_order
 
 
-def test_an_answer_about_a_request_that_is_forgotten_is_passed_over() -> None:
+def test_answer_for_a_removed_request_is_ignored() -> None:
     poller = RequestPoller()
     poller.add("a", 0.0)
     assert poller.due(0.0) == ["a"]

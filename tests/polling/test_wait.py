@@ -105,7 +105,7 @@ def answer(waits: WaitSet, call: Call, given: Answer, now: float) -> None:
     ],
 )
 @pytest.mark.parametrize("here", ["completed", "succeeded", "failed", "cancelled", "CANCELED"])
-def test_any_end_in_status_leads_to_the_result_which_alone_decides(
+def test_result_alone_decides_after_any_final_status(
     here: str, there: str, outcome: Outcome, error: type[WanError] | None
 ) -> None:
     done = run([status("in_queue", 2), status("in_progress"), status(here), result(there, "why")])
@@ -118,13 +118,13 @@ def test_any_end_in_status_leads_to_the_result_which_alone_decides(
     assert found is None or "r-1" in str(found)
 
 
-def test_a_failure_says_why() -> None:
+def test_failure_contains_its_reason() -> None:
     error = run([status("completed"), result("failed", "nsfw")]).over.error
     assert "nsfw" in str(error)
 
 
 @pytest.mark.parametrize("late", ["in_queue", "in_progress"])
-def test_a_result_that_still_says_running_is_asked_again_a_little_later(late: str) -> None:
+def test_result_that_is_still_running_is_polled_again_later(late: str) -> None:
     done = run([status("completed"), result(late), result(late), result(late), result("succeeded")])
     assert done.over.outcome == "succeeded"
     assert [call for _, call in done.asked[1:]] == ["result"] * 4
@@ -132,7 +132,7 @@ def test_a_result_that_still_says_running_is_asked_again_a_little_later(late: st
     assert done.pauses[1] < done.pauses[2] < done.pauses[3] <= 30
 
 
-def test_a_result_that_is_not_ready_is_no_unknown_word() -> None:
+def test_result_that_is_not_ready_is_not_an_unknown_state() -> None:
     not_ready = RequestResult("r-1", State.UNKNOWN, "not_ready")
     done = run([status("completed"), not_ready, result("succeeded")])
     assert done.over.outcome == "succeeded"
@@ -140,7 +140,7 @@ def test_a_result_that_is_not_ready_is_no_unknown_word() -> None:
 
 
 @pytest.mark.parametrize("where", ["status", "result"])
-def test_an_unknown_word_is_noted_once_and_looked_at_until_the_deadline(where: str) -> None:
+def test_unknown_state_is_logged_once_and_polled_until_the_deadline(where: str) -> None:
     first: list[Answer] = [status("completed")] if where == "result" else []
     done = run([*first, result("archived") if where == "result" else status("archived")])
     assert done.over.outcome == "timeout"
@@ -149,7 +149,7 @@ def test_an_unknown_word_is_noted_once_and_looked_at_until_the_deadline(where: s
     assert "archived" in str(done.over.error)
 
 
-def test_errors_do_not_end_a_wait_that_is_paid_for() -> None:
+def test_errors_do_not_end_a_paid_wait() -> None:
     errors: list[Answer] = [
         WanTransientError("out"),
         WanAuthError("no"),
@@ -160,7 +160,7 @@ def test_errors_do_not_end_a_wait_that_is_paid_for() -> None:
     assert done.over.outcome == "succeeded"
 
 
-def test_errors_back_off_and_a_recovery_is_noted() -> None:
+def test_errors_back_off_and_a_recovery_is_logged() -> None:
     done = run(
         [*[WanTransientError("out")] * 25, status("in_progress"), status("completed"), result("succeeded")]
     )
@@ -170,7 +170,7 @@ def test_errors_back_off_and_a_recovery_is_noted() -> None:
     assert any("25 failed" in note for note in done.lines)
 
 
-def test_gone_needs_several_answers_in_a_row_over_some_time() -> None:
+def test_missing_needs_several_404s_in_a_row_over_some_time() -> None:
     gone = WanNotFoundError("404001", request_id="r-1")
     done = run([status("in_progress"), gone])
     assert done.over.outcome == "gone"
@@ -183,13 +183,13 @@ def test_gone_needs_several_answers_in_a_row_over_some_time() -> None:
 @pytest.mark.parametrize(
     "other", [WanTransientError("out"), WanRefusedError("plain 404"), status("in_queue")]
 )
-def test_anything_else_between_breaks_the_row(other: Answer) -> None:
+def test_other_answer_resets_the_count_of_404s(other: Answer) -> None:
     gone = WanNotFoundError("404001")
     done = run([gone, gone, other] * 400, deadline=1000.0)
     assert done.over.outcome == "timeout"
 
 
-def test_few_answers_do_not_make_it_gone_however_long_they_take() -> None:
+def test_few_404s_do_not_make_a_request_missing_whatever_the_time() -> None:
     gone = WanNotFoundError("404001")
     done = run([gone, gone, status("completed"), result("succeeded")], takes_s=100.0)
     assert done.over.outcome == "succeeded"
@@ -205,14 +205,14 @@ def test_a_timeout_names_the_request_and_its_last_state() -> None:
         assert part in str(error)
 
 
-def test_a_timeout_in_an_outage_tells_the_last_error_and_may_be_retried() -> None:
+def test_timeout_in_an_outage_names_the_last_error_and_may_be_retried() -> None:
     error = run([status("in_progress"), WanTransientError("HTTP 503: busy.")]).over.error
     assert isinstance(error, WanTimeoutError)
     assert "HTTP 503: busy." in str(error)
     assert "running" in str(error)
 
 
-def test_a_last_look_is_made_at_the_deadline() -> None:
+def test_last_poll_is_made_at_the_deadline() -> None:
     done = run([status("in_progress")], deadline=100.0, interval_s=80.0)
     assert [at for at, _ in done.asked] == [0.0, 80.0, 100.0]
     done = run(
@@ -221,7 +221,7 @@ def test_a_last_look_is_made_at_the_deadline() -> None:
     assert done.over.outcome == "succeeded"
 
 
-def test_a_wait_that_wakes_after_its_deadline_looks_once() -> None:
+def test_wait_that_wakes_after_its_deadline_polls_once() -> None:
     late = 100.0
     assert len(run([status("in_progress")], deadline=late, start=5000.0).asked) == 1
     assert len(run([WanTransientError("x")], deadline=late, start=5000.0).asked) == 1
@@ -259,7 +259,7 @@ def test_a_retry_after_from_before_the_wait_holds_for_its_first_poll() -> None:
     assert done.over.outcome == "succeeded"
 
 
-def test_only_changes_are_noted() -> None:
+def test_only_changes_are_logged() -> None:
     done = run(
         [status("in_queue", 3)] * 3
         + [status("in_queue", 2)] * 3
@@ -284,7 +284,7 @@ def test_a_long_queue_is_a_few_lines_in_the_log() -> None:
     assert places[-1] == "Request r-1: queued, at position 0."
 
 
-def test_falling_back_in_the_queue_is_noted() -> None:
+def test_moving_back_in_the_queue_is_logged() -> None:
     done = run(
         [status("in_queue", place) for place in (40, 39, 50)] + [status("completed"), result("failed")]
     )
@@ -294,7 +294,7 @@ def test_falling_back_in_the_queue_is_noted() -> None:
     ]
 
 
-def test_a_timeout_tells_the_last_place_though_it_was_not_worth_a_line() -> None:
+def test_timeout_names_the_last_queue_position_although_it_was_not_logged() -> None:
     done = run([status("in_queue", 40), status("in_queue", 39)])
     assert "position 39" in str(done.over.error)
 

@@ -67,7 +67,7 @@ def wait(request: Any, *, run_id: str = "manual__1", **options: Any) -> Any:
 
 
 @in_each_mode
-def test_it_returns_the_result(sandbox: Sandbox, mode: dict[str, Any]) -> None:
+def test_sensor_returns_the_result(sandbox: Sandbox, mode: dict[str, Any]) -> None:
     sandbox.control("speed", {"generation_seconds": 0.2})
     request = bought()
     result = wait(request, **mode)
@@ -93,7 +93,7 @@ def test_a_request_is_an_id_or_what_a_task_returned(sandbox: Sandbox, form: str)
 @pytest.mark.parametrize(
     "given", ["", "None", "a/../b", "a b", "é", {"request_id": "../x"}, {}, None, 4, "{broken"]
 )
-def test_what_is_no_request_is_refused(sandbox: Sandbox, given: Any) -> None:
+def test_value_without_a_request_id_is_refused(sandbox: Sandbox, given: Any) -> None:
     with pytest.raises(WanInputError) as error:
         wait(given)
     assert isinstance(error.value, AirflowFailException)
@@ -104,7 +104,7 @@ def test_what_is_no_request_is_refused(sandbox: Sandbox, given: Any) -> None:
 @pytest.mark.parametrize(
     ("state", "kind"), [("failed", WanGenerationFailedError), ("cancelled", WanCancelledError)]
 )
-def test_a_request_that_came_to_nothing_fails_at_once(
+def test_failed_or_cancelled_request_fails_the_sensor_at_once(
     sandbox: Sandbox, mode: dict[str, Any], state: str, kind: type[Exception]
 ) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
@@ -116,7 +116,7 @@ def test_a_request_that_came_to_nothing_fails_at_once(
 
 
 @in_each_mode
-def test_at_its_timeout_it_cancels_a_queued_request_and_says_how_to_continue(
+def test_timeout_cancels_a_queued_request_and_says_how_to_continue(
     sandbox: Sandbox, bucket: Bucket, mode: dict[str, Any]
 ) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
@@ -151,7 +151,7 @@ def test_a_trigger_without_a_journal_cancels_nothing_when_its_task_is_marked(san
 
 
 @in_each_mode
-def test_cancelling_at_the_timeout_can_be_left_out(sandbox: Sandbox, mode: dict[str, Any]) -> None:
+def test_cancelling_at_the_timeout_can_be_disabled(sandbox: Sandbox, mode: dict[str, Any]) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     request = bought()
     with pytest.raises(WanTimeoutError, match="request="):
@@ -192,7 +192,7 @@ def test_soft_fail_skips_after_the_triggerer_too(sandbox: Sandbox) -> None:
 
 @in_each_mode
 @pytest.mark.parametrize("fault", ["other_user", "malformed_id"])
-def test_a_mistyped_id_fails_at_the_first_look(sandbox: Sandbox, mode: dict[str, Any], fault: str) -> None:
+def test_mistyped_id_fails_at_the_first_poll(sandbox: Sandbox, mode: dict[str, Any], fault: str) -> None:
     sandbox.add_fault("status", fault)
     with pytest.raises(WanRefusedError, match="req-typo") as error:
         wait("req-typo", **mode)
@@ -201,14 +201,14 @@ def test_a_mistyped_id_fails_at_the_first_look(sandbox: Sandbox, mode: dict[str,
 
 
 @in_each_mode
-def test_an_id_that_runcomfy_never_had_is_gone(sandbox: Sandbox, mode: dict[str, Any]) -> None:
+def test_unknown_request_id_fails_as_missing(sandbox: Sandbox, mode: dict[str, Any]) -> None:
     with pytest.raises(WanNotFoundError, match="req-typo"):
         wait("req-typo", **mode)
 
 
 @in_each_mode
 @pytest.mark.parametrize("fault", ["other_user", "unauthorized", "not_found_html", "status", "html", "reset"])
-def test_what_a_task_submitted_is_waited_for_through_any_answer(
+def test_request_submitted_by_a_task_is_awaited_through_any_answer(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, mode: dict[str, Any], fault: str
 ) -> None:
     quick = functools.partial(RetryPolicy, tries=2, first_s=0.01)
@@ -218,9 +218,7 @@ def test_what_a_task_submitted_is_waited_for_through_any_answer(
     assert wait(request, **mode)["state"] == "succeeded"
 
 
-def test_its_trigger_knows_what_came_from_a_task_and_on_whose_behalf_it_waits(
-    sandbox: Sandbox, bucket: Bucket
-) -> None:
+def test_trigger_receives_the_submitted_flag_and_the_owner(sandbox: Sandbox, bucket: Bucket) -> None:
     sandbox.control("speed", {"generation_seconds": 60})
     request = bought(a_context(task_id="submit"), journal=JOURNAL)
     trigger = start(sensor(request), a_context(task_id="wait")).trigger
@@ -231,7 +229,7 @@ def test_its_trigger_knows_what_came_from_a_task_and_on_whose_behalf_it_waits(
 
 
 @pytest.mark.parametrize("ending", ["succeeded", "failed"])
-def test_what_is_over_already_needs_no_triggerer(sandbox: Sandbox, ending: str) -> None:
+def test_finished_request_needs_no_triggerer(sandbox: Sandbox, ending: str) -> None:
     """A trigger that fires at once can be heard of too early, and cost the task a try."""
     sandbox.control("speed", {"generation_seconds": 60})
     request = bought()
@@ -245,7 +243,7 @@ def test_what_is_over_already_needs_no_triggerer(sandbox: Sandbox, ending: str) 
     assert len(result["videos"]) == 1
 
 
-def test_what_it_saw_is_remembered_in_the_journal(sandbox: Sandbox, bucket: Bucket) -> None:
+def test_final_state_is_recorded_in_the_journal(sandbox: Sandbox, bucket: Bucket) -> None:
     """So that a submit that is cleared after the result expired knows that it was paid for."""
     request = bought(a_context(), journal=JOURNAL)
     assert wait(request)["state"] == "succeeded"
@@ -266,7 +264,9 @@ def test_a_result_that_expired_before_it_was_read_is_paid_for(sandbox: Sandbox, 
         bought(a_context(run_id="later"), journal=JOURNAL)
 
 
-def test_what_another_run_counts_on_is_not_cancelled_at_the_timeout(sandbox: Sandbox, bucket: Bucket) -> None:
+def test_request_owned_by_another_run_is_not_cancelled_at_the_timeout(
+    sandbox: Sandbox, bucket: Bucket
+) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.control("account", {"concurrency": 1})
     bought(prompt="keeps the only place")
@@ -279,7 +279,7 @@ def test_what_another_run_counts_on_is_not_cancelled_at_the_timeout(sandbox: San
         wait(alone, run_id="mine", timeout=0.1)
 
 
-def test_any_number_of_waits_gives_the_same(sandbox: Sandbox) -> None:
+def test_repeated_waits_return_the_same_result(sandbox: Sandbox) -> None:
     request = bought()
     first, second = wait(request), wait(request, deferrable=False)
     assert {key: first[key] for key in ("request_id", "state", "cost_usd")} == {

@@ -61,7 +61,7 @@ def remembered(bucket: Bucket, request_id: str) -> dict[str, Any]:
     }
 
 
-def test_it_returns_where_each_video_is(bucket: Bucket, request_id: str) -> None:
+def test_operator_returns_the_uri_of_each_video(bucket: Bucket, request_id: str) -> None:
     (video,) = run(request_id)
     stored = bucket.objects()[f"{request_id}.mp4"]
     facts, verdict = video.pop("facts"), video.pop("verdict")
@@ -80,7 +80,7 @@ def test_it_returns_where_each_video_is(bucket: Bucket, request_id: str) -> None
 
 
 @pytest.mark.parametrize("shape", ["id", "mapping", "json", "python"])
-def test_it_takes_a_request_in_every_form(bucket: Bucket, request_id: str, shape: str) -> None:
+def test_operator_accepts_a_request_in_every_form(bucket: Bucket, request_id: str, shape: str) -> None:
     mapping = {"request_id": request_id, "model_id": MODEL, "fingerprint": FINGERPRINT, "submitted_at": None}
     given = {
         "id": f" {request_id} ",
@@ -94,7 +94,7 @@ def test_it_takes_a_request_in_every_form(bucket: Bucket, request_id: str, shape
     assert about["wan-model-id"] == ("" if shape == "id" else MODEL)
 
 
-def test_any_number_of_runs_gives_one_object(bucket: Bucket, sandbox: Sandbox, request_id: str) -> None:
+def test_repeated_runs_create_one_object(bucket: Bucket, sandbox: Sandbox, request_id: str) -> None:
     first = run(request_id, object_name="day/v.mp4")
     assert [run(request_id, object_name="day/v.mp4") for _ in range(3)] == [first] * 3
     assert {name: one["writes"] for name, one in bucket.objects().items()} == {
@@ -104,7 +104,7 @@ def test_any_number_of_runs_gives_one_object(bucket: Bucket, sandbox: Sandbox, r
     assert sandbox.ledger()["calls"]["media"] == 1
 
 
-def test_the_journal_learns_where_the_video_is(bucket: Bucket, request_id: str) -> None:
+def test_journal_records_the_uri_of_the_video(bucket: Bucket, request_id: str) -> None:
     (video,) = run(remembered(bucket, request_id), object_name="v.mp4")
     held = BucketJournal(bucket.client, "gs://videos/journal").read(FINGERPRINT)
     assert held is not None
@@ -114,7 +114,7 @@ def test_the_journal_learns_where_the_video_is(bucket: Bucket, request_id: str) 
     assert (beside.image, beside.fingerprint) == ("https://i/a", FINGERPRINT)
 
 
-def test_the_journal_lets_it_land_again_elsewhere_when_the_result_is_gone(
+def test_landed_video_is_copied_elsewhere_after_its_result_expired(
     bucket: Bucket, sandbox: Sandbox, request_id: str
 ) -> None:
     ref = remembered(bucket, request_id)
@@ -127,7 +127,7 @@ def test_the_journal_lets_it_land_again_elsewhere_when_the_result_is_gone(
         run(request_id, object_name="third.mp4")
 
 
-def test_a_journal_that_knows_another_request_is_left_alone(
+def test_journal_record_of_another_request_is_not_changed(
     bucket: Bucket, sandbox: Sandbox, request_id: str
 ) -> None:
     ref = remembered(bucket, "somebody-elses")
@@ -197,7 +197,7 @@ def test_a_conflict_fails_without_retry(bucket: Bucket, request_id: str) -> None
     ],
     ids=str,
 )
-def test_a_wrong_parameter_is_named_before_anything_is_asked(
+def test_invalid_parameter_is_named_before_any_call(
     bucket: Bucket, sandbox: Sandbox, parameters: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(AirflowFailException, match=named) as caught:
@@ -207,7 +207,7 @@ def test_a_wrong_parameter_is_named_before_anything_is_asked(
     assert bucket.objects() == {}
 
 
-def test_the_bucket_may_be_written_as_an_address(bucket: Bucket, request_id: str) -> None:
+def test_bucket_name_may_be_a_gs_uri(bucket: Bucket, request_id: str) -> None:
     assert run(request_id, bucket_name="gs://videos")[0]["bucket"] == "videos"
 
 
@@ -222,7 +222,7 @@ def test_a_file_beyond_the_limit_is_refused(bucket: Bucket, request_id: str) -> 
     assert bucket.objects() == {}
 
 
-def test_neither_token_nor_link_is_in_what_outlives_the_task(
+def test_no_token_or_link_outlives_the_task(
     bucket: Bucket, sandbox: Sandbox, request_id: str, caplog: pytest.LogCaptureFixture, capsys: Any
 ) -> None:
     caplog.set_level("DEBUG")

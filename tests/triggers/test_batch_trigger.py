@@ -62,7 +62,9 @@ def fire(one: WanBatchTrigger) -> dict[str, Any]:
     return asyncio.run(first())
 
 
-def test_it_comes_back_once_when_enough_are_over(sandbox: Sandbox, request_ids: list[str]) -> None:
+def test_trigger_fires_once_when_enough_requests_are_finished(
+    sandbox: Sandbox, request_ids: list[str]
+) -> None:
     sandbox.control("speed", {"speed": 2000})
     event = fire(trigger(request_ids))
     assert event["outcome"] == "ready"
@@ -71,7 +73,7 @@ def test_it_comes_back_once_when_enough_are_over(sandbox: Sandbox, request_ids: 
     assert "http" not in json.dumps(event)
 
 
-def test_it_comes_back_when_the_oldest_has_waited_long_enough(
+def test_trigger_fires_when_the_oldest_finished_request_has_waited_long_enough(
     sandbox: Sandbox, request_ids: list[str]
 ) -> None:
     sandbox.control(f"requests/{request_ids[0]}", {"state": "succeeded"})
@@ -79,20 +81,20 @@ def test_it_comes_back_when_the_oldest_has_waited_long_enough(
     assert event["ready"] == [request_ids[0]]
 
 
-def test_it_comes_back_when_all_are_over_though_fewer_than_asked(
-    sandbox: Sandbox, request_ids: list[str]
-) -> None:
+def test_trigger_fires_when_all_requests_are_finished(sandbox: Sandbox, request_ids: list[str]) -> None:
     sandbox.control("speed", {"speed": 100_000})
     assert set(fire(trigger(request_ids, resume_when_ready=50))["ready"]) == set(request_ids)
 
 
 @pytest.mark.parametrize(("changes", "outcome"), [("deadline", "timeout"), ("not_later_than", "due")])
-def test_it_comes_back_in_time(request_ids: list[str], changes: str, outcome: str) -> None:
+def test_trigger_fires_at_its_deadline(request_ids: list[str], changes: str, outcome: str) -> None:
     event = fire(trigger(request_ids, **{changes: time.time() + 0.5}))
     assert (event["outcome"], event["ready"]) == (outcome, [])
 
 
-def test_another_triggerer_goes_on_with_what_is_serialized(sandbox: Sandbox, request_ids: list[str]) -> None:
+def test_another_triggerer_resumes_from_the_serialized_state(
+    sandbox: Sandbox, request_ids: list[str]
+) -> None:
     event = fire(trigger(request_ids, not_later_than=time.time() + 1.0))
     path, given = trigger(request_ids, started=event["started"], learned=event["learned"]).serialize()
     assert path.rpartition(".")[2] == "WanBatchTrigger"
@@ -101,13 +103,13 @@ def test_another_triggerer_goes_on_with_what_is_serialized(sandbox: Sandbox, req
     assert fire(WanBatchTrigger(**json.loads(json.dumps(given))))["outcome"] == "ready"
 
 
-def test_failing_looks_are_repeated(sandbox: Sandbox, request_ids: list[str]) -> None:
+def test_failing_polls_are_repeated(sandbox: Sandbox, request_ids: list[str]) -> None:
     sandbox.add_fault("status", "status", rate=0.4, status=503)
     sandbox.control("speed", {"speed": 100_000})
     assert set(fire(trigger(request_ids, resume_when_ready=6))["ready"]) == set(request_ids)
 
 
-def test_a_connection_that_can_not_be_read_at_first_ends_nothing(
+def test_connection_that_cannot_be_read_at_first_ends_no_wait(
     sandbox: Sandbox, request_ids: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WAN_POLL_INTERVAL_SCALE", "0.01")
@@ -146,7 +148,7 @@ def test_a_token_that_is_rotated_meanwhile_is_read_again(
     assert asyncio.run(rotated())["outcome"] == "ready"
 
 
-def test_a_long_wait_tells_how_many_wait(
+def test_long_wait_logs_how_many_requests_are_left(
     request_ids: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from airflow_provider_wan.triggers import wan_batch
@@ -177,7 +179,7 @@ def remember(request_ids: list[str], **watchers: Any) -> None:
 
 
 @pytest.mark.parametrize("state", [*sorted(kills.OVER_FOR_GOOD), "deferred", "running", "queued", None])
-def test_a_kill_cancels_what_is_queued_only_if_nobody_owns_it(
+def test_kill_cancels_queued_requests_without_an_owner(
     sandbox: Sandbox, request_ids: list[str], monkeypatch: pytest.MonkeyPatch, state: str | None
 ) -> None:
     remember(request_ids)
@@ -192,7 +194,7 @@ def test_a_kill_cancels_what_is_queued_only_if_nobody_owns_it(
         assert states == {"running": 2, "queued": 4}
 
 
-def test_a_kill_without_a_task_leaves_all_alone(sandbox: Sandbox, request_ids: list[str]) -> None:
+def test_kill_without_a_task_cancels_nothing(sandbox: Sandbox, request_ids: list[str]) -> None:
     remember(request_ids)
     asyncio.run(trigger(request_ids).on_kill())
     asyncio.run(trigger(request_ids, cancel_on_kill=False).on_kill())

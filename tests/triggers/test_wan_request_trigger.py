@@ -50,7 +50,7 @@ def event_of(trigger: WanRequestTrigger) -> dict[str, Any]:
 # -- arguments and event -----------------------------------------------------------------------------------
 
 
-def test_it_comes_out_of_the_database_as_it_went_in() -> None:
+def test_trigger_survives_serialization() -> None:
     trigger = trigger_for(
         "req-1",
         cancel_on_kill=False,
@@ -69,13 +69,13 @@ def test_it_comes_out_of_the_database_as_it_went_in() -> None:
     assert set(kwargs) == arguments, "each argument reaches the next triggerer"
 
 
-def test_it_fires_one_small_event_without_links(sandbox: Sandbox) -> None:
+def test_trigger_fires_one_small_event_without_links(sandbox: Sandbox) -> None:
     request_id = buy()
     event = event_of(trigger_for(request_id, fingerprint="f"))
     assert event == {"request_id": request_id, "outcome": "succeeded", "fingerprint": "f"}
 
 
-def test_what_runcomfy_says_of_a_failure_goes_in_without_its_links_and_tokens(sandbox: Sandbox) -> None:
+def test_failure_message_of_runcomfy_is_stripped_of_links_and_tokens(sandbox: Sandbox) -> None:
     secret = "https://bucket.example.com/a.png?X-Goog-Signature=very-secret"
     error = f"could not read {secret} with Authorization: Bearer sandbox-token"
     sandbox.add_fault("generation", "fail", error=error)
@@ -86,7 +86,7 @@ def test_what_runcomfy_says_of_a_failure_goes_in_without_its_links_and_tokens(sa
     assert "sandbox-token" not in json.dumps(event)
 
 
-def test_the_deadline_does_not_move_when_another_triggerer_goes_on(sandbox: Sandbox) -> None:
+def test_deadline_does_not_move_when_another_triggerer_resumes(sandbox: Sandbox) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     trigger = trigger_for(buy(), seconds=0.3)
     for _ in range(3):
@@ -95,7 +95,7 @@ def test_the_deadline_does_not_move_when_another_triggerer_goes_on(sandbox: Sand
     assert event_of(revived(trigger))["outcome"] == "timeout"
 
 
-def test_bad_answers_do_not_end_it(sandbox: Sandbox) -> None:
+def test_bad_answers_do_not_end_the_wait(sandbox: Sandbox) -> None:
     request_id = buy()
     for fault, params in (
         ("status", {"status": 500}),
@@ -134,7 +134,7 @@ def test_a_triggerer_that_stops_cancels_nothing(sandbox: Sandbox) -> None:
     assert sandbox.ledger()["cancels"] == []
 
 
-def test_others_go_on_while_the_first_wait_of_a_triggerer_imports_what_it_needs(sandbox: Sandbox) -> None:
+def test_other_triggers_run_while_the_first_wait_imports_its_modules(sandbox: Sandbox) -> None:
     """Imports take most of a second, in which an event loop would stand still."""
     script = """
 import asyncio, sys, threading, time
@@ -216,7 +216,7 @@ def outcomes(sandbox: Sandbox) -> list[str]:
 
 
 @pytest.mark.parametrize("state", sorted(OVER_FOR_GOOD))
-def test_what_nobody_owns_any_more_is_cancelled_though_on_kill_is_cut_off(
+def test_request_without_an_owner_is_cancelled_although_on_kill_is_interrupted(
     sandbox: Sandbox, states: dict[str, Any], state: str
 ) -> None:
     trigger = trigger_for(queued(sandbox))
@@ -229,7 +229,7 @@ def test_what_nobody_owns_any_more_is_cancelled_though_on_kill_is_cut_off(
     "state",
     ["deferred", "queued", "scheduled", "running", "up_for_retry", "up_for_reschedule", "restarting", None],
 )
-def test_what_another_try_or_triggerer_owns_is_left_alone(
+def test_request_owned_by_another_try_or_triggerer_is_not_cancelled(
     sandbox: Sandbox, states: dict[str, Any], state: str | None
 ) -> None:
     trigger = trigger_for(queued(sandbox))
@@ -248,7 +248,7 @@ def test_a_mapped_task_is_looked_up_by_its_index(sandbox: Sandbox, states: dict[
 
 
 @pytest.mark.parametrize("trouble", [RuntimeError("the API server is out"), TimeoutError()])
-def test_where_the_look_up_fails_it_is_left_alone(
+def test_request_is_not_cancelled_if_the_task_state_is_unavailable(
     sandbox: Sandbox, states: dict[str, Any], trouble: Exception
 ) -> None:
     trigger = trigger_for(queued(sandbox))
@@ -257,21 +257,21 @@ def test_where_the_look_up_fails_it_is_left_alone(
     assert outcomes(sandbox) == []
 
 
-def test_where_the_task_is_not_known_it_is_left_alone(sandbox: Sandbox, states: dict[str, Any]) -> None:
+def test_request_of_an_unknown_task_is_not_cancelled(sandbox: Sandbox, states: dict[str, Any]) -> None:
     trigger = trigger_for(queued(sandbox))
     kill(trigger, TaskInstance())
     kill(trigger, None)  # as in dag.test()
     assert outcomes(sandbox) == []
 
 
-def test_it_can_be_told_never_to_cancel(sandbox: Sandbox, states: dict[str, Any]) -> None:
+def test_cancel_on_kill_can_be_disabled(sandbox: Sandbox, states: dict[str, Any]) -> None:
     trigger = trigger_for(queued(sandbox), cancel_on_kill=False)
     states["task"] = "failed"
     kill(trigger, TaskInstance())
     assert outcomes(sandbox) == []
 
 
-def test_a_running_request_is_said_to_be_charged(
+def test_log_says_that_a_running_request_is_charged(
     sandbox: Sandbox, states: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
@@ -284,7 +284,7 @@ def test_a_running_request_is_said_to_be_charged(
     assert "is charged" in log
 
 
-def test_an_api_that_is_out_for_a_moment_is_asked_again(sandbox: Sandbox, states: dict[str, Any]) -> None:
+def test_cancel_is_retried_during_a_short_outage(sandbox: Sandbox, states: dict[str, Any]) -> None:
     trigger = trigger_for(queued(sandbox))
     states["task"] = "failed"
     sandbox.add_fault("cancel", "reset", count=1)
@@ -299,7 +299,7 @@ def submitted(run_id: str, **options: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("face", ["submit", "sensor"])
-def test_what_another_run_counts_on_is_left_alone(
+def test_request_owned_by_another_run_is_not_cancelled(
     sandbox: Sandbox, bucket: Bucket, states: dict[str, Any], face: str
 ) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
@@ -331,7 +331,7 @@ def test_what_another_run_counts_on_is_left_alone(
     assert outcomes(sandbox) == ["cancelled"]
 
 
-def test_who_counts_on_it_is_in_doubt_while_the_bucket_is_out(
+def test_request_is_not_cancelled_while_its_owners_are_unknown(
     sandbox: Sandbox, bucket: Bucket, states: dict[str, Any]
 ) -> None:
     trigger = trigger_for(queued(sandbox), journal=JOURNAL, fingerprint="f", watchers=["dag/run/task/-1"])
@@ -341,7 +341,7 @@ def test_who_counts_on_it_is_in_doubt_while_the_bucket_is_out(
     assert outcomes(sandbox) == []
 
 
-def test_a_state_that_is_not_there_is_none(states: dict[str, Any]) -> None:
+def test_missing_task_state_is_none(states: dict[str, Any]) -> None:
     states["task_3"] = "success"
     found: list[Any] = []
     worker = threading.Thread(
