@@ -25,6 +25,7 @@ from airflow_provider_wan.utils.params import (
     given_inputs,
     given_or_none,
     mapping_of,
+    mask_signatures,
     model_of,
     seconds_of,
     timeout_of,
@@ -281,6 +282,12 @@ class WanBatchOperator(BaseOperator):
         self.link_state = LinkState()
         self._end: BatchEnd | None = None
         self._stop: threading.Event | None = None  # set in execute: an event can't be copied
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        """Mask signatures in a rendered template before Airflow stores it."""
+        if key in ("images", "inputs"):
+            mask_signatures(value)
+        super().__setattr__(key, value)
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Run the batch up to its first wait, or its end. Earlier purchases are found in the journal."""

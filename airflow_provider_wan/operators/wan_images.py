@@ -179,7 +179,7 @@ class WanPrepareImagesOperator(BaseOperator):
 
     def __setattr__(self, key: str, value: Any) -> None:
         """Mask signatures in a rendered template before Airflow stores it."""
-        if key == "dataset":
+        if key in ("dataset", "inputs"):
             mask_signatures(value)
         super().__setattr__(key, value)
 

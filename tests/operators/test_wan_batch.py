@@ -110,6 +110,16 @@ def test_invalid_rendered_parameters_fail_before_anything_is_bought(
     assert sandbox.ledger()["submits"] == []
 
 
+@pytest.mark.parametrize("parameter", ["images", "inputs"])
+def test_signatures_of_rendered_addresses_are_masked_wherever_airflow_shows_them(parameter: str) -> None:
+    from airflow.sdk.log import redact
+
+    signature = f"{parameter}-0123456789abcdef"
+    row = {"end_image_url": f"https://h.example.com/b.jpg?X-Amz-Signature={signature}"}
+    operator(**{parameter: [row] if parameter == "images" else row})
+    assert signature not in str(redact(f"the images are {row}"))
+
+
 @pytest.mark.parametrize("word", ["off", "F", "0", "", "None", None])
 def test_a_false_dry_run_from_a_template_buys(sandbox: Sandbox, word: str | None) -> None:
     summary, _ = play(TaskInstance(), images=IMAGES[:1], dry_run=word)
