@@ -14,33 +14,44 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from airflow_provider_wan.durable.record import QUARANTINE
 
 
 class CardState(StrEnum):
-    """The state of a card's video."""
+    """The state of a card's video: its text, its filter, its style, and the text in place of a video."""
 
-    LANDED = "landed"
+    filter_name: str
+    css_class: str
+    without_video: str
+
+    def __new__(cls, text: str, filter_name: str, css_class: str, without_video: str = "no video") -> Self:
+        """Add the facts to the text."""
+        state = str.__new__(cls, text)
+        state._value_ = text
+        state.filter_name, state.css_class, state.without_video = filter_name, css_class, without_video
+        return state
+
+    LANDED = "landed", "landed", "good"
     #: Landed in quarantine: a check found something wrong.
-    REJECTED = "rejected"
-    SUCCEEDED = "succeeded"
-    OPEN = "in progress"
+    REJECTED = "rejected", "rejected", "bad"
+    SUCCEEDED = "succeeded", "open", "good", "not landed yet"
+    OPEN = "in progress", "open", "wait", "not finished yet"
     #: Of a running batch: no request was sent for it yet.
-    WAITING = "to do"
+    WAITING = "to do", "todo", "dim", "not submitted yet"
     #: Charged, or about to be, and no task of this run lands it.
-    NOT_LANDED = "paid but not landed"
+    NOT_LANDED = "paid but not landed", "not_landed", "bad", "paid for, not landed"
     #: A submit without a usable answer: it may have been charged, and a person has to settle it.
-    UNKNOWN = "may have been bought"
-    FAILED = "generation failed"
-    TASK_FAILED = "task failed"
-    TIMED_OUT = "timed out"
-    CANCELLED = "cancelled"
-    REFUSED = "refused"
+    UNKNOWN = "may have been bought", "unknown", "bad", "may have been bought"
+    FAILED = "generation failed", "failed", "bad"
+    TASK_FAILED = "task failed", "failed", "bad"
+    TIMED_OUT = "timed out", "failed", "bad"
+    CANCELLED = "cancelled", "failed", "bad", "cancelled, not charged"
+    REFUSED = "refused", "refused", "bad", "nothing was bought"
     #: Of a batch that ended: a limit, a deadline or an empty balance came first, and nothing was bought.
-    LEFT = "left undone"
+    LEFT = "left undone", "left", "wait", "a rerun continues with it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,25 +63,28 @@ class Filter:
 
     label: str
     states: frozenset[CardState]
-    is_rare: bool = True
+    is_rare: bool
 
 
+_LABELS = {
+    "all": "all",
+    "landed": "landed",
+    "rejected": "rejected",
+    "open": "in progress",
+    "todo": "to do",
+    "not_landed": "paid but not landed",
+    "unknown": "may have been bought",
+    "failed": "failed",
+    "refused": "refused",
+    "left": "left undone",
+}
+_RARE = {"rejected", "todo", "not_landed", "unknown", "left"}
 #: Filters by their name in the address of a page. Each state is in exactly one of them, besides ``all``.
 FILTERS: Mapping[str, Filter] = {
-    "all": Filter("all", frozenset(CardState), is_rare=False),
-    "landed": Filter("landed", frozenset({CardState.LANDED}), is_rare=False),
-    "rejected": Filter("rejected", frozenset({CardState.REJECTED})),
-    "open": Filter("in progress", frozenset({CardState.OPEN, CardState.SUCCEEDED}), is_rare=False),
-    "todo": Filter("to do", frozenset({CardState.WAITING})),
-    "not_landed": Filter("paid but not landed", frozenset({CardState.NOT_LANDED})),
-    "unknown": Filter("may have been bought", frozenset({CardState.UNKNOWN})),
-    "failed": Filter(
-        "failed",
-        frozenset({CardState.FAILED, CardState.TASK_FAILED, CardState.TIMED_OUT, CardState.CANCELLED}),
-        is_rare=False,
-    ),
-    "refused": Filter("refused", frozenset({CardState.REFUSED}), is_rare=False),
-    "left": Filter("left undone", frozenset({CardState.LEFT})),
+    name: Filter(
+        label, frozenset(state for state in CardState if name in ("all", state.filter_name)), name in _RARE
+    )
+    for name, label in _LABELS.items()
 }
 #: A page of a run that has one of these is updated while it is open.
 LIVE = FILTERS["open"].states | FILTERS["todo"].states

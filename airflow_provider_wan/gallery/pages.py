@@ -37,23 +37,6 @@ from airflow_provider_wan.gallery.cards import (
 
 PAGE_SIZE = 24
 _CONSOLE = "https://console.cloud.google.com/storage/browser/_details/"
-_CLASS_OF = {
-    CardState.LANDED: "good",
-    CardState.SUCCEEDED: "good",
-    CardState.OPEN: "wait",
-    CardState.LEFT: "wait",
-    CardState.WAITING: "dim",
-}
-_WITHOUT_VIDEO = {
-    CardState.OPEN: "not finished yet",
-    CardState.SUCCEEDED: "not landed yet",
-    CardState.WAITING: "not submitted yet",
-    CardState.NOT_LANDED: "paid for, not landed",
-    CardState.UNKNOWN: "may have been bought",
-    CardState.CANCELLED: "cancelled, not charged",
-    CardState.REFUSED: "nothing was bought",
-    CardState.LEFT: "a rerun continues with it",
-}
 
 
 @cache
@@ -69,8 +52,6 @@ def _environment() -> Environment:
         "duration": duration,
         "link": outside_link,
         "task_name": task_name,
-        "state_class": lambda state: _CLASS_OF.get(state, "bad"),
-        "without_video": lambda state: _WITHOUT_VIDEO.get(state, "no video"),
     }
     templates = files("airflow_provider_wan.gallery") / "templates"
     found.globals["css"] = Markup((templates / "gallery.css").read_text(encoding="utf-8"))
