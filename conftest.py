@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shields every test, those of the provider and of the sandbox: a clean environment, and loopback only.
+"""Isolates every test, those of the provider and of the sandbox: a clean environment, and loopback only.
 
 This runs before the conftest.py of a directory, and so before anything imports Airflow.
 """
@@ -16,7 +16,7 @@ _PREFIXES = ("AIRFLOW", "_AIRFLOW", "GOOGLE_", "GCLOUD_", "STORAGE_EMULATOR_HOST
 
 
 def _clean_environment() -> None:
-    """Remove what a developer's shell could change in a test: Airflow settings, credentials, proxies."""
+    """Remove environment variables that could change a test: Airflow settings, credentials, proxies."""
     for name in list(os.environ):
         keep = name == "WAN_TESTS_BASE" and "PYTEST_XDIST_WORKER" in os.environ  # of tests/conftest.py
         if not keep and (name.startswith(_PREFIXES) or name.lower().endswith("_proxy")):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the batch operator as workers and a triggerer do, without the rest of Airflow around it."""
+"""Run the batch operator as workers and a triggerer do, without the rest of Airflow."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def operator(**changes: Any) -> WanBatchOperator:
 
 @dataclass
 class Played:
-    """One try of a batch, from its beginning to its end.
+    """One try of a batch, from start to end.
 
-    :param tasks: a new operator for each part of it, as each had a process of its own.
+    :param tasks: a new operator for each part of the try, as if each part ran in its own process.
     """
 
     tasks: list[WanBatchOperator] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Played:
 
     @property
     def links(self) -> list[dict[str, str]]:
-        """Return where the links led after each part."""
+        """Return the link targets after each part."""
         return [
             {link.name: link.get_link(task, ti_key=None) for link in task.operator_extra_links}
             for task in self.tasks
@@ -64,7 +64,7 @@ class Played:
 
 
 def play_try(ti: TaskInstance, *, outlet_events: Any = None, **changes: Any) -> Played:
-    """Run a try as a worker and a triggerer do, and keep what it raises."""
+    """Run a try as a worker and a triggerer do, and keep the exception it raises."""
     played = Played()
     context = {"ti": ti, "outlet_events": outlet_events}
     event: dict[str, Any] | None = None
@@ -93,7 +93,7 @@ async def _first_event(trigger: WanBatchTrigger) -> Any:
 
 
 def play(ti: TaskInstance, **changes: Any) -> tuple[dict[str, Any], list[WanBatchTrigger]]:
-    """Run a try to its end, and raise what it raises."""
+    """Run a try to its end, and raise its exception."""
     played = play_try(ti, **changes)
     if played.error is not None:
         raise played.error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gives every test run an Airflow of its own in a temporary directory.
+"""Give every test run its own Airflow in a temporary directory.
 
 This runs before anything imports Airflow, which reads its environment once, on import.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# With pytest-xdist the controller makes the directory and its workers, which inherit this, share it.
+# With pytest-xdist the controller creates the directory, and its workers inherit and share it.
 _BASE_VARIABLE = "WAN_TESTS_BASE"
 _IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
@@ -51,17 +51,14 @@ os.environ.update(_airflow_environment(AIRFLOW_HOME))
 
 
 def pytest_unconfigure() -> None:
-    """Remove the directory; the controller outlives its workers, so it does that."""
+    """Delete the directory; the controller does it, since it outlives its workers."""
     if not _IS_WORKER:
         shutil.rmtree(BASE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
 def airflow_db() -> Path:
-    """A migrated SQLite database for this process: migrated once a run, then copied.
-
-    :return: the database's file.
-    """
+    """Return the file of a migrated SQLite database for this process: migrated once per run, then copied."""
     template = BASE / "template"
     template.mkdir(exist_ok=True)
     with open(BASE / "template.lock", "w") as lock:

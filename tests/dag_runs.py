@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a Dag through ``dag.test()``: Airflow's own task runner, triggers, XComs and task state store, on SQLite."""
+"""Run a Dag with ``dag.test()``: Airflow's own task runner, triggers, XComs and task state store, on SQLite."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
 with DAG({dag_id!r}, schedule=None, params={params!r}, default_args={default_args!r}) as dag:
 """
 EXAMPLES = Path(__file__).resolve().parent.parent / "dags"
-#: What dag.test() needs of a task that waits for nothing and tries again at once.
+#: Default arguments for dag.test(): no delays between retries.
 _DEFAULT_ARGS = {"retry_delay": 0.0}
 
 
@@ -65,7 +65,7 @@ def _name(task_id: str, map_index: int) -> str:
 
 
 class DagFolder:
-    """A dags folder of the test's own: ``dag.test()`` finds a Dag only where Airflow looks for Dags."""
+    """A dags folder for one test: ``dag.test()`` finds a Dag only where Airflow looks for Dags."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._folder = folder

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from wan_sandbox.server import Sandbox
 
 MODEL = "wan-ai/wan-2-2/image-to-video"
-#: Inputs that the sandbox accepts without looking at an image.
+#: Inputs that the sandbox accepts without checking an image.
 INPUTS = {"prompt": "a slow wave", "img_url": "https://images.example.com/a.jpg"}
 #: Size of each video of the shared sandbox.
 VIDEO_BYTES = 50_000
@@ -20,7 +20,7 @@ VIDEO_BYTES = 50_000
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket of the sandbox, and a real client of it."""
+    """A bucket of the sandbox, and a real client for it."""
 
     client: storage.Client
     name: str

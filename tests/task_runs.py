@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one operator or sensor as a worker and a triggerer would, without the rest of Airflow around it."""
+"""Run one operator or sensor as a worker and a triggerer do, without the rest of Airflow."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def connect(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox, **extra: Any) -> 
 
 
 def purchases(sandbox: Sandbox) -> list[str]:
-    """Return the ids of all purchases in the sandbox's ledger."""
+    """Return the ids of all purchased requests from the sandbox's ledger."""
     return [bought["request_id"] for bought in sandbox.ledger()["purchases"]]
 
 
 def posts(sandbox: Sandbox) -> int:
-    """Return the number of submits that arrived, also of those that were refused."""
+    """Return how many POSTs arrived, whatever their outcome."""
     return int(sandbox.ledger()["submits_seen"])
 
 
 class StoreInMemory:
-    """Airflow's task state store as a task sees it, for one task; survives its tries."""
+    """Airflow's task state store as one task uses it; survives its tries."""
 
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
@@ -61,7 +61,7 @@ class StoreInMemory:
 
 @dataclass
 class TaskInstance:
-    """What a task sees of its task instance."""
+    """The part of a task instance that a task uses."""
 
     task_id: str = "task"
     run_id: str = "manual__1"
@@ -80,7 +80,7 @@ class TaskInstance:
 def a_context(
     *, run_id: str = "manual__1", map_index: int = -1, store: Any = None, task_id: str = "task", **more: Any
 ) -> dict[str, Any]:
-    """Return the context of one try; ``store`` is its task state store, where there is one."""
+    """Return the context of one try; ``store`` is its task state store, if it has one."""
     context: dict[str, Any] = {"ti": TaskInstance(task_id, run_id, map_index), **more}
     return context if store is None else {**context, "task_state_store": store}
 
@@ -96,14 +96,14 @@ class Deferred:
     events: list[dict[str, Any]] = field(default_factory=list)
 
     def resume(self) -> Any:
-        """Let its trigger run to its event, and the task go on with that."""
+        """Run its trigger until it fires, then resume the task with the event."""
         event = asyncio.run(first_event(self.trigger))
         self.events.append(event)
         return getattr(self.task, self.method_name)(self.context, event)
 
 
 def start(task: Any, context: Mapping[str, Any]) -> Any:
-    """Execute a task; gives its result, or a :class:`Deferred` with its trigger as another process gets it."""
+    """Execute a task; return its result, or a :class:`Deferred` with the deserialized trigger."""
     try:
         return task.execute(context)
     except TaskDeferred as deferred:
@@ -113,13 +113,13 @@ def start(task: Any, context: Mapping[str, Any]) -> Any:
 
 
 def run(task: Any, context: Mapping[str, Any]) -> Any:
-    """Execute a task, through the triggerer where it goes there; gives its result."""
+    """Execute a task, through the triggerer if it defers; return its result."""
     result = start(task, context)
     return result.resume() if isinstance(result, Deferred) else result
 
 
 def revived(trigger: Any) -> Any:
-    """Return a trigger as it is loaded from the database."""
+    """Return a trigger as deserialized from the database."""
     path, kwargs = trigger.serialize()
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)(**json.loads(json.dumps(kwargs)))

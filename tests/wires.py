@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny servers on loopback for what no proper server does: slow bytes, half answers, bad TLS, proxies."""
+"""Small loopback servers for what no proper server does: slow bytes, partial answers, invalid TLS, proxies."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Answer = Callable[[socket.socket], None]
 
 
 class Wire:
-    """A TCP server whose every connection is given to a function; use it as a context manager.
+    """A TCP server that passes every connection to a function; use it as a context manager.
 
-    :param answer: gets the connection (after TLS), and may return or raise when it is done with it.
+    :param answer: called with the connection (after TLS); it may return or raise when it has finished.
     :param tls: serve TLS with the certificate of :func:`certificate`.
     """
 
@@ -34,7 +34,7 @@ class Wire:
         self.port: int = self._listener.getsockname()[1]
         self.scheme = "https" if tls else "http"
         self.connections = 0
-        #: Closed when the block ends: what an answer waits for that never goes on.
+        #: Set when the block ends, to release an answer that waits for ever.
         self.over = threading.Event()
 
     @property
@@ -72,7 +72,7 @@ class Wire:
 
 
 def read_head(sock: socket.socket) -> bytes:
-    """Read a request up to the end of its head (and what came along of its body)."""
+    """Read a request up to the end of its head, and the part of its body that arrived with it."""
     head = b""
     while b"\r\n\r\n" not in head:
         piece = sock.recv(65536)
@@ -83,7 +83,7 @@ def read_head(sock: socket.socket) -> bytes:
 
 
 def read_request(sock: socket.socket) -> bytes:
-    """Read a request whole, by its Content-Length."""
+    """Read a complete request, by its Content-Length."""
     head, _, body = read_head(sock).partition(b"\r\n\r\n")
     lengths = [
         line.split(b":")[1] for line in head.splitlines() if line.lower().startswith(b"content-length:")
@@ -94,7 +94,7 @@ def read_request(sock: socket.socket) -> bytes:
 
 
 def reply(body: bytes = b"", status: str = "200 OK", **headers: str) -> bytes:
-    """Write an HTTP answer with an honest length."""
+    """Return an HTTP response with a correct length."""
     named = {"Content-Length": str(len(body)), "Connection": "close"}
     named |= {name.replace("_", "-"): value for name, value in headers.items()}
     head = "".join(f"{name}: {value}\r\n" for name, value in named.items())
@@ -104,7 +104,7 @@ def reply(body: bytes = b"", status: str = "200 OK", **headers: str) -> bytes:
 def always(answer: bytes, *, heads: list[str] | None = None) -> Answer:
     """Answer each request with the same bytes and close.
 
-    :param heads: gets the head of each request.
+    :param heads: receives the head of each request.
     """
 
     def serve(sock: socket.socket) -> None:
@@ -117,7 +117,7 @@ def always(answer: bytes, *, heads: list[str] | None = None) -> Answer:
 
 
 def drip(sock: socket.socket, over: threading.Event, data: bytes, *, every_s: float = 0.02) -> None:
-    """Send a byte at a time, and the last one again and again, until the client leaves."""
+    """Send one byte at a time, and repeat the last one until the client disconnects."""
     for at in range(1_000_000):
         sock.sendall(data[at : at + 1] or data[-1:])
         if over.wait(every_s):
@@ -125,7 +125,7 @@ def drip(sock: socket.socket, over: threading.Event, data: bytes, *, every_s: fl
 
 
 def reset(sock: socket.socket) -> None:
-    """Close with a reset instead of an end."""
+    """Close with a reset instead of a regular end."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
@@ -138,9 +138,9 @@ def closed_port() -> int:
 
 
 class Proxy(Wire):
-    """An HTTP proxy that records the head of each request: ``CONNECT`` and addresses in full.
+    """An HTTP proxy that records the head of each request: ``CONNECT`` and absolute URLs.
 
-    :param refuse: an answer to give to all instead.
+    :param refuse: a response to send to all requests instead.
     :param tls: serve TLS itself.
     """
 
@@ -168,7 +168,9 @@ class Proxy(Wire):
 
 
 def _relay(client: socket.socket, server: socket.socket) -> None:
-    """Pass on what comes from either side until one of them ends; in one thread, since TLS sockets are not safe."""
+    """Forward the bytes of both sides until one of them closes; in one thread, since TLS sockets are not
+    thread-safe.
+    """
     other = {client: server, server: client}
     while True:
         waiting = [sock for sock in other if isinstance(sock, ssl.SSLSocket) and sock.pending()]
@@ -181,7 +183,7 @@ def _relay(client: socket.socket, server: socket.socket) -> None:
 
 @functools.cache
 def certificate() -> str:
-    """Return the path of a certificate for 127.0.0.1 and localhost with its key, good as a CA bundle too."""
+    """Return the path of a certificate for 127.0.0.1 and localhost with its key, usable as a CA bundle too."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bare client of the Model API and helpers to put images where the sandbox can fetch them."""
+"""A minimal client of the Model API, and helpers to put images where the sandbox can fetch them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODEL = "wan-ai/wan-2-2/image-to-video"
 
 
 class Client:
-    """Calls the API as the contract writes it, and judges nothing."""
+    """Makes the calls of the contract, and asserts nothing."""
 
     def __init__(self, sandbox: Sandbox, token: str = "sandbox-token") -> None:
         self.sandbox = sandbox
@@ -58,13 +58,13 @@ class Client:
         self.sandbox.control(f"requests/{request_id}", {"state": state, **more})
 
     def done(self, **inputs: Any) -> str:
-        """Buy one and have it done at once."""
+        """Submit a request and complete it at once."""
         request_id = self.buy(**inputs)
         self.finish(request_id)
         return request_id
 
-    def done_by_fate(self, **inputs: Any) -> str:
-        """Buy one that ends at once as the rules say."""
+    def done_by_rules(self, **inputs: Any) -> str:
+        """Submit a request that ends at once as the fault rules say."""
         self.sandbox.control("speed", {"generation_seconds": 0})
         return self.buy(**inputs)
 
@@ -99,6 +99,6 @@ def eventually(condition: Callable[[], Any], timeout_s: float = 20) -> Any:
     """Poll until a condition is true, and return its value."""
     ends = time.monotonic() + timeout_s
     while not (found := condition()):
-        assert time.monotonic() < ends, "it never became true"
+        assert time.monotonic() < ends, "the condition never became true"
         time.sleep(0.01)
     return found

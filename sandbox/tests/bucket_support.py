@@ -24,7 +24,7 @@ MIB = 1024 * 1024
 
 
 class BucketServer:
-    """Serves one emulator on a free port of loopback for as long as the ``with`` block lasts."""
+    """Serves one emulator on a free loopback port while the ``with`` block runs."""
 
     def __init__(self, **options: Any) -> None:
         self._options = {"buckets": [BUCKET], **options}
@@ -86,5 +86,5 @@ class BucketServer:
 
 
 def bytes_of(size: int) -> bytes:
-    """Bytes of which no two blocks are alike, so that a mixed-up order shows."""
+    """Return bytes of which no two blocks are equal, so that a wrong order is detected."""
     return b"".join(number.to_bytes(8, "big") for number in range((size + 7) // 8))[:size]

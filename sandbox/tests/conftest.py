@@ -16,7 +16,7 @@ VIDEO_BYTES = 50_000
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
-    """A sandbox that reads no image, encodes nothing, and runs each generation for an hour."""
+    """A sandbox that checks no images, encodes no videos, and runs each generation for an hour."""
     settings = {"video_bytes": VIDEO_BYTES, "check_images": False, "generation_seconds": 3600}
     with Sandbox(**settings, concurrency=2) as started:
         yield started

@@ -42,7 +42,7 @@ def test_calls_and_bytes_are_counted(server: BucketServer) -> None:
     blob.reload()
     list(server.bucket().list_blobs())
     seen = server.calls()
-    assert seen["calls"].pop("bucket.metadata") >= 1  # the client looks at its bucket now and then
+    assert seen["calls"].pop("bucket.metadata") >= 1  # the client reads the bucket's metadata now and then
     assert seen["calls"] == {"bucket.upload": 1, "bucket.get": 1, "bucket.list": 1}
     assert seen["statuses"]["bucket.get 206"] == 1
     assert seen["bytes_read"] == 1000
@@ -103,7 +103,7 @@ def test_files_of_large_objects_are_deleted_with_the_object_and_the_server(
     def files() -> list[Path]:
         return list(tmp_path.glob("wan-sandbox-bucket-*/*"))
 
-    # A directory of this test's own: other sandboxes of this machine use the usual one.
+    # A temporary directory of this test only: other sandboxes of this machine use the default one.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with BucketServer() as server:
         blob = server.bucket().blob("big")

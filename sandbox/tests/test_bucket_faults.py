@@ -58,7 +58,7 @@ def test_lost_response_of_an_upload_leaves_the_object(server: BucketServer) -> N
         upload(server, if_generation_match=0, retry=None)
     assert server.bucket().blob("n").download_as_bytes() == b"data"
     server.fault("bucket.upload", "lost_ack", count=1)
-    # The client's own retry then meets its own object: the classic 412.
+    # The client's own retry then finds its own object: the classic 412.
     with pytest.raises(PreconditionFailed):
         upload(server, "m", if_generation_match=0, retry=QUICK_RETRY)
     assert server.names() == ["m", "n"]

@@ -118,7 +118,7 @@ def test_conditions_on_a_download(server: BucketServer) -> None:
     with pytest.raises(PreconditionFailed):
         fresh.download_as_bytes(if_generation_match=generation)
     with pytest.raises(NotFound):
-        blob.download_as_bytes()  # names the generation that is gone
+        blob.download_as_bytes()  # names the deleted generation
     assert fresh.download_as_bytes() == b"two"
 
 

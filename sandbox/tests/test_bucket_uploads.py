@@ -156,7 +156,7 @@ def test_interrupted_resumable_upload_continues_at_the_servers_offset(server: Bu
     session = start_session(server, "resumed")
     ask = {"Content-Range": f"bytes */{len(data)}"}
     assert "Range" not in requests.put(session, headers=ask, timeout=20).headers
-    # Not a multiple of 256 KiB: only what is whole is kept, as in Cloud Storage.
+    # Not a multiple of 256 KiB: only complete multiples are kept, as in Cloud Storage.
     first = requests.put(
         session, data=data[:300_000], headers={"Content-Range": "bytes 0-299999/*"}, timeout=20
     )
@@ -167,12 +167,12 @@ def test_interrupted_resumable_upload_continues_at_the_servers_offset(server: Bu
     kept = int(status.headers["Range"].rpartition("-")[2]) + 1
     assert kept >= unit
     assert kept % unit == 0
-    # An overlap is fine: bytes that are there already are skipped.
+    # An overlap is allowed: bytes that were already received are skipped.
     rest = {"Content-Range": f"bytes {kept - 10}-{len(data) - 1}/{len(data)}"}
     last = requests.put(session, data=data[kept - 10 :], headers=rest, timeout=20)
     assert last.json()["size"] == str(len(data))
     assert server.bucket().blob("resumed").download_as_bytes() == data
-    # Who missed the answer and asks again is told the same.
+    # A client that missed the answer and asks again receives the same one.
     assert requests.put(session, headers=ask, timeout=20).json() == last.json()
 
 

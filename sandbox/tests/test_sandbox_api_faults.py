@@ -262,7 +262,7 @@ def test_links_can_lead_to_webm_or_have_no_suffix(
 
 def test_a_nested_link_has_the_key_uri(client: Client) -> None:
     client.sandbox.add_fault("generation", "output_shape", shape="generated_video")
-    result = client.result(client.done_by_fate()).json()
+    result = client.result(client.done_by_rules()).json()
     assert "/media/" in result["output"]["generated_video"]["uri"]
 
 
@@ -304,7 +304,7 @@ def test_cost_can_be_late_or_absent(client: Client) -> None:
 )
 def test_the_error_of_a_failure_has_any_shape(client: Client, shape: str, kind: type) -> None:
     client.sandbox.add_fault("generation", "fail", error_shape=shape, error="bad luck")
-    request_id = client.done_by_fate()
+    request_id = client.done_by_rules()
     result = client.result(request_id).json()
     assert result["status"] == "failed"
     assert isinstance(result["error"], kind)
@@ -313,7 +313,7 @@ def test_the_error_of_a_failure_has_any_shape(client: Client, shape: str, kind: 
 
 def test_a_failure_can_be_without_error_and_can_be_charged(client: Client) -> None:
     client.sandbox.add_fault("generation", "fail", error_shape="absent", charged=True)
-    request_id = client.done_by_fate()
+    request_id = client.done_by_rules()
     assert "error" not in client.result(request_id).json()
     assert client.sandbox.ledger()["charged_usd"] == 0.2
 
@@ -351,7 +351,7 @@ def test_a_request_can_take_longer(client: Client) -> None:
 
 def test_runcomfy_can_cancel_by_itself(client: Client) -> None:
     client.sandbox.add_fault("generation", "cancelled")
-    request_id = client.done_by_fate()
+    request_id = client.done_by_rules()
     assert client.result(request_id).json()["status"] == "cancelled"
     assert client.sandbox.ledger()["charged_usd"] == 0
 
@@ -359,7 +359,7 @@ def test_runcomfy_can_cancel_by_itself(client: Client) -> None:
 @pytest.mark.parametrize("told", [0, 2])
 def test_a_result_can_vanish_after_it_was_there(client: Client, told: int) -> None:
     client.sandbox.add_fault("generation", "vanish", after_results=told)
-    request_id = client.done_by_fate()
+    request_id = client.done_by_rules()
     assert client.word(request_id) == "completed"
     codes = [client.result(request_id).json().get("error_code") for _ in range(told + 1)]
     assert codes == [None] * told + [404001]

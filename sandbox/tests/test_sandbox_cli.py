@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sandbox as a program: starts, says where it is, and stops without a trace."""
+"""The sandbox as a program: it starts, prints its addresses, and stops without leaving anything behind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMMAND = [sys.executable, "-m", "wan_sandbox"]
 
 @contextmanager
 def program(*options: str) -> Iterator[subprocess.Popen[str]]:
-    """Run the sandbox, and end it whatever happens."""
+    """Run the sandbox, and stop it whatever happens."""
     command = [*COMMAND, *options]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page about the sandbox names everything that there is."""
+"""The documentation page of the sandbox names every option, fault and ledger key."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which call a rule hits, and what the command line makes of it."""
+"""Which calls a rule hits, and how the command line parses rules."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests of the sandbox run with the same shield as the provider's: no network, no settings of the machine."""
+"""The tests of the sandbox run isolated like those of the provider: no network, no settings of the machine."""
 
 from __future__ import annotations
 

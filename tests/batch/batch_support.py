@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches against a sandbox, as a worker runs them, without Airflow around them."""
+"""Batches against a sandbox, as a worker runs them, without the rest of Airflow."""
 
 from __future__ import annotations
 

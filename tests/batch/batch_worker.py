@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workers that carry a batch out and can be killed: one process imports everything, and forks one for each line of
-its input, ``IMAGES OWNER``. It answers with the worker's process id, and with ``over`` when that has ended."""
+"""Killable workers that run a batch: one process imports everything, and forks a worker for each line of its
+input.
+
+A line is ``IMAGES OWNER``. The process prints the worker's id, and ``over`` when the worker has ended.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def shared_batch_sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def batch_sandbox(shared_batch_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
-    # A generation takes 0.15 s here: what is waited for before a model is known must be in proportion.
+    # A generation takes 0.15 s here: the time reserved for an unknown model must be in proportion.
     monkeypatch.setenv("WAN_POLL_INTERVAL_SCALE", "0.05")
     shared_batch_sandbox.reset()
     shared_batch_sandbox.control("speed", {"speed": 200, "generation_seconds": None})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch against a sandbox, whose ledger is the judge: every image is landed or reported, and bought once."""
+"""A batch against a sandbox, checked by the ledger: every image is landed or reported, and bought once."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_rerun_of_a_finished_batch_buys_nothing_and_reads_no_record(sandbox: S
     assert sandbox.ledger()["calls"] == calls
     asked = sandbox.bucket_control("calls")["calls"]
     assert asked.get("bucket.list") == 2
-    assert asked.get("bucket.get") == 1  # what this task had planned before: nothing
+    assert asked.get("bucket.get") == 1  # what this task planned before: nothing
     assert len(manifest(report)) == 30
 
 
@@ -82,7 +82,7 @@ def test_a_bad_image_does_not_stop_the_others(sandbox: Sandbox) -> None:
     sandbox.add_fault("submit", "invalid", img_url_contains="00003.jpg")
     report = run([*addresses(12), "ftp://nowhere/x.jpg", {"image": addresses(20)[19], "seed": "many"}])
     assert isinstance(report.error, WanBatchError)
-    assert not report.error.retry_helps  # a retry would be refused just so
+    assert not report.error.retry_helps  # a retry would be refused in the same way
     assert "00003.jpg" in str(report.error)
     assert outcomes(report) == {"landed": 11, "refused": 3}
     assert len(sandbox.ledger()["purchases"]) == 11
@@ -367,7 +367,7 @@ def test_a_batch_pauses_when_it_only_waits_and_resumes_in_another_process(sandbo
     sandbox.control("speed", {"speed": 100_000})
     refused = [line for line in sandbox.ledger()["refusals"] if line["call"] == "submit"]
 
-    # Another process, which knows only checkpoint, journal and event.
+    # Another process, which has only the checkpoint, the journal and the event.
     again = batch(addresses(12), limits={"max_in_flight": 8}, max_failures=MaxFailures(count=1))
     engine = again.resume({"ready": list(pause.request_ids), "learned": pause.learned})
     assert engine.run(may_pause=False) is None

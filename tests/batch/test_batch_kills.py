@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two hundred images through kills, outages and an empty wallet: nothing is bought twice, and nothing is lost."""
+"""Two hundred images through kills, outages and an empty balance: nothing is bought twice, and nothing is
+lost.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,8 @@ def test_ten_kills_at_random_moments_buy_each_image_once(
     report = run(addresses(IMAGES), max_failures=MaxFailures(share=1.0), deadline_s=300)
     assert report.error is None
     ended = outcomes(report)
-    # A kill between a POST and its answer leaves what only a person can tell; it is reported, and not sent again.
+    # A kill between a POST and its answer leaves a claim that only a person can settle; it is reported, not
+    # resubmitted.
     assert ended["landed"] + ended["reused"] + ended["unknown"] == IMAGES
     assert ended["unknown"] <= KILLS * 8
     assert max(bought(sandbox).values()) == 1
@@ -98,7 +101,8 @@ def test_ten_kills_at_random_moments_buy_each_image_once(
 def test_two_runs_through_outages_and_an_empty_balance_buy_each_image_once(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # No process dies here, so no claim has to expire soon; a short timeout would lose answers on a busy machine.
+    # No process dies here, so no claim has to expire soon; a short timeout would lose answers on a busy
+    # machine.
     monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox, timeout=60))
     images = addresses(IMAGES)
     sandbox.control("account", {"balance_usd": 20.0})  # for half of them

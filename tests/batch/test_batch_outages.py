@@ -32,7 +32,7 @@ ANY = MaxFailures(share=1.0)
 
 @pytest.fixture
 def sandbox(batch_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
-    # On a busy machine no answer may count as lost but those that the tests lose.
+    # On a busy machine, only answers that the tests drop on purpose may count as lost.
     monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(batch_sandbox, timeout=4))
     return batch_sandbox
 
@@ -74,7 +74,7 @@ def test_an_outage_leaves_only_submits_under_way_in_doubt_and_the_rest_is_made(s
 def test_submits_that_stay_unclear_end_the_batch_after_three_trials_and_a_retry_makes_the_rest(
     sandbox: Sandbox,
 ) -> None:
-    sandbox.add_fault("submit", "status", status=503, skip=10)  # the free call is answered all the while
+    sandbox.add_fault("submit", "status", status=503, skip=10)  # the free call succeeds meanwhile
     report = run(addresses(60), max_failures=ANY)
     assert isinstance(report.error, WanTransientError)
     assert report.error.retry_helps

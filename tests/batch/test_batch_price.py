@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prices of a batch where the model's page states a price for a second."""
+"""Prices of a batch whose model page states a price per second."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from airflow_provider_wan.model_api.inputs import LazyModel
 from tests.batch.batch_support import LOG, addresses, batch, connection, manifest, outcomes, run
 from wan_sandbox.server import Sandbox
 
-#: A model of any input, so of clips of any length.
+#: A model that accepts any input, including any duration.
 ANY_LENGTH = "sandbox/free-form/any"
 
 

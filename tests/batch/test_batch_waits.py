@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch that continues in another process after each wait, while something fails: it returns rarely, and ends."""
+"""A batch that resumes in another process after each wait, during failures: it resumes rarely, and ends."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Process:
             if pause.not_later_than is None:
                 return pause
             self.resume(wait(pause))
-        raise AssertionError(f"after {waits} waits there is something else to do again and again")
+        raise AssertionError(f"after {waits} waits the batch still resumes for other reasons")
 
 
 def test_a_result_that_is_not_ready_is_polled_less_and_less_often(sandbox: Sandbox) -> None:

@@ -61,7 +61,7 @@ def each(section: str) -> pytest.MarkDecorator:
 
 
 def differences(pinned: Any, now: Any, where: str = "") -> list[str]:
-    """Return where a pinned JSON value has changed or is gone; additions do not count."""
+    """Return where a pinned JSON value has changed or is missing; additions do not count."""
     if isinstance(pinned, str) and pinned.startswith("<") and pinned.endswith(">"):
         is_same = _TYPES[type(now)] in pinned[1:-1].split(" or ")
     elif isinstance(pinned, dict) and isinstance(now, dict):
@@ -77,7 +77,7 @@ def differences(pinned: Any, now: Any, where: str = "") -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """Give a value as it comes out of JSON."""
+    """Return a value after a JSON round trip."""
     return json.loads(json.dumps(value))
 
 
@@ -107,14 +107,14 @@ def directly(case: Mapping[str, Any]) -> str:
 
 
 def in_submit(case: Mapping[str, Any]) -> str:
-    """As ``WanSubmitOperator`` does with inputs alone."""
+    """Build the spec as ``WanSubmitOperator`` does from inputs alone."""
     options: dict[str, Any] = {"check_image": False, "hook": None, "owner": ""}
     model = LazyModel(case["model_id"])
     return video_spec_of(case["inputs"], model=model, variation=case["variation"], **options).fingerprint
 
 
 def in_submit_of_an_image(case: Mapping[str, Any]) -> str:
-    """As ``WanSubmitOperator`` does with ``image=``."""
+    """Build the spec as ``WanSubmitOperator`` does with ``image=``."""
     row = row_of(case, is_prepared=True)
     sources = sources_of(case)
     source = sources.open(row)
@@ -130,7 +130,7 @@ def in_batch(case: Mapping[str, Any]) -> str:
 
 
 def in_preparation(case: Mapping[str, Any]) -> str:
-    """As the plan of ``WanPrepareImagesOperator`` does, to tell what is bought already."""
+    """Build the spec as the plan of ``WanPrepareImagesOperator`` does, to find existing purchases."""
     preparation = Preparation(sources_of(case), workers=1)
     (looked,) = preparation.plan([row_of(case, is_prepared=True)])
     return str(getattr(looked, "fingerprint", looked))
@@ -207,8 +207,8 @@ def bought(**options: Any) -> dict[str, Any]:
     )
 
 
-def told(task: Any, **context: Any) -> dict[str, Any]:
-    """Run a task; gives all its XComs."""
+def xcoms_of(task: Any, **context: Any) -> dict[str, Any]:
+    """Run a task and return all its XComs."""
     given = a_context(task_id=task.task_id, store=StoreInMemory(), **context)
     try:
         result = {"return_value": run(task, given)}
@@ -224,7 +224,9 @@ def lines(bucket: Bucket, uri: str) -> list[Any]:
 def landed(sandbox: Sandbox, bucket: Bucket) -> dict[str, Any]:
     sandbox.add_fault("generation", "output_shape", shape="videos", n=2)
     request = bought(journal=JOURNAL, variation="b")
-    xcoms = told(WanToGCSOperator(task_id="land", request=request, bucket_name="videos", object_name="a.mp4"))
+    xcoms = xcoms_of(
+        WanToGCSOperator(task_id="land", request=request, bucket_name="videos", object_name="a.mp4")
+    )
     objects = {name: about["metadata"] for name, about in bucket.objects("a").items()}
     return {**xcoms, "metadata": objects, "record": json.loads(bucket.read("a.mp4.json"))}
 
@@ -233,7 +235,7 @@ def cancelled(sandbox: Sandbox, *, place: int) -> dict[str, Any]:
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.control("account", {"concurrency": 1})
     requests = [bought(), bought()]
-    return told(WanCancelOperator(task_id="cancel", request=requests[place]))
+    return xcoms_of(WanCancelOperator(task_id="cancel", request=requests[place]))
 
 
 def prepared(bucket: Bucket, **options: Any) -> dict[str, Any]:
@@ -244,7 +246,7 @@ def prepared(bucket: Bucket, **options: Any) -> dict[str, Any]:
     task = WanPrepareImagesOperator(
         task_id="prepare", dataset="gs://videos/in/", staging="gs://videos/s", **given
     )
-    xcoms = told(task)
+    xcoms = xcoms_of(task)
     if "summary" in xcoms:
         xcoms["chunk"] = lines(bucket, xcoms["return_value"][0])
         xcoms["lines_of_the_report"] = lines(bucket, xcoms["summary"]["report"])
@@ -284,26 +286,28 @@ def deferred(sandbox: Sandbox) -> dict[str, Any]:
     return {"method_name": waits.method_name, "path": path, "kwargs": plain(kwargs)}
 
 
-#: What is made against the sandbox, by name.
+#: Values that are produced with the sandbox, by name.
 MADE: dict[str, Callable[[Sandbox, Bucket], Any]] = {
-    "submit": lambda _s, _b: told(a_submit()),
-    "submit with a journal": lambda _s, _b: told(a_submit(journal=JOURNAL, variation="b", seed="7")),
-    "submit that waits": lambda _s, _b: told(a_submit(wait_for_completion=True)),
+    "submit": lambda _s, _b: xcoms_of(a_submit()),
+    "submit with a journal": lambda _s, _b: xcoms_of(a_submit(journal=JOURNAL, variation="b", seed="7")),
+    "submit that waits": lambda _s, _b: xcoms_of(a_submit(wait_for_completion=True)),
     "submit that defers": lambda s, _b: deferred(s),
-    "submit that fails": lambda s, _b: failing(s, lambda: told(a_submit(wait_for_completion=True))),
-    "submit that is skipped": lambda _s, _b: told(a_submit(duration=7, on_invalid="skip")),
-    "sensor": lambda _s, _b: told(WanRequestSensor(task_id="wait", request=bought())),
-    "sensor of an id": lambda _s, _b: told(WanRequestSensor(task_id="wait", request=bought()["request_id"])),
+    "submit that fails": lambda s, _b: failing(s, lambda: xcoms_of(a_submit(wait_for_completion=True))),
+    "submit that is skipped": lambda _s, _b: xcoms_of(a_submit(duration=7, on_invalid="skip")),
+    "sensor": lambda _s, _b: xcoms_of(WanRequestSensor(task_id="wait", request=bought())),
+    "sensor of an id": lambda _s, _b: xcoms_of(
+        WanRequestSensor(task_id="wait", request=bought()["request_id"])
+    ),
     "landing of two videos": landed,
     "cancel of a queued request": lambda s, _b: cancelled(s, place=1),
     "cancel of a running request": lambda s, _b: cancelled(s, place=0),
-    "cancel of nothing": lambda _s, _b: told(WanCancelOperator(task_id="cancel", request=None)),
+    "cancel of nothing": lambda _s, _b: xcoms_of(WanCancelOperator(task_id="cancel", request=None)),
     "prepare": lambda _s, b: prepared(b),
     "prepare as a plan": lambda _s, b: prepared(b, dry_run=True),
     "batch": lambda _s, b: batch(b),
     "batch as a plan": lambda _s, b: batch(b, dry_run=True),
     "batch that fails": lambda s, b: failing(s, lambda: batch(b)),
-    "contact sheet": lambda _s, _b: told(WanContactSheetOperator(task_id="sheet", bucket_name="videos")),
+    "contact sheet": lambda _s, _b: xcoms_of(WanContactSheetOperator(task_id="sheet", bucket_name="videos")),
     "event of success": lambda _s, _b: event(request_id=bought()["request_id"], fingerprint="f"),
     "event of failure": lambda s, _b: failing(s, lambda: event(request_id=bought()["request_id"])),
     "event of a timeout": lambda s, _b: late(s),
@@ -332,14 +336,14 @@ def test_outputs_of_tasks_and_triggers(
 @each("triggers")
 def test_triggers_serialize_unchanged(case: str) -> None:
     kwargs = PINNED["triggers"][case]
-    assert plain(named(case.replace(".Wan", ":Wan"))(**kwargs).serialize()) == [case, kwargs]
+    assert plain(import_path(case.replace(".Wan", ":Wan"))(**kwargs).serialize()) == [case, kwargs]
 
 
 # -- names -------------------------------------------------------------------------------------------------
 
 
-def named(path: str) -> Any:
-    """Find what ``module:name.name`` leads to."""
+def import_path(path: str) -> Any:
+    """Import the object at ``module:name.name``."""
     module, _, name = path.partition(":")
     found: Any = importlib.import_module(module)
     for part in name.split("."):
@@ -362,7 +366,7 @@ def parameters(what: Any) -> dict[str, str]:
 
 @each("parameters")
 def test_parameters(case: str) -> None:
-    pinned, what = PINNED["parameters"][case], named(f"airflow_provider_wan.{case}")
+    pinned, what = PINNED["parameters"][case], import_path(f"airflow_provider_wan.{case}")
     if pinned == "property":
         assert not callable(what)
     else:

@@ -57,7 +57,7 @@ def dag(airflow_db: Path, monkeypatch: pytest.MonkeyPatch) -> DAG:
 
 
 def run(dag: DAG, day: pendulum.DateTime | None, **conf: Any) -> tuple[str, list[dict[str, Any]]]:
-    """Run one day; gives the run's state and the summaries of its chunks."""
+    """Run one day; return the run's state and the summaries of its chunks."""
     result = dag.test(logical_date=day, run_conf={**CONF, **conf})
     chunks = [ti for ti in result.get_task_instances() if ti.task_id == "make_videos"]
     summaries = [ti.xcom_pull(task_ids=ti.task_id, key="summary", map_indexes=ti.map_index) for ti in chunks]
@@ -88,7 +88,7 @@ def test_every_day_is_generated_once_however_often_it_runs(dag: DAG, sandbox: Sa
 def test_run_without_a_logical_date_uses_the_current_day(dag: DAG, sandbox: Sandbox) -> None:
     from google.cloud import storage
 
-    for day in (pendulum.now("UTC"), pendulum.now("UTC").add(days=1)):  # midnight may come in between
+    for day in (pendulum.now("UTC"), pendulum.now("UTC").add(days=1)):  # the run may cross midnight
         blob = storage.Client().bucket("photos").blob(f"set/dt={day.to_date_string()}/coffee.jpg")
         blob.upload_from_filename(str(PHOTOS / "coffee.jpg"))
     state, (summary,) = run(dag, None)
@@ -119,7 +119,7 @@ def test_a_bad_image_does_not_stop_the_others_and_an_empty_day_is_skipped(dag: D
 
     state, (summary,) = run(dag, DAYS[0])
     assert state == "success"
-    assert summary["landed"] == summary["total"] == 3  # the same picture eleven times is one video
+    assert summary["landed"] == summary["total"] == 3  # the same image eleven times is one video
 
     state, summaries = run(dag, DAYS[0].subtract(days=1))
     assert state == "success"

@@ -75,7 +75,7 @@ def test_a_mixed_dataset_is_planned_and_prepared(bucket: Bucket, monkeypatch: py
 
 
 def answer(option: str, failures: list[BaseException]) -> threading.Thread:
-    """Answer as a person does, through the API of Airflow, as soon as there is a question."""
+    """Answer as a person does, through Airflow's API, as soon as there is a question."""
 
     def person() -> None:
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The example DAG that cancels unneeded requests, run by Airflow against the sandbox."""
+"""The example DAG that cancels requests that are no longer needed, run by Airflow against the sandbox."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def dag(airflow_db: Path, monkeypatch: pytest.MonkeyPatch) -> DAG:
 
 
 def run(dag: DAG, image_url: str) -> tuple[dict[str, str], Any]:
-    """Run it; gives the state of each task, and what the teardown returned."""
+    """Run it; return the state of each task, and the teardown's return value."""
     result = dag.test(run_conf={"img_url": image_url, "prompt": "steam rises", "bucket": "videos"})
     tasks = {ti.task_id: ti for ti in result.get_task_instances()}
     taken_back = tasks["cancel"].xcom_pull(task_ids="cancel")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daily example DAG, run by Airflow against the sandbox: which images a day takes, and what a rerun costs."""
+"""The daily example DAG, run by Airflow against the sandbox: the images of each day, and the cost of a rerun."""
 
 from __future__ import annotations
 

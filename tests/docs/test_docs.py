@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documentation builds without a warning, and its links into this repository lead somewhere."""
+"""The documentation builds without warnings, and its links to files of this repository are valid."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guarantee without a test is a wish: each test that the page names is there."""
+"""Every test that the guarantees page names exists."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests about paying once share: a video, a journal, a submission, and the ledger that judges."""
+"""Shared by the tests of purchases: a video, a journal, a submission, and the ledger that counts purchases."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["StoreInMemory", "connect", "posts", "purchases"]
 
 JOURNAL = "gs://videos/_journal"
 LOG = logging.getLogger("tests.paying")
-#: Tries again at once what was certainly not bought.
+#: Retries at once a submit that was certainly not accepted.
 AT_ONCE = RetryPolicy(tries=3, first_s=0.001)
-#: Does not try again at all.
+#: Does not retry.
 ONE_TRY = RetryPolicy(tries=1)
 
 

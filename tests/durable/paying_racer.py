@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs in the processes that race each other, or are killed; a module of its own, so that they import little."""
+"""The code of the racing and killed processes; a separate module, so that they import little."""
 
 from __future__ import annotations
 

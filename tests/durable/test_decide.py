@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decision table, row by row, and what must hold of every row that nobody thought of."""
+"""The decision table, row by row, and invariants of every combination."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The journal keeps what was written, loses to whoever wrote before, and knows its own writing again."""
+"""The journal keeps records, refuses a write based on an outdated version, and recognizes its own writes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A record says the same wherever it is read again, and nothing else is taken for one."""
+"""A record survives a round trip, and other content is not read as a record."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Around the one call that costs money: whatever goes wrong, the ledger shows one purchase, or the way to one."""
+"""The one call that costs money: after any failure the ledger shows one purchase, or an open claim to settle."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def test_a_lost_answer_is_not_sent_again(
     assert len(purchases(sandbox)) == ((fault, params) in BOUGHT_UNKNOWN)
     sandbox.clear_faults()
 
-    # A day later, so that nobody can still be at the POST.
+    # A day later, when no process can still be at its POST.
     journal = TaskStateJournal(store)
     held = journal.read(VIDEO.fingerprint)
     assert held is not None
@@ -326,7 +326,7 @@ def test_on_unknown_submission_resubmit_sends_a_lost_submission_again(
 
 
 def test_resubmit_setting_applies_once(sandbox: Sandbox, store: StoreInMemory) -> None:
-    """A retry finds the word in its run's configuration again, though what it settled is long past."""
+    """A retry finds the same setting in its run's configuration, although it already settled that submission."""
     journal = lost_long_ago(store)
     sandbox.add_fault("submit", "reset_after")
     with pytest.raises(WanUnknownSubmissionError, match="resubmit-2"):
@@ -343,7 +343,7 @@ def test_resubmit_setting_applies_once(sandbox: Sandbox, store: StoreInMemory) -
 def test_second_task_with_the_same_resubmit_setting_does_not_resubmit_again(
     sandbox: Sandbox, store: StoreInMemory
 ) -> None:
-    """Two use the same word at once. The second finds the first one's claim, which the word was not about."""
+    """Two tasks use the same setting at once. The second finds the first one's claim, to which it does not apply."""
     winners_claim = an_intent(VIDEO, lost_submissions=1, claimed_at=LONG_AGO)
     TaskStateJournal(store).write(winners_claim, replaces=None)
     with pytest.raises(WanUnknownSubmissionError, match="resubmit-2"):
@@ -404,7 +404,7 @@ def lost_in_the_bucket(journal: BucketJournal, *videos: VideoSpec) -> None:
 
 @pytest.fixture
 def quick(journal: BucketJournal, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> BucketJournal:
-    """A journal whose claims count as open almost at once."""
+    """A journal whose claims count as open after a very short time."""
     connect(monkeypatch, sandbox, timeout=0.2, not_found_patience=0.02)
     monkeypatch.setattr("airflow_provider_wan.durable.submission.CLAIM_MARGIN_S", 0.0)
     return journal
@@ -492,7 +492,7 @@ def test_a_refusal_to_write_the_id_is_final_at_once_and_names_it(
 def test_nothing_is_claimed_while_the_api_is_down(
     sandbox: Sandbox, journal: BucketJournal, is_retry: bool
 ) -> None:
-    """A retry asks first; so does every task of a process in which a submit has just got no answer."""
+    """A retry makes a free call first; so does every task of a process in which a submit just got no answer."""
     sandbox.add_fault("submit", "status", status=503)
     sandbox.add_fault("status", "status", status=503)
     if not is_retry:
@@ -510,7 +510,7 @@ def test_nothing_is_claimed_while_the_api_is_down(
 def test_threads_that_need_the_free_call_at_once_share_its_failure(
     sandbox: Sandbox, journal: BucketJournal
 ) -> None:
-    """One call for each thread in turn would hold a batch for as many timeouts as it has threads."""
+    """One call after another for each thread would block a batch for as many timeouts as it has threads."""
     sandbox.add_fault("status", "hang")
     shared = submission(journal, is_retry=True)
     together = threading.Barrier(8)
@@ -578,7 +578,7 @@ def test_an_id_that_settled_an_earlier_loss_does_not_settle_the_next(
 def test_a_former_tasks_lost_submission_is_not_taken_for_this_one(
     sandbox: Sandbox, store: StoreInMemory
 ) -> None:
-    """The task was changed after a submit was lost; the id that a person finds is of the former inputs."""
+    """The task was changed after a submit was lost; the id that a person finds belongs to the former inputs."""
     sandbox.control("speed", {"generation_seconds": 3600})
     former = submission(None).obtain(VIDEO)
     journal = lost_long_ago(store)
@@ -636,7 +636,7 @@ def test_a_claim_whose_writer_died_is_unknown_after_its_posts_time(
 
 
 def test_the_next_try_waits_for_the_post_of_a_cleared_one(sandbox: Sandbox, store: StoreInMemory) -> None:
-    """Airflow's store has no preconditions, and the old process lives on for a while."""
+    """Airflow's store has no preconditions, and the old process keeps running for a while."""
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.add_fault("submit", "delay", seconds=0.5, count=1)
     old: list[Any] = []
@@ -653,7 +653,7 @@ def test_the_next_try_waits_for_the_post_of_a_cleared_one(sandbox: Sandbox, stor
 def test_a_process_that_was_stopped_after_its_claim_does_not_send_late(
     sandbox: Sandbox, journal: BucketJournal
 ) -> None:
-    """Meanwhile others may have come to believe that the claim is dead, and bought."""
+    """Meanwhile another process may have considered the claim expired, and submitted."""
     from airflow_provider_wan.hooks.wan import WanHook
 
     with pytest.raises(WanTransientError, match="Nothing was bought"):
@@ -684,7 +684,7 @@ def test_waiting_for_the_rate_limit_does_not_age_a_claim(
 def test_a_claim_whose_acknowledgement_was_lost_is_used(
     sandbox: Sandbox, journal: BucketJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bucket's answers get lost for longer than a write is tried again."""
+    """The bucket's answers are lost for longer than a write is retried."""
     monkeypatch.setattr(
         "airflow_provider_wan.durable.journal.retry_policy", functools.partial(retry_policy, 0.01)
     )
@@ -693,7 +693,7 @@ def test_a_claim_whose_acknowledgement_was_lost_is_used(
     assert purchases(sandbox) == [obtained.request_id]
 
 
-# -- somebody else at the record ---------------------------------------------------------------------------
+# -- concurrent writes of the record -------------------------------------------------------------------------
 
 
 class Between:
@@ -756,7 +756,7 @@ def test_a_process_that_loses_the_claim_adopts_the_winners_request(
     assert len(purchases(sandbox)) == 1
 
 
-# -- what RunComfy says of a remembered request ------------------------------------------------------------
+# -- the state at RunComfy of a recorded request -------------------------------------------------------------
 
 
 def remember(journal: Any, **changes: Any) -> None:
@@ -784,7 +784,7 @@ def test_missing_request_that_was_paid_is_not_bought_again(sandbox: Sandbox, jou
 def test_request_missing_after_days_is_not_bought_again_by_a_clear(
     sandbox: Sandbox, store: StoreInMemory
 ) -> None:
-    """A run that is cleared after weeks, without a journal: its store never heard that its video landed."""
+    """A run cleared after weeks, without a journal: its store does not know that its video landed."""
     journal = TaskStateJournal(store)
     remember(
         journal, submitted_at=(datetime.now(UTC) - timedelta(days=14)).isoformat(timespec="milliseconds")
@@ -796,7 +796,7 @@ def test_request_missing_after_days_is_not_bought_again_by_a_clear(
 
 
 def test_a_result_that_expired_unread_is_not_bought_again(sandbox: Sandbox, journal: BucketJournal) -> None:
-    """/status still says completed; so it ended, and was paid for as far as anybody can tell."""
+    """/status still says completed, so the request ended and was presumably charged."""
     first = submission(journal).obtain(VIDEO)
     sandbox.add_fault("result", "not_found")
     with pytest.raises(WanRefusedError, match="no longer has its result"):
@@ -850,7 +850,7 @@ def test_an_outage_of_the_bucket_buys_nothing(
     assert posts(sandbox) == 0
 
 
-# -- a task whose inputs have changed ----------------------------------------------------------------------
+# -- a task whose inputs have changed ------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["bucket", "store"])
@@ -900,7 +900,7 @@ def test_inputs_that_change_back_are_not_bought_again(sandbox: Sandbox, either: 
 
 
 def test_a_changed_task_reports_the_claim_that_it_left_open(sandbox: Sandbox, either: Any) -> None:
-    """Killed during the POST, then the prompt renders differently: the first video may be paid for."""
+    """Killed during the POST, then the prompt renders differently: the first video may have been charged."""
     journal = either()
     journal.point_to(OWNER, MINE.image, MINE.fingerprint)
     journal.write(an_intent(MINE, claimed_at=LONG_AGO, watchers=(OWNER,)), replaces=None)
@@ -1006,7 +1006,7 @@ def test_a_success_without_output_counts_as_paid_and_is_not_bought_again(
     assert submission(journal).obtain(take_2).how == "submitted"
 
 
-# -- taking over by id -------------------------------------------------------------------------------------
+# -- adopting a request by id --------------------------------------------------------------------------------
 
 
 def test_a_named_request_is_adopted_and_recorded(sandbox: Sandbox, journal: BucketJournal) -> None:

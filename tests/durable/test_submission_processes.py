@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that race each other to the same video, and processes that are killed around the POST."""
+"""Processes that race for the same video, and processes that are killed around the POST."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_two_processes_that_claim_at_once_buy_once_in_each_of_100_rounds(
     sandbox: Sandbox, bucket: Bucket
 ) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
-    fresh = multiprocessing.get_context("spawn")  # a fork would take the sandbox's thread along
+    fresh = multiprocessing.get_context("spawn")  # a fork would copy the sandbox's thread
     barrier, results = fresh.Barrier(2), fresh.Queue()
     racers = [fresh.Process(target=paying_racer.race, args=(barrier, ROUNDS, results)) for _ in range(2)]
     for racer in racers:
@@ -113,7 +113,7 @@ def test_a_killed_worker_leaves_one_purchase_or_an_unknown_one(
     bought = {purchase["prompt"]: purchase["request_id"] for purchase in sandbox.ledger()["purchases"]}
     assert set(bought) == {prompt for prompt, (was_bought, _) in POINTS.items() if was_bought}
 
-    connect(monkeypatch, sandbox, timeout=0.2)  # so that the next tries need not wait long for the dead
+    connect(monkeypatch, sandbox, timeout=0.2)  # so that the next tries do not wait long for the dead process
 
     def again(prompt: str, **resolve: str) -> Any:
         video = a_video(prompt)

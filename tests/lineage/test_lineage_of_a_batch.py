@@ -144,7 +144,7 @@ def test_asset_event_counts_the_whole_batch_over_all_its_waits(sandbox: Sandbox)
     asset, events = Asset("gs://videos/out"), outlet_events()
     first = play_try(TaskInstance(), outlet_events=events, outlets=[asset], max_requests=5)
     assert first.error is not None
-    assert events[asset].extra == {}  # it failed: Airflow makes no event, and nothing is prepared for one
+    assert events[asset].extra == {}  # it failed: Airflow creates no event, so none is prepared
 
     second = play_try(TaskInstance(), outlet_events=events, outlets=[asset])
 

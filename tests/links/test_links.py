@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The buttons on a task's page."""
+"""The links (buttons) on a task's page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IMAGE = "https://images.example.com/a.jpg"
 
 
 class Holder:
-    """An operator as far as links look at it."""
+    """The part of an operator that links use."""
 
     def __init__(self, seen: LinkState | None) -> None:
         self.link_state = seen
@@ -63,7 +63,7 @@ def test_links_follow_the_tasks_state(
 
 
 class TaskInstance:
-    """A task instance as far as operators need it, that keeps what is pushed."""
+    """The part of a task instance that operators use; keeps the XComs."""
 
     dag_id, run_id, task_id, map_index = "d", "r", "t", -1
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is counted and timed, as it arrives at a real StatsD port."""
+"""Counters and timers, as they arrive at a real StatsD port."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_metrics_of_one_video_arrive_at_statsd(sandbox: Sandbox, port: socket.so
 
 
 def received(port: socket.socket) -> dict[str, str]:
-    """Read what has arrived: the sender has ended, so all of it is in the socket's buffer."""
+    """Read the metrics that arrived: the sender has ended, so all of them are in the socket's buffer."""
     port.setblocking(False)
     sent = {}
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch counts, over its waits and tries, as it arrives at a real StatsD port."""
+"""The metrics of a batch over its waits and tries, as they arrive at a real StatsD port."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from wan_sandbox.server import Sandbox
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: The first try stops at a limit, with five bought. The second goes on over some waits, the third has one image more.
+#: The first try stops at a limit with five purchases. The second needs several waits; the third has one more
+#: image.
 _TRIES = """
 try:  # since 3.3 each part of Airflow switches its own stats on, a task's worker as here
     from airflow.sdk.observability import stats
@@ -57,7 +58,7 @@ def port() -> Iterator[socket.socket]:
 
 
 def by_try(port: socket.socket) -> list[Counter[str]]:
-    """Add up what has arrived, for each try; of a timer, how often it was told."""
+    """Return the sums of each try; for a timer, how often it was sent."""
     port.setblocking(False)
     tries = [Counter[str]()]
     try:
@@ -73,8 +74,8 @@ def by_try(port: socket.socket) -> list[Counter[str]]:
         return tries
 
 
-def told_by(code: str, port: socket.socket) -> list[Counter[str]]:
-    """Run code in a process of its own that sends its metrics to the port; give what arrived, for each try."""
+def metrics_of(code: str, port: socket.socket) -> list[Counter[str]]:
+    """Run code in its own process that sends its metrics to the port; return the metrics of each try."""
     settings = {"STATSD_ON": "True", "STATSD_HOST": "127.0.0.1", "STATSD_PORT": str(port.getsockname()[1])}
     env = {**os.environ, **{f"AIRFLOW__METRICS__{name}": value for name, value in settings.items()}}
     done = subprocess.run(
@@ -96,21 +97,21 @@ def test_each_event_of_a_batch_is_counted_once_over_waits_and_tries(
     sandbox.add_fault("generation", "fail", img_url_contains="007.jpg", count=1)
     sandbox.add_fault("generation", "fail", img_url_contains="008.jpg")
     sandbox.add_fault("submit", "no_id", img_url_contains="lost.jpg", count=1)
-    first, second, third = told_by(_TRIES, port)
+    first, second, third = metrics_of(_TRIES, port)
 
     assert first[metrics.SUBMITTED] == first[metrics.LANDED_VIDEOS] == 5
     assert second[metrics.REUSED] == 5
-    assert second[metrics.SUBMITTED] == 9  # seven that were left, and two that failed once
+    assert second[metrics.SUBMITTED] == 9  # the remaining seven, and two that failed once
     assert second[metrics.FAILED] == 3
     assert second[metrics.LANDED_VIDEOS] == second[metrics.SUCCEEDED] == second[metrics.LANDING] == 6
     assert second[metrics.LANDED_BYTES] == 6 * 20_000
     assert second[metrics.COST_USD] == pytest.approx(6 * 0.2)
     assert second[metrics.TURNAROUND] == 6
     assert 1 <= second[metrics.QUEUED] == second[metrics.GENERATING] <= 6
-    assert third[metrics.SUBMITTED] == 1  # what failed to the end is bought again by a try of its own
+    assert third[metrics.SUBMITTED] == 1  # an image that failed for good is bought again by the next try
     assert (
         third[metrics.UNKNOWN] == 1
-    )  # its answer got lost: it may be bought, and is not counted as submitted
+    )  # its answer was lost: it may have been purchased, and is not counted as submitted
     assert third[metrics.REUSED] == 11
     bought = len(sandbox.ledger()["purchases"])
     assert bought == sum(one[metrics.SUBMITTED] + one[metrics.UNKNOWN] for one in (first, second, third))
@@ -125,7 +126,7 @@ def test_try_that_takes_over_counts_the_requests_it_adopts(sandbox: Sandbox, por
         "try:\n    operator(images=images).execute({'ti': TaskInstance()})\nexcept TaskDeferred:\n    mark('first')\n"
         "assert play_try(TaskInstance(), images=images).error is None\n"
     )
-    first, second = told_by(code, port)
+    first, second = metrics_of(code, port)
     assert first[metrics.SUBMITTED] == second[metrics.ADOPTED] == 6
     assert second[metrics.SUBMITTED] == 6
     assert second[metrics.SUCCEEDED] == second[metrics.LANDED_VIDEOS] == 12

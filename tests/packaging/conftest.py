@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The built wheels, and an environment with nothing but Airflow that the provider is installed into."""
+"""The built wheels, and an environment with only Airflow that the provider is installed into."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _run(*command: str | Path, cwd: Path, env: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class AirflowInstallation:
-    """A virtual environment with Airflow, away from the source tree."""
+    """A virtual environment with Airflow, outside the source tree."""
 
     directory: Path
     env: Mapping[str, str]
@@ -65,7 +65,7 @@ class AirflowInstallation:
         uv_pip(self.directory / "venv", "install", "-c", ROOT / "constraints.txt", *what)
 
     def airflow(self, *commands: tuple[str, ...]) -> dict[str, Any]:
-        """Run commands of the `airflow` program; returns what each printed, and the UI's connection forms."""
+        """Run commands of the ``airflow`` program; return the output of each, and the UI's connection forms."""
         printed = self.run(self.python, "-c", _COMMANDS, json.dumps(commands))
         found: dict[str, Any] = json.loads(printed[printed.index("ANSWERS") + len("ANSWERS") :])
         return found
@@ -83,14 +83,14 @@ class AirflowInstallation:
 
 
 def rows(printed: str) -> list[dict[str, Any]]:
-    """Read the table that a command printed as JSON."""
+    """Parse the table that a command printed as JSON."""
     found: list[dict[str, Any]] = json.loads(printed[printed.index("[{") :])
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class Discovered:
-    """What Airflow discovers at one moment: versions by provider, hooks and forms by connection type."""
+    """A snapshot of what Airflow discovers: versions by provider, hooks and forms by connection type."""
 
     providers: dict[str, str]
     hooks: dict[str, Any]
@@ -99,7 +99,7 @@ class Discovered:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """An installation, and what it showed before and after the wheel came in."""
+    """An installation, and the snapshots before and after the wheel was installed."""
 
     airflow: AirflowInstallation
     before: Discovered
@@ -107,7 +107,7 @@ class Installed:
 
 
 def uv_pip(venv: Path, *arguments: str | Path) -> str:
-    """Run ``uv pip`` on a virtual environment, which is made if it is not there."""
+    """Run ``uv pip`` on a virtual environment, which is created if it does not exist."""
     env = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
     uv = Path(sys.executable).with_name("uv")
     if not venv.exists():
@@ -117,7 +117,7 @@ def uv_pip(venv: Path, *arguments: str | Path) -> str:
 
 
 def _build(source: Path, out: Path) -> Path:
-    """Build a wheel from the source distribution, as a release is."""
+    """Build a wheel from the source distribution, as for a release."""
     _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source, cwd=ROOT, env=os.environ)
     (built,) = out.glob("*.whl")
     return built
@@ -137,10 +137,10 @@ def sandbox_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """An empty environment with Airflow, looked at, given the wheel, and looked at again."""
+    """An environment with Airflow, inspected before and after the wheel is installed."""
     directory = tmp_path_factory.mktemp("installed")
     env = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTHON"))}
-    # Wide and without colour: what the command line prints is read here.
+    # Wide and without colour, since the tests parse the output of the command line.
     env |= {"NO_COLOR": "1", "COLUMNS": "300", "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
     env |= {"AIRFLOW_HOME": str(directory / "airflow")}
     airflow = AirflowInstallation(directory, env)

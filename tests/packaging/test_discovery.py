@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The provider info and the registry file name every public class, and nothing else."""
+"""The provider info and the registry file name exactly the public classes."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_airflow_accepts_the_provider_info(schema_name: str) -> None:
     schema: dict[str, Any] = json.loads((Path(airflow.__path__[0]) / schema_name).read_text(encoding="utf-8"))
     info = get_provider_info()
     if schema_name.startswith("provider.yaml"):
-        # That schema asks for what only Airflow's own providers have; its rules for a connection are the
+        # That schema requires keys that only Airflow's own providers have; its rules for a connection are the
         # stricter ones, and the only ones for a form.
         schema = schema["properties"]["connection-types"]
         info = info["connection-types"]
@@ -107,7 +107,7 @@ def class_at(path: str) -> type:
 
 
 def test_the_registry_names_every_public_class_once_and_nothing_else() -> None:
-    # A class may be public in another module than the one that defines it: classes are compared, not paths.
+    # A class may be public in a module other than the one that defines it: compare classes, not paths.
     named = [class_at(entry["module"]) for entry in registered() if ".hooks." not in entry["module"]]
     assert len(set(named)) == len(named)
     assert set(named) == {class_at(name) for module in airflow_modules() for name in public_classes(module)}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DAG parsing stays light: what a DAG file imports from here brings in nothing heavy.
+"""DAG parsing stays light: an import from this package in a DAG file imports nothing heavy.
 
-The DAG processor imports a DAG file again and again, so every module that a DAG imports is paid for
-on each parse. What Airflow itself has already imported by then costs nothing and is not counted.
+The DAG processor imports a DAG file again and again, so each parse pays for every module that a DAG imports.
+Modules that Airflow has already imported cost nothing and are not counted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent.parent.parent / "airflow_provider_wan"
 AIRFLOW_ROOMS = ("operators", "sensors", "triggers", "transfers", "links", "decorators", "plugins")
 HEAVY = ("requests", "aiohttp", "PIL", "jsonschema", "google.cloud", "google.auth", "google.api_core", "av")
 
-#: Imports what every DAG file has anyway once, then each module in a process forked from there.
+#: Imports what every DAG file imports anyway once, then each module in a process forked from there.
 _PROBE = """
 import importlib, json, os, sys
 from airflow.sdk import DAG, Asset, BaseHook, BaseOperator, BaseOperatorLink, BaseSensorOperator, Param, task
@@ -45,7 +45,7 @@ def _airflow_modules() -> list[str]:
 
 @pytest.fixture(scope="module")
 def newly_imported() -> dict[str, list[str]]:
-    """By module, the modules that importing it brings in."""
+    """Return, by module, the modules that its import adds."""
     command = [sys.executable, "-c", _PROBE, *_airflow_modules()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

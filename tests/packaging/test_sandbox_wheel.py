@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sandbox's wheel works alone, and is bound to the provider's by the extra ``sandbox``."""
+"""The sandbox's wheel works alone, and the provider's extra ``sandbox`` pins it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in the repository stands for itself: no machine, no registry, no secret in any file."""
+"""The repository is self-contained: no machine, no registry and no secret in any file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SPDX = "SPDX-License-Identifier: Apache-2.0"
 
 FORBIDDEN = {
-    # Somebody's home or working directory. Paths in containers and in /tmp are not tied to a machine.
+    # A user's home or working directory. Paths in containers and in /tmp are not tied to a machine.
     "a path of one machine": re.compile(r"(?<![\w.:/-])/(?:home|root|Users|work|mnt|workspace)/[\w.-]+"),
     "the address of a package index": re.compile(
         r"https?://[^\s\"'<>]*(?:/simple\b|pypi\.org/simple|files\.pythonhosted\.org|artifactory|/pypi/)|"
@@ -26,13 +26,13 @@ FORBIDDEN = {
         r"\b(?:gh[pousr]_[0-9A-Za-z]{30,}|glpat-[\w-]{20,}|xox[abp]-[\w-]{10,}|sk-[\w-]{32,})"
     ),
     "a bearer token": re.compile(r"Bearer\s+(?=[\w.~+/-]*\d)[A-Za-z0-9._~+/-]{24,}"),
-    # "user" is nobody: that is how a test shows what is done about such a link.
+    # "user" is not a real account: a test uses it to show how such a link is handled.
     "a link with credentials": re.compile(r"https?://(?!user:)[^\s/@:{}<>\"'$]+:[^\s/@{}<>\"'$]{6,}@"),
 }
 
 
 def _files() -> list[Path]:
-    """Files that are, or on the next commit would be, in the repository."""
+    """Return the files that are in the repository, or would be after the next commit."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout

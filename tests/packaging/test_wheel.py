@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The provider's wheel: its files, and what Airflow finds of it in an empty environment."""
+"""The provider's wheel: its files, and what Airflow discovers in an empty environment."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_connection_can_be_added_by_type_and_by_uri(installed: Installed, airflo
     *_, listed, details = found["answers"]
     types = {row["conn_id"]: row["conn_type"] for row in rows(listed)}
     assert (types["by_type"], types["by_uri"]) == ("wan", "wan")
-    # Only whether the token is there is printed: Airflow masks passwords.
+    # Print only whether the token is set: Airflow masks passwords.
     exported = airflow.run(airflow.python, "-c", _READ_PASSWORDS)
     assert exported.split()[-2:] == ["True", "True"]
     assert "airflow_provider_wan.hooks.wan.WanHook" in details

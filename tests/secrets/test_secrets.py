@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run everything with a token and signatures that are known, then look for them everywhere but where they belong."""
+"""Run everything with a known token and known signatures, then search for them wherever they must not be."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _logs(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Look through all that a test logs and prints; what libraries say for their own debugging is theirs."""
+    """Search everything that a test logs and prints, except the debug messages of libraries."""
     with caplog.at_level(logging.DEBUG):
         yield
         records = [record for phase in ("setup", "call") for record in caplog.get_records(phase)]
@@ -56,7 +56,7 @@ def leaks(text: str) -> list[str]:
 
 
 def everything_of(error: BaseException) -> str:
-    """Give all that a log, a debugger or an error collector could show of an exception."""
+    """Return everything that a log, a debugger or an error collector could show of an exception."""
     shown = ["".join(traceback.format_exception(error)), repr(error), str(error)]
     seen: set[int] = set()
     left: list[Any] = [error]
@@ -96,9 +96,11 @@ def test_no_token_or_signature_outlives_a_successful_run(sandbox: Sandbox, bucke
         **{name: bucket.read(name).decode("latin-1") for name in bucket.objects()},
         "metadata": json.dumps(bucket.objects()),
     }
-    assert len(outlives) >= 7, "video, its record and the journal's record are among them"
+    assert len(outlives) >= 7, "the video, its record and the journal's record are among them"
     assert {name: leaks(text) for name, text in outlives.items() if leaks(text)} == {}
-    assert [bought["img_url"] for bought in sandbox.ledger()["purchases"]] == [SIGNED], "the API got it whole"
+    assert [bought["img_url"] for bought in sandbox.ledger()["purchases"]] == [SIGNED], (
+        "the API received the complete token"
+    )
     assert sandbox.ledger()["token_leaked"] == []
 
 
@@ -111,7 +113,7 @@ def test_no_signed_video_link_outlives_the_sensor(sandbox: Sandbox, bucket: Buck
         a_context(task_id="land"),
     )
     records = {name: bucket.read(name).decode() for name in bucket.objects() if name.endswith(".json")}
-    assert len(records) == 3, "beside the video, in the journal, and the task's pointer"
+    assert len(records) == 3, "next to the video, in the journal, and the task's reference"
     for text in (*records.values(), json.dumps(waiting.events), json.dumps(waiting.trigger.serialize())):
         assert link not in text
         assert "/media" not in text
@@ -203,5 +205,5 @@ def test_no_token_or_signature_in_airflows_database_and_logs(
         for table in tables:
             rows[table] = repr(database.execute(f'select * from "{table}"').fetchall())
     assert [table for table, text in rows.items() if TOKEN in text] == []
-    # What the user typed into the run's configuration stands there, and nowhere else.
+    # The run's configuration as the user typed it is the only exception.
     assert [table for table, text in rows.items() if SIGNATURE in text] == ["dag_run"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WanRequestSensor in each of its modes: it ends as its request does, and never before for no reason."""
+"""WanRequestSensor in each of its modes: it ends with its request, and never earlier without a reason."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_trigger_receives_the_submitted_flag_and_the_owner(sandbox: Sandbox, buc
 
 @pytest.mark.parametrize("ending", ["succeeded", "failed"])
 def test_finished_request_needs_no_triggerer(sandbox: Sandbox, ending: str) -> None:
-    """A trigger that fires at once can be heard of too early, and cost the task a try."""
+    """The event of a trigger that fires at once can arrive too early, and cost the task a try."""
     sandbox.control("speed", {"generation_seconds": 60})
     request = bought()
     sandbox.control(f"requests/{request['request_id']}", {"state": ending})
@@ -244,7 +244,7 @@ def test_finished_request_needs_no_triggerer(sandbox: Sandbox, ending: str) -> N
 
 
 def test_final_state_is_recorded_in_the_journal(sandbox: Sandbox, bucket: Bucket) -> None:
-    """So that a submit that is cleared after the result expired knows that it was paid for."""
+    """A submit that is cleared after the result expired must know that it was charged."""
     request = bought(a_context(), journal=JOURNAL)
     assert wait(request)["state"] == "succeeded"
     sandbox.control(f"requests/{request['request_id']}", {"state": "vanished"})

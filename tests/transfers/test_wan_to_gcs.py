@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The transfer as a task runs it: what it takes, what it returns, and how its errors meet Airflow's retries."""
+"""The transfer as a task runs it: its parameters, its return value, and how Airflow retries its errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FINGERPRINT = "a" * 64
 
 
 class TaskInstance:
-    """What a landing sees of its task instance."""
+    """The part of a task instance that a landing uses."""
 
     dag_id, task_id, run_id, map_index = "dag", "land", "manual__1", -1
 
@@ -47,7 +47,7 @@ def run(request: Any, **parameters: Any) -> list[dict[str, Any]]:
 
 
 def remembered(bucket: Bucket, request_id: str) -> dict[str, Any]:
-    """Write what a submit with a journal would; gives what it would return."""
+    """Write the record of a submit with a journal, and return the XCom of the submit."""
     record = Record(
         FINGERPRINT, MODEL, Stage.SUBMITTED, inputs=INPUTS, request_id=request_id, image="https://i/a"
     )

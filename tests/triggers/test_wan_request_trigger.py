@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WanRequestTrigger: its arguments, its one event, and when a kill cancels and when it must not."""
+"""WanRequestTrigger: its arguments, its single event, and when a kill cancels the request."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_bad_answers_do_not_end_the_wait(sandbox: Sandbox) -> None:
 
 
 def test_a_triggerer_that_stops_cancels_nothing(sandbox: Sandbox) -> None:
-    """Another triggerer goes on; Airflow cancels the task and calls cleanup()."""
+    """Another triggerer takes over; Airflow cancels the task and calls cleanup()."""
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.control("account", {"concurrency": 1})
     buy()
@@ -135,7 +135,7 @@ def test_a_triggerer_that_stops_cancels_nothing(sandbox: Sandbox) -> None:
 
 
 def test_other_triggers_run_while_the_first_wait_imports_its_modules(sandbox: Sandbox) -> None:
-    """Imports take most of a second, in which an event loop would stand still."""
+    """The imports take most of a second and would block the event loop."""
     script = """
 import asyncio, sys, threading, time
 
@@ -196,7 +196,7 @@ def queued(sandbox: Sandbox) -> str:
 
 
 def kill(trigger: WanRequestTrigger, ti: TaskInstance | None) -> None:
-    """Take the task away as Airflow's triggerer does, which cancels on_kill again and again after a second."""
+    """Kill the task as Airflow's triggerer does, which cancels on_kill every second."""
     trigger.task_instance = ti  # type: ignore[assignment]
 
     async def as_airflow_does() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What operators share: parameters as people give them, and errors as Airflow takes them."""
+"""Code shared by the operators: parameters in every accepted form, and errors converted to Airflow's."""
 
 from __future__ import annotations
 
