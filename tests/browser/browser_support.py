@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the browser tests look at, and with what."""
+"""Runs, pages and profiles for the browser tests."""
 
 from __future__ import annotations
 

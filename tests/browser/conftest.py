@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Airflow's API server, the sandbox, runs of two Dags, and a browser: made once for all browser tests.
+"""Airflow's API server, the sandbox, runs of two Dags, and a browser: created once for all browser tests.
 
-The tasks run by ``dag.test()`` in this process. No scheduler and no triggerer is needed to look at what they leave.
+The tasks run with ``dag.test()`` in this process; viewing their results needs no scheduler and no triggerer.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each test of the hooks runs on both."""
+"""Run each test of the hooks on both hooks."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Either hook, called in the same way, so that each test runs on both."""
+"""Either hook behind one interface, so that each test runs on both."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A connection of type ``wan``: what its fields mean, and what is said about a wrong one."""
+"""A connection of type ``wan``: the meaning of its fields, and the errors for wrong ones."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Cloud Storage client: what it asks, how long it waits, and what its errors become."""
+"""The Cloud Storage client: its calls, its timeouts, and the conversion of its errors."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a server asks to wait is waited, in every shape, and never for ever; and calls are paced."""
+"""Retry-After is respected in every form, within a limit; and calls are rate-limited."""
 
 from __future__ import annotations
 

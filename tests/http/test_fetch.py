@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of files and whole files from hosts that answer in every way, over real sockets."""
+"""Ranges and whole files from hosts that answer in every way, over real sockets."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No server holds a worker, however slowly its bytes come, on any route."""
+"""No server blocks a worker, however slowly it sends, on any route."""
 
 from __future__ import annotations
 

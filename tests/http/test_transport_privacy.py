@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the sessions never send, and where they never go."""
+"""What the sessions never send, and which hosts they never reach."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether any byte of a request left this machine is known, however it ended: "nothing was bought" rests on it."""
+"""It is known whether any byte of a request left this machine: "nothing was bought" depends on it."""
 
 from __future__ import annotations
 

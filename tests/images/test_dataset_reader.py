@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Datasets as users name them, read from the sandbox's bucket and from disk."""
+"""Datasets in every form that users can name, read from the sandbox's bucket and from disk."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images behind web addresses, over real sockets: parts of them and all of them, from servers good and bad."""
+"""Images at https URLs, over real sockets: ranges and whole files, from correct and faulty servers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real files that failed once: plan, preparation and submit give one answer, whatever other code does to Pillow."""
+"""Real files that failed once: plan, preparation and submit agree, whatever other code does to Pillow."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from tests.sandboxes import MODEL, Bucket
 CASES = Path(__file__).parent / "cases"
 FILES = sorted(path for path in CASES.iterdir() if path.suffix not in (".md", "") and path.name[0] != ".")
 LOG = logging.getLogger(__name__)
-#: What is right for each file: the size it has when prepared, or the rule that it breaks for good.
+#: The expected result for each file: its size when prepared, or the rule that it breaks and that cannot be
+#: fixed.
 RIGHT: dict[str, tuple[int, int] | str] = {
     "odd_801x601.heic": (801, 601),
     "junk_before_dqt.jpg": (800, 600),
@@ -36,7 +37,7 @@ RIGHT: dict[str, tuple[int, int] | str] = {
     "truncated_55pct.jpg": "decodable",
     "tiny_6x6.jpg": "min_side_px",
 }
-#: What the header alone does not show: a plan counts it as usable.
+#: Faults that the header does not show: a plan counts the image as usable.
 BEHIND_THE_HEADER = {"truncated_55pct.jpg"}
 Sources = Callable[..., ImageSources]
 

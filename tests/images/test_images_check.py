@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rules an image breaks, at their very limits, and whether that can be mended."""
+"""Which rules an image breaks, exactly at their limits, and whether that can be fixed."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of a manifest: what they override, what is refused, and that any number of them takes the same memory."""
+"""Rows of a manifest: what they override, what is refused, and constant memory for any number of rows."""
 
 from __future__ import annotations
 

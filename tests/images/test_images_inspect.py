@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is told of an image from its header, how little is read for it, and what is refused there."""
+"""The facts read from an image's header, how few bytes that takes, and what is refused there."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many images at once: in order, few in memory, and no bad one harms the others."""
+"""Many images concurrently: in order, few in memory, and without one bad image affecting the others."""
 
 from __future__ import annotations
 

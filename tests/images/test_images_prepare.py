@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of an image that the model would refuse, and of one that it takes."""
+"""Preparation of images that the model would refuse, and of images that it accepts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RULES: ImageRules = FOUND
 
 
 def _prepared(data: bytes, **options: object) -> PreparedImage:
-    """Prepare, and hold the promises that hold for every result."""
+    """Prepare an image, and check what must hold for every result."""
     result = prepare(data, rules=RULES, name="pic", **options)  # type: ignore[arg-type]
     facts = inspect(result.data)
     assert check(facts, RULES) == ()

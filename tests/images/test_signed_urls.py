@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signed links: with a key made here, and through an IAM made here; the bucket emulator takes them."""
+"""Signed links: with a generated key, and through a local IAM server; the bucket emulator accepts them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a source image to what RunComfy can fetch: identity, staged copies and links, against the sandbox's bucket."""
+"""From a source image to a URL that RunComfy can fetch: identity, staged copies and links, with the sandbox's
+bucket.
+"""
 
 from __future__ import annotations
 

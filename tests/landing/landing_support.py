@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A request that has succeeded, its landing, and MP4s made of nothing but boxes."""
+"""A succeeded request, its landing, and MP4s that contain only boxes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.sandboxes import INPUTS, MODEL, Bucket
 from tests.wires import Wire, read_head
 
 LOG = logging.getLogger("landing")
-#: No pause of our own choosing.
+#: No pause between retries, except a server's Retry-After.
 QUICK = RetryPolicy(first_s=0.001, max_s=0.001)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A landing puts whole videos into the bucket, each once, and their record beside them."""
+"""A landing puts complete videos into the bucket, each once, and their records next to them."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_landings_side_by_side_give_one_object(bucket: Bucket) -> None:
 
 
 IF_EXISTS: list[tuple[str, str, str]] = [
-    # what stands there, if_exists, what happens
+    # existing object, if_exists, outcome
     ("same request", "skip", "kept"),
     ("same request", "overwrite", "kept"),
     ("same request", "fail", "kept"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever is wrong with a file, its link or its server: a clear error of its own, and nothing in the bucket."""
+"""Any fault of a file, its link or its server ends in a specific error, with nothing in the bucket."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.sandboxes import VIDEO_BYTES, Bucket
 from tests.wires import Wire, always, reply
 from wan_sandbox.server import Sandbox
 
-#: call, fault, its parameters, what the error says, whether a retry can help
+#: call, fault, its parameters, the error message, whether a retry can help
 BAD: list[tuple[str, str, dict[str, Any], str, bool]] = [
     ("media", "login_page", {}, r"text/html \(a login or error page\?\) and not a video", True),
     ("media", "html", {}, r"text/html \(a login or error page\?\)", True),
@@ -91,7 +91,7 @@ def test_each_bad_file_or_link_is_its_own_error(
     assert not ledger["too_early"]
 
 
-#: Faults that are over at some time, one after the other.
+#: Temporary faults, one after the other.
 PASSING: list[list[tuple[str, str, dict[str, Any]]]] = [
     [("media", "drop_at", {"count": 3})],
     [("media", "stall", {"count": 1})],
@@ -382,7 +382,7 @@ def test_a_file_that_differs_from_the_checksum_of_its_source_is_fetched_again(
 def test_a_long_wait_that_a_file_server_asks_for_travels_with_the_error(
     bucket: Bucket, sandbox: Sandbox, asked_s: int
 ) -> None:
-    """It is not slept through: the worker slot would be held."""
+    """The task does not sleep for that long: it would hold the worker slot."""
     record = buy()
     sandbox.add_fault("media", "status", status=503, retry_after=str(asked_s))
     with pytest.raises(WanDownloadError, match=f"asks to wait {asked_s} s") as caught:

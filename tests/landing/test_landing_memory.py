@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A landing holds pieces of a video in memory, never all of it."""
+"""A landing holds chunks of a video in memory, never the whole."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.wires import Wire, read_head
 from wan_sandbox.server import Sandbox
 
 SIZE_BYTES = 200 * 1024 * 1024
-#: A piece of the upload is 16 MiB, and the client copies it; 200 MiB is far beyond.
+#: A chunk of the upload is 16 MiB, and the client copies it; 200 MiB is far more.
 MOST_BYTES = 100 * 1024 * 1024
 
 LAND = """

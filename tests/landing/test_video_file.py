@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole video is told from a cut one, and from a file that only looks like one."""
+"""A complete video is distinguished from a truncated one, and from a file that only looks like a video."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def _stop_on_sigterm() -> Iterator[None]:
         raise KeyboardInterrupt(f"signal {number}")
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # a pytest-xdist worker that may not handle signals; the guardian cleans up after it
+        yield  # a pytest-xdist worker that may not handle signals; the guardian process cleans up after it
         return
     previous = signal.signal(signal.SIGTERM, interrupt)
     yield
@@ -74,7 +74,7 @@ def live_airflow(
 
 @pytest.fixture(scope="session")
 def live(live_airflow: LocalAirflow, live_sandbox: SandboxProcess) -> Live:
-    """What a scenario works with."""
+    """The interface of a scenario to Airflow and the sandbox."""
     return Live(airflow=live_airflow, sandbox=live_sandbox)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a live scenario works with: Airflow, the sandbox, and an account and an image of its own.
+"""The interface of a live scenario: Airflow, the sandbox, and its own account and image.
 
-Scenarios share one Airflow and one sandbox, so each takes its own image (faults, purchases and records are told
-apart by its address) and, where a queue or a balance matters, its own account.
+Scenarios share one Airflow and one sandbox, so each uses its own image (faults, purchases and records are
+matched by its URL) and, where a queue or a balance matters, its own account.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Live scenarios run side by side in one Airflow: most of their time is waiting, so they wait together.
 
-A scenario is written as a test that takes the one argument ``live``::
+A scenario is written as a test with the single argument ``live``::
 
     @scenario
     def test_a_killed_worker_buys_once(live: Live) -> None:
         run_id = live.start("live_submit", {"img_url": live.image()})
         ...
 
-All the scenarios that pytest selected start when the first of them is asked for, each in its own thread; each
-is reported under its own name. ``@scenario(alone=True)`` is for what hurts the others, such as a frozen triggerer:
-those run one after the other when all the rest is over.
+All selected scenarios start when the first one is requested, each in its own thread; each is reported under
+its own name. ``@scenario(alone=True)`` is for scenarios that would disturb the others, such as a frozen
+triggerer: they run one after the other when all others have ended.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Body = Callable[[Live], None]
 
 
 def scenario(body: Body | None = None, *, alone: bool = False) -> Any:
-    """Turn a function of ``live`` into a test that runs beside the others."""
+    """Turn a function of ``live`` into a test that runs concurrently with the others."""
     if body is None:
         return lambda function: scenario(function, alone=alone)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the scenarios of batches look at: processes and triggers of one task, and what a batch has reported."""
+"""Facts about batches in live scenarios: processes and triggers of one task, and the batch's reports."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One live scenario: its image, its run, the harm that is done to it, and the judgement of the ledger."""
+"""One live scenario: its image, its run, the failure it injects, and the check of the ledger."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks into Airflow's database: a dozen scenarios that keep asking the API server would take it from the tasks."""
+"""Queries of Airflow's database: a dozen scenarios that poll the API server would slow down the tasks."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the live scenarios have measured, as a table: printed at the end, and written to ``.work/live-table.md``."""
+"""The measurements of the live scenarios as a table: printed at the end, and written to
+``.work/live-table.md``.
+"""
 
 from __future__ import annotations
 

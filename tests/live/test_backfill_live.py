@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backfill of the examples on a real scheduler: several days at once, overlapping runs, and all of it again."""
+"""The backfill example on a real scheduler: several days at once, overlapping runs, and a complete
+repetition.
+"""
 
 from __future__ import annotations
 

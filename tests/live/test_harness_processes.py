@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is started is stopped, and nothing else is; what is shown of a log is the useful part."""
+"""The harness stops every process it started and no other, and shows the useful part of a log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from demo.table import Row, render
 from demo.task_logs import plain_log
 
 ROOT = Path(__file__).resolve().parents[2]
-# A parent with a child in a process group of its own, as Airflow's tasks are; both are deaf to SIGTERM.
+# A parent with a child in its own process group, like Airflow's tasks; both ignore SIGTERM.
 FAMILY = """
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

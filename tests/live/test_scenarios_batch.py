@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch that is taken away while it is deferred."""
+"""A batch whose task is marked while it is deferred."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_batch_marked_failed_cancels_queued_and_keeps_running_requests(live: Liv
     run_id = case.start(BATCH, images=case.manifest(images))
     batch = case.task(BATCH, run_id, "batch")
     case.wait_task(batch, "deferred")
-    # Airflow tells only a trigger that runs; the looks of the worker say nothing about that.
+    # Airflow notifies only a trigger that runs; the polls of the worker do not show that.
     case.wait_log(batch, ") starting")
 
     live.client.set_state(batch, "failed")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch of two hundred images, and one request beside it, whose workers and triggerers die again and again."""
+"""A batch of two hundred images and a single request, whose workers and triggerers are killed repeatedly."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def test_two_hundred_images_are_bought_once_whatever_process_dies(live: Live) ->
     bought = Counter(one["img_url"] for one in case.purchases())
     ended = outcomes_of(case, batch)
     assert max(bought.values()) == 1
-    # A kill between a POST and its answer leaves what only a person can tell; it is reported, and not sent again.
+    # A kill between a POST and its answer leaves a claim that only a person can settle; it is reported, not
+    # resubmitted.
     assert ended["landed"] + ended["reused"] + ended["unknown"] == COUNT
     assert ended["unknown"] <= KILLS * 8
     case.judge(bought=len(case.purchases()), landed=COUNT - ended["unknown"])

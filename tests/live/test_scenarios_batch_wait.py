@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch holds while nothing is ready: no process, and one trigger for all its requests."""
+"""What a batch occupies while nothing is ready: no process, and one trigger for all its requests."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever is retried, cleared or run again takes up what was bought before."""
+"""A retried, cleared or repeated task adopts what was bought before."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker that dies buys nothing twice, and loses nothing that is known to be bought: what Airflow makes of it.
+"""A killed worker buys nothing twice and loses no known purchase, as Airflow handles it.
 
-Each scenario holds the task at its point with a fault of the sandbox, sees in the sandbox that it is there, and
-kills the process in which the operator runs. The other points of the way are in `tests/operators/test_chain.py` and
+Each scenario stops the task at one point with a fault of the sandbox, checks in the sandbox that it is there,
+and kills the process of the operator. Kills at the other points are in `tests/operators/test_chain.py` and
 `tests/durable/test_submission_processes.py`.
 """
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A task that is taken away while it is deferred: what is still queued is cancelled, what runs is told about.
+"""A task that is marked while it is deferred: queued requests are cancelled, running ones are reported.
 
-And what somebody else counts on is left alone.
+Requests that another task owns are not cancelled.
 """
 
 from __future__ import annotations

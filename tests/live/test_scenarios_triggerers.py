@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a wait in a triggerer survives: its end, a freeze, a token that is rotated. No request is cancelled."""
+"""What a wait in a triggerer survives: its end, a freeze, a rotated token. No request is cancelled."""
 
 from __future__ import annotations
 

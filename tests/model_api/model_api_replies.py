@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers to read in these tests."""
+"""Responses for these tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import settings
 from airflow_provider_wan.model_api.calls import Reply
 
 MODEL = "wan-ai/wan-2-2/image-to-video"
-#: The same examples in every run: a failure here is never chance.
+#: The same examples in every run, so that failures are reproducible.
 STEADY = settings(derandomize=True, deadline=None, database=None, max_examples=150)
 
 

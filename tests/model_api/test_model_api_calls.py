@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wire format: what is sent, and what each answer says."""
+"""The wire format: requests as sent, and responses as parsed."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refused, unknown or transient: what a bad answer means, above all to the call that costs money."""
+"""Refused, unknown or transient: the meaning of an error response, above all for the call that costs money."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def of_get(status: int, body: Any, **headers: str) -> WanError:
         (404, {"detail": "no such model"}, WanRefusedError),
         (409, {"message": "conflict"}, WanRefusedError),
         (422, {"detail": [{"loc": ["body", "prompt"], "msg": "too long"}]}, WanInputError),
-        # 429 is one whatever it carries, and nothing was bought
+        # a 429 is a refusal whatever its body, and nothing was bought
         (429, b"", WanTransientError),
         (429, HTML, WanTransientError),
         (429, own(400002), WanTransientError),

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the API would reject is rejected before anything is paid; what Jinja and CSV make of values is undone."""
+"""Inputs that the API would reject are rejected before a purchase; strings from Jinja and CSV are converted
+back.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two vocabularies, one state: only /result decides."""
+"""Two vocabularies for one state: only /result decides."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Submits, waits for and lands videos as a worker does; run as a program, it is killed in the middle."""
+"""Submits, waits and lands as a worker does; the tests run it as a program and kill it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A dags folder for the tests that need Airflow around a task."""
+"""A dags folder for tests that run a task in Airflow."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The batch operator in Airflow: it waits in the triggerer, returns, and reports how it ended."""
+"""The batch operator in Airflow: it defers, resumes, and reports its outcome."""
 
 from __future__ import annotations
 

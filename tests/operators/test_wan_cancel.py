@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WanCancelOperator tells the truth about what it could cancel, and takes nothing away from others."""
+"""WanCancelOperator reports what it could cancel, and cancels no request that another task owns."""
 
 from __future__ import annotations
 

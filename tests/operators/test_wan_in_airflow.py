@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators in Airflow's own hands: task state store, retries, mapping, teardowns, skipping."""
+"""The operators run by Airflow itself: task state store, retries, mapping, teardowns, skipping."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_the_store
 def test_try_that_fails_after_its_purchase_does_not_buy_again(sandbox: Sandbox, dags: DagFolder) -> None:
-    """All that is left of the first try is in Airflow's own task state store."""
+    """The only trace of the first try is in Airflow's own task state store."""
     run = dags.write(
         f"""
         WanSubmitOperator(

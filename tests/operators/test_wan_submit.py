@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WanSubmitOperator, parameter by parameter, against the sandbox; its ledger tells what was bought."""
+"""WanSubmitOperator, parameter by parameter, against the sandbox, whose ledger shows the purchases."""
 
 from __future__ import annotations
 
@@ -347,7 +347,7 @@ def test_lost_submission_fails_without_retry_and_is_settled_by_dag_run_conf(
 
     DagRun.conf = conf  # type: ignore[attr-defined]
     task.render_template_fields({"dag_run": DagRun})
-    # Its writer is gone, but nobody can know: the claim is waited for as long as a POST may take.
+    # Its writer has died, but that cannot be known: the task waits as long as a POST may take.
     from airflow_provider_wan.durable.journal import BucketJournal
     from airflow_provider_wan.hooks.gcs import storage_client
 
@@ -469,7 +469,7 @@ def test_adopted_request_with_inputs_is_recorded_for_them(sandbox: Sandbox, buck
 
 
 def test_adopted_request_without_inputs_has_no_record(sandbox: Sandbox, bucket: Bucket) -> None:
-    """All requests that are taken over so would share one record."""
+    """All requests adopted in this way would share one record."""
     bought = [run(submit(durable=False), a_context()) for _ in range(2)]
     for one in bought:
         task = WanSubmitOperator(
@@ -644,7 +644,7 @@ def test_missing_request_is_decided_by_the_next_try(sandbox: Sandbox, store: Sto
 
 
 def test_unread_result_that_is_gone_counts_as_paid(sandbox: Sandbox, store: StoreInMemory) -> None:
-    """Its trigger saw an end, but no result; then all is gone. The next try must not buy it again."""
+    """Its trigger saw a final status, but no result; then it is gone. The next try must not buy it again."""
     waiting = start(submit(wait_for_completion=True), a_context(store=store))
     request_id = waiting.trigger.request_id
     sandbox.add_fault("result", "not_found")

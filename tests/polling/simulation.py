@@ -56,7 +56,7 @@ class Account:
             self._time, _ = heapq.heappop(self._running)
 
     def advance_to_start(self, at: float) -> None:
-        """Begin at another time than 0."""
+        """Start at a time other than 0."""
         self._time = at
 
     def _next(self) -> int:
@@ -184,7 +184,7 @@ OUTAGE_GOAL_S = 800.0
 
 
 def poll_after_outage(outage_s: float, *, single_waits: bool = False, seed: int = 0) -> Outcome:
-    """Poll ten requests, be away for so long, and then poll what is left of them and 60 new ones."""
+    """Poll ten requests, stop for the outage, then poll the remaining ones and 60 new ones."""
     before = Account(10, 10, usual_s=100.0, seed=seed, name="old")
     poller = RequestPoller(PollPolicy())
     names = [f"old{number}" for number in range(10)]
@@ -198,7 +198,7 @@ def poll_after_outage(outage_s: float, *, single_waits: bool = False, seed: int 
 
 
 def poll_for(poller: RequestPoller, account: Account, now: float, until: float) -> None:
-    """Poll until a moment."""
+    """Poll until the given time."""
     while now < until:
         account.advance(now)
         for request_id in poller.due(now):

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waits against a sandbox, in a worker and in a triggerer: nothing but its end ends a wait before its deadline."""
+"""Waits against a sandbox, in a worker and in a triggerer: only the end of its request or the deadline ends a
+wait.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +110,7 @@ def test_nothing_is_waited_for_beyond_the_deadline(sandbox: Sandbox, loop: str) 
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_deadline_in_the_past_still_polls_once(sandbox: Sandbox, loop: str) -> None:
-    """The triggerer was down for so long; what was paid for may be there."""
+    """The triggerer was down past the deadline; the paid video may be ready."""
     assert wait_for(buy(), loop=loop, seconds=-3600).outcome == "succeeded"
     sandbox.control("speed", {"generation_seconds": 3600})
     assert wait_for(buy(), loop=loop, seconds=-3600).outcome == "timeout"
@@ -210,7 +212,7 @@ STORM: list[tuple[str, dict[str, Any]]] = [
 def test_a_storm_loses_nothing_and_buys_nothing_twice(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """30 % of all looks fail; 180 requests are waited for in a triggerer, and 20 in workers."""
+    """30 % of all polls fail; 180 requests wait in a triggerer, and 20 in workers."""
     connect(monkeypatch, sandbox, timeout=5)
     sandbox.control("account", {"concurrency": 50})
     sandbox.control("speed", {"generation_seconds": 0.3})
@@ -376,7 +378,7 @@ def test_a_wait_that_joins_while_the_last_one_leaves_is_woken_by_later_ones(
         first = join(ids[0])
         await until_polled(1)
         first.cancel()
-        await asyncio.sleep(0)  # it is leaving, and waits for the end of the polls
+        await asyncio.sleep(0)  # it is leaving, and waits for its polls to end
         second = join(ids[1])
         await asyncio.wait([first])
         await until_polled(2)

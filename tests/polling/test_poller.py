@@ -118,7 +118,7 @@ def test_learned_durations_are_used_by_another_process() -> None:
     poller = RequestPoller.resume(PollPolicy(), first.poller.learned(), ids, started, 60.0)
     assert poller.queued == 200 - len(started)
     assert poller.started() == started
-    # Nothing is looked at before it can be ready, but for one probe of the queue.
+    # Nothing is polled before it can be ready, except one probe of the queue.
     assert len(poller.due(60.0)) <= 1 + sum(at + 60 > 110 * 0.75 for at in started.values())
 
 
@@ -230,7 +230,8 @@ def test_request_finished_only_by_its_status_is_polled_on_and_teaches_nothing() 
     learned = poller.learned()
     for name in "abc":
         poller.forget(name)
-    # Nobody answers to a call for the result, or it says that it is not over: as the batch goes on then.
+    # The call for the result fails, or says that the request is not finished: the batch then continues like
+    # this.
     poller.add("queued", 100.0)
     poller.add_apart("a", 100.0, poll_at=103.0)
     assert poller.queued == 1

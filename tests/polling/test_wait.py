@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a single wait polls and when it is over, in simulated time."""
+"""When a single wait polls and when it ends, in simulated time."""
 
 from __future__ import annotations
 
@@ -366,7 +366,7 @@ def test_two_waits_for_one_request_end_with_the_same_call() -> None:
 
 
 def test_one_request_that_always_fails_does_not_delay_the_others() -> None:
-    """It asks to wait for a year, is rate-limited or has another account's id; the others are polled as ever."""
+    """Its Retry-After is a year, it is rate-limited or belongs to another account; the others are polled as usual."""
     for error in (WanTransientError("429", retry_after_s=1.0), WanTransientError("500"), WanAuthError("no")):
         waits, now = WaitSet(RequestPoller()), 0.0
         for name in ("bad", "good"):
