@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find every rule of a model that an image breaks, and the size it would be scaled to, before any purchase.
 
-The rules come from the model's schema, see :func:`~airflow_provider_wan.model_api.inputs.image_rules`.
+The rules come from the model's schema, see :class:`~airflow_provider_wan.model_api.schema.ImageRules`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from airflow_provider_wan.images import codecs
-from airflow_provider_wan.images.codecs import BrokenRule
-from airflow_provider_wan.images.inspect import ImageFacts
-from airflow_provider_wan.images.readers import MAX_SOURCE_BYTES
+from airflow_provider_wan.images.codecs import BrokenRule, UnusableImageError, check_whole
+from airflow_provider_wan.images.inspect import ImageFacts, inspect
+from airflow_provider_wan.images.readers import MAX_SOURCE_BYTES, ImageReader, WebReader
 
 if TYPE_CHECKING:
     from airflow_provider_wan.model_api.inputs import ImageRules
@@ -98,6 +98,50 @@ def explain(facts: ImageFacts, broken: Iterable[BrokenRule]) -> str:
         else "Nothing was bought. Use another image, or fix this one by hand."
     )
     return f"{facts.name} would be refused: {'; '.join(rule.message for rule in rules)}. {what_now}"
+
+
+def check_sent_as_it_is(
+    reader: ImageReader, rules: ImageRules, *, too_small: TooSmall = "upscale"
+) -> ImageFacts:
+    """Refuse an image that is sent as it is and that the model would refuse, or that is cut off.
+
+    It is read once: whole, or only its header if its size alone is too large.
+
+    :raises UnusableImageError: the model would refuse it.
+    """
+    limit = rules.max_size_bytes_exclusive
+    if limit is not None and reader.size_bytes is not None and reader.size_bytes >= limit:
+        facts, data = inspect_header(reader), None
+    else:
+        data = reader.read_all()
+        facts = inspect(data, name=reader.address)
+    broken = check(facts, rules, too_small=too_small)
+    if broken:
+        hint = ' staging="gs://bucket/prefix" does it.' if all(rule.fixable for rule in broken) else ""
+        raise UnusableImageError(explain(facts, broken) + hint, broken)
+    if data is not None:
+        check_whole(data, facts)
+    return facts
+
+
+def check_public_image(url: str, rules: ImageRules, *, allow_private: bool) -> None:
+    """Refuse an image behind a public address that the model would refuse.
+
+    :raises WanInputError: the model would refuse it, or it cannot be read anonymously.
+    :raises WanDownloadError: it cannot be read now.
+    """
+    if url.startswith(("http://", "https://")):
+        check_sent_as_it_is(WebReader(url, allow_private=allow_private), rules)
+
+
+def inspect_header(reader: ImageReader) -> ImageFacts:
+    """Inspect an image by ranges.
+
+    :raises WanInputError: it is not an image, or no longer exists.
+    :raises WanDownloadError: it cannot be read now, or may not be.
+    """
+    with reader.open() as file:
+        return inspect(file, name=reader.address, size_bytes=reader.size_bytes)
 
 
 @dataclass(frozen=True, slots=True)

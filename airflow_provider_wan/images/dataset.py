@@ -235,11 +235,11 @@ class Columns:
     needs_image: bool = True
 
     def problems(self, names: Collection[str]) -> list[str]:
-        """Return what is wrong with the names of the columns: the unknown ones, with the nearest known one."""
+        """Return a message for each unknown column, with the nearest known name."""
         return [self._unknown(name) for name in names if not self._is_known(name)]
 
     def problems_of_table(self, names: Sequence[str]) -> list[str]:
-        """Return what is wrong with the first line of a table."""
+        """Return a message for each fault of the first line of a table."""
         problems = self.problems(names)
         problems += [
             f"column {name!r} is there twice" for name in sorted({x for x in names if names.count(x) > 1})
@@ -370,7 +370,7 @@ def _row_images(value: Any, name: str, origin: str) -> RowImage | tuple[RowImage
     found = _listed(value)
     each = found if isinstance(found, list | tuple) else [found]
     if not each or not all(isinstance(address, str) for address in each):
-        raise ValueError(f"the {name} must be a text, an address or a path, or a list of them")
+        raise ValueError(f"the {name} must be a text (an address or a path) or a list of them")
     images = tuple(RowImage(resolve_image(address, origin=origin)) for address in each)
     return images if isinstance(found, list | tuple) else images[0]
 

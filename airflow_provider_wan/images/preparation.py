@@ -23,7 +23,7 @@ from airflow_provider_wan.hooks.gcs import (
     split_gs_uri,
     storage_errors,
 )
-from airflow_provider_wan.images.check import check, explain
+from airflow_provider_wan.images.check import check, explain, inspect_header
 from airflow_provider_wan.images.codecs import BrokenRule, UnusableImageError
 from airflow_provider_wan.images.dataset import DatasetRow, PreparedRow, RowError
 from airflow_provider_wan.images.dataset_reader import Row
@@ -34,7 +34,6 @@ from airflow_provider_wan.images.source import (
     ImageSources,
     InputCheck,
     PlacedImage,
-    inspect_header,
     needs_copy,
     usable_cores,
 )
@@ -267,7 +266,7 @@ class Preparation:
         return self._sources.reader_of(placed.image.address, placed.image.known)
 
     def _open(self, row: Row) -> ImageSource | Unusable:
-        """Identify the images of a row, after what is known without them was checked."""
+        """Identify the images of a row, and check its inputs."""
         if isinstance(row, RowError):
             return _unusable(row, "row", row.message)
         try:

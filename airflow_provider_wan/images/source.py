@@ -20,8 +20,8 @@ from logging import Logger
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanInputError, WanRefusedError
-from airflow_provider_wan.images.check import TooSmall, check, explain
-from airflow_provider_wan.images.codecs import UnusableImageError, check_whole
+from airflow_provider_wan.images.check import TooSmall, check_sent_as_it_is
+from airflow_provider_wan.images.codecs import check_whole
 from airflow_provider_wan.images.dataset import (
     Columns,
     DatasetRow,
@@ -517,53 +517,9 @@ class InputCheck:
         return validate_inputs(self._model.known, {**inputs, **addresses}, is_partial=self._is_partial)
 
 
-def check_sent_as_it_is(
-    reader: ImageReader, rules: ImageRules, *, too_small: TooSmall = "upscale"
-) -> ImageFacts:
-    """Refuse an image that is sent as it is and that the model would refuse, or that is cut off.
-
-    It is read once: whole, or only its header if its size alone is too large.
-
-    :raises UnusableImageError: the model would refuse it.
-    """
-    limit = rules.max_size_bytes_exclusive
-    if limit is not None and reader.size_bytes is not None and reader.size_bytes >= limit:
-        facts, data = inspect_header(reader), None
-    else:
-        data = reader.read_all()
-        facts = inspect(data, name=reader.address)
-    broken = check(facts, rules, too_small=too_small)
-    if broken:
-        hint = ' staging="gs://bucket/prefix" does it.' if all(rule.fixable for rule in broken) else ""
-        raise UnusableImageError(explain(facts, broken) + hint, broken)
-    if data is not None:
-        check_whole(data, facts)
-    return facts
-
-
-def check_public_image(url: str, rules: ImageRules, *, allow_private: bool) -> None:
-    """Refuse an image behind a public address that the model would refuse.
-
-    :raises WanInputError: the model would refuse it, or it cannot be read anonymously.
-    :raises WanDownloadError: it cannot be read now.
-    """
-    if url.startswith(("http://", "https://")):
-        check_sent_as_it_is(WebReader(url, allow_private=allow_private), rules)
-
-
 def needs_copy(reader: ImageReader) -> bool:
     """Return whether an image needs a copy in a bucket although it fits: a file, or a link that may not be kept."""
     return isinstance(reader, FileReader) or (isinstance(reader, WebReader) and reader.is_signed)
-
-
-def inspect_header(reader: ImageReader) -> ImageFacts:
-    """Inspect an image by ranges.
-
-    :raises WanInputError: it is not an image, or no longer exists.
-    :raises WanDownloadError: it cannot be read now, or may not be.
-    """
-    with reader.open() as file:
-        return inspect(file, name=reader.address, size_bytes=reader.size_bytes)
 
 
 def row_of(given: str | Mapping[str, Any] | DatasetRow) -> DatasetRow:
