@@ -15,8 +15,8 @@ from airflow_provider_wan.durable.reconcile import Api, with_result
 from airflow_provider_wan.durable.record import QUARANTINE, LandedVideo, Record, Stage
 from airflow_provider_wan.exceptions import WanConflictError, WanError, WanStorageError
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, check_object_name, retry_policy, storage_errors
-from airflow_provider_wan.landing.checks import Inspection
 from airflow_provider_wan.landing.download import Download
+from airflow_provider_wan.landing.inspector import Inspection
 
 if TYPE_CHECKING:
     from google.cloud import storage

@@ -20,8 +20,9 @@ from PIL import Image
 
 from airflow_provider_wan.durable.record import Record
 from airflow_provider_wan.exceptions import WanBadVideoError
-from airflow_provider_wan.landing import checks as checks_module
-from airflow_provider_wan.landing.checks import VideoChecks, VideoInspector
+from airflow_provider_wan.landing import inspector as inspector_module
+from airflow_provider_wan.landing.checks import VideoChecks
+from airflow_provider_wan.landing.inspector import VideoInspector
 from airflow_provider_wan.landing.probe import ProbeLimits, probe
 from airflow_provider_wan.landing.video_file import check_video_file
 from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
@@ -181,7 +182,7 @@ def test_a_source_image_that_can_not_be_read_is_not_compared(source: Bucket, ima
 def test_without_pyav_the_structure_gives_the_facts_and_the_log_says_so(
     source: Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(checks_module, "is_available", lambda: False)
+    monkeypatch.setattr(inspector_module, "is_available", lambda: False)
     data = made("half as long")
     inspector = VideoInspector(VideoChecks(), source.client, LOG)
     file = io.BytesIO(data)
@@ -337,6 +338,8 @@ def test_a_landed_video_says_that_a_model_made_it(bucket: Bucket, sandbox: Sandb
 
 
 def test_importing_the_checks_imports_no_decoder() -> None:
-    code = "import sys, airflow_provider_wan.landing.checks; print(sorted({'av', 'PIL'} & set(sys.modules)))"
+    code = (
+        "import sys, airflow_provider_wan.landing.inspector; print(sorted({'av', 'PIL'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
