@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from logging import Logger
 from typing import TYPE_CHECKING, Any
@@ -93,8 +94,7 @@ class Batch:
         self._planner = Planner(spec, client, self._journal, sources, log)
         self._prices = PriceBook(
             hook,
-            client,
-            spec.journal,
+            self._journal,
             sources.model,
             log,
             given=spec.price_usd,
@@ -219,7 +219,7 @@ class Batch:
             "refused": len(plan.refused) + len(refused),
             "to_buy": len(to_buy),
             "journal": self._spec.journal,
-            **self._prices.summary(to_buy),
+            **self._prices.summary(Counter(self._prices.key_of(item.inputs) for item in to_buy)),
         }
         self._log.info("Dry run, nothing is bought: %s", summary)
         return Report(summary)

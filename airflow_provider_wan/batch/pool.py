@@ -195,7 +195,7 @@ class BatchWork:
             raise
         took_s = time.monotonic() - started
         self._record_landed(versioned, landed)
-        self.prices.learn(self.prices.key_of(item), landed.cost_usd, request_id)
+        self.prices.learn(self.prices.key_of(item.inputs), landed.cost_usd, request_id)
         return Landed(landed, took_s, is_first_seen=not versioned.record.succeeded_once)
 
     def _record_of(self, item: Item, request_id: str) -> VersionedRecord:

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from logging import Logger
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow_provider_wan.batch.budget import Budget, BudgetLimits, GivenPrice
 from airflow_provider_wan.batch.plan import Item, Plan
+from airflow_provider_wan.durable.journal import BucketJournal
 from airflow_provider_wan.durable.record import Stage, utc_text
 from airflow_provider_wan.exceptions import (
     WanBudgetError,
@@ -34,18 +35,15 @@ from airflow_provider_wan.exceptions import (
     WanNotFoundError,
     WanStorageError,
 )
-from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.model_api.inputs import LazyModel, Model, clip_seconds, coerce_inputs
 from airflow_provider_wan.model_api.states import State
 from airflow_provider_wan.model_api.values import ModelInfo
 
-if TYPE_CHECKING:
-    from google.cloud import storage
-
 _LONGEST_WORD = 40
 _MEDIA_SCHEMES = ("http://", "https://", "gs://", "data:")
 _READ_THREADS = 16
+_FOLDER = "_prices/"
 
 
 class PriceSource(StrEnum):
@@ -133,33 +131,31 @@ def check_given(given: GivenPrice) -> None:
 class PriceBook:
     """The prices of one batch. Thread-safe; the methods that make calls say so.
 
+    :param hook: reads pages and results; None: only a plan is made, from a page that was read.
+    :param journal: where learned prices are; None: none are known.
     :param given: ``price_usd``.
     :param owner: the name of this task instance in records.
     """
 
     def __init__(
         self,
-        hook: WanHook,
-        client: storage.Client,
-        journal: str,
+        hook: WanHook | None,
+        journal: BucketJournal | None,
         model: LazyModel,
         log: Logger,
         *,
-        given: GivenPrice,
-        limits: BudgetLimits,
-        owner: str,
+        given: GivenPrice = None,
+        limits: BudgetLimits | None = None,
+        owner: str = "",
     ) -> None:
         check_given(given)
         self._hook = hook
-        self._client = client
-        bucket, prefix = split_gs_uri(journal, name="journal")
-        self._bucket = client.bucket(bucket)
-        self._folder = (prefix.rstrip("/") + "/" if prefix else "") + "_prices/"
+        self._journal = journal
         self._model = model
         self._model_id = model.model_id
         self._log = log
         self._given = given
-        self._limits = limits
+        self._limits = limits or BudgetLimits()
         self._owner = owner
         self._lock = threading.Lock()
         self._keys: dict[str, str] = {}
@@ -182,7 +178,9 @@ class PriceBook:
             model = self._model.known
             if model.unread is not None:
                 raise model.unread
-            self.page = model.page or self._hook.get_model(self._model_id)
+            self.page = model.page
+            if self.page is None and self._hook is not None:
+                self.page = self._hook.get_model(self._model_id)
         except WanError as error:
             if must_know:
                 raise
@@ -196,12 +194,12 @@ class PriceBook:
             "Nothing was bought. Set price_usd, or limit the number with max_requests."
         )
 
-    def key_of(self, item: Item) -> str:
-        """Return the name of an item's combination."""
-        inputs = json.dumps(item.inputs, sort_keys=True, default=str)
+    def key_of(self, given: Mapping[str, Any]) -> str:
+        """Return the name of the combination of some inputs."""
+        inputs = json.dumps(given, sort_keys=True, default=str)
         key = self._keys.get(inputs)
         if key is None:
-            combination = combination_of(self._model.known, item.inputs)
+            combination = combination_of(self._model.known, given)
             key = self._keys[inputs] = json.dumps(combination, sort_keys=True, default=str)
         return key
 
@@ -234,7 +232,7 @@ class PriceBook:
         """
         if isinstance(self._given, int | float):
             return
-        keys = {self.key_of(item) for item in items}
+        keys = {self.key_of(item.inputs) for item in items}
         with ThreadPoolExecutor(_READ_THREADS, "wan-price") as pool:
             list(pool.map(self.refresh, keys))
         self._learn_from_records(plan)
@@ -246,7 +244,7 @@ class PriceBook:
         highest: dict[str, tuple[float, str | None]] = {}
         for fingerprint, known in plan.known.items():
             if known.stage in (Stage.LANDED, Stage.SUCCEEDED) and known.cost_usd:
-                key = self.key_of(plan.items[fingerprint])
+                key = self.key_of(plan.items[fingerprint].inputs)
                 highest[key] = max(
                     highest.get(key, (0.0, None)), (known.cost_usd, known.request_id), key=_cost
                 )
@@ -334,6 +332,7 @@ class PriceBook:
             if body is None or body.get("owner") == self._owner or self._is_old(body.get("claimed_at")):
                 return Learning.FREE
             return Learning.RUNNING
+        assert self._hook is not None
         try:
             result = self._hook.get_result(request_id)
         except WanNotFoundError:
@@ -351,6 +350,7 @@ class PriceBook:
             age = datetime.now(UTC) - datetime.fromisoformat(str(claimed_at))
         except (TypeError, ValueError):
             return True
+        assert self._hook is not None
         return age.total_seconds() > _CLAIM_SUBMITS * self._hook.submit_takes_at_most_s
 
     def _forget(self, key: str) -> Learning:
@@ -369,12 +369,7 @@ class PriceBook:
         if limits.of == 1 or limits.max_cost_usd is None or budget.has_share:
             return
         run = self._owner.rpartition("/")[0]
-        name = (
-            self._folder
-            + "share-"
-            + _hash(run, limits.max_cost_usd, limits.max_requests, limits.of)
-            + ".json"
-        )
+        name = f"{_FOLDER}share-{_hash(run, limits.max_cost_usd, limits.max_requests, limits.of)}.json"
         cut, _ = self._read(name)
         if cut is None and not self.must_learn(key):
             learned = self._read(self._name(key))[0] or {}
@@ -395,46 +390,26 @@ class PriceBook:
     # -- objects -------------------------------------------------------------------------------------------
 
     def _name(self, key: str) -> str:
-        return f"{self._folder}{_hash(self._model_id, key)}.json"
+        return f"{_FOLDER}{_hash(self._model_id, key)}.json"
 
     def _read(self, name: str) -> tuple[dict[str, Any] | None, int]:
-        from google.api_core.exceptions import NotFound
-
-        blob = self._bucket.blob(name)
-        with storage_errors(f"Reading gs://{self._bucket.name}/{name}"):
-            try:
-                body = json.loads(blob.download_as_bytes(timeout=TIMEOUT_S, retry=retry_policy()))
-            except NotFound:
-                return None, 0
-        if not isinstance(body, dict):
-            raise ValueError(f"gs://{self._bucket.name}/{name} is not a JSON object")
-        return body, int(blob.generation)
+        return self._journal.read_json(name) if self._journal else (None, 0)
 
     def _write(self, name: str, body: Mapping[str, Any], generation: int) -> bool:
-        """Replace a generation, 0 for none; return whether it was still there."""
-        from google.api_core.exceptions import PreconditionFailed
-
-        with storage_errors(f"Writing gs://{self._bucket.name}/{name}"):
-            try:
-                self._bucket.blob(name).upload_from_string(
-                    json.dumps(body),
-                    content_type="application/json",
-                    if_generation_match=generation,
-                    timeout=TIMEOUT_S,
-                    retry=retry_policy(),
-                )
-            except PreconditionFailed:
-                return self._read(name)[0] == body  # written by an earlier attempt of this call
-        return True
+        return self._journal is None or self._journal.write_json(name, body, replaces=generation)
 
     # -- what a plan shows ---------------------------------------------------------------------------------
 
-    def summary(self, items: Iterable[Item]) -> dict[str, Any]:
-        """Return what these items cost, and how sure that is."""
-        counts: dict[str, int] = {}
-        for item in items:
-            counts[self.key_of(item)] = counts.get(self.key_of(item), 0) + 1
-        prices = {key: self.price_of(key) for key in counts or {self.key_of_defaults(): 0}}
+    def refreshed_summary(self, counts: Mapping[str, int]) -> dict[str, Any]:
+        """Read the page and the learned prices of these combinations, and return their :meth:`summary`. Makes calls."""
+        self.load_page()
+        with ThreadPoolExecutor(_READ_THREADS, "wan-price") as pool:
+            list(pool.map(self.refresh, counts))
+        return self.summary(counts)
+
+    def summary(self, counts: Mapping[str, int]) -> dict[str, Any]:
+        """Return the price of so many requests of each combination, and how sure it is."""
+        prices = {key: self.price_of(key) for key in counts or {self.key_of({}): 0}}
         known = [price.usd for price in prices.values() if price.usd is not None]
         is_known = len(known) == len(prices)
         total = sum(self.usd_of(key) * count for key, count in counts.items())
@@ -453,10 +428,6 @@ class PriceBook:
                 for key, count in list(counts.items())[:20]
             ],
         }
-
-    def key_of_defaults(self) -> str:
-        """Return the combination of the model's defaults."""
-        return json.dumps(combination_of(self._model.known, {}), sort_keys=True, default=str)
 
 
 #: From the least sure price to the surest.

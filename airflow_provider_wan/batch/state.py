@@ -136,7 +136,7 @@ class BatchState:
         if purchases:
             cost_usd = known.cost_usd if self._is_mine(known) else None
             item = self.plan.items.get(known.fingerprint)
-            key = self.prices.key_of(item) if item else self.prices.key_of_defaults()
+            key = self.prices.key_of(item.inputs if item else {})
             self.budget.bought_before(
                 known.fingerprint,
                 purchases=purchases,

@@ -70,7 +70,7 @@ class _PriceLearning:
         self._checking: set[str] = set()
         self._free: set[str] = set()
         for fingerprint in state.in_flight.values():
-            key = state.prices.key_of(state.plan.items[fingerprint])
+            key = state.prices.key_of(state.plan.items[fingerprint].inputs)
             if state.prices.must_learn(key):
                 self._first.setdefault(key, fingerprint)
 
@@ -81,7 +81,7 @@ class _PriceLearning:
 
     def must_wait(self, item: Item) -> bool:
         """Hold an item back if its price is being learned from another one; otherwise it may be the first."""
-        key = self._state.prices.key_of(item)
+        key = self._state.prices.key_of(item.inputs)
         if not self._state.prices.must_learn(key):
             return False
         is_elsewhere = key in self._state.retries.prices or key in self._checking
@@ -93,11 +93,11 @@ class _PriceLearning:
 
     def may_take_over(self, item: Item) -> bool:
         """Return whether another task's claim on this combination is known to give no price."""
-        return self._state.prices.key_of(item) in self._free
+        return self._state.prices.key_of(item.inputs) in self._free
 
     def wait_for_other(self, item: Item, now: float) -> None:
         """Another task is learning the price: check again later."""
-        key = self._state.prices.key_of(item)
+        key = self._state.prices.key_of(item.inputs)
         self._first.pop(key, None)
         self._held.setdefault(key, deque()).appendleft(item)
         self._state.retries.prices.setdefault(key, RetryState(at=now + self._limits.price_check_s))
@@ -274,7 +274,7 @@ class Submits:
         self._state.over_budget = error
 
     def _usd_of(self, item: Item) -> float:
-        return self._state.prices.usd_of(self._state.prices.key_of(item))
+        return self._state.prices.usd_of(self._state.prices.key_of(item.inputs))
 
     def _begin_write(self, now: float) -> None:
         """Write the id of a purchased request that the journal does not name."""
@@ -514,7 +514,7 @@ def _obtain(
 ) -> SubmitResult | _Failed:
     """Obtain the request for an image, on a thread; a purchase is counted exactly where it is made."""
     fingerprint, prices = item.fingerprint, work.prices
-    key = prices.key_of(item)
+    key = prices.key_of(item.inputs)
     is_first = False
     may_be_sent = False
 

@@ -265,36 +265,63 @@ class BucketJournal:
 
     def former_record(self, owner: str, image: str | None, fingerprint: str) -> VersionedRecord | None:
         """Return the record that this task instance asked for last, if it is of another fingerprint of this image."""
-        from google.api_core.exceptions import NotFound
-
-        blob = self._bucket.blob(self._pointer_name(owner))
-        with storage_errors(f"Reading the task pointer {blob.name} of the journal {self.where}"):
-            try:
-                body = blob.download_as_bytes(timeout=TIMEOUT_S, retry=retry_policy())
-            except NotFound:
-                return None
         try:
-            pointer = json.loads(body)
-            former = pointer["fingerprint"]
-            is_of_this_image = pointer["owner"] == owner and pointer.get("image") == image
-        except (ValueError, LookupError, TypeError):
+            pointer, _ = self.read_json(self._pointer_name(owner))
+        except ValueError:
             return None
-        if former == fingerprint or not is_of_this_image or not _FINGERPRINT.fullmatch(str(former)):
+        if pointer is None or (pointer.get("owner"), pointer.get("image")) != (owner, image):
             return None
-        return self.read(former)
+        former = str(pointer.get("fingerprint"))
+        return self.read(former) if former != fingerprint and _FINGERPRINT.fullmatch(former) else None
 
     def point_to(self, owner: str, image: str | None, fingerprint: str) -> None:
         """Record which fingerprint a task instance asks for."""
-        blob = self._bucket.blob(self._pointer_name(owner))
-        blob.cache_control = "no-store"
         pointer = {"schema": SCHEMA, "owner": owner, "image": image, "fingerprint": fingerprint}
-        with storage_errors(f"Writing the task pointer {blob.name} of the journal {self.where}"):
-            blob.upload_from_string(
-                json.dumps(pointer), content_type="application/json", timeout=TIMEOUT_S, retry=retry_policy()
-            )
+        self.write_json(self._pointer_name(owner), pointer)
+
+    def read_json(self, name: str) -> tuple[dict[str, Any] | None, int]:
+        """Read an object in a subfolder, where no listing finds it, and its generation; ``(None, 0)``: it is missing.
+
+        :raises ValueError: it is not a JSON object.
+        """
+        from google.api_core.exceptions import NotFound
+
+        blob = self._bucket.blob(self._prefix + name)
+        with storage_errors(f"Reading gs://{self._bucket.name}/{blob.name}"):
+            try:
+                text = blob.download_as_bytes(timeout=TIMEOUT_S, retry=retry_policy())
+            except NotFound:
+                return None, 0
+        body = json.loads(text)
+        if not isinstance(body, dict):
+            raise ValueError(f"gs://{self._bucket.name}/{blob.name} is not a JSON object")
+        return body, int(blob.generation)
+
+    def write_json(self, name: str, body: Mapping[str, Any], *, replaces: int | None = None) -> bool:
+        """Write such an object.
+
+        :param replaces: the generation that it replaces, 0: none may exist; None (default): any.
+        :return: False if another generation exists.
+        """
+        from google.api_core.exceptions import PreconditionFailed
+
+        blob = self._bucket.blob(self._prefix + name)
+        blob.cache_control = "no-store"
+        with storage_errors(f"Writing gs://{self._bucket.name}/{blob.name}"):
+            try:
+                blob.upload_from_string(
+                    json.dumps(body),
+                    content_type="application/json",
+                    if_generation_match=replaces,
+                    timeout=TIMEOUT_S,
+                    retry=retry_policy(),
+                )
+            except PreconditionFailed:
+                return self.read_json(name)[0] == body  # written by an earlier attempt of this call
+        return True
 
     def _pointer_name(self, owner: str) -> str:
-        return f"{self._prefix}_tasks/{hashlib.sha256(owner.encode()).hexdigest()}.json"
+        return f"_tasks/{hashlib.sha256(owner.encode()).hexdigest()}.json"
 
     def open_claims(self) -> Iterator[VersionedRecord]:
         """Read every record that is a claim without a request id."""

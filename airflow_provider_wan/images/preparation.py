@@ -109,6 +109,7 @@ class Planned:
     :param is_fit: whether all its images are sent as they are; else they can be fixed.
     :param was_prepared: whether earlier runs have fixed or passed all of them already.
     :param notes: remarks about the source images.
+    :param inputs: its inputs, on which the price depends.
     """
 
     image: str
@@ -116,6 +117,7 @@ class Planned:
     is_fit: bool
     was_prepared: bool
     notes: tuple[str, ...] = ()
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Preparation:
@@ -242,7 +244,7 @@ class Preparation:
             more_images=source.more_images,
             variation=row.variation,
         )
-        return Planned(source.shown, spec.fingerprint, is_fit, was_prepared, tuple(notes))
+        return Planned(source.shown, spec.fingerprint, is_fit, was_prepared, tuple(notes), row.inputs)
 
     def _planned(self, placed: PlacedImage) -> tuple[bool, bool, tuple[str, ...]]:
         """Inspect one image; return whether it is sent as it is, whether it was prepared before, and notes about it.
@@ -348,14 +350,15 @@ class Purchases:
         self._bought: Collection[int] = {_short(fingerprint) for fingerprint in bought}
         self._counted: set[int] = set()
 
-    def add(self, fingerprint: str, counts: Counts) -> None:
-        """Count one video."""
+    def add(self, fingerprint: str, counts: Counts) -> bool:
+        """Count one video; return whether it would be bought."""
         short = _short(fingerprint)
         if short in self._counted:
             counts.repeated += 1
-            return
+            return False
         self._counted.add(short)
         counts.bought_before += short in self._bought
+        return short not in self._bought
 
 
 def _short(fingerprint: str) -> int:

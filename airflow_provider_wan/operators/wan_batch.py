@@ -30,6 +30,7 @@ from airflow_provider_wan.utils.params import (
     seconds_of,
     timeout_of,
 )
+from airflow_provider_wan.utils.price import number_of, prices_of
 from airflow_provider_wan.utils.task import LinkState, TaskRequest
 
 if TYPE_CHECKING:
@@ -437,7 +438,7 @@ class WanBatchOperator(BaseOperator):
             variation=given_or_none(self.variation),
             passthrough=tuple(self.passthrough),
             budget=self._budget(task),
-            price_usd=_price(self.price_usd),
+            price_usd=prices_of(self.price_usd),
             max_failures=max_failures,
             on_unknown_submission=self.on_unknown_submission,
             resolve=mapping_of(self.resolve, name="resolve"),
@@ -449,9 +450,12 @@ class WanBatchOperator(BaseOperator):
     def _budget(self, task: TaskRequest) -> Any:
         from airflow_provider_wan.batch.budget import BudgetLimits
 
-        count, of = _number(self.max_requests, "max_requests"), _number(self.share_of, "share_of")
+        count, of = (
+            number_of(self.max_requests, name="max_requests"),
+            number_of(self.share_of, name="share_of"),
+        )
         limits = BudgetLimits(
-            _number(self.max_cost_usd, "max_cost_usd"), None if count is None else int(count)
+            number_of(self.max_cost_usd, name="max_cost_usd"), None if count is None else int(count)
         )
         if of is None:
             return limits
@@ -502,22 +506,3 @@ class WanBatchOperator(BaseOperator):
         emit_batch_hook_lineage(WanHook(self.wan_conn_id), end, self.log)
         if report.error is None:
             emit_batch_outlets(task.outlet_events, self.outlets, end)
-
-
-def _price(given: float | str | Mapping[str, float] | None) -> float | dict[str, float] | None:
-    if isinstance(given, Mapping) or (isinstance(given, str) and given.strip().startswith("{")):
-        prices = {
-            key: _number(price, "price_usd") for key, price in mapping_of(given, name="price_usd").items()
-        }
-        return {key: price for key, price in prices.items() if price is not None}
-    return _number(given, "price_usd")
-
-
-def _number(given: float | str | None, name: str) -> float | None:
-    value = given_or_none(given)
-    if value is None:
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise WanInputError(f"{name}={given!r} is not a number.") from None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -22,11 +23,12 @@ from airflow_provider_wan.utils.params import (
 from airflow_provider_wan.utils.task import bucket_journal
 
 if TYPE_CHECKING:
+    from airflow_provider_wan.durable.journal import BucketJournal
     from airflow_provider_wan.hooks.wan import WanHook
     from airflow_provider_wan.images.dataset_reader import DatasetReader
     from airflow_provider_wan.images.preparation import Counts, Planned, Preparation, Ready, Unusable
     from airflow_provider_wan.images.source import ImageSources
-    from airflow_provider_wan.model_api.inputs import Model
+    from airflow_provider_wan.model_api.inputs import LazyModel
 
 _SHOWN_PROBLEMS = 20
 _LOG_EVERY = 1000
@@ -194,7 +196,7 @@ class WanPrepareImagesOperator(BaseOperator):
             reader = self._reader(sources)
             preparation = Preparation(sources, workers=self.workers)
             if is_dry_run:
-                return self._plan(reader, preparation, sources.model.known)
+                return self._plan(reader, preparation, sources.model, hook)
             return self._prepare(context, sources, reader, preparation)
 
     # -- preparing -----------------------------------------------------------------------------------------
@@ -266,20 +268,26 @@ class WanPrepareImagesOperator(BaseOperator):
 
     # -- planning ------------------------------------------------------------------------------------------
 
-    def _plan(self, reader: DatasetReader, preparation: Preparation, model: Model) -> dict[str, Any]:
+    def _plan(
+        self, reader: DatasetReader, preparation: Preparation, model: LazyModel, hook: WanHook | None
+    ) -> dict[str, Any]:
+        from airflow_provider_wan.batch.prices import PriceBook
         from airflow_provider_wan.images.preparation import Counts, Purchases, Unusable
 
         counts, shown, notes, headers_only = Counts(), _Table(), _Notes(), 0
-        purchases = Purchases(self._bought())
+        journal = self._journal()
+        prices, to_buy = PriceBook(hook, journal, model, self.log), Counter[str]()
+        purchases = Purchases(_bought(journal))
         for result in preparation.plan(reader.rows(self.dataset)):
             counts.add(result)
             if isinstance(result, Unusable):
                 shown.add(result)
             else:
                 notes.add(result)
-                purchases.add(result.fingerprint, counts)
+                if purchases.add(result.fingerprint, counts):
+                    to_buy[prices.key_of(result.inputs)] += 1
                 headers_only += not result.was_prepared
-        price = self._price(model)
+        price = prices.refreshed_summary(to_buy)
         self._log_counts(counts, shown, notes, "fixable")
         plan = {
             "model_id": self.model_id,
@@ -288,8 +296,8 @@ class WanPrepareImagesOperator(BaseOperator):
             "bought_before": counts.bought_before,
             "repeated": counts.repeated,
             "videos_to_buy": counts.to_buy,
-            "price_usd": price,
-            "expected_cost_usd": None if price is None else round(price * counts.to_buy, 6),
+            "expected_cost_usd": price.pop("cost_usd"),
+            **price,
             "problems": shown.rows,
             **_passed_over(reader),
         }
@@ -298,34 +306,18 @@ class WanPrepareImagesOperator(BaseOperator):
             "is cut off behind it is refused before its purchase.",
             counts.to_buy,
             self.model_id,
-            "an unknown price" if price is None else f"{plan['expected_cost_usd']} USD ({price} USD each)",
+            "an unknown price"
+            if plan["expected_cost_usd"] is None
+            else f"{plan['expected_cost_usd']} USD (price: {plan['price_source']})",
             headers_only,
         )
         return plan
 
-    def _bought(self) -> Iterator[str]:
-        """Yield the fingerprints of videos that were bought before."""
-        from airflow_provider_wan.durable.journal import BucketJournal
-        from airflow_provider_wan.durable.record import Stage
-
+    def _journal(self) -> BucketJournal | None:
         uri = given_or_none(self.journal)
         if uri is None:
-            return
-        journal = bucket_journal(
-            uri, gcp_conn_id=self.gcp_conn_id, impersonation_chain=self.impersonation_chain
-        )
-        assert isinstance(journal, BucketJournal)
-        for fingerprint, stage in journal.stages():
-            if stage in (Stage.SUBMITTED, Stage.SUCCEEDED, Stage.LANDED):
-                yield fingerprint
-
-    def _price(self, model: Model) -> float | None:
-        """Return the base price of one video, or None if it is unknown."""
-        from airflow_provider_wan.model_api.inputs import clip_seconds
-
-        if model.page is None:
             return None
-        return model.page.price_of(clip_seconds(model, mapping_of(self.inputs, name="inputs")))
+        return bucket_journal(uri, gcp_conn_id=self.gcp_conn_id, impersonation_chain=self.impersonation_chain)
 
     # -- both ----------------------------------------------------------------------------------------------
 
@@ -389,6 +381,15 @@ class _Notes:
         self.total += bool(result.notes)
         if result.notes and len(self.lines) < _SHOWN_PROBLEMS:
             self.lines.append(f"{result.image}: {'; '.join(result.notes)}")
+
+
+def _bought(journal: BucketJournal | None) -> Iterator[str]:
+    """Yield the fingerprints of videos that were bought before."""
+    from airflow_provider_wan.durable.record import Stage
+
+    for fingerprint, stage in journal.stages() if journal else ():
+        if stage in (Stage.SUBMITTED, Stage.SUCCEEDED, Stage.LANDED):
+            yield fingerprint
 
 
 def _passed_over(reader: DatasetReader) -> dict[str, Any]:

@@ -3,36 +3,64 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_wan.exceptions import WanBudgetError, WanInputError
-from airflow_provider_wan.utils.params import given_or_none, mapping_of
+from airflow_provider_wan.exceptions import WanBudgetError, WanError, WanInputError
+from airflow_provider_wan.utils.params import RequestRef, given_or_none, mapping_of
 from airflow_provider_wan.utils.task import TaskRequest
 
 if TYPE_CHECKING:
+    from airflow_provider_wan.durable.journal import Journal
     from airflow_provider_wan.hooks.wan import WanHook
     from airflow_provider_wan.model_api.inputs import LazyModel
     from airflow_provider_wan.model_api.video_spec import VideoSpec
 
 
 def number_of(given: Any, *, name: str) -> float | None:
-    """Read an amount in USD, also as text that a template rendered.
+    """Read a number, also as text that a template rendered; None if nothing is given.
 
-    :raises WanInputError: it is not a number above 0.
+    :raises WanInputError: it is not a number.
     """
     given = given_or_none(given)
     if given is None:
         return None
     try:
-        amount = float(given)
+        if isinstance(given, bool):
+            raise ValueError
+        return float(given)
     except (TypeError, ValueError):
-        amount = 0.0
-    if not 0 < amount < 1e6 or isinstance(given, bool):
-        raise WanInputError(f"{name}={str(given)[:80]!r} must be more than 0, in USD. Nothing was bought.")
-    return amount
+        raise WanInputError(f"{name}={str(given)[:80]!r} is not a number. Nothing was bought.") from None
+
+
+def prices_of(given: Any) -> float | dict[str, float] | None:
+    """Read ``price_usd``: the price of a request in USD, or a mapping of prices by combination of inputs.
+
+    :raises WanInputError: a price is not a number.
+    """
+    if not isinstance(given, Mapping) and not str(given).lstrip().startswith("{"):
+        return number_of(given, name="price_usd")
+    prices = {
+        key: number_of(price, name="price_usd") for key, price in mapping_of(given, name="price_usd").items()
+    }
+    return {key: price for key, price in prices.items() if price is not None}
+
+
+def learn_price(hook: WanHook, journal: Journal | None, request: RequestRef, cost_usd: float | None) -> None:
+    """Store the real cost of a request next to its journal, for later plans and limits. Best effort."""
+    from airflow_provider_wan.batch.prices import PriceBook
+    from airflow_provider_wan.durable.journal import BucketJournal
+    from airflow_provider_wan.model_api.inputs import LazyModel
+
+    if not (cost_usd and request.model_id and request.inputs and isinstance(journal, BucketJournal)):
+        return
+    try:
+        model = LazyModel.of(hook.model(request.model_id))
+        book = PriceBook(hook, journal, model, hook.log, owner=request.owner or "")
+        book.learn(book.key_of(request.inputs), cost_usd, request.request_id)
+    except WanError as error:
+        hook.log.warning("The cost of request %s was not stored as a price: %s", request.request_id, error)
 
 
 def with_limit(
@@ -54,10 +82,9 @@ def with_limit(
     limit = number_of(max_cost_usd, name="max_cost_usd")
     if limit is None:
         return spec
-    is_mapping = isinstance(price_usd, Mapping) or str(price_usd).lstrip().startswith("{")
-    given: Any = (
-        mapping_of(price_usd, name="price_usd") if is_mapping else number_of(price_usd, name="price_usd")
-    )
+    if not limit > 0:
+        raise WanInputError(f"max_cost_usd={limit:g} must be more than 0, in USD. Nothing was bought.")
+    given = prices_of(price_usd)
 
     def make_inputs() -> Mapping[str, Any]:
         price, source = _price_of(spec.validate(), task, hook, model, given, journal)
@@ -88,23 +115,15 @@ def _price_of(
     journal: str | None,
 ) -> tuple[float | None, str]:
     """Return the price of a request and how it is known: given, learned from a real cost, or the page's base price."""
-    from airflow_provider_wan.batch.budget import BudgetLimits
-    from airflow_provider_wan.batch.prices import PriceBook, check_given, combination_of, given_price
-    from airflow_provider_wan.hooks.gcs import storage_client
-    from airflow_provider_wan.model_api.inputs import clip_seconds
+    from airflow_provider_wan.batch.prices import PriceBook, PriceSource
 
-    check_given(given)
-    combination = combination_of(model.known, inputs)
-    price = given_price(given, combination)
-    if price is not None:
-        return price, "as price_usd says"
-    if journal:
-        operator = task.operator
-        client = storage_client(operator.gcp_conn_id, operator.impersonation_chain)
-        limits = BudgetLimits()
-        book = PriceBook(hook, client, journal, model, task.log, given=given, limits=limits, owner=task.owner)
-        learned = book.refresh(json.dumps(combination, sort_keys=True, default=str)) or {}
-        if learned.get("price_usd"):
-            return float(learned["price_usd"]), "the real cost of an earlier request"
-    base = hook.get_model(model.model_id).price_of(clip_seconds(model.known, combination))
-    return base, "the base price of the model's page; the real cost can differ"
+    book = PriceBook(hook, task.open_journal(journal) if journal else None, model, task.log, given=given)
+    key = book.key_of(inputs)
+    book.refresh(key)
+    if book.price_of(key).usd is None:
+        book.page = hook.get_model(model.model_id)  # raises: an outage is not an unknown price
+    price = book.price_of(key)
+    return price.usd, {
+        PriceSource.GIVEN: "as price_usd says",
+        PriceSource.LEARNED: "the real cost of an earlier request",
+    }.get(price.source, "the base price of the model's page; the real cost can differ")

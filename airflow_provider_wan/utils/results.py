@@ -15,6 +15,7 @@ from airflow_provider_wan.exceptions import (
     WanTransientError,
 )
 from airflow_provider_wan.utils.params import RequestRef
+from airflow_provider_wan.utils.price import learn_price
 from airflow_provider_wan.utils.task import TaskRequest, has_other_owners
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class AwaitedRequest:
                 self.task.log,
             )
         raise_unless_succeeded(known)
+        learn_price(self.hook, self.journal, ref, known.cost_usd)
         return result_as_xcom(known, ref)
 
     def _landed(self) -> Record | None:

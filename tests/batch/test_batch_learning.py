@@ -140,7 +140,7 @@ def test_a_price_that_a_killed_task_was_to_learn_is_learned_by_another(
     prices = killed.state.prices
     with monkeypatch.context() as patched:
         patched.setattr("airflow_provider_wan.batch.prices.utc_text", lambda: long_ago)
-        prices.claim(prices.key_of(next(iter(killed.state.plan.items.values()))), may_take_over=False)
+        prices.claim(prices.key_of(next(iter(killed.state.plan.items.values())).inputs), may_take_over=False)
     assert outcomes(learn(addresses(2), 1.0)) == {"landed": 2}
 
 

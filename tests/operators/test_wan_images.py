@@ -322,6 +322,7 @@ def test_a_plan_counts_and_prices_and_writes_nothing(bucket: Bucket, run: Run) -
     plan = run("gs://videos/in/", dry_run="on", inputs={"prompt": "waves"})
     assert bucket.objects() == before
     not_counts = ("problems", "price_usd", "expected_cost_usd", "passed_over_by_kind", "passed_over_first")
+    not_counts += ("prices", "price_source", "pricing_note")
     assert {name: plan[name] for name in plan if name not in not_counts} == {
         "model_id": MODEL,
         "images": 5,
@@ -338,6 +339,7 @@ def test_a_plan_counts_and_prices_and_writes_nothing(bucket: Bucket, run: Run) -
     }
     assert plan["expected_cost_usd"] == pytest.approx(2 * plan["price_usd"])
     assert plan["price_usd"] > 0
+    assert plan["price_source"] == "base", "nothing is learned yet"
     assert [one["rule"] for one in plan["problems"]] == ["image", "min_side_px", "max_side_px"]
 
 

@@ -16,9 +16,8 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSkipException
 from PIL import Image
 
-from airflow_provider_wan.batch.budget import BudgetLimits
-from airflow_provider_wan.batch.prices import PriceBook, combination_of
-from airflow_provider_wan.durable.journal import TaskStateJournal
+from airflow_provider_wan.batch.prices import PriceBook
+from airflow_provider_wan.durable.journal import BucketJournal, TaskStateJournal
 from airflow_provider_wan.exceptions import (
     WanBudgetError,
     WanCancelledError,
@@ -33,9 +32,10 @@ from airflow_provider_wan.exceptions import (
     WanTransientError,
     WanUnknownSubmissionError,
 )
-from airflow_provider_wan.hooks.wan import WanHook
-from airflow_provider_wan.model_api.inputs import LazyModel, Model
+from airflow_provider_wan.model_api.inputs import LazyModel
 from airflow_provider_wan.operators.wan import WanSubmitOperator
+from airflow_provider_wan.operators.wan_images import WanPrepareImagesOperator
+from tests.image_samples import encoded, noise
 from tests.sandboxes import INPUTS, MODEL, Bucket
 from tests.task_runs import Deferred, StoreInMemory, a_context, connect, posts, purchases, run, start
 from wan_sandbox.server import Sandbox
@@ -424,25 +424,48 @@ def test_request_within_its_limit_is_bought_and_the_log_names_the_base_price(
 
 def test_learned_price_is_used_instead_of_the_base_price(sandbox: Sandbox, bucket: Bucket) -> None:
     run(submit(journal=JOURNAL, max_cost_usd=1), a_context())
-    book = PriceBook(
-        WanHook(),
-        bucket.client,
-        JOURNAL,
-        LazyModel(MODEL),
-        logging.getLogger(),
-        given=None,
-        limits=BudgetLimits(),
-        owner="o",
-    )
-    book.learn(json.dumps(combination_of(Model.bundled(MODEL), INPUTS), sort_keys=True, default=str), 2.0)
+    book = PriceBook(None, BucketJournal(bucket.client, JOURNAL), LazyModel(MODEL), logging.getLogger())
+    book.learn(book.key_of(INPUTS), 2.0)
     with pytest.raises(WanBudgetError, match="real cost of an earlier request"):
         run(submit(journal=JOURNAL, variation="2", max_cost_usd=1), a_context())
     assert len(purchases(sandbox)) == 1
 
 
+def test_awaited_request_teaches_its_real_cost_to_later_submits_plans_and_batches(
+    sandbox: Sandbox, bucket: Bucket
+) -> None:
+    sandbox.control("price", {"price_usd": 0.1, "charged_usd": 0.7})
+    run(submit(journal=JOURNAL, wait_for_completion=True), a_context())
+    with pytest.raises(WanBudgetError, match=r"costs 0\.7 USD \(the real cost of an earlier request\)"):
+        run(submit(journal=JOURNAL, variation="2", max_cost_usd=0.5), a_context())
+    assert len(purchases(sandbox)) == 1
+    plan = WanPrepareImagesOperator(
+        task_id="plan",
+        dataset=[
+            {"image": "gs://videos/photos/a.jpg"},
+            {"image": "gs://videos/photos/b.jpg", "resolution": "1080P"},
+        ],
+        staging="gs://videos/_staged",
+        inputs={"prompt": "waves"},
+        journal=JOURNAL,
+        dry_run=True,
+    )
+    for name in "ab":
+        bucket.put(f"photos/{name}.jpg", encoded(noise(600, 400 + ord(name)), "JPEG"), "image/jpeg")
+    planned = plan.execute(a_context())
+    assert {
+        price["inputs"]["resolution"]: (price["price_usd"], price["source"]) for price in planned["prices"]
+    } == {
+        "480P": (0.7, "learned"),
+        "1080P": (0.1, "base"),
+    }
+    assert (planned["expected_cost_usd"], planned["price_source"]) == (pytest.approx(0.8), "base")
+    assert planned["pricing_note"]
+
+
 @pytest.mark.parametrize("options", [{"max_cost_usd": "much"}, {"max_cost_usd": 1, "price_usd": -1}])
 def test_invalid_amount_is_refused(sandbox: Sandbox, options: dict[str, Any]) -> None:
-    with pytest.raises(WanInputError, match="must be more than 0"):
+    with pytest.raises(WanInputError, match=r"must be more than 0|is not a number"):
         run(submit(**options), a_context())
     assert posts(sandbox) == 0
 
