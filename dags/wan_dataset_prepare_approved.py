@@ -38,10 +38,11 @@ with DAG(
     approve = ApprovalOperator(
         task_id="approve",
         subject="{% set plan = ti.xcom_pull(task_ids='plan') %}"
-        "Buy {{ plan.videos_to_buy }} videos for {{ plan.expected_cost_usd }} USD?",
+        "Buy {{ plan.videos_to_buy }} videos for {{ plan.expected_cost_usd }} USD "
+        "({{ 'as charged before' if plan.price_source == 'learned' else 'a base price, charges can differ' }})?",
         body="{% set plan = ti.xcom_pull(task_ids='plan') %}"
         "Of {{ plan.images }} images {{ plan.usable_as_they_are }} can be used as they are, {{ plan.fixable }} once "
-        "they are fixed, and {{ plan.unusable }} not at all."
+        "they are fixed, and {{ plan.unusable }} not at all. {{ plan.pricing_note or '' }}"
         "{% for one in plan.problems %}\n- {{ one.image }}: {{ one.message }}{% endfor %}",
         response_timeout=timedelta(days=2),
     )

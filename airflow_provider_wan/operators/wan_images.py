@@ -49,8 +49,10 @@ class WanPrepareImagesOperator(BaseOperator):
 
     With ``dry_run`` it returns a plan instead, from the images' headers and earlier preparations, and writes
     nothing: ``model_id``, ``images``, ``usable_as_they_are``, ``fixable``, ``unusable``, ``by_rule``,
-    ``prepared_before``, ``headers_only``, ``bought_before``, ``repeated``, ``videos_to_buy``, ``price_usd``,
-    ``expected_cost_usd`` and ``problems`` (the first of them). ``headers_only`` counts the images whose pixels were not
+    ``prepared_before``, ``headers_only``, ``bought_before``, ``repeated``, ``videos_to_buy``, ``price_usd``
+    (the highest), ``expected_cost_usd``, ``price_source`` (``learned`` from real costs next to ``journal``, or only the
+    ``base`` price of the model's page), ``pricing_note`` of that page, ``prices`` by combination of inputs, and
+    ``problems`` (the first of them). ``headers_only`` counts the images whose pixels were not
     read: a file that is cut off behind its header counts as usable, and is refused before its purchase. Both name the
     objects passed over under a prefix: ``passed_over``, ``passed_over_by_kind`` and ``passed_over_first``.
 
