@@ -10,6 +10,8 @@ them, and a request is polled when its turn has come:
   one submitted before it, until its own position corrects that;
 * between polls the queue is expected to move at the rate seen so far. The first in the queue is polled often enough to
   correct that, and the last one every minute;
+* until polls have shown that the queue is in order, every request is polled within the longest pause after the queue
+  has moved: any of them may be running;
 * where polls contradict each other (a request still waits although others far behind it have started), the queue is
   not in order. Then each request is polled by its own position, see :class:`.poller.RequestPoller`.
 """
@@ -31,6 +33,8 @@ _SLACK_S = 10.0
 #: The next request to start has the ticket that equals the number that have left; it is polled this share of a
 #: start interval later.
 _TURN = 0.8
+#: The last one is polled after half of the longest pause since the queue moved, and all others after this share of it.
+_PROOF_SHARE = 0.75
 
 
 class QueueEstimate:
@@ -65,6 +69,13 @@ class QueueEstimate:
         #: This many of the first are polled together; doubles while all have started, if there are no positions.
         self._probes = 0
         self._has_positions = False
+        #: When the queue moved first since all were polled; how many had left at the first poll, and by a later poll
+        #: of the last one; and whether it is known that the first ones are those that leave.
+        self._moved_at = math.inf
+        self._left_at_first = 0.0
+        self._left_by_last: float | None = None
+        self._is_proven = False
+        self._unproven: deque[PolledRequest] = deque()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -132,6 +143,8 @@ class QueueEstimate:
         if now >= self._last_polled_at + self._longest_s() and _may_be_polled(last := self._waiting[-1], now):
             self._last_polled_at = now
             return last
+        if (unproven := self._next_unproven(now)) is not None:
+            return unproven
         for request in self._whose_turn_it_is(now):
             if _may_be_polled(request, now):
                 return request
@@ -150,6 +163,8 @@ class QueueEstimate:
         moments = []
         if not last.is_asked:
             moments.append(max(last.next_at, self._last_polled_at + self._longest_s()))
+        if not self._is_proven:
+            moments.append(now if self._unproven else self._moved_at + _PROOF_SHARE * self._longest_s())
         if not first.is_asked:
             moments.append(max(first.next_at, self._measured_at + self._pause_s(now)))
         moments.extend(request.next_at for request in self._whose_turn_it_is(now) if not request.is_asked)
@@ -158,6 +173,19 @@ class QueueEstimate:
             until_turn_s = max(0.0, first.ticket + _TURN - self.left_by(now)) / rate
             moments.append(max(first.next_at, now + until_turn_s + 0.001) if not first.is_asked else math.inf)
         return min(moments, default=math.inf)
+
+    def _next_unproven(self, now: float) -> PolledRequest | None:
+        """Return the next request that was not polled since the queue moved, if the order is still not known."""
+        if self._is_proven:
+            return None
+        if now >= self._moved_at + _PROOF_SHARE * self._longest_s():
+            since, self._moved_at, self._left_by_last = self._moved_at, math.inf, None
+            self._unproven.extend(r for r in self._waiting if r.alive_at is None or r.alive_at < since)
+        while self._unproven:
+            request = self._unproven.popleft()
+            if request.is_waiting and _may_be_polled(request, now):
+                return request
+        return None
 
     def _whose_turn_it_is(self, now: float) -> Iterator[PolledRequest]:
         """Yield the requests that have probably started."""
@@ -195,7 +223,11 @@ class QueueEstimate:
         request.is_measured = True
         if request is self._waiting[0]:
             self._ends.clear()
+        left = request.ticket - position
+        if request is self._waiting[-1] and self._moved_at < now and left > self._left_at_first:
+            self._left_by_last = left
         self._see(request.ticket - position, now)
+        self._prove_order()
 
     def on_new(self, request: PolledRequest, position: int, now: float) -> None:
         """Record that a request outside the estimate is queued: it was never polled, or it ran before."""
@@ -224,6 +256,7 @@ class QueueEstimate:
         end = self._match_start()
         self._measure(request.ticket + 1, now)
         self.remove(request)
+        self._prove_order()
         if end is not None and (waited_until is None or end[1] > waited_until):
             waited_until = max(end[0], end[0] if waited_until is None else waited_until)
             return waited_until, (waited_until + end[1]) / 2
@@ -233,10 +266,26 @@ class QueueEstimate:
         """Record that a request of ours ended: if the account is at its limit, another one started at that moment."""
         if not self._waiting:
             return
+        self._on_move(now)
         if self._starts_ahead:
             self._starts_ahead -= 1
         else:
             self._ends.append((not_before, now))
+
+    def _on_move(self, now: float) -> None:
+        """Record that the queue has moved: until its order is known, each request may be running."""
+        if self._has_positions and not self._is_proven and self._moved_at == math.inf:
+            self._moved_at = now
+            self._last_polled_at = min(self._last_polled_at, now - 0.5 * self._longest_s())
+
+    def _prove_order(self) -> None:
+        """Compare how far the first one has moved with how many have left by a poll of the last one.
+
+        Where any request may be next, the first one stays. A few that overtake each other prove nothing.
+        """
+        if self._left_by_last is not None and self._waiting:
+            first, left = self._waiting[0].ticket or 0.0, self._left_by_last - self._left_at_first
+            self._is_proven = self._is_proven or 2 * (first - self._left_at_first) >= left
 
     def _match_start(self) -> tuple[float, float] | None:
         """Return the time of the end that made room for a start just found, if it was an end of ours."""
@@ -299,10 +348,15 @@ class QueueEstimate:
     def _see(self, left: float, now: float) -> None:
         self._measure(left, now)
         self._starts_ahead = self._probes = 0
-        self._has_positions = True
+        if not self._has_positions:
+            self._has_positions = True
+            self._left_at_first = min(0.0, left)
+            self._on_move(now)  # those that started before are not known
         self._seen_waiting = now, self._left or left
 
     def _measure(self, left: float, now: float) -> None:
+        if self._left is not None and left > self._left:
+            self._on_move(now)
         self._left = left if self._left is None else max(self._left, left)
         self._measured_at = now
         if self._measures and self._measures[-1][0] >= now:

@@ -79,12 +79,16 @@ class Account:
 
 @dataclass
 class Outcome:
-    """What the polls cost, and how late they noticed ends, as shares of the usual time."""
+    """What the polls cost, and how late they noticed ends, as shares of the usual time.
+
+    :param unpolled_s: the longest time that a running request was not polled.
+    """
 
     polls: int
     delays: list[float]
     busiest_second: int
     total_s: float
+    unpolled_s: float
     poller: RequestPoller
 
     @property
@@ -123,6 +127,7 @@ def poll_all(
     for name in names:
         poller.add(name, start, is_in_order=not single_waits)
     now, polls, seen_at, seconds = start, 0, dict[str, float](), dict[int, int]()
+    polled_at, unpolled_s = dict[str, float](), 0.0
     while len(seen_at) < account.requests:
         asked = poller.due(now)
         seconds[int(now)] = seconds.get(int(now), 0) + len(asked)
@@ -135,6 +140,10 @@ def poll_all(
         account.advance(now)
         for request_id in asked:
             polls += 1
+            if request_id in account.start:
+                since = max(account.start[request_id], polled_at.get(request_id, 0.0))
+                unpolled_s = max(unpolled_s, now - since)
+            polled_at[request_id] = now
             if account.random.random() < failing:
                 poller.on_error(request_id, WanTransientError("no answer"), now)
             else:
@@ -144,7 +153,7 @@ def poll_all(
                 seen_at[request_id] = now
             poller.forget(request_id)
     delays = [(seen_at[name] - account.end[name]) / account.usual_s for name in names]
-    return Outcome(polls, delays, max(seconds.values()), now - start, poller)
+    return Outcome(polls, delays, max(seconds.values()), now - start, unpolled_s, poller)
 
 
 @dataclass(frozen=True)

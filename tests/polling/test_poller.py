@@ -36,6 +36,16 @@ def test_ends_are_noticed_soon_with_few_polls(goal: Goal, single_waits: bool) ->
 
 
 @WAITS
+@pytest.mark.parametrize(("requests", "concurrency"), [(1000, 100), (300, 20), (100, 2)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_running_request_of_a_queue_without_order_is_unpolled_for_longer_than_a_minute(
+    requests: int, concurrency: int, seed: int, single_waits: bool
+) -> None:
+    account = Account(requests, concurrency, usual_s=100.0, order="random", seed=seed)
+    assert poll_all(account, single_waits=single_waits).unpolled_s <= 61.0
+
+
+@WAITS
 @pytest.mark.parametrize("outage_s", OUTAGES_S)
 def test_an_outage_teaches_no_generation_time(outage_s: float, single_waits: bool) -> None:
     outcome = poll_after_outage(outage_s, single_waits=single_waits)
@@ -52,7 +62,10 @@ def test_an_outage_teaches_no_generation_time(outage_s: float, single_waits: boo
         (Account(requests=1000, concurrency=100, spread=0.5), 9),
         (Account(requests=40, concurrency=1, first_position=1), 10),
         (Account(requests=500, concurrency=50, others=1), 8),
-        (Account(requests=100, concurrency=4, others=3), 14),
+        (
+            Account(requests=100, concurrency=4, others=3),
+            15,
+        ),  # one each before the order of the queue is known
         (Account(requests=1000, concurrency=100, overtaking=8), 8),
         (Account(requests=100, concurrency=5, overtaking=5), 10),
     ],
