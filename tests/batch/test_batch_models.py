@@ -298,7 +298,8 @@ def test_a_single_submit_of_the_same_images_is_the_same_video(model_id: str, buc
     bucket.put("a.jpg", image())
     bucket.put("b.jpg", image(820, 600))
     row, table, hook = row_of(model_id), MODELS[model_id], WanHook("wan_default")
-    model = model_of(model_id, hook, log=LOG)
+    task = SimpleNamespace(model_id=model_id, log=LOG, image_field=None, schema=None, require_schema=False)
+    model = model_of(task, hook)
     sources = image_sources(model, log=LOG, allow_private=True, gcp_conn_id=None, impersonation_chain=None)
     second = {table.second: row[table.second]} if table.second else {}
     spec = video_spec_of(
