@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,14 +64,24 @@ class Played:
         ]
 
 
-def play_try(ti: TaskInstance, *, outlet_events: Any = None, **changes: Any) -> Played:
-    """Run a try as a worker and a triggerer do, and keep the exception it raises."""
+def play_try(
+    ti: TaskInstance,
+    *,
+    outlet_events: Any = None,
+    before: Callable[[str], None] = lambda part: None,
+    **changes: Any,
+) -> Played:
+    """Run a try as a worker and a triggerer do, and keep the exception it raises.
+
+    :param before: called with ``"worker"`` or ``"triggerer"`` before each part of the try.
+    """
     played = Played()
     context = {"ti": ti, "outlet_events": outlet_events}
     event: dict[str, Any] | None = None
     while True:
         task = operator(**changes)
         played.tasks.append(task)
+        before("worker")
         try:
             if event is None:
                 played.summary = task.execute(context)
@@ -85,6 +96,7 @@ def play_try(ti: TaskInstance, *, outlet_events: Any = None, **changes: Any) -> 
         except Exception as error:
             played.error = error
             return played
+        before("triggerer")
         event = json.loads(json.dumps(asyncio.run(_first_event(trigger))))
 
 

@@ -330,12 +330,12 @@ def test_requests_accepted_after_the_deadline_are_left_too(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, call: str, fault: str
 ) -> None:
     monkeypatch.setenv(
-        "AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox, timeout=1.5 if call == "result" else 8)
+        "AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox, timeout=1.5 if call == "result" else 20)
     )
     speed = {"submit": {"speed": 1, "generation_seconds": 3600}, "result": {"speed": 100_000}}[call]
     sandbox.control("speed", speed)
-    sandbox.add_fault(call, fault, seconds=4)  # under way at the deadline
-    report = run(addresses(1), deadline_s=2.5)
+    sandbox.add_fault(call, fault, seconds=8)  # under way at the deadline
+    report = run(addresses(1), deadline_s=6.0)
     assert isinstance(report.error, WanTimeoutError)
     assert "1 are left running" in str(report.error)
     assert [(line["outcome"], bool(line["request_id"])) for line in manifest(report)] == [("left", True)]

@@ -122,8 +122,12 @@ def test_try_that_takes_over_counts_the_requests_it_adopts(sandbox: Sandbox, por
     pytest.importorskip("statsd")
     code = _TRIES[: _TRIES.index("rows = ")] + (
         "from tests.batch_runs import operator\n"
+        "from wan_sandbox.server import call\n"
+        f"speed = '{sandbox.url}/_sandbox/speed'\n"
+        "call(speed, {'generation_seconds': 1000, 'speed': 1})\n"
         "from airflow.providers.common.compat.sdk import TaskDeferred\n"
         "try:\n    operator(images=images).execute({'ti': TaskInstance()})\nexcept TaskDeferred:\n    mark('first')\n"
+        "call(speed, {'speed': 1000})\n"
         "assert play_try(TaskInstance(), images=images).error is None\n"
     )
     first, second = metrics_of(code, port)

@@ -19,8 +19,12 @@ def sandbox(queueing_sandbox: Sandbox) -> Sandbox:
 
 
 def test_one_trigger_polls_all_requests_and_returns_rarely(sandbox: Sandbox) -> None:
+    def set_speed(part: str) -> None:
+        """Generations end only while the task waits, so that it defers however slow this machine is."""
+        sandbox.control("speed", {"speed": 1 if part == "worker" else 1000, "generation_seconds": 1000})
+
     ti = TaskInstance()
-    summary, triggers = play(ti, resume_when_ready=3)
+    summary, triggers = play(ti, resume_when_ready=3, before=set_speed)
     assert summary["landed"] == 12
     assert len(sandbox.ledger()["purchases"]) == 12
     assert 2 <= len(triggers) <= 8  # never once a request
