@@ -247,11 +247,15 @@ def percentiles(values: list[float], *shares: float, scale: float = 1.0) -> list
 
 
 def run_way(options: argparse.Namespace) -> dict[str, Any]:
+    # Both import what they need before they are measured: a triggerer does so once.
     if options.way == "fixed":
+        import aiohttp  # noqa: F401
+
         way = fixed_poll(options.api, options.requests)
     else:
         from airflow.sdk.log import configure_logging
 
+        import airflow_provider_wan.polling.drivers
         import airflow_provider_wan.triggers.wan  # noqa: F401
 
         nowhere = open(os.devnull, "wb")  # noqa: SIM115

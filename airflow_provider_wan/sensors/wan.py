@@ -50,7 +50,8 @@ class WanRequestSensor(BaseSensorOperator):
     :param request: a request id, or the return value of a ``WanSubmitOperator``; ``expand(request=submit.output)``
         works. (templated)
     :param deferrable: whether to wait in the triggerer, default True. False: the usual ``mode``, of which
-        ``reschedule`` is the default here.
+        ``reschedule`` is the default here: each poke is a process of its own and makes one poll, and Airflow's
+        ``poke_interval`` decides when the next one starts, since a new process knows nothing of earlier polls.
     :param poke_interval: seconds between polls; a deferred sensor skips polls that cannot find the request finished.
         None (default) adapts to the time waited and the queue if deferred, and is 60 s otherwise.
     :param timeout: the most that one try waits, default 6 hours. A request that is still queued then is cancelled;
