@@ -14,8 +14,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STEP := sh .ci/step
 INSTALLED := $(VENV)/installed.stamp
-# The oldest that is supported, and the newest before the one in constraints.txt.
-AIRFLOW ?= 3.1.8 3.2.2
+# The oldest that is supported, the newest before the one in constraints.txt, and the lowest versions of what the package
+# requires with a short selection of the tests.
+AIRFLOW ?= 3.1.8 3.2.2 lowest
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
