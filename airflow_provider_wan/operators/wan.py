@@ -455,9 +455,10 @@ class WanSubmitOperator(BaseOperator):
         raise AssertionError("defer raises")
 
     def _wait_here(self, wait: AwaitedRequest) -> dict[str, Any]:
-        from airflow_provider_wan.polling.drivers import start_wait, wait_in_worker
+        from airflow_provider_wan.polling.drivers import wait_in_worker
+        from airflow_provider_wan.polling.wait import RequestWait
 
-        polled = start_wait(
+        polled = RequestWait(
             wait.ref.request_id,
             deadline=deadline_in(seconds_of(self.timeout)),
             poll_interval_s=self.poll_interval,

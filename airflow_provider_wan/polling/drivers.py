@@ -34,26 +34,6 @@ _POLLS_PER_SECOND = 2000.0
 _POLLS_AT_ONCE = 100
 
 
-def start_wait(
-    request_id: str,
-    *,
-    deadline: float,
-    poll_interval_s: float | None,
-    is_known: bool = True,
-    submitted_at: float | None = None,
-    not_before: float = 0.0,
-) -> RequestWait:
-    """Begin a wait; see :class:`.wait.RequestWait`."""
-    return RequestWait(
-        request_id,
-        deadline=deadline,
-        poll_interval_s=poll_interval_s,
-        is_known=is_known,
-        submitted_at=submitted_at,
-        not_before=not_before,
-    )
-
-
 def as_wan_error(error: Exception, request_id: str) -> WanError:
     """Return any error of a poll as a WanError: an outage of a secrets backend must not end a paid wait."""
     if isinstance(error, WanError):

@@ -204,9 +204,10 @@ class WanRequestSensor(BaseSensorOperator):
             return PokeReturnValue(is_done=True, xcom_value=xcom)
 
     def _wait_here(self, wait: AwaitedRequest) -> PokeReturnValue | bool:
-        from airflow_provider_wan.polling.drivers import start_wait, wait_in_worker
+        from airflow_provider_wan.polling.drivers import wait_in_worker
+        from airflow_provider_wan.polling.wait import RequestWait
 
-        polled = start_wait(
+        polled = RequestWait(
             wait.ref.request_id,
             deadline=self._deadline,
             poll_interval_s=self.poke_interval,

@@ -106,9 +106,10 @@ class WanRequestTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield the one event."""
         await load()
-        from airflow_provider_wan.polling.drivers import start_wait, wait_in_triggerer
+        from airflow_provider_wan.polling.drivers import wait_in_triggerer
+        from airflow_provider_wan.polling.wait import RequestWait
 
-        wait = start_wait(
+        wait = RequestWait(
             self.request_id,
             deadline=self.deadline,
             poll_interval_s=self.poll_interval,

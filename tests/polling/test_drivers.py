@@ -20,8 +20,8 @@ import pytest
 from airflow_provider_wan.exceptions import WanRefusedError
 from airflow_provider_wan.hooks.wan import WanAsyncHook, WanHook
 from airflow_provider_wan.polling import drivers
-from airflow_provider_wan.polling.drivers import start_wait, wait_in_triggerer, wait_in_worker
-from airflow_provider_wan.polling.wait import Over
+from airflow_provider_wan.polling.drivers import wait_in_triggerer, wait_in_worker
+from airflow_provider_wan.polling.wait import Over, RequestWait
 from tests.durable.paying import connect
 from tests.sandboxes import INPUTS, MODEL
 from wan_sandbox.server import Sandbox
@@ -47,7 +47,7 @@ def buy(prompt: str = "wait for me") -> str:
 
 def wait_for(request_id: str, *, loop: str, seconds: float = 60, **options: Any) -> Over:
     deadline = time.time() + seconds
-    wait = start_wait(request_id, deadline=deadline, poll_interval_s=0.05, **options)
+    wait = RequestWait(request_id, deadline=deadline, poll_interval_s=0.05, **options)
 
     if loop == "triggerer":
         return asyncio.run(wait_in_triggerer("wan_default", wait, LOG))
@@ -176,7 +176,7 @@ def test_wait_in_a_worker_ends_when_it_is_stopped(sandbox: Sandbox) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     stop = threading.Event()
     stop.set()
-    wait = start_wait(buy(), deadline=time.time() + 60, poll_interval_s=None)
+    wait = RequestWait(buy(), deadline=time.time() + 60, poll_interval_s=None)
     assert wait_in_worker(WanHook(), wait, LOG, stop=stop) is None
 
 
@@ -224,7 +224,7 @@ def test_a_storm_loses_nothing_and_buys_nothing_twice(
             sandbox.add_fault(call, fault, rate=share, **params)
 
     async def in_triggerer(ids: list[str]) -> list[Over]:
-        waits = [start_wait(i, deadline=time.time() + 120, poll_interval_s=0.3) for i in ids]
+        waits = [RequestWait(i, deadline=time.time() + 120, poll_interval_s=0.3) for i in ids]
         return await asyncio.gather(*(wait_in_triggerer("wan_default", wait, LOG) for wait in waits))
 
     with ThreadPoolExecutor(20) as pool:
@@ -251,7 +251,7 @@ def test_a_storm_loses_nothing_and_buys_nothing_twice(
 
 
 def triggerer_wait(request_id: str, log: logging.Logger = LOG, **options: Any) -> asyncio.Task[Over]:
-    wait = start_wait(
+    wait = RequestWait(
         request_id, **{"deadline": time.time() + 60, "poll_interval_s": 0.05, "is_known": True, **options}
     )
     return asyncio.create_task(wait_in_triggerer("wan_default", wait, log))
@@ -339,8 +339,8 @@ def test_a_wait_that_was_cancelled_ends_no_other_wait_at_its_deadline(sandbox: S
     async def wait_for_both() -> Over:
         now = time.time()
         waits = [
-            start_wait(first, deadline=now + 0.6, poll_interval_s=0.05),
-            start_wait(second, deadline=now + 1.5, poll_interval_s=0.05),
+            RequestWait(first, deadline=now + 0.6, poll_interval_s=0.05),
+            RequestWait(second, deadline=now + 1.5, poll_interval_s=0.05),
         ]
         killed, other = (asyncio.ensure_future(wait_in_triggerer("wan_default", one, LOG)) for one in waits)
         await asyncio.sleep(0.2)
@@ -368,7 +368,7 @@ def test_a_wait_that_joins_while_the_last_one_leaves_is_woken_by_later_ones(
         shared = drivers.SharedWaits("wan_default", drivers.DurationEstimate())
 
         def join(request_id: str) -> asyncio.Task[Over]:
-            wait = start_wait(request_id, deadline=time.time() + 3600, poll_interval_s=3600)
+            wait = RequestWait(request_id, deadline=time.time() + 3600, poll_interval_s=3600)
             return asyncio.ensure_future(shared.wait(wait, LOG))
 
         async def until_polled(polls: int) -> None:
