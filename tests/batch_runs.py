@@ -44,7 +44,7 @@ def operator(**changes: Any) -> WanBatchOperator:
 
 
 @dataclass
-class Played:
+class BatchTry:
     """One try of a batch, from start to end.
 
     :param tasks: a new operator for each part of the try, as if each part ran in its own process.
@@ -64,18 +64,18 @@ class Played:
         ]
 
 
-def play_try(
+def run_try(
     ti: TaskInstance,
     *,
     outlet_events: Any = None,
     before: Callable[[str], None] = lambda part: None,
     **changes: Any,
-) -> Played:
+) -> BatchTry:
     """Run a try as a worker and a triggerer do, and keep the exception it raises.
 
     :param before: called with ``"worker"`` or ``"triggerer"`` before each part of the try.
     """
-    played = Played()
+    played = BatchTry()
     context = {"ti": ti, "outlet_events": outlet_events}
     event: dict[str, Any] | None = None
     while True:
@@ -106,7 +106,7 @@ async def _first_event(trigger: WanBatchTrigger) -> Any:
 
 def play(ti: TaskInstance, **changes: Any) -> tuple[dict[str, Any], list[WanBatchTrigger]]:
     """Run a try to its end, and raise its exception."""
-    played = play_try(ti, **changes)
+    played = run_try(ti, **changes)
     if played.error is not None:
         raise played.error
     return played.summary, played.triggers

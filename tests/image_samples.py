@@ -22,7 +22,7 @@ PHOTOS = Path(__file__).resolve().parents[1] / "demo" / "photos"
 RED, GREEN, BLUE, WHITE = (220, 30, 30), (30, 200, 30), (30, 30, 220), (255, 255, 255)
 
 
-class FarFile(RangedFile):
+class RemoteFile(RangedFile):
     """A remote file that records each range that is read, as a bucket or a web server would see it."""
 
     def __init__(self, data: bytes, *, size_known: bool = True) -> None:

@@ -77,7 +77,7 @@ class TaskInstance:
         return self.first_reschedule_date
 
 
-def a_context(
+def make_context(
     *, run_id: str = "manual__1", map_index: int = -1, store: Any = None, task_id: str = "task", **more: Any
 ) -> dict[str, Any]:
     """Return the context of one try; ``store`` is its task state store, if it has one."""
@@ -109,7 +109,7 @@ def start(task: Any, context: Mapping[str, Any]) -> Any:
     except TaskDeferred as deferred:
         if deferred.timeout is not None:  # it would start again with each deferral
             raise AssertionError("a wait has an absolute deadline, in its trigger") from None
-        return Deferred(task, context, revived(deferred.trigger), deferred.method_name)
+        return Deferred(task, context, deserialized(deferred.trigger), deferred.method_name)
 
 
 def run(task: Any, context: Mapping[str, Any]) -> Any:
@@ -118,7 +118,7 @@ def run(task: Any, context: Mapping[str, Any]) -> Any:
     return result.resume() if isinstance(result, Deferred) else result
 
 
-def revived(trigger: Any) -> Any:
+def deserialized(trigger: Any) -> Any:
     """Return a trigger as deserialized from the database."""
     path, kwargs = trigger.serialize()
     module, _, name = path.rpartition(".")

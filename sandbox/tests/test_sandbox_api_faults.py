@@ -15,7 +15,7 @@ from wan_sandbox.server import Sandbox
 CUT = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
 
 
-def bought(client: Client) -> int:
+def submit_request(client: Client) -> int:
     return len(client.sandbox.ledger()["purchases"])
 
 
@@ -58,7 +58,7 @@ def test_each_call_can_answer_anything(client: Client, call: str, fault: str, st
     answer = answers(client, request_id)[call]()
     assert answer.status_code == status
     assert says in answer.text
-    assert bought(client) == 1, "a fault before the processing buys nothing"
+    assert submit_request(client) == 1, "a fault before the processing buys nothing"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_submit_without_a_usable_answer_was_bought_or_not(
     except (*CUT, requests.ReadTimeout):
         answer = None
     assert answer is None or not _has_good_id(answer)
-    assert bought(client) == purchases
+    assert submit_request(client) == purchases
 
 
 def _has_good_id(answer: requests.Response) -> bool:
@@ -403,4 +403,4 @@ def test_an_outage_of_everything_changes_no_generation(client: Client) -> None:
         client.submit()
     assert [one["hits"] for one in client.sandbox.control("faults")["faults"] if one["id"] == rule] == [1]
     assert client.submit().status_code == 200
-    assert bought(client) == 2
+    assert submit_request(client) == 2

@@ -118,7 +118,7 @@ def wait(pause: Pause, deadline_s: float = 60.0) -> dict[str, Any]:
     return dict(json.loads(json.dumps(asyncio.run(first()))))
 
 
-def bought(sandbox: Sandbox) -> Counter[str]:
+def purchases_per_image(sandbox: Sandbox) -> Counter[str]:
     """How often each image was bought."""
     return Counter(purchase["img_url"] for purchase in sandbox.ledger()["purchases"])
 

@@ -27,10 +27,10 @@ from tests.batch.batch_support import (
     JOURNAL,
     addresses,
     batch,
-    bought,
     connection,
     manifest,
     outcomes,
+    purchases_per_image,
     run,
     videos,
 )
@@ -49,7 +49,7 @@ def test_every_image_becomes_one_video(sandbox: Sandbox) -> None:
     assert report.summary["landed"] == report.summary["total"] == report.summary["bought"] == 40
     assert report.summary["cost_usd"] == pytest.approx(8.0)
     assert report.summary["cost_is_exact"]
-    assert bought(sandbox) == dict.fromkeys(addresses(40), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(40), 1)
     lines = manifest(report)
     assert [line["image"] for line in lines] == addresses(40)
     assert sorted(line["uri"].rpartition("/")[2] for line in lines) == [
@@ -109,7 +109,7 @@ def test_an_unexpected_error_before_the_submit_counts_as_a_refusal(
     assert "a bug in a library" in manifest(report)[0]["error"]
     assert "Traceback" in caplog.text
     assert (report.summary["bought"], report.summary["cost_usd"]) == (1, pytest.approx(0.2))
-    assert bought(sandbox) == {images[1]: 1}
+    assert purchases_per_image(sandbox) == {images[1]: 1}
 
 
 def test_failures_within_max_failures_do_not_fail_the_batch(sandbox: Sandbox) -> None:
@@ -124,7 +124,7 @@ def test_a_failed_generation_is_retried_retries_per_image_times(sandbox: Sandbox
     assert isinstance(report.error, WanBatchError)
     assert report.error.retry_helps
     assert outcomes(report) == {"landed": 7, "failed": 1}
-    counts = bought(sandbox)
+    counts = purchases_per_image(sandbox)
     assert counts[addresses(8)[2]] == counts[addresses(8)[4]] == 2
     assert sum(counts.values()) == 10
 
@@ -134,7 +134,7 @@ def test_failed_requests_are_retried_within_the_limits(sandbox: Sandbox) -> None
     report = run(addresses(3), limits={"retries_per_image": 5}, budget=BudgetLimits(max_requests=5))
     assert isinstance(report.error, WanBudgetError)
     assert outcomes(report) == {"landed": 2, "left": 1}
-    assert bought(sandbox)[addresses(3)[1]] == 3
+    assert purchases_per_image(sandbox)[addresses(3)[1]] == 3
 
 
 def test_an_empty_account_leaves_the_rest_and_a_rerun_continues(sandbox: Sandbox) -> None:
@@ -145,7 +145,7 @@ def test_an_empty_account_leaves_the_rest_and_a_rerun_continues(sandbox: Sandbox
     assert "10 of 25 images are not done" in str(report.error)
     sandbox.control("account", {"balance_usd": 100.0})
     assert run(addresses(25)).error is None
-    assert bought(sandbox) == dict.fromkeys(addresses(25), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(25), 1)
 
 
 @pytest.mark.parametrize("limits", [BudgetLimits(max_requests=10), BudgetLimits(max_cost_usd=2.19)])
@@ -208,10 +208,10 @@ def test_a_lost_submit_is_reported_and_not_resent(sandbox: Sandbox) -> None:
         report = run(addresses(8), max_failures=MaxFailures(count=1))
         assert report.error is None
         assert outcomes(report)["unknown"] == 1
-    assert bought(sandbox)[lost] == 1
+    assert purchases_per_image(sandbox)[lost] == 1
     report = run(addresses(8), resolve={lost: "resubmit"})
     assert report.error is None
-    assert bought(sandbox)[lost] == 2
+    assert purchases_per_image(sandbox)[lost] == 2
 
 
 def test_failing_calls_only_cost_time(sandbox: Sandbox) -> None:
@@ -219,7 +219,7 @@ def test_failing_calls_only_cost_time(sandbox: Sandbox) -> None:
         sandbox.add_fault(call, "status", rate=0.1, status=503)
     report = run(addresses(60))
     assert report.error is None
-    assert bought(sandbox) == dict.fromkeys(addresses(60), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(60), 1)
     assert len(videos()) == 60
 
 
@@ -227,7 +227,7 @@ def test_a_pending_result_is_waited_for(sandbox: Sandbox) -> None:
     sandbox.add_fault("result", "pending", img_url_contains="0000", rate=0.5)
     report = run(addresses(8))
     assert report.error is None
-    assert bought(sandbox) == dict.fromkeys(addresses(8), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(8), 1)
 
 
 def test_a_request_without_a_video_is_reported_and_never_bought_again(sandbox: Sandbox) -> None:
@@ -241,11 +241,11 @@ def test_a_request_without_a_video_is_reported_and_never_bought_again(sandbox: S
         assert "variation" in line["error"]
         assert line["cost_usd"] == pytest.approx(0.2)
         assert report.summary["cost_is_exact"]
-    assert bought(sandbox) == dict.fromkeys(addresses(2), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(2), 1)
     assert sandbox.ledger()["calls"]["result"] < 12
     sandbox.clear_faults()
     assert run(addresses(2)).error is None
-    assert bought(sandbox) == dict.fromkeys(addresses(2), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(2), 1)
 
 
 def test_two_images_of_a_batch_never_share_a_request(sandbox: Sandbox) -> None:
@@ -263,7 +263,7 @@ def test_two_images_of_a_batch_never_share_a_request(sandbox: Sandbox) -> None:
     line = next(line for line in manifest(report) if line["outcome"] == "unknown")
     assert str(first.record.request_id) in line["error"]
     assert "belongs to" in line["error"]
-    assert bought(sandbox) == dict.fromkeys(addresses(2), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(2), 1)
 
 
 def test_two_runs_at_once_buy_each_image_once(sandbox: Sandbox) -> None:
@@ -273,7 +273,7 @@ def test_two_runs_at_once_buy_each_image_once(sandbox: Sandbox) -> None:
         second = pool.submit(run, images[::-1], owner="dag/b/task/-1")
         reports = [first.result(), second.result()]
     assert [report.error for report in reports] == [None, None]
-    assert bought(sandbox) == dict.fromkeys(images, 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(images, 1)
     assert len(videos()) == 50
 
 
@@ -281,14 +281,14 @@ def test_a_bucket_outage_is_waited_for(sandbox: Sandbox) -> None:
     sandbox.add_fault("bucket.*", "status", status=503, skip=60, count=25)
     report = run(addresses(40))
     assert report.error is None
-    assert bought(sandbox) == dict.fromkeys(addresses(40), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(40), 1)
 
 
 def test_a_rate_limit_on_submits_is_respected(sandbox: Sandbox) -> None:
     sandbox.add_fault("submit", "overloaded", rate=0.2, retry_after=1)
     report = run(addresses(20))
     assert report.error is None
-    assert bought(sandbox) == dict.fromkeys(addresses(20), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(20), 1)
     assert sandbox.ledger()["too_early"] == []
 
 
@@ -352,7 +352,7 @@ def test_a_stopped_batch_has_recorded_every_request(sandbox: Sandbox) -> None:
         stop.set()
         running.result()
     assert run(addresses(40)).error is None
-    assert bought(sandbox) == dict.fromkeys(addresses(40), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(40), 1)
 
 
 def test_a_batch_pauses_when_it_only_waits_and_resumes_in_another_process(sandbox: Sandbox) -> None:
@@ -385,7 +385,7 @@ def test_a_lost_or_broken_checkpoint_loses_nothing(sandbox: Sandbox) -> None:
     engine = again.resume({"ready": ["unknown-id"], "gone": ["unknown-id"], "started": {"x": 1}})
     engine.run(may_pause=False)
     assert again.report(engine).error is None
-    assert bought(sandbox) == dict.fromkeys(addresses(8), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(8), 1)
 
 
 def test_in_a_large_journal_only_the_records_of_the_batch_are_read(
@@ -419,7 +419,7 @@ def test_an_unreadable_record_fails_only_its_own_image(
     assert f"gs://videos/_journal/{broken}.json" in manifest(report)[0]["error"]
     assert isinstance(report.error, WanBatchError)
     assert not report.error.retry_helps
-    assert bought(sandbox) == dict.fromkeys(addresses(4), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(4), 1)
 
 
 @pytest.mark.parametrize("metadata", [{}, {"stage": "landed", "cost_usd": "much"}])
@@ -432,11 +432,11 @@ def test_a_record_whose_metadata_is_broken_is_read(sandbox: Sandbox, metadata: d
     blob.upload_from_string(text)
     report = run(addresses(3), owner="dag/2/task/-1")
     assert outcomes(report) == {"reused": 2, "landed": 1}
-    assert bought(sandbox) == dict.fromkeys(addresses(3), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(3), 1)
 
 
 def test_a_request_that_vanishes_before_it_succeeds_is_bought_again(sandbox: Sandbox) -> None:
     sandbox.add_fault("generation", "vanish", img_url_contains="00001.jpg", when="submitted", count=1)
     report = run(addresses(4))
     assert report.error is None
-    assert bought(sandbox)[addresses(4)[1]] == 2
+    assert purchases_per_image(sandbox)[addresses(4)[1]] == 2

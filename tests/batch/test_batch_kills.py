@@ -19,7 +19,7 @@ import pytest
 
 from airflow_provider_wan.batch.report import MaxFailures, Report
 from airflow_provider_wan.exceptions import WanBalanceError
-from tests.batch.batch_support import addresses, bought, connection, outcomes, run, videos
+from tests.batch.batch_support import addresses, connection, outcomes, purchases_per_image, run, videos
 from wan_sandbox.server import Sandbox
 
 IMAGES, KILLS = 200, 10
@@ -89,7 +89,7 @@ def test_ten_kills_at_random_moments_buy_each_image_once(
     # resubmitted.
     assert ended["landed"] + ended["reused"] + ended["unknown"] == IMAGES
     assert ended["unknown"] <= KILLS * 8
-    assert max(bought(sandbox).values()) == 1
+    assert max(purchases_per_image(sandbox).values()) == 1
     assert len(videos()) == ended["landed"] + ended["reused"]
 
     purchases = len(sandbox.ledger()["purchases"])
@@ -121,7 +121,7 @@ def test_two_runs_through_outages_and_an_empty_balance_buy_each_image_once(
         assert sum(ended.values()) == IMAGES
     sandbox.control("account", {"balance_usd": 1000.0})
     assert [report.error for report in overlapping()] == [None, None]
-    assert bought(sandbox) == dict.fromkeys(images, 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(images, 1)
     assert len(videos()) == IMAGES
 
     again = run(images).summary

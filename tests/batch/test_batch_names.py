@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_wan.exceptions import WanInputError
-from tests.batch.batch_support import addresses, batch, bought, manifest, outcomes, run, videos
+from tests.batch.batch_support import addresses, batch, manifest, outcomes, purchases_per_image, run, videos
 from wan_sandbox.server import Sandbox
 
 
@@ -51,7 +51,7 @@ def test_deleted_videos_are_landed_again(sandbox: Sandbox) -> None:
     assert report.error is None
     assert outcomes(report) == {"landed": 2, "reused": 2}
     assert videos() == before
-    assert sum(bought(sandbox).values()) == 4
+    assert sum(purchases_per_image(sandbox).values()) == 4
 
 
 def test_a_video_deleted_everywhere_is_not_bought_again(sandbox: Sandbox) -> None:
@@ -63,7 +63,7 @@ def test_a_video_deleted_everywhere_is_not_bought_again(sandbox: Sandbox) -> Non
     report = run(addresses(2), owner="dag/2/task/-1")
     assert outcomes(report) == {"not_landed": 1, "reused": 1}
     assert "not there any more" in manifest(report)[0]["error"]
-    assert sum(bought(sandbox).values()) == 2
+    assert sum(purchases_per_image(sandbox).values()) == 2
 
 
 def test_in_a_large_folder_only_the_names_of_the_batch_are_checked(
@@ -134,7 +134,7 @@ def test_rows_without_a_name_are_refused_alone(sandbox: Sandbox) -> None:
         f"dataset[{number}], line {number + 1}" for number in range(1, 5)
     ]
     assert all("object_name" in line["error"] for line in refused)
-    assert bought(sandbox) == {addresses(1)[0]: 1}
+    assert purchases_per_image(sandbox) == {addresses(1)[0]: 1}
 
 
 def test_unusable_rows_are_refused_alone(sandbox: Sandbox) -> None:
@@ -154,7 +154,7 @@ def test_unusable_rows_are_refused_alone(sandbox: Sandbox) -> None:
     assert outcomes(report) == {"landed": 2, "refused": len(odd)}
     refused = {line["row"] for line in manifest(report) if line["outcome"] == "refused"}
     assert refused == {f"dataset[{number}], line {number + 1}" for number in range(2, 2 + len(odd))}
-    assert sum(bought(sandbox).values()) == 2
+    assert sum(purchases_per_image(sandbox).values()) == 2
 
 
 def test_an_image_that_became_unreadable_is_refused_alone(sandbox: Sandbox) -> None:

@@ -16,10 +16,10 @@ from airflow_provider_wan.exceptions import WanDownloadError, WanStorageError, W
 from tests.batch.batch_support import (
     addresses,
     batch,
-    bought,
     connection,
     manifest,
     outcomes,
+    purchases_per_image,
     run,
     videos,
     wait,
@@ -67,7 +67,7 @@ def test_an_outage_leaves_only_submits_under_way_in_doubt_and_the_rest_is_made(s
     ended = outcomes(report)
     assert 1 <= ended["unknown"] <= UNDER_WAY + TRIALS
     assert ended["landed"] == 40 - ended["unknown"]
-    assert max(bought(sandbox).values()) == 1
+    assert max(purchases_per_image(sandbox).values()) == 1
     assert len(videos()) == ended["landed"]
 
 
@@ -90,7 +90,7 @@ def test_submits_that_stay_unclear_end_the_batch_after_three_trials_and_a_retry_
     assert again.error is None
     assert outcomes(again) == {"landed": 60 - len(unknown), "unknown": len(unknown)}
     assert {line["image"] for line in manifest(again) if line["outcome"] == "unknown"} == unknown
-    assert not unknown & set(bought(sandbox))
+    assert not unknown & set(purchases_per_image(sandbox))
 
 
 def test_one_lost_answer_affects_only_its_image(sandbox: Sandbox) -> None:
@@ -98,7 +98,7 @@ def test_one_lost_answer_affects_only_its_image(sandbox: Sandbox) -> None:
     report = run(addresses(30), max_failures=ANY)
     assert report.error is None
     assert outcomes(report) == {"landed": 29, "unknown": 1}
-    assert bought(sandbox) == dict.fromkeys(addresses(30), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(30), 1)
 
 
 def test_a_long_outage_is_waited_for_without_a_worker(sandbox: Sandbox) -> None:
@@ -222,7 +222,7 @@ def test_a_record_that_can_not_be_updated_for_an_adopted_request_is_not_called_a
     sandbox.clear_faults()
     report = run(addresses(5), deadline_s=300)
     assert report.error is None
-    assert bought(sandbox) == dict.fromkeys(addresses(5), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(5), 1)
 
 
 def test_any_error_of_one_cancel_leaves_the_others_cancelled(

@@ -11,8 +11,16 @@ import pytest
 from airflow_provider_wan.batch.report import MaxFailures
 from airflow_provider_wan.exceptions import WanBatchError
 from airflow_provider_wan.landing.checks import VideoChecks
-from tests.batch.batch_support import addresses, bought, connection, manifest, outcomes, run, videos
-from tests.batch_runs import TaskInstance, play, play_try
+from tests.batch.batch_support import (
+    addresses,
+    connection,
+    manifest,
+    outcomes,
+    purchases_per_image,
+    run,
+    videos,
+)
+from tests.batch_runs import TaskInstance, play, run_try
 from tests.landing.landing_support import FileServer, Serving
 from tests.landing.made_videos import made
 from wan_sandbox.server import Sandbox
@@ -64,7 +72,7 @@ def test_a_rejected_video_lands_in_quarantine_and_a_rerun_neither_buys_nor_decod
         monkeypatch.setattr("airflow_provider_wan.landing.inspector.VideoInspector.inspect", None)
     assert {line["uri"].rpartition("/")[0] for line in lines} == {"gs://videos/out/_rejected"}
     assert {line["error"] for line in lines} == {"100% of its frames are black"}
-    assert bought(sandbox) == dict.fromkeys(addresses(4), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(4), 1)
     assert len(black.heads) == 1
 
 
@@ -76,7 +84,7 @@ def test_a_rejected_video_is_no_failure_unless_bad_videos_fail(sandbox: Sandbox)
     assert "1 of 4 images have no video that is good" in str(report.error)
     assert "100% of its frames are black" in str(report.error)
     assert run(addresses(4), checks=FAIL, max_failures=MaxFailures(count=1)).error is None
-    assert bought(sandbox) == dict.fromkeys(addresses(4), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(4), 1)
 
 
 def test_a_rejected_video_is_accepted_by_a_later_run_that_reports(
@@ -88,7 +96,7 @@ def test_a_rejected_video_is_accepted_by_a_later_run_that_reports(
     assert (bad_line(report)["verdict"], report.summary["bad"]) == ("bad", 1)
     assert bad_line(report)["uri"].startswith("gs://videos/out/00001-")
     assert (len(black.heads), len(videos())) == (1, 5)  # the copy in quarantine stays
-    assert bought(sandbox) == dict.fromkeys(addresses(4), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(4), 1)
 
 
 def test_the_operator_passes_checks_of_the_user_to_the_batch(sandbox: Sandbox) -> None:
@@ -96,11 +104,11 @@ def test_the_operator_passes_checks_of_the_user_to_the_batch(sandbox: Sandbox) -
         return "it is dull" if record["image"].endswith("1.jpg") else None
 
     ti = TaskInstance()
-    played = play_try(ti, images=addresses(3), checks=["short", dull], on_bad_video="fail")
+    played = run_try(ti, images=addresses(3), checks=["short", dull], on_bad_video="fail")
     assert "it is dull" in str(played.error)
     summary = ti.xcoms["summary"]
     assert (summary["rejected"], summary["landed"], summary["usable"]) == (1, 2, 2)
     assert summary["cost_per_usable_usd"] == pytest.approx(0.3)
     summary, _ = play(ti, images=addresses(3), checks=["short", dull], on_bad_video="reject")
     assert summary["rejected"] == 1
-    assert bought(sandbox) == dict.fromkeys(addresses(3), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(3), 1)

@@ -11,8 +11,8 @@ from google.cloud import storage
 from airflow_provider_wan.batch.budget import BudgetLimits
 from airflow_provider_wan.batch.report import Report
 from airflow_provider_wan.exceptions import WanBudgetError
-from tests.batch.batch_support import addresses, batch, bought, manifest, outcomes, run
-from tests.batch_runs import IMAGES, TaskInstance, play_try
+from tests.batch.batch_support import addresses, batch, manifest, outcomes, purchases_per_image, run
+from tests.batch_runs import IMAGES, TaskInstance, run_try
 from wan_sandbox.server import Sandbox
 
 SIGNATURE = "X-Amz-Signature=0123456789abcdef"
@@ -50,7 +50,7 @@ def test_a_dataset_that_changes_during_a_wait_does_not_change_the_batch(sandbox:
     assert report.error is None
     assert [line["image"] for line in manifest(report)] == addresses(3)
     assert outcomes(report) == {"landed": 3}
-    assert bought(sandbox) == dict.fromkeys(addresses(3), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(3), 1)
 
 
 def test_a_dataset_deleted_during_a_wait_loses_nothing(sandbox: Sandbox) -> None:
@@ -112,7 +112,7 @@ def test_images_left_by_a_limit_fail_the_task_after_a_wait_too(sandbox: Sandbox,
     sandbox.control("account", {"concurrency": 1})
     sandbox.add_fault("generation", "fail", img_url_contains="000.jpg")
     images = IMAGES[:4]
-    played = play_try(
+    played = run_try(
         TaskInstance(),
         images=images,
         max_requests=len(images),

@@ -14,7 +14,7 @@ from google.cloud import storage
 from airflow_provider_wan.batch.batch import Batch
 from airflow_provider_wan.batch.engine import BatchEngine, Pause
 from airflow_provider_wan.exceptions import WanTransientError
-from tests.batch.batch_support import addresses, batch, bought, connection, outcomes, wait
+from tests.batch.batch_support import addresses, batch, connection, outcomes, purchases_per_image, wait
 from tests.image_samples import encoded, photo
 from wan_sandbox.server import Sandbox
 
@@ -140,7 +140,7 @@ def test_an_unreadable_image_is_refused_after_several_tries_across_waits(
     (ending,) = process.engine.results.values()
     assert ending.outcome == "refused"
     assert ending.image == images[1]
-    assert bought(sandbox) == {images[0]: 1}
+    assert purchases_per_image(sandbox) == {images[0]: 1}
 
 
 def test_a_request_whose_id_could_not_be_written_is_landed_after_the_wait(
@@ -171,4 +171,4 @@ def test_a_request_whose_id_could_not_be_written_is_landed_after_the_wait(
     assert report.error is None
     assert outcomes(report) == {"landed": 1}
     assert report.summary["bought"] == 1
-    assert bought(sandbox) == dict.fromkeys(addresses(1), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(1), 1)

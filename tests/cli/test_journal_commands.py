@@ -17,7 +17,7 @@ from airflow_provider_wan.durable.journal import BucketJournal
 from airflow_provider_wan.durable.record import Stage
 from airflow_provider_wan.exceptions import WanUnknownSubmissionError
 from airflow_provider_wan.get_provider_info import get_provider_info
-from tests.durable.paying import (
+from tests.durable.submission_support import (
     JOURNAL,
     a_video,
     an_intent,

@@ -46,7 +46,7 @@ from airflow_provider_wan.utils.params import video_spec_of
 from tests import batch_runs
 from tests.image_samples import encoded, exif_with, photo
 from tests.sandboxes import INPUTS, Bucket
-from tests.task_runs import StoreInMemory, a_context, connect, first_event, run, start
+from tests.task_runs import StoreInMemory, connect, first_event, make_context, run, start
 from wan_sandbox.server import Sandbox
 
 PINNED: dict[str, Any] = json.loads((Path(__file__).parent / "pinned.json").read_text(encoding="utf-8"))
@@ -194,22 +194,23 @@ def test_the_task_state_store() -> None:
 # -- XComs, landed objects, events -------------------------------------------------------------------------
 
 
-def a_submit(**options: Any) -> Any:
+def submit_operator(**options: Any) -> Any:
     given = {"check_image": False, "poll_interval": 0.05, **INPUTS, **options}
     return WanSubmitOperator(task_id="submit", **given)
 
 
-def bought(**options: Any) -> dict[str, Any]:
+def submit_request(**options: Any) -> dict[str, Any]:
     return dict(
         run(
-            a_submit(wait_for_completion=False, **options), a_context(task_id="submit", store=StoreInMemory())
+            submit_operator(wait_for_completion=False, **options),
+            make_context(task_id="submit", store=StoreInMemory()),
         )
     )
 
 
 def xcoms_of(task: Any, **context: Any) -> dict[str, Any]:
     """Run a task and return all its XComs."""
-    given = a_context(task_id=task.task_id, store=StoreInMemory(), **context)
+    given = make_context(task_id=task.task_id, store=StoreInMemory(), **context)
     try:
         result = {"return_value": run(task, given)}
     except Exception as error:
@@ -223,7 +224,7 @@ def lines(bucket: Bucket, uri: str) -> list[Any]:
 
 def landed(sandbox: Sandbox, bucket: Bucket) -> dict[str, Any]:
     sandbox.add_fault("generation", "output_shape", shape="videos", n=2)
-    request = bought(journal=JOURNAL, variation="b")
+    request = submit_request(journal=JOURNAL, variation="b")
     xcoms = xcoms_of(
         WanToGCSOperator(task_id="land", request=request, bucket_name="videos", object_name="a.mp4")
     )
@@ -234,7 +235,7 @@ def landed(sandbox: Sandbox, bucket: Bucket) -> dict[str, Any]:
 def cancelled(sandbox: Sandbox, *, place: int) -> dict[str, Any]:
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.control("account", {"concurrency": 1})
-    requests = [bought(), bought()]
+    requests = [submit_request(), submit_request()]
     return xcoms_of(WanCancelOperator(task_id="cancel", request=requests[place]))
 
 
@@ -255,7 +256,7 @@ def prepared(bucket: Bucket, **options: Any) -> dict[str, Any]:
 
 def batch(bucket: Bucket, **options: Any) -> dict[str, Any]:
     ti = batch_runs.TaskInstance()
-    played = batch_runs.play_try(ti, images=batch_runs.IMAGES[:2], deferrable=False, **options)
+    played = batch_runs.run_try(ti, images=batch_runs.IMAGES[:2], deferrable=False, **options)
     raised = {} if played.error is None else {"raised": type(played.error).__name__}
     xcoms = {**plain({**raised, "return_value": played.summary}), **ti.xcoms}
     where = xcoms.get("summary", {}).get("manifest")
@@ -276,27 +277,31 @@ def failing(
 
 def late(sandbox: Sandbox) -> dict[str, Any]:
     sandbox.control("speed", {"generation_seconds": 3600})
-    return event(request_id=bought()["request_id"], seconds=0.5, poll_interval=0.05, fingerprint="f")
+    return event(request_id=submit_request()["request_id"], seconds=0.5, poll_interval=0.05, fingerprint="f")
 
 
 def deferred(sandbox: Sandbox) -> dict[str, Any]:
     sandbox.control("speed", {"generation_seconds": 3600})
-    waits = start(a_submit(wait_for_completion=True, journal=JOURNAL), a_context(task_id="submit"))
+    waits = start(submit_operator(wait_for_completion=True, journal=JOURNAL), make_context(task_id="submit"))
     path, kwargs = waits.trigger.serialize()
     return {"method_name": waits.method_name, "path": path, "kwargs": plain(kwargs)}
 
 
 #: Values that are produced with the sandbox, by name.
 MADE: dict[str, Callable[[Sandbox, Bucket], Any]] = {
-    "submit": lambda _s, _b: xcoms_of(a_submit()),
-    "submit with a journal": lambda _s, _b: xcoms_of(a_submit(journal=JOURNAL, variation="b", seed="7")),
-    "submit that waits": lambda _s, _b: xcoms_of(a_submit(wait_for_completion=True)),
+    "submit": lambda _s, _b: xcoms_of(submit_operator()),
+    "submit with a journal": lambda _s, _b: xcoms_of(
+        submit_operator(journal=JOURNAL, variation="b", seed="7")
+    ),
+    "submit that waits": lambda _s, _b: xcoms_of(submit_operator(wait_for_completion=True)),
     "submit that defers": lambda s, _b: deferred(s),
-    "submit that fails": lambda s, _b: failing(s, lambda: xcoms_of(a_submit(wait_for_completion=True))),
-    "submit that is skipped": lambda _s, _b: xcoms_of(a_submit(duration=7, on_invalid="skip")),
-    "sensor": lambda _s, _b: xcoms_of(WanRequestSensor(task_id="wait", request=bought())),
+    "submit that fails": lambda s, _b: failing(
+        s, lambda: xcoms_of(submit_operator(wait_for_completion=True))
+    ),
+    "submit that is skipped": lambda _s, _b: xcoms_of(submit_operator(duration=7, on_invalid="skip")),
+    "sensor": lambda _s, _b: xcoms_of(WanRequestSensor(task_id="wait", request=submit_request())),
     "sensor of an id": lambda _s, _b: xcoms_of(
-        WanRequestSensor(task_id="wait", request=bought()["request_id"])
+        WanRequestSensor(task_id="wait", request=submit_request()["request_id"])
     ),
     "landing of two videos": landed,
     "cancel of a queued request": lambda s, _b: cancelled(s, place=1),
@@ -308,16 +313,16 @@ MADE: dict[str, Callable[[Sandbox, Bucket], Any]] = {
     "batch as a plan": lambda _s, b: batch(b, dry_run=True),
     "batch that fails": lambda s, b: failing(s, lambda: batch(b)),
     "contact sheet": lambda _s, _b: xcoms_of(WanContactSheetOperator(task_id="sheet", bucket_name="videos")),
-    "event of success": lambda _s, _b: event(request_id=bought()["request_id"], fingerprint="f"),
-    "event of failure": lambda s, _b: failing(s, lambda: event(request_id=bought()["request_id"])),
+    "event of success": lambda _s, _b: event(request_id=submit_request()["request_id"], fingerprint="f"),
+    "event of failure": lambda s, _b: failing(s, lambda: event(request_id=submit_request()["request_id"])),
     "event of a timeout": lambda s, _b: late(s),
     "event of a wrong id": lambda s, _b: failing(
         s, lambda: event(request_id="0" * 8, is_known=False), "status", "malformed_id"
     ),
     "event of a lost result": lambda s, _b: failing(
-        s, lambda: event(request_id=bought()["request_id"]), "result", "not_found"
+        s, lambda: event(request_id=submit_request()["request_id"]), "result", "not_found"
     ),
-    "event of a batch": lambda _s, _b: event(WanBatchTrigger, request_ids=[bought()["request_id"]]),
+    "event of a batch": lambda _s, _b: event(WanBatchTrigger, request_ids=[submit_request()["request_id"]]),
     "event of a late batch": lambda _s, _b: event(WanBatchTrigger, request_ids=["a"], seconds=-1),
     "event of a batch that is due": lambda _s, _b: event(
         WanBatchTrigger, request_ids=["a"], not_later_than=1

@@ -12,7 +12,7 @@ from airflow_provider_wan.exceptions import WanGenerationFailedError, WanInputEr
 from airflow_provider_wan.operators.wan import WanSubmitOperator
 from tests.docs import plain_python
 from tests.sandboxes import INPUTS
-from tests.task_runs import a_context, purchases, run
+from tests.task_runs import make_context, purchases, run
 from wan_sandbox.server import Sandbox
 
 
@@ -48,8 +48,8 @@ def test_one_failed_poll_makes_a_retry_of_plain_python_buy_again_and_ours_not(sa
 
     sandbox.reset()
     sandbox.add_fault("status", "status", status=503, count=1)
-    run(submit(), a_context())
-    run(submit(), a_context())
+    run(submit(), make_context())
+    run(submit(), make_context())
     assert len(purchases(sandbox)) == 1
 
 
@@ -58,10 +58,10 @@ def test_a_failed_generation_has_no_video_and_plain_python_reports_a_key_error(s
     with pytest.raises((KeyError, TypeError)):
         plain_python.generate(**INPUTS)
     with pytest.raises(WanGenerationFailedError):
-        run(submit(), a_context())
+        run(submit(), make_context())
 
 
 def test_a_mistyped_value_costs_plain_python_a_call_and_is_refused_here_first(sandbox: Sandbox) -> None:
     with pytest.raises(WanInputError, match="resolution"):
-        run(submit(resolution="8k"), a_context())
+        run(submit(resolution="8k"), make_context())
     assert sandbox.ledger()["submits_seen"] == 0

@@ -18,7 +18,7 @@ from airflow_provider_wan.durable.journal import (
 )
 from airflow_provider_wan.durable.record import Record, Stage, new_claim
 from airflow_provider_wan.exceptions import WanInputError, WanStorageError
-from tests.durable.paying import JOURNAL, StoreInMemory, bucket_journal
+from tests.durable.submission_support import JOURNAL, StoreInMemory, bucket_journal
 from tests.sandboxes import Bucket
 
 FINGERPRINT = "ab" * 32

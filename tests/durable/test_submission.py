@@ -34,7 +34,7 @@ from airflow_provider_wan.exceptions import (
 )
 from airflow_provider_wan.hooks.gcs import retry_policy
 from airflow_provider_wan.model_api.video_spec import VideoSpec, make_video_spec
-from tests.durable.paying import (
+from tests.durable.submission_support import (
     AT_ONCE,
     LOG,
     StoreInMemory,

@@ -17,8 +17,8 @@ import pytest
 
 from airflow_provider_wan.durable.record import Stage
 from airflow_provider_wan.exceptions import WanUnknownSubmissionError
-from tests.durable import paying_racer
-from tests.durable.paying import a_video, bucket_journal, connect, submission
+from tests.durable import racing_worker
+from tests.durable.submission_support import a_video, bucket_journal, connect, submission
 from tests.sandboxes import Bucket
 from wan_sandbox.server import Sandbox
 
@@ -31,7 +31,7 @@ def test_two_processes_that_claim_at_once_buy_once_in_each_of_100_rounds(
     sandbox.control("speed", {"generation_seconds": 3600})
     fresh = multiprocessing.get_context("spawn")  # a fork would copy the sandbox's thread
     barrier, results = fresh.Barrier(2), fresh.Queue()
-    racers = [fresh.Process(target=paying_racer.race, args=(barrier, ROUNDS, results)) for _ in range(2)]
+    racers = [fresh.Process(target=racing_worker.race, args=(barrier, ROUNDS, results)) for _ in range(2)]
     for racer in racers:
         racer.start()
     one, other = results.get(timeout=120), results.get(timeout=120)
@@ -71,7 +71,7 @@ class Killed:
             )
         with open(output, "w") as log:
             worker = subprocess.Popen(
-                [sys.executable, paying_racer.__file__, *POINTS],
+                [sys.executable, racing_worker.__file__, *POINTS],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONPATH": ":".join(sys.path)},

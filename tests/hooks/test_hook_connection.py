@@ -13,7 +13,7 @@ from airflow_provider_wan.exceptions import WanAuthError, WanError, WanInputErro
 from airflow_provider_wan.hooks.connection import WanSettings
 from airflow_provider_wan.hooks.wan import WanHook
 from tests.hooks.either_hook import EitherHook, connection
-from tests.wires import Wire, always, closed_port, reply
+from tests.raw_servers import RawServer, always, closed_port, reply
 from wan_sandbox.server import Sandbox
 
 
@@ -191,7 +191,7 @@ def test_connection_test_names_the_problem(
 def test_connection_test_never_raises_or_shows_the_token(
     hook: EitherHook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Wire(always(reply(b"secret-token", "401 Unauthorized"))) as echo:
+    with RawServer(always(reply(b"secret-token", "401 Unauthorized"))) as echo:
         written = [
             connection(echo.url, "secret-token"),
             connection(f"http://127.0.0.1:{closed_port()}", "secret-token"),
@@ -213,7 +213,7 @@ def test_token_echoed_by_a_server_is_not_in_the_error(
         b'{"error_code": 400001, "error_message": "bad: Bearer secret-token"}',
         b"Bearer secret-token",
     ):
-        with Wire(always(reply(body, "400 Bad Request"))) as echo:
+        with RawServer(always(reply(body, "400 Bad Request"))) as echo:
             monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(echo.url, "secret-token"))
             with pytest.raises(WanError) as caught:
                 EitherHook(hook.kind)("get_status", "abc")

@@ -12,8 +12,8 @@ import pytest
 from airflow_provider_wan.exceptions import WanInputError, WanStorageError
 from airflow_provider_wan.hooks import gcs
 from airflow_provider_wan.hooks.gcs import check_object_name, split_gs_uri, storage_client, storage_errors
+from tests.raw_servers import Proxy, RawServer, always, closed_port, drip, read_head, reply
 from tests.sandboxes import Bucket
-from tests.wires import Proxy, Wire, always, closed_port, drip, read_head, reply
 from wan_sandbox.server import Sandbox
 
 NOT_FOUND = reply(
@@ -23,7 +23,7 @@ NOT_FOUND = reply(
 
 def test_storage_client_makes_no_side_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     heads: list[str] = []
-    with Wire(always(NOT_FOUND, heads=heads)) as wire:
+    with RawServer(always(NOT_FOUND, heads=heads)) as wire:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", wire.url)
         before = set(threading.enumerate())
         client = storage_client()
@@ -47,7 +47,7 @@ def test_slow_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
         read_head(sock)
         drip(sock, wire.over, b"HTTP/1.1 200 OK\r\nX: y")
 
-    with Wire(answer) as wire:
+    with RawServer(answer) as wire:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", wire.url)
         with pytest.raises(WanStorageError), storage_errors("Reading"):
             storage_client().bucket("videos").get_blob("a", timeout=(1, 0.3), retry=None)
@@ -106,7 +106,7 @@ def test_missing_bucket_is_named(sandbox: Sandbox) -> None:
 def test_403_for_too_many_requests_is_retried(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
     error = {"code": 403, "message": "slow down", "errors": [{"reason": reason, "message": "slow down"}]}
     body = json.dumps({"error": error}).encode()
-    with Wire(always(reply(body, "403 Forbidden", Content_Type="application/json"))) as wire:
+    with RawServer(always(reply(body, "403 Forbidden", Content_Type="application/json"))) as wire:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", wire.url)
         with pytest.raises(WanStorageError) as caught, storage_errors("Reading"):
             storage_client().bucket("videos").get_blob("a", timeout=5)

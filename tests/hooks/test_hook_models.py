@@ -12,14 +12,14 @@ from airflow_provider_wan.exceptions import WanAuthError, WanInputError, WanTran
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.model_api.inputs import load_schema, validate_inputs
 from tests.hooks.either_hook import QUICK, connection
+from tests.raw_servers import RawServer, always, reply
 from tests.sandboxes import INPUTS, MODEL
-from tests.wires import Wire, always, reply
 from wan_sandbox.server import Sandbox
 
 ACME = "acme/video/fast"
 
 
-def hook_of(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> WanHook:
+def hook_of(wire: RawServer, monkeypatch: pytest.MonkeyPatch) -> WanHook:
     monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url))
     return WanHook(retry=QUICK)
 
@@ -65,7 +65,7 @@ def test_page_of_wan_2_2_decides_and_differences_are_logged_once(
         "duration": {"type": "integer", "enum": [5, 10]},
         "prompt": {"type": "string", "maxLength": 20},
     }
-    with Wire(always(page(MODEL, **fields))) as wire:
+    with RawServer(always(page(MODEL, **fields))) as wire:
         hook = hook_of(wire, monkeypatch)
         model = hook.model(MODEL)
         hook.model(MODEL)
@@ -92,7 +92,7 @@ def test_page_of_wan_2_2_decides_and_differences_are_logged_once(
 def test_page_that_can_not_be_used_leaves_inputs_unchecked_with_one_warning(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], answer: bytes
 ) -> None:
-    with Wire(always(answer)) as wire:
+    with RawServer(always(answer)) as wire:
         hook = hook_of(wire, monkeypatch)
         assert validate_inputs(hook.model(ACME), {"anything": 1}) == {"anything": 1}
         assert capfd.readouterr().out.count("sent unchecked") == 1
@@ -104,7 +104,7 @@ def test_page_that_can_not_be_used_leaves_inputs_unchecked_with_one_warning(
 
 
 def test_refused_token_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Wire(always(reply(b'{"error_code": 400004}', "401 Unauthorized"))) as wire:
+    with RawServer(always(reply(b'{"error_code": 400004}', "401 Unauthorized"))) as wire:
         for model_id in (MODEL, ACME):
             with pytest.raises(WanAuthError):
                 hook_of(wire, monkeypatch).model(model_id)

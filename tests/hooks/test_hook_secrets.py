@@ -20,8 +20,8 @@ from airflow_provider_wan.exceptions import (
 )
 from airflow_provider_wan.hooks.wan import WanAsyncHook, WanHook
 from tests.hooks.either_hook import QUICK, EitherHook, connection, everything_in
+from tests.raw_servers import Proxy, RawServer, always, certificate, closed_port, read_request, reply
 from tests.sandboxes import INPUTS, MODEL
-from tests.wires import Proxy, Wire, always, certificate, closed_port, read_request, reply
 from wan_sandbox.server import Sandbox
 
 TOKEN = "token-0123456789-secret"
@@ -36,7 +36,7 @@ METHODS = [
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_no_redirect_is_followed(hook: EitherHook, sandbox: Sandbox, status: int) -> None:
-    with Wire(always(reply(b"{}"))) as elsewhere:
+    with RawServer(always(reply(b"{}"))) as elsewhere:
         sandbox.add_fault("*", "redirect", location=f"{elsewhere.url}/v1/requests/a", status=status)
         for method, *args in METHODS:
             with pytest.raises(WanError):
@@ -45,7 +45,7 @@ def test_no_redirect_is_followed(hook: EitherHook, sandbox: Sandbox, status: int
 
 
 def test_urls_in_answers_are_not_called(hook: EitherHook, sandbox: Sandbox) -> None:
-    with Wire(always(reply(b"{}"))) as elsewhere:
+    with RawServer(always(reply(b"{}"))) as elsewhere:
         sandbox.add_fault("submit", "foreign_urls", location=elsewhere.url)
         sandbox.add_fault("status", "foreign_urls", location=elsewhere.url)
         request_id = hook("submit", MODEL, INPUTS).request_id
@@ -64,7 +64,7 @@ def test_netrc_neither_replaces_the_token_nor_breaks_the_call(
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     heads: list[str] = []
     answer = reply(b'{"request_id": "a", "status": "in_progress"}')
-    with Wire(always(answer, heads=heads)) as wire:
+    with RawServer(always(answer, heads=heads)) as wire:
         monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url, TOKEN))
         hook = EitherHook(hook.kind)
         hook("get_status", "a")
@@ -79,7 +79,7 @@ def test_netrc_neither_replaces_the_token_nor_breaks_the_call(
 def test_no_cookie_is_kept(hook: EitherHook, monkeypatch: pytest.MonkeyPatch) -> None:
     heads: list[str] = []
     answer = reply(b'{"request_id": "a", "status": "in_progress"}', Set_Cookie="session=1; Path=/")
-    with Wire(always(answer, heads=heads)) as wire:
+    with RawServer(always(answer, heads=heads)) as wire:
         monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url, TOKEN))
         hook = EitherHook(hook.kind)
         for _ in range(2):
@@ -105,7 +105,7 @@ def test_error_about_an_unusable_answer_has_no_token(
     hook: EitherHook, monkeypatch: pytest.MonkeyPatch, answer: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    with Wire(always(answer)) as wire:
+    with RawServer(always(answer)) as wire:
         monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url, TOKEN))
         hook = EitherHook(hook.kind)
         for method, *args in METHODS:
@@ -122,7 +122,7 @@ def test_connection_error_has_no_token_and_nothing_is_bought(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     hosts = [f"http://127.0.0.1:{closed_port()}", "https://no-such-host.invalid"]
-    with Wire(always(reply()), tls=True) as untrusted, Wire(lambda sock: None) as no_tls:
+    with RawServer(always(reply()), tls=True) as untrusted, RawServer(lambda sock: None) as no_tls:
         for host in (*hosts, untrusted.url, f"https://127.0.0.1:{no_tls.port}"):
             monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(host, TOKEN))
             for method, *args in METHODS:
@@ -162,7 +162,7 @@ def test_proxy_tunnel_does_not_see_the_token(hook: EitherHook, monkeypatch: pyte
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate())
     heads: list[str] = []
     answer = reply(b'{"request_id": "a", "status": "in_progress"}')
-    with Wire(always(answer, heads=heads), tls=True) as wire, Proxy() as proxy:
+    with RawServer(always(answer, heads=heads), tls=True) as wire, Proxy() as proxy:
         monkeypatch.setenv("HTTPS_PROXY", f"http://user:password@127.0.0.1:{proxy.port}")
         monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url, TOKEN))
         hook = EitherHook(hook.kind)
@@ -236,7 +236,7 @@ def test_rotated_token_is_read_once_for_all_in_the_loop(
 
 
 def test_test_server_reads_a_request_whole_before_it_answers() -> None:
-    """The wires of these tests read bodies, or a reset could be taken for an answer."""
+    """The servers of these tests read bodies, or a reset could be taken for an answer."""
     bodies: list[bytes] = []
 
     def answer(sock: object) -> None:
@@ -245,6 +245,6 @@ def test_test_server_reads_a_request_whole_before_it_answers() -> None:
 
     import requests
 
-    with Wire(answer) as wire:
+    with RawServer(answer) as wire:
         requests.post(wire.url, data=b"x" * 300_000, timeout=5)
     assert bodies[0].endswith(b"x" * 300_000)

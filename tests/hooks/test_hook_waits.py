@@ -17,8 +17,8 @@ from airflow_provider_wan.hooks import wan_async
 from airflow_provider_wan.hooks.common import Pacer, pacer_of
 from airflow_provider_wan.hooks.wan import WanAsyncHook, WanHook
 from tests.hooks.either_hook import KINDS, QUICK, EitherHook, connection
+from tests.raw_servers import RawServer, read_request, reply
 from tests.sandboxes import INPUTS, MODEL
-from tests.wires import Wire, read_request, reply
 from wan_sandbox.server import Sandbox
 
 YEAR_S = 365 * 86400
@@ -82,7 +82,7 @@ def test_retry_after_date_uses_our_clock_without_a_date_header(
 ) -> None:
     in_a_year = formatdate(time.time() + YEAR_S, usegmt=True)
     answer = reply(b"{}", "429 Too Many Requests", Retry_After=in_a_year)
-    with Wire(lambda sock: sock.sendall(answer) if read_request(sock) else None) as wire:
+    with RawServer(lambda sock: sock.sendall(answer) if read_request(sock) else None) as wire:
         monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url))
         with pytest.raises(WanTransientError, match="asks to wait"):
             EitherHook(hook.kind)("get_status", "abc")
@@ -129,7 +129,7 @@ def test_async_hooks_of_a_loop_share_their_connections(monkeypatch: pytest.Monke
                 await second.get_status("a")
             await first.get_status("a")
 
-    with Wire(keep_alive) as wire:
+    with RawServer(keep_alive) as wire:
         monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url))
         asyncio.run(two_hooks())
         assert wire.connections == 1
@@ -160,7 +160,7 @@ def test_cancelled_wait_frees_its_place(monkeypatch: pytest.MonkeyPatch) -> None
             await asyncio.gather(*stuck, return_exceptions=True)
             assert (await last).word == "in_progress"
 
-    with Wire(answer_last) as wire:
+    with RawServer(answer_last) as wire:
         monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url))
         asyncio.run(taken_away())
 
@@ -173,7 +173,7 @@ def test_submit_always_uses_a_new_connection(monkeypatch: pytest.MonkeyPatch) ->
         if request.startswith(b"GET"):
             sock.recv(1)  # keeps it open until the client uses it again, and then is gone
 
-    with Wire(leave_after_one) as wire:
+    with RawServer(leave_after_one) as wire:
         monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(wire.url))
         hook = EitherHook("sync")
         hook("get_status", "a")

@@ -14,7 +14,7 @@ import pytest
 
 from airflow_provider_wan.http.addresses import AddressRefusedError, refuse_private_literal
 from airflow_provider_wan.http.fetch import DownloadLimits, Fetcher, FetchError, FetchRules, FilePart
-from tests.wires import Wire, always, read_head, reply
+from tests.raw_servers import RawServer, always, read_head, reply
 
 FILE = bytes(range(256)) * 40
 LOG = logging.getLogger("fetch")
@@ -37,8 +37,8 @@ def open_part(url: str, **asked: Any) -> tuple[FilePart, bytes]:
 @pytest.mark.parametrize(("where", "size"), [("bytes 5-14/10240", 10240), ("bytes 5-14/*", None)])
 def test_a_part_says_where_it_is_and_may_not_know_the_size(where: str, size: int | None) -> None:
     answer = reply(FILE[5:15], "206 Partial Content", Content_Range=where)
-    with Wire(always(answer)) as wire:
-        part, data = open_part(wire.url, start=5, length=10)
+    with RawServer(always(answer)) as server:
+        part, data = open_part(server.url, start=5, length=10)
     assert (part.start, part.size_bytes, part.is_whole, data) == (5, size, False, FILE[5:15])
 
 
@@ -49,21 +49,21 @@ def test_host_that_refuses_a_range_is_asked_for_the_whole_file() -> None:
         heads.append(read_head(sock).decode())
         sock.sendall(reply(status="416 No") if "range:" in heads[-1].lower() else reply(FILE))
 
-    with Wire(answer) as wire:
-        part, data = open_part(wire.url, length=100)
+    with RawServer(answer) as server:
+        part, data = open_part(server.url, length=100)
     assert (part.is_whole, data, len(heads)) == (True, FILE, 2)
 
 
 def test_a_part_that_was_not_asked_for_is_refused() -> None:
     answer = reply(FILE[:10], "206 Partial Content", Content_Range="bytes 0-9/10240")
-    with Wire(always(answer)) as wire, pytest.raises(FetchError, match="another one"):
-        open_part(wire.url)
+    with RawServer(always(answer)) as server, pytest.raises(FetchError, match="another one"):
+        open_part(server.url)
 
 
 def test_a_request_names_this_package_and_sends_no_credentials() -> None:
     heads: list[str] = []
-    with Wire(always(reply(FILE), heads=heads)) as wire:
-        open_part(wire.url)
+    with RawServer(always(reply(FILE), heads=heads)) as server:
+        open_part(server.url)
     assert "User-Agent: airflow-provider-wan" in heads[0]
     assert "Accept-Encoding: identity" in heads[0]
     assert not [name for name in ("authorization", "cookie") if name in heads[0].lower()]
@@ -78,8 +78,8 @@ def test_every_address_of_a_chain_of_redirects_is_checked() -> None:
             raise AddressRefusedError("its host is not on the list")
 
     with (
-        Wire(always(reply(status="302 Found", Location="/third"))) as second,
-        Wire(always(reply(status="307 Found", Location=f"{second.url}/second"))) as first,
+        RawServer(always(reply(status="302 Found", Location="/third"))) as second,
+        RawServer(always(reply(status="307 Found", Location=f"{second.url}/second"))) as first,
         fetching(check_address=check) as fetcher,
         pytest.raises(FetchError, match="not on the list") as caught,
     ):
@@ -91,12 +91,12 @@ def test_every_address_of_a_chain_of_redirects_is_checked() -> None:
 
 def test_private_host_receives_no_byte() -> None:
     with (
-        Wire(always(reply(FILE))) as wire,
+        RawServer(always(reply(FILE))) as server,
         fetching(check_address=refuse_private_literal, refuse_private=True) as fetcher,
         pytest.raises(FetchError, match="not a public address"),
     ):
-        fetcher.open(wire.url, deadline=time.monotonic() + 20)
-    assert not wire.connections
+        fetcher.open(server.url, deadline=time.monotonic() + 20)
+    assert not server.connections
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,11 @@ def test_private_host_receives_no_byte() -> None:
     ],
 )
 def test_a_status_says_whether_the_address_may_work_later(status: str, transient: bool) -> None:
-    with Wire(always(reply(status=status, Retry_After="7"))) as wire, pytest.raises(FetchError) as caught:
-        open_part(f"{wire.url}/a?Signature=secret")
+    with (
+        RawServer(always(reply(status=status, Retry_After="7"))) as server,
+        pytest.raises(FetchError) as caught,
+    ):
+        open_part(f"{server.url}/a?Signature=secret")
     assert (caught.value.status, caught.value.is_transient) == (int(status[:3]), transient)
     assert caught.value.retry_after_s == 7
     assert "secret" not in str(caught.value)
@@ -120,11 +123,11 @@ def test_a_status_says_whether_the_address_may_work_later(status: str, transient
 
 @pytest.mark.parametrize("answer", [reply(FILE), b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + FILE])
 def test_more_than_the_limit_is_not_loaded(answer: bytes) -> None:
-    with Wire(always(answer)) as wire, fetching() as fetcher:
+    with RawServer(always(answer)) as server, fetching() as fetcher:
         deadline = time.monotonic() + 20
-        assert fetcher.read_all(wire.url, deadline=deadline, limit_bytes=len(FILE)) == FILE
+        assert fetcher.read_all(server.url, deadline=deadline, limit_bytes=len(FILE)) == FILE
         with pytest.raises(FetchError, match="more than 10,239 bytes") as caught:
-            fetcher.read_all(wire.url, deadline=deadline, limit_bytes=len(FILE) - 1)
+            fetcher.read_all(server.url, deadline=deadline, limit_bytes=len(FILE) - 1)
     assert caught.value.kind == "too large"
 
 
@@ -136,8 +139,8 @@ def test_download_waits_as_long_as_retry_after() -> None:
         read_head(sock)
         sock.sendall(next(answers))
 
-    with Wire(answer) as wire:
+    with RawServer(answer) as server:
         fetcher = Fetcher(FetchRules(lambda url: None), sleep=waited.append)
         file = io.BytesIO()
-        done = fetcher.download(wire.url, file, DownloadLimits(), LOG)
+        done = fetcher.download(server.url, file, DownloadLimits(), LOG)
     assert (file.getvalue(), done.size_bytes, waited) == (FILE, len(FILE), [40.0])

@@ -13,10 +13,10 @@ import pytest
 import requests
 
 from airflow_provider_wan.http import transport as web
-from tests.wires import (
+from tests.raw_servers import (
     Answer,
     Proxy,
-    Wire,
+    RawServer,
     always,
     certificate,
     closed_port,
@@ -34,7 +34,7 @@ def get(url: str, timeout: tuple[float, float] = LONG) -> requests.Response:
         return session.get(url, timeout=timeout, stream=True, allow_redirects=False)
 
 
-def dripping(data: bytes, first: bytes = b"") -> Wire:
+def dripping(data: bytes, first: bytes = b"") -> RawServer:
     """A server that sends ``first``, and then for ever a byte in less than any timeout of one receive."""
 
     def answer(sock: socket.socket) -> None:
@@ -42,7 +42,7 @@ def dripping(data: bytes, first: bytes = b"") -> Wire:
         sock.sendall(first)
         drip(sock, wire.over, data)
 
-    wire = Wire(answer)
+    wire = RawServer(answer)
     return wire
 
 
@@ -97,10 +97,10 @@ ROUTES = ("plain", "proxy", "tls", "tls through a proxy", "tls through a tls pro
 
 
 @contextlib.contextmanager
-def route(name: str, monkeypatch: pytest.MonkeyPatch, answer: Answer) -> Iterator[Wire]:
+def route(name: str, monkeypatch: pytest.MonkeyPatch, answer: Answer) -> Iterator[RawServer]:
     """A server that is reached in one of five ways."""
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate())
-    with Wire(answer, tls=name.startswith("tls")) as wire, Proxy(tls="tls proxy" in name) as proxy:
+    with RawServer(answer, tls=name.startswith("tls")) as wire, Proxy(tls="tls proxy" in name) as proxy:
         if "proxy" in name:
             monkeypatch.setenv("HTTP_PROXY", proxy.url)
             monkeypatch.setenv("HTTPS_PROXY", proxy.url)
@@ -147,7 +147,7 @@ def test_a_handshake_that_drips_inside_a_tls_tunnel_is_cut(monkeypatch: pytest.M
         drip(sock, wire.over, bytes.fromhex("1603034000") + b"\x02" * 20_000)
 
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate())
-    with Wire(answer) as wire, Proxy(tls=True) as proxy, web.track_exchange() as exchange:
+    with RawServer(answer) as wire, Proxy(tls=True) as proxy, web.track_exchange() as exchange:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         with pytest.raises(requests.ConnectionError):
             get(f"https://127.0.0.1:{wire.port}", (1.5, 20))
@@ -160,7 +160,7 @@ def test_a_tls_handshake_that_drips_is_cut() -> None:
         # The head of a TLS record of 16 KiB, and then a byte at a time.
         drip(sock, wire.over, bytes.fromhex("1603034000") + b"\x02" * 20_000)
 
-    with Wire(answer) as wire, pytest.raises(requests.ConnectTimeout), web.track_exchange() as seen:
+    with RawServer(answer) as wire, pytest.raises(requests.ConnectTimeout), web.track_exchange() as seen:
         get(f"https://127.0.0.1:{wire.port}", SHORT)
     assert not seen.sent
 
@@ -175,7 +175,7 @@ def test_a_proxy_that_drips_its_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_tls_handshake_in_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate())
-    with Wire(always(reply(b"here")), tls=True) as wire:
+    with RawServer(always(reply(b"here")), tls=True) as wire:
         response = get(wire.url)
         assert web.read_body(response, limit_bytes=10, deadline=time.monotonic() + 60) == b"here"
 
@@ -199,13 +199,13 @@ def test_a_long_upload_over_a_slow_line_is_not_bound_by_the_connect_timeout() ->
             wire.over.wait(0.01)
         sock.sendall(reply(b"all of it"))
 
-    with Wire(answer) as wire, web.bounded_session() as session:
+    with RawServer(answer) as wire, web.bounded_session() as session:
         answer_ = session.put(wire.url, data=bytes(6_000_000), timeout=(0.4, 30))
         assert answer_.content == b"all of it"
 
 
 def test_a_body_that_is_too_long_is_refused() -> None:
-    with Wire(always(reply(bytes(1000)))) as wire:
+    with RawServer(always(reply(bytes(1000)))) as wire:
         response = get(wire.url)
         with pytest.raises(requests.exceptions.ChunkedEncodingError, match="longer than 999 bytes"):
             web.read_body(response, limit_bytes=999, deadline=time.monotonic() + 60)
@@ -219,7 +219,7 @@ def test_a_connection_that_was_cut_is_not_used_again() -> None:
         sock.sendall(next(answers))
         sock.recv(1)
 
-    with Wire(answer) as wire, web.bounded_session() as session:
+    with RawServer(answer) as wire, web.bounded_session() as session:
         first = session.get(wire.url, timeout=LONG, stream=True)
         with pytest.raises(requests.ReadTimeout):
             web.read_body(first, limit_bytes=100, deadline=time.monotonic() + 0.2)
@@ -231,7 +231,7 @@ def test_a_connection_that_was_cut_is_not_used_again() -> None:
 def test_nothing_is_retried_or_followed() -> None:
     heads: list[str] = []
     moved = reply(status="302 Found", Location="/elsewhere")
-    with Wire(always(moved, heads=heads)) as wire:
+    with RawServer(always(moved, heads=heads)) as wire:
         assert get(wire.url).status_code == 302
     port = closed_port()
     with pytest.raises(requests.ConnectionError):
@@ -247,13 +247,13 @@ def test_a_host_that_is_no_name_is_an_ordinary_error() -> None:
 
 def test_a_socks_proxy_is_refused_and_not_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
-    with Wire(always(reply(b"direct"))) as wire, pytest.raises(web.WanInputError, match="socks5 proxy"):
+    with RawServer(always(reply(b"direct"))) as wire, pytest.raises(web.WanInputError, match="socks5 proxy"):
         get(wire.url)
     assert not wire.connections
 
 
 def test_the_environments_proxy_is_used_and_no_proxy_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Wire(always(reply(b"there"))) as wire, Proxy() as proxy:
+    with RawServer(always(reply(b"there"))) as wire, Proxy() as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         assert get(wire.url).content == b"there"
         assert [head.split()[1] for head in proxy.heads] == [f"{wire.url}/"]

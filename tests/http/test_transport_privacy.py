@@ -11,7 +11,7 @@ import requests
 
 from airflow_provider_wan.http import transport as web
 from airflow_provider_wan.http.addresses import AddressRefusedError, is_public_address, refuse_private_literal
-from tests.wires import Wire, always, reply
+from tests.raw_servers import RawServer, always, reply
 
 PRIVATE = [
     "127.0.0.1",
@@ -97,43 +97,43 @@ def test_a_public_host_passes(host: str) -> None:
 def test_a_name_that_leads_to_a_private_address_gets_no_byte(host: str) -> None:
     got: list[str] = []
     with (
-        Wire(always(reply(), heads=got)) as wire,
+        RawServer(always(reply(), heads=got)) as server,
         web.bounded_session(refuse_private=True) as session,
         pytest.raises(requests.ConnectionError) as caught,
         web.track_exchange() as seen,
     ):
-        session.get(f"http://{host}:{wire.port}/", timeout=2)
+        session.get(f"http://{host}:{server.port}/", timeout=2)
     assert web.caused_by(caught.value, web.PrivateAddressError)
     assert (got, seen.sent) == ([], False)
 
 
 def test_unguarded_session_reaches_private_hosts() -> None:
-    with Wire(always(reply(b"here"))) as wire, web.bounded_session() as session:
-        assert session.get(f"http://localhost:{wire.port}/", timeout=2).content == b"here"
+    with RawServer(always(reply(b"here"))) as server, web.bounded_session() as session:
+        assert session.get(f"http://localhost:{server.port}/", timeout=2).content == b"here"
 
 
 def test_a_netrc_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "netrc").write_text("default login somebody password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     heads: list[str] = []
-    with Wire(always(reply(), heads=heads)) as wire, web.bounded_session() as session:
-        session.get(wire.url, timeout=2)
-        session.get(wire.url.replace("://", "://user:password@"), timeout=2)
+    with RawServer(always(reply(), heads=heads)) as server, web.bounded_session() as session:
+        session.get(server.url, timeout=2)
+        session.get(server.url.replace("://", "://user:password@"), timeout=2)
     assert not [head for head in heads if "authorization" in head.lower()]
 
 
 def test_no_signature_of_a_link_is_in_a_debug_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    with Wire(always(reply(status="403 No"))) as wire, web.bounded_session() as session:
-        session.get(f"{wire.url}/v.mp4?X-Goog-Signature=s3cret", timeout=2)
+    with RawServer(always(reply(status="403 No"))) as server, web.bounded_session() as session:
+        session.get(f"{server.url}/v.mp4?X-Goog-Signature=s3cret", timeout=2)
     assert "/v.mp4?" in caplog.text
     assert "s3cret" not in caplog.text
 
 
 def test_cookies_are_not_returned() -> None:
     heads: list[str] = []
-    with Wire(always(reply(Set_Cookie="a=b"), heads=heads)) as wire, web.bounded_session() as session:
+    with RawServer(always(reply(Set_Cookie="a=b"), heads=heads)) as server, web.bounded_session() as session:
         for _ in range(2):
-            session.get(wire.url, timeout=2)
+            session.get(server.url, timeout=2)
     assert len(heads) == 2
     assert not [head for head in heads if "cookie" in head.lower()]

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from airflow_provider_wan.http import transport as web
-from tests.wires import Proxy, Wire, certificate, closed_port, read_request, reply, reset
+from tests.raw_servers import Proxy, RawServer, certificate, closed_port, read_request, reply, reset
 
 
 def exchange(url: str, *, send_by: float | None = None, read_timeout_s: float = 20) -> tuple[bool, str]:
@@ -68,13 +68,15 @@ def test_sent_request_counts_as_sent(
     answer: Callable[[socket.socket], None], tls: bool, ended: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate())
-    with Wire(answer, tls=tls) as wire:
-        assert exchange(wire.url, read_timeout_s=0.5 if ended == "ReadTimeout" else 20) == (True, ended)
+    with RawServer(answer, tls=tls) as server:
+        assert exchange(server.url, read_timeout_s=0.5 if ended == "ReadTimeout" else 20) == (True, ended)
 
 
 def test_request_with_an_answer_counts_as_sent() -> None:
-    with Wire(lambda sock: sock.sendall(reply(status="503 Out")) if read_request(sock) else None) as wire:
-        assert exchange(wire.url) == (True, "503")
+    with RawServer(
+        lambda sock: sock.sendall(reply(status="503 Out")) if read_request(sock) else None
+    ) as server:
+        assert exchange(server.url) == (True, "503")
 
 
 @pytest.mark.parametrize(
@@ -97,14 +99,14 @@ def test_without_a_connection_nothing_was_sent(
 
 def test_a_wrong_certificate_stops_before_anything_is_sent() -> None:
     got: list[bytes] = []
-    with Wire(lambda sock: got.append(sock.recv(100)), tls=True) as wire:
-        assert exchange(wire.url) == (False, "SSLError")
+    with RawServer(lambda sock: got.append(sock.recv(100)), tls=True) as server:
+        assert exchange(server.url) == (False, "SSLError")
     assert got in ([], [b""])
 
 
 def test_server_without_tls_receives_nothing() -> None:
-    with Wire(not_tls) as wire:
-        assert exchange(f"https://127.0.0.1:{wire.port}") == (False, "SSLError")
+    with RawServer(not_tls) as server:
+        assert exchange(f"https://127.0.0.1:{server.port}") == (False, "SSLError")
 
 
 @pytest.mark.parametrize(
@@ -129,20 +131,20 @@ def test_unreachable_proxy_receives_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_request_through_a_tunnel_counts_as_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate())
-    with Wire(after_the_request, tls=True) as wire, Proxy() as proxy:
+    with RawServer(after_the_request, tls=True) as server, Proxy() as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-        assert exchange(wire.url)[0]
+        assert exchange(server.url)[0]
 
 
 @pytest.mark.parametrize("tls", [False, True])
 def test_request_after_its_deadline_is_not_sent(tls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate())
     got: list[bytes] = []
-    with Wire(lambda sock: got.append(sock.recv(100)), tls=tls) as wire:
-        assert exchange(wire.url, send_by=time.monotonic() - 1) == (False, "ConnectionError")
+    with RawServer(lambda sock: got.append(sock.recv(100)), tls=tls) as server:
+        assert exchange(server.url, send_by=time.monotonic() - 1) == (False, "ConnectionError")
     assert got in ([], [b""])
 
 
 def test_request_before_its_deadline_is_sent() -> None:
-    with Wire(lambda sock: sock.sendall(reply()) if read_request(sock) else None) as wire:
-        assert exchange(wire.url, send_by=time.monotonic() + 60) == (True, "200")
+    with RawServer(lambda sock: sock.sendall(reply()) if read_request(sock) else None) as server:
+        assert exchange(server.url, send_by=time.monotonic() + 60) == (True, "200")

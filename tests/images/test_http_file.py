@@ -19,7 +19,17 @@ from airflow_provider_wan.exceptions import WanDownloadError, WanInputError
 from airflow_provider_wan.images.inspect import inspect
 from airflow_provider_wan.images.readers import UrlReader, WebReader
 from tests.image_samples import encoded, noise, photo
-from tests.wires import Answer, Proxy, Wire, always, closed_port, drip, read_head, read_request, reply
+from tests.raw_servers import (
+    Answer,
+    Proxy,
+    RawServer,
+    always,
+    closed_port,
+    drip,
+    read_head,
+    read_request,
+    reply,
+)
 
 #: Not spelled out: a traceback shows the lines of this file too.
 SECRET = "ab" * 20
@@ -58,30 +68,30 @@ def read(url: str, start: int, length: int, *, allow_private: bool = True) -> tu
 )
 def test_range_returns_its_bytes_and_the_size_of_the_file(start: int, length: int) -> None:
     heads: list[str] = []
-    with Wire(ranged(heads)) as wire:
+    with RawServer(ranged(heads)) as wire:
         assert read(wire.url, start, length) == (FILE[start : start + length], len(FILE))
     assert len(heads) == 1
 
 
 def test_a_range_beyond_the_end_is_empty() -> None:
-    with Wire(ranged([])) as wire:
+    with RawServer(ranged([])) as wire:
         assert read(wire.url, len(FILE), 10) == (b"", None)
 
 
 def test_range_other_than_the_requested_one_is_refused() -> None:
-    with Wire(ranged([], shift=7)) as wire, pytest.raises(WanDownloadError, match="gave another one"):
+    with RawServer(ranged([], shift=7)) as wire, pytest.raises(WanDownloadError, match="gave another one"):
         read(wire.url, 0, 100)
 
 
 def test_surplus_bytes_of_a_range_are_cut() -> None:
-    with Wire(ranged([], more=500_000)) as wire:
+    with RawServer(ranged([], more=500_000)) as wire:
         assert read(wire.url, 10, 100)[0] == FILE[10:110]
 
 
 @pytest.mark.parametrize("where", ["", "bytes */5", "bytes x-y/z", "bytes 0-9/" + "9" * 5000])
 def test_a_part_without_a_valid_content_range_is_refused(where: str) -> None:
     with (
-        Wire(always(reply(b"0123456789", "206 Partial Content", Content_Range=where))) as wire,
+        RawServer(always(reply(b"0123456789", "206 Partial Content", Content_Range=where))) as wire,
         pytest.raises(WanDownloadError),
     ):
         read(wire.url, 0, 10)
@@ -90,7 +100,7 @@ def test_a_part_without_a_valid_content_range_is_refused(where: str) -> None:
 def test_server_without_ranges_is_called_once() -> None:
     heads: list[str] = []
     with (
-        Wire(always(reply(FILE), heads=heads)) as wire,
+        RawServer(always(reply(FILE), heads=heads)) as wire,
         closing(UrlReader(wire.url, allow_private=True)) as reader,
     ):
         assert reader.read(5, 10) == FILE[5:15]
@@ -100,27 +110,30 @@ def test_server_without_ranges_is_called_once() -> None:
 
 
 def test_server_without_ranges_returns_the_requested_bytes() -> None:
-    with Wire(always(reply(FILE))) as wire:
+    with RawServer(always(reply(FILE))) as wire:
         assert read(wire.url, 0, len(FILE)) == (FILE, len(FILE))
 
 
 def test_a_length_beyond_all_numbers_is_an_ordinary_error() -> None:
     head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nbody"
-    with Wire(always(head)) as wire, suppress(WanDownloadError):
+    with RawServer(always(head)) as wire, suppress(WanDownloadError):
         assert read(wire.url, 0, 4)[0] == b"body"
 
 
 @pytest.mark.parametrize("location", ["http://[broken/", "//[::1"])
 def test_a_redirect_to_a_malformed_address_is_refused(location: str) -> None:
     with (
-        Wire(always(reply(status="302 Found", Location=location))) as wire,
+        RawServer(always(reply(status="302 Found", Location=location))) as wire,
         pytest.raises(WanInputError, match="no address"),
     ):
         read(wire.url, 0, 10)
 
 
 def test_a_redirect_is_followed_and_its_target_checked() -> None:
-    with Wire(ranged([])) as there, Wire(always(reply(status="307 On", Location=f"{there.url}/b"))) as wire:
+    with (
+        RawServer(ranged([])) as there,
+        RawServer(always(reply(status="307 On", Location=f"{there.url}/b"))) as wire,
+    ):
         assert read(wire.url, 3, 10)[0] == FILE[3:13]
 
 
@@ -128,7 +141,7 @@ def test_a_redirect_is_followed_and_its_target_checked() -> None:
     "host", ["localhost", "127.0.0.1", "127.1", "0x7f.1", "2130706433", "[::1]", "[::ffff:127.0.0.1]"]
 )
 def test_a_private_host_is_refused_unless_the_connection_allows_it(host: str) -> None:
-    with Wire(ranged([])) as wire:
+    with RawServer(ranged([])) as wire:
         with pytest.raises(WanDownloadError, match="allow_private_images") as caught:
             read(f"http://{host}:{wire.port}/a.jpg", 0, 10, allow_private=False)
         assert not caught.value.retry_helps
@@ -141,7 +154,7 @@ def test_nothing_is_sent_to_a_name_that_resolves_to_a_private_address(
     look_up = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, *more, **kw: look_up("127.0.0.1", *more, **kw))
     heads: list[str] = []
-    with Wire(ranged(heads)) as wire, pytest.raises(WanDownloadError, match="is not public") as caught:
+    with RawServer(ranged(heads)) as wire, pytest.raises(WanDownloadError, match="is not public") as caught:
         read(f"http://images.example.com:{wire.port}/a.jpg", 0, 10, allow_private=False)
     assert not caught.value.retry_helps
     assert not heads
@@ -151,7 +164,7 @@ def test_no_credentials_are_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     (tmp_path / "netrc").write_text("default login a password b\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     heads: list[str] = []
-    with Wire(ranged(heads)) as wire, closing(UrlReader(wire.url, allow_private=True)) as reader:
+    with RawServer(ranged(heads)) as wire, closing(UrlReader(wire.url, allow_private=True)) as reader:
         reader.read(0, 10)
         reader.read(10, 10)
     assert not [head for head in heads if "authorization" in head.lower() or "cookie" in head.lower()]
@@ -159,7 +172,7 @@ def test_no_credentials_are_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Wire(ranged([])) as wire, Proxy() as proxy:
+    with RawServer(ranged([])) as wire, Proxy() as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         assert read(f"{wire.url}/a.jpg", 0, 10)[0] == FILE[:10]
         assert len(proxy.heads) == 1
@@ -179,7 +192,7 @@ def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_an_error_answer_is_reported(status: str, kind: type[Exception]) -> None:
-    with Wire(always(reply(status=status))) as wire, pytest.raises(kind, match="Nothing was"):
+    with RawServer(always(reply(status=status))) as wire, pytest.raises(kind, match="Nothing was"):
         read(f"{wire.url}/a.jpg?X-Amz-Signature=secret", 0, 10)
 
 
@@ -193,7 +206,7 @@ def test_server_that_is_down_is_a_retryable_error(where: str) -> None:
         sock.recv(1000)
         sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
-    with Wire(cut) as cuts, Wire(always(b"\0\0\0\0")) as garbage, Wire(no_tls) as plain:
+    with RawServer(cut) as cuts, RawServer(always(b"\0\0\0\0")) as garbage, RawServer(no_tls) as plain:
         url = {
             "refused": f"http://127.0.0.1:{closed_port()}",
             "cut": cuts.url,
@@ -213,7 +226,7 @@ JPEG = encoded(photo(), "JPEG")
 
 
 def whole(answer: Answer, *, limit_bytes: int = 1_000_000, total_s: float = 10.0) -> bytes:
-    with Wire(answer) as server:
+    with RawServer(answer) as server:
         reader = UrlReader(f"{server.url}/a.jpg?sig=s3cret", allow_private=True, total_s=total_s)
         try:
             return reader.read_all(limit_bytes)
@@ -237,7 +250,7 @@ def test_image_is_read_completely() -> None:
 def test_a_redirect_to_a_private_address_is_not_followed(
     location: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Wire(always(reply(status="302 Found", Location=location))) as proxy:
+    with RawServer(always(reply(status="302 Found", Location=location))) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         image = WebReader("http://images.example.com/a.jpg")
         with image.open() as file, pytest.raises(WanDownloadError, match="not a public address") as refused:
@@ -259,7 +272,7 @@ def test_too_many_redirects_are_refused() -> None:
 
 @pytest.mark.parametrize("of", ["head", "body"])
 def test_a_host_that_sends_too_slowly_is_given_up(of: str) -> None:
-    server: Wire
+    server: RawServer
 
     def answer(sock: socket.socket) -> None:
         read_head(sock)
@@ -267,7 +280,7 @@ def test_a_host_that_sends_too_slowly_is_given_up(of: str) -> None:
             sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 900000\r\n\r\n")
         drip(sock, server.over, b"HTTP/1.1 200 OK\r\nX-Long: a" if of == "head" else JPEG)
 
-    with Wire(answer) as server:
+    with RawServer(answer) as server:
         image = WebReader(f"{server.url}/a.jpg", allow_private=True, total_s=0.4)
         with image.open() as file, pytest.raises(WanDownloadError, match="could not be read") as given_up:
             image.read_all() if of == "body" else inspect(file)
@@ -322,7 +335,7 @@ def test_a_part_of_a_file_of_unknown_size_is_read() -> None:
             where = f"bytes {start}-{stop - 1}/*"
             sock.sendall(reply(data[start:stop], "206 Partial Content", Content_Range=where))
 
-    with Wire(answer) as wire, WebReader(wire.url, allow_private=True).open() as file:
+    with RawServer(answer) as wire, WebReader(wire.url, allow_private=True).open() as file:
         facts = inspect(file)
     assert (facts.format, facts.width, facts.height) == ("WEBP", 400, 400)
 
@@ -334,7 +347,7 @@ def test_a_host_that_refuses_every_range_is_read_by_a_plain_get() -> None:
         heads.append(read_head(sock).decode().lower())
         sock.sendall(reply(status="416 No") if "\r\nrange:" in heads[-1] else reply(FILE))
 
-    with Wire(answer) as wire, closing(UrlReader(wire.url, allow_private=True)) as reader:
+    with RawServer(answer) as wire, closing(UrlReader(wire.url, allow_private=True)) as reader:
         assert reader.read(0, 100) == FILE[:100]
         assert reader.read(2_000_000, 100) == FILE[2_000_000:2_000_100]
         assert reader.size_bytes == len(FILE)
@@ -348,7 +361,7 @@ def test_a_large_image_from_a_server_without_ranges_is_read_as_far_as_needed(fmt
     assert len(data) > 1_000_000
     heads: list[str] = []
     with (
-        Wire(always(reply(data), heads=heads)) as wire,
+        RawServer(always(reply(data), heads=heads)) as wire,
         WebReader(wire.url, allow_private=True).open() as file,
     ):
         facts = inspect(file)
@@ -367,7 +380,7 @@ def test_an_image_that_is_replaced_between_two_ranges_is_not_mixed() -> None:
         part = reply(FILE[start:stop], "206 Partial Content", Content_Range=where, ETag=f'"{next(tags)}"')
         sock.sendall(part)
 
-    with Wire(answer) as wire, closing(UrlReader(wire.url, allow_private=True)) as reader:
+    with RawServer(answer) as wire, closing(UrlReader(wire.url, allow_private=True)) as reader:
         reader.read(0, 100)
         with pytest.raises(WanDownloadError, match="replaced while it was read"):
             reader.read(500_000, 100)
@@ -377,7 +390,7 @@ def test_an_image_that_is_replaced_between_two_ranges_is_not_mixed() -> None:
 def test_reads_of_images_name_this_provider(whole_image: bool) -> None:
     """Wikimedia and others answer 403 to ``python-requests``."""
     heads: list[str] = []
-    with Wire(always(reply(JPEG), heads=heads)) as wire:
+    with RawServer(always(reply(JPEG), heads=heads)) as wire:
         image = WebReader(wire.url, allow_private=True)
         if whole_image:
             image.read_all()
@@ -388,7 +401,7 @@ def test_reads_of_images_name_this_provider(whole_image: bool) -> None:
 
 
 def test_refusal_states_only_observed_facts() -> None:
-    with Wire(always(reply(status="403 Forbidden"))) as wire, pytest.raises(WanInputError) as refused:
+    with RawServer(always(reply(status="403 Forbidden"))) as wire, pytest.raises(WanInputError) as refused:
         read(f"{wire.url}/a.jpg", 0, 10)
     assert "answers an anonymous reader with HTTP 403" in str(refused.value)
     assert "RunComfy" not in str(refused.value)

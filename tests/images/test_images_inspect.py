@@ -69,7 +69,7 @@ ORDINARY: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("kind", ORDINARY)
 def test_header_facts_agree_with_pillow(kind: str) -> None:
     data = ORDINARY[kind]()
-    far = samples.FarFile(data)
+    far = samples.RemoteFile(data)
 
     facts = inspect(far, name=kind)
 
@@ -94,7 +94,7 @@ def test_heic_without_its_decoder_is_refused_and_the_extra_is_named(monkeypatch:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
 
     with pytest.raises(UnusableImageError, match=r"airflow-provider-wan\[heif\]") as refused:
-        inspect(samples.FarFile(buffer.getvalue()))
+        inspect(samples.RemoteFile(buffer.getvalue()))
     assert [rule.rule for rule in refused.value.broken] == ["formats"]
 
 
@@ -105,7 +105,7 @@ def test_the_displayed_size_follows_the_orientation(fmt: str, orientation: int) 
     exif = samples.exif_with(orientation=orientation)
     data = samples.encoded(samples.photo(60, 40), fmt, exif=exif, **options)
 
-    facts = inspect(samples.FarFile(data))
+    facts = inspect(samples.RemoteFile(data))
 
     assert facts.orientation == orientation
     expected = (40, 60) if orientation >= 5 else (60, 40)
@@ -116,7 +116,7 @@ def test_the_displayed_size_follows_the_orientation(fmt: str, orientation: int) 
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
 def test_private_metadata_is_named(fmt: str) -> None:
     exif = samples.exif_with(gps=True, maker=True, camera=True)
-    facts = inspect(samples.FarFile(samples.encoded(samples.photo(), fmt, exif=exif)))
+    facts = inspect(samples.RemoteFile(samples.encoded(samples.photo(), fmt, exif=exif)))
 
     assert facts.has_private_metadata
     assert set(facts.private) == {"GPS position", "maker notes", "EXIF details"}
@@ -142,7 +142,7 @@ def test_xmp_comments_and_text_are_private_and_a_programs_mark_is_not() -> None:
 
 def test_metadata_of_a_jpeg_is_read_once_in_large_blocks_and_its_pixels_are_not() -> None:
     jpeg = samples.encoded(samples.photo(), "JPEG", icc_profile=b"\0" * 500_000)
-    far = samples.FarFile(jpeg)
+    far = samples.RemoteFile(jpeg)
 
     facts = inspect(far)
 
@@ -153,7 +153,7 @@ def test_metadata_of_a_jpeg_is_read_once_in_large_blocks_and_its_pixels_are_not(
 
 def test_endless_metadata_is_refused_after_16_mebibytes() -> None:
     endless = b"\xff\xd8" + (b"\xff\xe2\xff\xff" + b"a" * 65_533) * 300
-    far = samples.FarFile(endless)
+    far = samples.RemoteFile(endless)
     with pytest.raises(WanInputError, match=r"pic\.jpg: its header is longer than 16,777,216 bytes"):
         inspect(far, name="pic.jpg")
     assert far.bytes_read <= 17 * 1024 * KIB
@@ -162,7 +162,7 @@ def test_endless_metadata_is_refused_after_16_mebibytes() -> None:
 def test_tail_of_a_png_is_read_only_where_the_file_is_in_memory() -> None:
     png = samples.encoded(samples.noise(500, 500), "PNG")
     late = png[:-12] + samples.png_chunk(b"tEXt", b"Author\0somebody") + png[-12:]
-    far = samples.FarFile(late)
+    far = samples.RemoteFile(late)
 
     assert inspect(far).private == ()
     assert far.bytes_read <= 16 * KIB
@@ -187,7 +187,7 @@ def test_tail_of_a_png_is_read_only_where_the_file_is_in_memory() -> None:
 )
 def test_message_says_what_a_file_that_is_no_image_looks_like(data: bytes, looks_like: str) -> None:
     with pytest.raises(WanInputError) as caught:
-        inspect(samples.FarFile(data), name="gs://shoes/summer/a b ü.jpg")
+        inspect(samples.RemoteFile(data), name="gs://shoes/summer/a b ü.jpg")
     assert str(caught.value).startswith(
         f"gs://shoes/summer/a b ü.jpg is not an image that can be used: it looks like {looks_like}"
     )
@@ -199,7 +199,7 @@ def test_cut_header_is_reported_as_such(kind: str, size_known: bool) -> None:
     data = ORDINARY[kind]()
     for length in (13, 20, 25):
         with pytest.raises(WanInputError, match="cut"):
-            inspect(samples.FarFile(data[:length], size_known=size_known), name="cut.img")
+            inspect(samples.RemoteFile(data[:length], size_known=size_known), name="cut.img")
 
 
 @pytest.mark.parametrize("kind", ORDINARY)
@@ -210,7 +210,7 @@ def test_no_cut_and_no_flipped_byte_of_a_header_ends_in_anything_but_our_own_err
         variants += [data[:at] + bytes((value,)) + data[at + 1 :] for value in (0, 0x7F, 0xFF)]
     for variant in variants:
         try:
-            inspect(samples.FarFile(variant))
+            inspect(samples.RemoteFile(variant))
         except WanInputError:
             continue
 
@@ -218,7 +218,7 @@ def test_no_cut_and_no_flipped_byte_of_a_header_ends_in_anything_but_our_own_err
 def test_webp_shorter_than_its_header_says_is_refused() -> None:
     data = ORDINARY["webp"]()
     with pytest.raises(WanInputError, match=r"half\.webp: the file is truncated or damaged"):
-        inspect(samples.FarFile(data[: len(data) // 2]), name="half.webp")
+        inspect(samples.RemoteFile(data[: len(data) // 2]), name="half.webp")
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ from airflow_provider_wan.images.signed_urls import ObjectLinks
 from airflow_provider_wan.model_api.inputs import LazyModel
 from airflow_provider_wan.utils.images import image_sources
 from tests.image_samples import encoded, photo
+from tests.raw_servers import RawServer, read_request, reply
 from tests.sandboxes import MODEL, Bucket
-from tests.wires import Wire, read_request, reply
 
 EMAIL = "signer@example-project.iam.gserviceaccount.com"
 HOUR_S = 3600.0
@@ -128,7 +128,7 @@ class Machine(google_credentials.Credentials):
 
 @pytest.fixture
 def iam_url(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def use(server: Wire) -> None:
+    def use(server: RawServer) -> None:
         monkeypatch.setattr(iam, "_IAM_SIGN_ENDPOINT", server.url + "/v1/{}:signBlob")
 
     return use
@@ -138,7 +138,7 @@ def test_a_machine_without_a_key_signs_through_iam(
     bucket: Bucket, key: rsa.RSAPrivateKey, iam_url: Any
 ) -> None:
     answer = Iam(key)
-    with Wire(answer) as server:
+    with RawServer(answer) as server:
         iam_url(server)
         links = ObjectLinks(client_with(Machine(), bucket), lifetime_s=12 * HOUR_S)
         assert is_signed_by(key, links.link_to("videos", "a.jpg"))
@@ -153,7 +153,7 @@ def test_an_impersonated_account_signs_through_iam(
     acting = impersonated_credentials.Credentials(
         source_credentials=source, target_principal=EMAIL, target_scopes=["scope"]
     )
-    with Wire(Iam(key)) as server:
+    with RawServer(Iam(key)) as server:
         iam_url(server)
         assert is_signed_by(key, ObjectLinks(client_with(acting, bucket)).link_to("videos", "a.jpg"))
         with pytest.raises(WanInputError, match="signed through IAM works for at most 12"):
@@ -161,7 +161,7 @@ def test_an_impersonated_account_signs_through_iam(
 
 
 def test_refusal_by_iam_is_reported(bucket: Bucket, key: rsa.RSAPrivateKey, iam_url: Any) -> None:
-    with Wire(Iam(key, "403 Forbidden")) as server:
+    with RawServer(Iam(key, "403 Forbidden")) as server:
         iam_url(server)
         with pytest.raises(WanStorageError, match=r"Signing a link to gs://videos/a\.jpg failed"):
             ObjectLinks(client_with(Machine(), bucket)).link_to("videos", "a.jpg")
@@ -219,6 +219,6 @@ def test_record_of_a_signed_image_has_no_signature(bucket: Bucket, key: rsa.RSAP
     signing._http_internal = requests.Session()
     sources = ImageSources(LazyModel(MODEL), lambda: signing, logging.getLogger(__name__))
     image = sources.open("gs://videos/a.jpg").image
-    wanted = make_video_spec(MODEL, {"prompt": "waves"}, image=image, model=sources.model)
-    assert "X-Goog-Signature" in wanted.make_inputs()["img_url"]
-    assert "X-Goog" not in repr(wanted) + json.dumps(dict(wanted.recorded_inputs)) + str(wanted.image)
+    spec = make_video_spec(MODEL, {"prompt": "waves"}, image=image, model=sources.model)
+    assert "X-Goog-Signature" in spec.make_inputs()["img_url"]
+    assert "X-Goog" not in repr(spec) + json.dumps(dict(spec.recorded_inputs)) + str(spec.image)

@@ -31,8 +31,8 @@ from airflow_provider_wan.model_api.inputs import LazyModel, fingerprint
 from airflow_provider_wan.model_api.video_spec import VideoSpec
 from airflow_provider_wan.utils.params import video_spec_of
 from tests.image_samples import encoded, exif_with, noise, photo, put_gzip, quadrants
+from tests.raw_servers import RawServer, always, reply
 from tests.sandboxes import MODEL, Bucket
-from tests.wires import Wire, always, reply
 
 LOG = logging.getLogger(__name__)
 PROMPT = {"prompt": "a slow wave"}
@@ -88,19 +88,19 @@ def test_same_content_is_the_same_image_in_every_place(
 
 def test_web_image_is_identified_by_its_address_under_either_parameter(sources: Sources) -> None:
     url = "https://images.example.com/a.jpg"
-    wanted = spec_of(sources().open(f"{url}?X-Amz-Signature=abc"), PROMPT, variation="2")
-    assert wanted.fingerprint == fingerprint(MODEL, {**PROMPT, "img_url": url}, variation="2")
-    assert wanted.recorded_inputs == {**PROMPT, "img_url": url}
+    spec = spec_of(sources().open(f"{url}?X-Amz-Signature=abc"), PROMPT, variation="2")
+    assert spec.fingerprint == fingerprint(MODEL, {**PROMPT, "img_url": url}, variation="2")
+    assert spec.recorded_inputs == {**PROMPT, "img_url": url}
 
 
 def test_nothing_is_read_staged_or_signed_before_a_purchase(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.jpg", turned())
     bucket.sandbox.bucket_control("calls", method="DELETE")
-    wanted = spec_of(sources(staging="gs://videos/staged").open("gs://videos/a.jpg"), PROMPT)
+    spec = spec_of(sources(staging="gs://videos/staged").open("gs://videos/a.jpg"), PROMPT)
     shown = bucket.sandbox.bucket_control("calls")
     assert shown["bytes_read"] == shown["bytes_written"] == 0
-    assert wanted.recorded_inputs == {**PROMPT, "img_url": "gs://videos/a.jpg"}
-    assert wanted.make_inputs()["img_url"].startswith(f"{bucket.sandbox.bucket_url}/videos/staged/")
+    assert spec.recorded_inputs == {**PROMPT, "img_url": "gs://videos/a.jpg"}
+    assert spec.make_inputs()["img_url"].startswith(f"{bucket.sandbox.bucket_url}/videos/staged/")
 
 
 def test_an_image_that_fits_is_sent_from_where_it_is(bucket: Bucket, sources: Sources) -> None:
@@ -231,14 +231,14 @@ def test_an_input_given_twice_is_refused(bucket: Bucket, sources: Sources) -> No
 def test_a_row_overrides_the_task(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.jpg", fits())
     row = {"image": "gs://videos/a.jpg", "prompt": "rain", "seed": "7", "variation": "b"}
-    wanted = spec_of(sources().open(row), {**PROMPT, "resolution": "1080P"}, variation="a")
-    assert wanted.recorded_inputs == {
+    spec = spec_of(sources().open(row), {**PROMPT, "resolution": "1080P"}, variation="a")
+    assert spec.recorded_inputs == {
         "prompt": "rain",
         "seed": 7,
         "resolution": "1080P",
         "img_url": row["image"],
     }
-    assert wanted.variation == "b"
+    assert spec.variation == "b"
 
 
 # -- buckets ---------------------------------------------------------------------------------------------------------
@@ -286,8 +286,8 @@ def test_requester_pays_bucket_is_read_on_the_quota_project(credentials: Any) ->
     heads: list[str] = []
     body = b'{"error": {"message": "Bucket is a requester pays bucket but no user project provided."}}'
     refusal = reply(body, "400 Bad Request", Content_Type="application/json")
-    with Wire(always(refusal, heads=heads)) as wire:
-        client = storage.Client("p", credentials, client_options={"api_endpoint": wire.url})
+    with RawServer(always(refusal, heads=heads)) as server:
+        client = storage.Client("p", credentials, client_options={"api_endpoint": server.url})
         with pytest.raises(WanStorageError, match=r"requester pays.*GOOGLE_CLOUD_QUOTA_PROJECT"):
             look_up_object(client, "gs://paid-by-reader/a.jpg")
         with pytest.raises(WanStorageError, match=r"requester pays.*GOOGLE_CLOUD_QUOTA_PROJECT"):

@@ -17,8 +17,8 @@ from airflow_provider_wan.landing.checks import VideoChecks
 from airflow_provider_wan.landing.download import Downloader, DownloadPolicy
 from airflow_provider_wan.landing.landing import Destination, Landing
 from airflow_provider_wan.model_api.faults import RetryPolicy
+from tests.raw_servers import RawServer, read_head
 from tests.sandboxes import INPUTS, MODEL, Bucket
-from tests.wires import Wire, read_head
 
 LOG = logging.getLogger("landing")
 #: No pause between retries, except a server's Retry-After.
@@ -137,7 +137,7 @@ class Serving:
     more: str = ""
 
 
-class FileServer(Wire):
+class FileServer(RawServer):
     """Serves a file, each connection as planned; the last plan stands for all further ones."""
 
     def __init__(self, *plans: Serving) -> None:

@@ -83,10 +83,10 @@ def test_several_videos_get_a_number_before_the_suffix(
 ) -> None:
     sandbox.add_fault("generation", "output_shape", shape="videos", n=3)
     record = buy()
-    wanted = [name.format(id=record.request_id) for name in names]
+    expected = [name.format(id=record.request_id) for name in names]
     landed = landing(bucket).land(record, to(bucket, object_name))
-    assert [video.object_name for video in landed.videos] == wanted
-    assert sorted(bucket.objects()) == sorted([*wanted, f"{wanted[0]}.json"])
+    assert [video.object_name for video in landed.videos] == expected
+    assert sorted(bucket.objects()) == sorted([*expected, f"{expected[0]}.json"])
     assert len({video.crc32c for video in landed.videos}) == 3
 
 

@@ -21,8 +21,8 @@ from airflow_provider_wan.exceptions import WanDownloadError, WanError, WanStora
 from airflow_provider_wan.http.addresses import AddressRefusedError, check_link
 from tests.landing.landing_support import FileServer, Serving, box, buy, landing, mp4, mvhd, to
 from tests.landing.test_video_file import VIDEOS, encoded
+from tests.raw_servers import RawServer, always, reply
 from tests.sandboxes import VIDEO_BYTES, Bucket
-from tests.wires import Wire, always, reply
 from wan_sandbox.server import Sandbox
 
 #: call, fault, its parameters, the error message, whether a retry can help
@@ -147,7 +147,7 @@ def test_a_redirect_within_the_list_is_followed(bucket: Bucket, sandbox: Sandbox
 
 
 def test_a_redirect_to_another_port_of_the_same_host_gets_no_byte(bucket: Bucket, sandbox: Sandbox) -> None:
-    with Wire(always(reply(mp4()))) as elsewhere:
+    with RawServer(always(reply(mp4()))) as elsewhere:
         record = buy()
         sandbox.add_fault("media", "redirect", location=f"{elsewhere.url}/v.mp4")
         with pytest.raises(WanDownloadError, match="not among the hosts"):
@@ -327,7 +327,7 @@ def test_a_length_beyond_all_numbers_is_an_ordinary_error(
     bucket: Bucket, sandbox: Sandbox, record: Record
 ) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n"
-    with Wire(always(head + mp4()[:50])) as wire:
+    with RawServer(always(head + mp4()[:50])) as wire:
         sandbox.add_fault("result", "link", url=wire.url)
         with pytest.raises(WanDownloadError):
             landing(bucket, [wire.url], tries=1).land(record, to(bucket))
@@ -335,7 +335,7 @@ def test_a_length_beyond_all_numbers_is_an_ordinary_error(
 
 
 def test_a_file_that_is_sent_encoded_is_refused(bucket: Bucket, sandbox: Sandbox, record: Record) -> None:
-    with Wire(always(reply(mp4(), Content_Type="video/mp4", Content_Encoding="gzip"))) as wire:
+    with RawServer(always(reply(mp4(), Content_Type="video/mp4", Content_Encoding="gzip"))) as wire:
         sandbox.add_fault("result", "link", url=wire.url)
         with pytest.raises(WanDownloadError, match="encoded"):
             landing(bucket, [wire.url]).land(record, to(bucket))

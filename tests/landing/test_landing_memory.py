@@ -15,8 +15,8 @@ import pytest
 
 from demo.airflow_client import wait_until
 from tests.landing.landing_support import FTYP, buy, moov
+from tests.raw_servers import RawServer, read_head
 from tests.sandboxes import Bucket
-from tests.wires import Wire, read_head
 from wan_sandbox.server import Sandbox
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +77,7 @@ def video(sandbox: Sandbox) -> Iterator[tuple[str, str]]:
             for at in range(0, payload, len(zeros)):
                 sock.sendall(zeros[: payload - at])  # type: ignore[attr-defined]
 
-    with Wire(send) as wire:
+    with RawServer(send) as wire:
         request_id = str(buy().request_id)
         sandbox.add_fault("result", "link", url=f"{wire.url}/v.mp4")
         yield request_id, wire.url

@@ -22,7 +22,7 @@ from airflow_provider_wan.lineage.assets import (
     places_of,
 )
 from airflow_provider_wan.links.wan import GENERATIONS_URL
-from tests.batch_runs import IMAGES, TaskInstance, play_try
+from tests.batch_runs import IMAGES, TaskInstance, run_try
 from wan_sandbox.server import Sandbox
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,11 +142,11 @@ def test_asset_event_counts_the_whole_batch_over_all_its_waits(sandbox: Sandbox)
     from airflow.sdk import Asset
 
     asset, events = Asset("gs://videos/out"), outlet_events()
-    first = play_try(TaskInstance(), outlet_events=events, outlets=[asset], max_requests=5)
+    first = run_try(TaskInstance(), outlet_events=events, outlets=[asset], max_requests=5)
     assert first.error is not None
     assert events[asset].extra == {}  # it failed: Airflow creates no event, so none is prepared
 
-    second = play_try(TaskInstance(), outlet_events=events, outlets=[asset])
+    second = run_try(TaskInstance(), outlet_events=events, outlets=[asset])
 
     extra = events[asset].extra
     assert len(second.triggers) >= 1
@@ -164,7 +164,7 @@ def test_asset_event_counts_the_whole_batch_over_all_its_waits(sandbox: Sandbox)
 
 def test_links_of_a_batch_work_while_it_waits(sandbox: Sandbox) -> None:
     sandbox.add_fault("submit", "invalid", img_url_contains="000.jpg")
-    played = play_try(TaskInstance(), max_failures=1)
+    played = run_try(TaskInstance(), max_failures=1)
     assert played.error is None
     assert [links["RunComfy generations"] for links in played.links] == [GENERATIONS_URL] * len(played.tasks)
     assert played.links[-1]["Bucket"] == "https://console.cloud.google.com/storage/browser/videos/out"
@@ -175,10 +175,10 @@ import json, sys
 import airflow.sdk.lineage as lineage
 collector = lineage.HookLineageCollector()
 lineage.get_hook_lineage_collector = lambda: collector
-from tests.batch_runs import IMAGES, TaskInstance, play_try
+from tests.batch_runs import IMAGES, TaskInstance, run_try
 count = int(sys.argv[2])
 images = [f"https://images.example.com/{number % 3}/{number:03d}.jpg" for number in range(count)]
-played = play_try(TaskInstance(), images=images, max_in_flight=30, max_failures="10%")
+played = run_try(TaskInstance(), images=images, max_in_flight=30, max_failures="10%")
 task = played.tasks[-1]
 from airflow.providers.openlineage.extractors.base import DefaultExtractor
 facets = DefaultExtractor(task).extract_on_complete(None)

@@ -155,17 +155,17 @@ class Case:
     def kill(self, task: TaskKey, **how: Any) -> None:
         """SIGKILL the process of a running task; from now on it has to recover."""
         self.live.airflow.kill_task(task, **how)
-        self.harmed()
+        self.mark_failure()
 
-    def harmed(self) -> None:
-        """Record the moment of the harm."""
+    def mark_failure(self) -> None:
+        """Record the moment of the injected failure."""
         self._harmed_at = time.monotonic()
 
     def settling(self) -> None:
         """Begin a second act, with a line of its own in the table: a person settles what is unknown."""
         self.label += ", settled"
         self._recovered_s = None
-        self.harmed()
+        self.mark_failure()
 
     def recovered(self) -> None:
         """Record that the scenario has recovered."""

@@ -26,7 +26,7 @@ def test_batch_marked_failed_cancels_queued_and_keeps_running_requests(live: Liv
     case.wait_log(batch, ") starting")
 
     live.client.set_state(batch, "failed")
-    case.harmed()
+    case.mark_failure()
 
     case.wait_log(batch, f"{COUNT - 2} of {COUNT} requests were still queued")
     case.recovered()

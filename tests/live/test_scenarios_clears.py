@@ -20,7 +20,7 @@ def test_task_cleared_while_deferred_adopts_its_request(live: Live) -> None:
     case.wait_asked(request_id := case.wait_purchase())
 
     case.live.client.clear(make)
-    case.harmed()
+    case.mark_failure()
 
     case.wait_task(make, "deferred", try_number=2)
     case.recovered()
@@ -38,7 +38,7 @@ def test_task_cleared_while_running_adopts_its_request_from_the_journal(live: Li
     case.wait_asked(request_id := case.wait_purchase())
 
     case.live.client.clear(make)
-    case.harmed()
+    case.mark_failure()
 
     case.wait_task(make, "running", try_number=2)
     case.live.force(request_id, "succeeded")
@@ -53,7 +53,7 @@ def test_task_cleared_after_success_buys_and_writes_nothing(live: Live) -> None:
     case.ends(CHAIN, run_id)
 
     case.live.client.clear(case.task(CHAIN, run_id, "submit"), downstream=True)
-    case.harmed()
+    case.mark_failure()
 
     case.wait_task(case.task(CHAIN, run_id, "land"), "success", try_number=2)
     case.finish(CHAIN, run_id)
@@ -76,7 +76,7 @@ def test_a_run_after_a_run_that_was_deleted_buys_nothing(live: Live) -> None:
     first = case.start(WAIT)
     case.ends(WAIT, first)
     live.client.delete_run(WAIT, first)
-    case.harmed()
+    case.mark_failure()
 
     second = case.start(WAIT)
 

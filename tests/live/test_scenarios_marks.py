@@ -38,7 +38,7 @@ def marked(case: Case, state: str, *, queued: bool) -> None:
     case.wait_asked(case.wait_purchase())
 
     case.live.client.set_state(make, state)
-    case.harmed()
+    case.mark_failure()
 
     case.wait_cancel()
     case.recovered()
@@ -64,7 +64,7 @@ def test_mapped_tasks_marked_failed_lose_only_their_own_queued_request(live: Liv
 
     for task in tasks[:2]:
         case.live.client.set_state(task, "failed")
-    case.harmed()
+    case.mark_failure()
 
     case.wait_until(lambda: len(case.cancels()) == 2, "two cancels")
     case.recovered()
@@ -86,7 +86,7 @@ def test_a_sensor_marked_failed_cancels_what_its_own_run_submitted(live: Live) -
     case.wait_asked(case.wait_purchase(), times=2)  # the task looks once; the second look is its trigger's
 
     live.client.set_state(wait, "failed")
-    case.harmed()
+    case.mark_failure()
 
     case.wait_cancel()
     case.recovered()
@@ -106,7 +106,7 @@ def test_task_marked_failed_keeps_a_request_owned_by_another_run(live: Live) -> 
     case.wait_task(case.task("scenario_wait", second, "make"), "deferred")
 
     live.client.set_state(case.task(MARK, first, "make"), "failed")
-    case.harmed()
+    case.mark_failure()
 
     case.wait_log(case.task(MARK, first, "make"), "other tasks depend on it")
     live.force(request_id, "succeeded")
@@ -124,7 +124,7 @@ def test_run_that_times_out_cancels_queued_requests(live: Live) -> None:
     case.database.change(
         "UPDATE dag_run SET start_date = start_date - interval '2 hours' WHERE run_id = %s", run_id
     )
-    case.harmed()
+    case.mark_failure()
 
     case.wait_cancel()
     case.recovered()
@@ -139,7 +139,7 @@ def test_run_marked_failed_cancels_queued_requests(live: Live) -> None:
     run_id = deferred_in_the_queue(case)
 
     live.client.set_run_state(TIMEOUT, run_id, "failed")
-    case.harmed()
+    case.mark_failure()
 
     case.wait_cancel()
     case.recovered()

@@ -39,8 +39,8 @@ def test_a_frozen_triggerer_that_wakes_up_cancels_nothing_that_another_one_waits
 
     for triggerer in {frozen, frozen_too}:
         triggerer.process.pause()
-    case.harmed()
-    crowd.harmed()
+    case.mark_failure()
+    crowd.mark_failure()
     try:
         live.airflow.wait_taken_over(make, lost=frozen)
         case.recovered()
@@ -67,7 +67,7 @@ def test_stopped_triggerer_hands_its_requests_over(live: Live) -> None:
     make, ended, request_id = waiting_in_a_triggerer(case)
     with_another(live)
 
-    case.harmed()
+    case.mark_failure()
     live.airflow.terminate_triggerer(ended)
 
     live.airflow.wait_taken_over(make, lost=ended)
@@ -85,7 +85,7 @@ def test_a_token_that_is_rotated_during_the_wait_loses_nothing(live: Live) -> No
     refused_before = len(refusals(live))
 
     case.revoke_token()
-    case.harmed()
+    case.mark_failure()
     case.wait_until(lambda: len(refusals(live)) > refused_before, "a call with the revoked token")
     case.rotate_token()
     live.force(request_id, "succeeded")

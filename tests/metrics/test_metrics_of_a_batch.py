@@ -28,18 +28,18 @@ try:  # since 3.3 each part of Airflow switches its own stats on, a task's worke
 except (ImportError, AttributeError, TypeError):
     pass
 import json
-from tests.batch_runs import TaskInstance, play_try
+from tests.batch_runs import TaskInstance, run_try
 from airflow_provider_wan import metrics
 def mark(name):
     metrics.count("mark." + name)
 images = [f"https://images.example.com/{number:03d}.jpg" for number in range(12)]
 rows = [{"image": image} for image in images] + [{"image": "https://images.example.com/x.jpg", "resolution": "8K"}]
-first = play_try(TaskInstance(), images=rows, max_requests=5, max_failures=5)
+first = run_try(TaskInstance(), images=rows, max_requests=5, max_failures=5)
 mark("first")
-second = play_try(TaskInstance(), images=rows, max_failures=5, retries_per_image=1, resume_when_ready=2)
+second = run_try(TaskInstance(), images=rows, max_failures=5, retries_per_image=1, resume_when_ready=2)
 mark("second")
 more = [*rows, {"image": "https://images.example.com/lost.jpg"}]
-third = play_try(TaskInstance(), images=more, max_failures=5)
+third = run_try(TaskInstance(), images=more, max_failures=5)
 print("TOLD" + json.dumps([len(second.triggers), second.summary, third.summary]))
 """
 
@@ -128,7 +128,7 @@ def test_try_that_takes_over_counts_the_requests_it_adopts(sandbox: Sandbox, por
         "from airflow.providers.common.compat.sdk import TaskDeferred\n"
         "try:\n    operator(images=images).execute({'ti': TaskInstance()})\nexcept TaskDeferred:\n    mark('first')\n"
         "call(speed, {'speed': 1000})\n"
-        "assert play_try(TaskInstance(), images=images).error is None\n"
+        "assert run_try(TaskInstance(), images=images).error is None\n"
     )
     first, second = metrics_of(code, port)
     assert first[metrics.SUBMITTED] == second[metrics.ADOPTED] == 6

@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow_provider_wan.operators.wan import WanSubmitOperator
 from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
-from tests.task_runs import a_context, run
+from tests.task_runs import make_context, run
 
 JOURNAL = "gs://videos/_journal"
 
@@ -30,11 +30,11 @@ def chain(img_url: str, *, deferrable: bool = False) -> list[dict[str, Any]]:
     )
     land = WanToGCSOperator(
         task_id="land",
-        request=run(make, a_context(run_id=name, task_id="make")),
+        request=run(make, make_context(run_id=name, task_id="make")),
         bucket_name="videos",
         object_name=f"{name}/video.mp4",
     )
-    landed: list[dict[str, Any]] = run(land, a_context(run_id=name, task_id="land"))
+    landed: list[dict[str, Any]] = run(land, make_context(run_id=name, task_id="land"))
     return landed
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.batch_runs import IMAGES, TaskInstance, operator, play, play_try
+from tests.batch_runs import IMAGES, TaskInstance, operator, play, run_try
 from wan_sandbox.server import Sandbox
 
 
@@ -168,14 +168,14 @@ def test_the_status_file_has_each_image_while_the_batch_waits(sandbox: Sandbox) 
 
 @pytest.mark.parametrize("price_usd", [0, "-1", "nan"])
 def test_an_invalid_price_buys_nothing(sandbox: Sandbox, price_usd: Any) -> None:
-    played = play_try(TaskInstance(), price_usd=price_usd, max_cost_usd=0.1)
+    played = run_try(TaskInstance(), price_usd=price_usd, max_cost_usd=0.1)
     assert "price_usd=" in str(played.error)
     assert sandbox.ledger()["purchases"] == []
 
 
 def test_an_unwritable_bucket_fails_the_task_at_once(sandbox: Sandbox) -> None:
     sandbox.add_fault("bucket.upload*", "forbidden")
-    played = play_try(TaskInstance())
+    played = run_try(TaskInstance())
     assert "roles/storage.objectUser" in str(played.error)
     assert played.triggers == []
     assert sandbox.ledger()["purchases"] == []

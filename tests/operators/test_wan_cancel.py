@@ -11,7 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow_provider_wan.exceptions import WanInputError, WanNotFoundError
 from airflow_provider_wan.operators.wan import WanCancelOperator, WanSubmitOperator
 from tests.sandboxes import INPUTS, Bucket
-from tests.task_runs import StoreInMemory, a_context, connect, run
+from tests.task_runs import StoreInMemory, connect, make_context, run
 from wan_sandbox.server import Sandbox
 
 JOURNAL = "gs://videos/_journal"
@@ -24,21 +24,21 @@ def _connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     sandbox.control("account", {"concurrency": 1})
 
 
-def bought(context: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+def submit_request(context: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
     task = WanSubmitOperator(task_id="submit", check_image=False, **{**INPUTS, **options})
-    result: dict[str, Any] = run(task, context or a_context(task_id="submit", store=StoreInMemory()))
+    result: dict[str, Any] = run(task, context or make_context(task_id="submit", store=StoreInMemory()))
     return result
 
 
 def cancel(request: Any, **context: Any) -> Any:
     task = WanCancelOperator(task_id="cancel", request=request)
-    return run(task, a_context(task_id="cancel", **context))
+    return run(task, make_context(task_id="cancel", **context))
 
 
 def test_a_queued_request_is_cancelled_and_a_running_one_is_not(
     sandbox: Sandbox, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    running, queued = bought(), bought()
+    running, queued = submit_request(), submit_request()
     assert cancel(queued) == {"request_id": queued["request_id"], "cancelled": True, "outcome": "cancelled"}
     assert "not charged" in capfd.readouterr().out
     assert cancel(running["request_id"]) == {
@@ -58,23 +58,23 @@ def test_cancel_without_a_request_does_nothing(sandbox: Sandbox, nothing: Any) -
 
 
 def test_request_owned_by_another_run_is_not_cancelled(sandbox: Sandbox, bucket: Bucket) -> None:
-    bought(prompt="keeps the only place")
-    mine = bought(a_context(task_id="submit", run_id="mine"), journal=JOURNAL)
-    theirs = bought(a_context(task_id="submit", run_id="theirs"), journal=JOURNAL)
+    submit_request(prompt="keeps the only place")
+    mine = submit_request(make_context(task_id="submit", run_id="mine"), journal=JOURNAL)
+    theirs = submit_request(make_context(task_id="submit", run_id="theirs"), journal=JOURNAL)
     assert mine["request_id"] == theirs["request_id"]
     assert cancel(mine, run_id="mine")["outcome"] == "wanted_by_others"
     assert sandbox.ledger()["cancels"] == []
 
 
 def test_request_owned_only_by_this_run_is_cancelled(sandbox: Sandbox, bucket: Bucket) -> None:
-    bought(prompt="keeps the only place")
-    mine = bought(a_context(task_id="submit", run_id="mine"), journal=JOURNAL)
+    submit_request(prompt="keeps the only place")
+    mine = submit_request(make_context(task_id="submit", run_id="mine"), journal=JOURNAL)
     assert cancel(mine, run_id="mine")["cancelled"] is True
 
 
 def test_request_is_not_cancelled_while_its_owners_are_unknown(sandbox: Sandbox, bucket: Bucket) -> None:
-    bought(prompt="keeps the only place")
-    mine = bought(a_context(task_id="submit", run_id="mine"), journal=JOURNAL)
+    submit_request(prompt="keeps the only place")
+    mine = submit_request(make_context(task_id="submit", run_id="mine"), journal=JOURNAL)
     sandbox.add_fault("bucket.*", "forbidden")
     assert cancel(mine, run_id="mine")["outcome"] == "wanted_by_others"
 
@@ -93,7 +93,7 @@ def test_malformed_request_id_never_enters_a_url(sandbox: Sandbox, given: Any) -
 
 
 def test_cancel_is_retried_after_an_outage(sandbox: Sandbox) -> None:
-    bought(prompt="keeps the only place")
-    queued = bought()
+    submit_request(prompt="keeps the only place")
+    queued = submit_request()
     sandbox.add_fault("cancel", "reset_after", count=1)
     assert cancel(queued)["cancelled"] is True

@@ -13,7 +13,7 @@ from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.operators.wan import WanSubmitOperator
 from tests.image_samples import encoded, photo
 from tests.sandboxes import Bucket
-from tests.task_runs import StoreInMemory, a_context, connect, posts, purchases, run
+from tests.task_runs import StoreInMemory, connect, make_context, posts, purchases, run
 from wan_sandbox.server import Sandbox
 
 #: The image fields of each model, the source image first, and the other inputs that it requires.
@@ -68,7 +68,7 @@ def sent(sandbox: Sandbox) -> dict[str, Any]:
 
 def refusal(sandbox: Sandbox, task: WanSubmitOperator) -> str:
     with pytest.raises(WanInputError) as raised:
-        run(task, a_context())
+        run(task, make_context())
     assert posts(sandbox) == 0
     return str(raised.value)
 
@@ -78,7 +78,7 @@ def refusal(sandbox: Sandbox, task: WanSubmitOperator) -> str:
 
 @each_model
 def test_right_inputs_and_all_images_are_bought(sandbox: Sandbox, images: Bucket, model_id: str) -> None:
-    returned = run(complete(model_id), a_context())
+    returned = run(complete(model_id), make_context())
     fields, inputs = TABLE[model_id]
     given = sent(sandbox)
     assert [given[name].partition("?")[0].rpartition("/")[2] for name in fields] == ["a.jpg", "b.jpg"][
@@ -144,7 +144,7 @@ def test_small_images_of_every_field_are_enlarged_in_the_staging_prefix(
 ) -> None:
     small = "gs://videos/small.jpg"
     task = submit(model_id=WAN_3, image=small, images={"end_image_url": small}, staging="gs://videos/staged")
-    run(task, a_context())
+    run(task, make_context())
     given = sent(sandbox)
     assert given["image_url"] == given["end_image_url"]
     assert "/staged/" in given["image_url"]
@@ -156,25 +156,25 @@ def test_other_second_image_is_another_video_and_the_same_content_is_not(
     bucket.put("moved.jpg", bucket.read("b.jpg"))
     store = StoreInMemory()
     for end in (B, "gs://videos/moved.jpg", A, B):
-        run(submit(model_id=WAN_3, image=A, images={"end_image_url": end}), a_context(store=store))
+        run(submit(model_id=WAN_3, image=A, images={"end_image_url": end}), make_context(store=store))
     assert len(purchases(sandbox)) == 2
 
 
 def test_images_are_templated_and_may_be_json_text(sandbox: Sandbox, images: Bucket) -> None:
     task = submit(model_id=WAN_3, image=A, images="{{ ends }}")
     task.render_template_fields({"ends": json.dumps({"end_image_url": B, "other": None})})
-    run(task, a_context())
+    run(task, make_context())
     assert sent(sandbox)["end_image_url"].endswith("/b.jpg")
 
 
 def test_list_of_images_goes_to_a_field_that_takes_several(sandbox: Sandbox, images: Bucket) -> None:
     model_id = "wan-ai/wan-3.0/reference-to-video"
-    run(submit(model_id=model_id, images={"image_urls": [A, B]}), a_context())
+    run(submit(model_id=model_id, images={"image_urls": [A, B]}), make_context())
     assert [url.rpartition("/")[2] for url in sent(sandbox)["image_urls"]] == ["a.jpg", "b.jpg"]
 
 
 def test_one_image_is_sent_as_a_list_where_the_field_takes_several(sandbox: Sandbox, images: Bucket) -> None:
-    run(submit(model_id="wan-ai/wan-3.0/reference-to-video", image=A), a_context())
+    run(submit(model_id="wan-ai/wan-3.0/reference-to-video", image=A), make_context())
     assert [url.rpartition("/")[2] for url in sent(sandbox)["image_urls"]] == ["a.jpg"]
 
 
@@ -183,16 +183,16 @@ def test_source_image_of_wan_2_2_is_the_same_video_under_its_field_name(
 ) -> None:
     store = StoreInMemory()
     for given in ({"image": A}, {"images": {"img_url": A}}):
-        run(submit(**given), a_context(store=store))
+        run(submit(**given), make_context(store=store))
     assert len(purchases(sandbox)) == 1
 
 
 def test_text_to_video_model_needs_no_image(sandbox: Sandbox) -> None:
     model_id = "wan-ai/wan-3.0/text-to-video"
-    run(submit(model_id=model_id, inputs={"duration": "4"}), a_context())
+    run(submit(model_id=model_id, inputs={"duration": "4"}), make_context())
     assert sent(sandbox) == {"prompt": "a slow wave", "duration": 4}
     with pytest.raises(WanInputError, match="names no input for an image"):
-        run(submit(model_id=model_id, image=A), a_context())
+        run(submit(model_id=model_id, image=A), make_context())
 
 
 def test_public_image_among_the_inputs_is_checked_by_the_rules_of_its_field(
@@ -215,7 +215,7 @@ def test_page_that_is_down_lets_inputs_go_unchecked_and_the_log_says_so(
     sandbox: Sandbox, images: Bucket, capfd: pytest.CaptureFixture[str]
 ) -> None:
     page_is_down(sandbox)
-    run(submit(model_id=WAN_3, image=A, image_field="image_url", inputs={"duration": 5}), a_context())
+    run(submit(model_id=WAN_3, image=A, image_field="image_url", inputs={"duration": 5}), make_context())
     log = capfd.readouterr().out
     assert f"The page of model {WAN_3} could not be read" in log
     assert "sent unchecked" in log
@@ -227,7 +227,7 @@ def test_image_without_its_field_fails_while_the_page_is_down_and_can_be_retried
 ) -> None:
     page_is_down(sandbox)
     with pytest.raises(WanTransientError, match="image_field="):
-        run(submit(model_id=WAN_3, image=A), a_context())
+        run(submit(model_id=WAN_3, image=A), make_context())
     assert posts(sandbox) == 0
 
 
@@ -235,7 +235,7 @@ def test_image_without_its_field_is_refused_where_the_page_has_no_schema(
     sandbox: Sandbox, images: Bucket
 ) -> None:
     assert "image_field=" in refusal(sandbox, submit(model_id=FREE_FORM, image=A))
-    run(submit(model_id=FREE_FORM, image=A, image_field="picture"), a_context())
+    run(submit(model_id=FREE_FORM, image=A, image_field="picture"), make_context())
     assert sent(sandbox)["picture"].endswith("/a.jpg")
 
 
@@ -243,7 +243,7 @@ def test_required_schema_refuses_what_can_not_be_checked(sandbox: Sandbox) -> No
     assert "require_schema" in refusal(sandbox, submit(model_id=FREE_FORM, require_schema="true"))
     page_is_down(sandbox)
     with pytest.raises(WanTransientError, match="require_schema"):
-        run(submit(model_id=WAN_3, require_schema=True), a_context())
+        run(submit(model_id=WAN_3, require_schema=True), make_context())
     assert posts(sandbox) == 0
 
 
@@ -252,36 +252,36 @@ def test_rules_of_the_package_apply_to_wan_2_2_while_its_page_is_down(
 ) -> None:
     page_is_down(sandbox)
     assert "'duration'" in refusal(sandbox, submit(image=A, duration=6))
-    run(submit(image=A, require_schema=True), a_context())
+    run(submit(image=A, require_schema=True), make_context())
     assert "The rules of this package apply." in capfd.readouterr().out
 
 
 def test_page_that_is_down_or_changes_buys_nothing_twice(sandbox: Sandbox, images: Bucket) -> None:
     store = StoreInMemory()
     options = {"model_id": WAN_3, "image": A, "image_field": "image_url", "inputs": {"duration": "5"}}
-    first = run(submit(**options), a_context(store=store))
+    first = run(submit(**options), make_context(store=store))
     page_is_down(sandbox)
     WanHook.forget_models()
-    assert run(submit(**options), a_context(store=store))["request_id"] == first["request_id"]
+    assert run(submit(**options), make_context(store=store))["request_id"] == first["request_id"]
     changed = submit(**options, schema={"properties": {"other": {"type": "string"}}})
-    assert run(changed, a_context(store=store))["request_id"] == first["request_id"]
+    assert run(changed, make_context(store=store))["request_id"] == first["request_id"]
     assert len(purchases(sandbox)) == 1
 
 
 def test_adopting_a_request_reads_no_page(sandbox: Sandbox, images: Bucket) -> None:
     store = StoreInMemory()
-    first = run(submit(image=A), a_context(store=store))
+    first = run(submit(image=A), make_context(store=store))
     WanHook.forget_models()
     calls = sandbox.ledger()["calls"].get("model", 0)
-    run(submit(image=A), a_context(store=store))
-    run(submit(image=A, request=first["request_id"]), a_context(store=store))
-    run(submit(prompt=None, request=first["request_id"]), a_context())
+    run(submit(image=A), make_context(store=store))
+    run(submit(image=A, request=first["request_id"]), make_context(store=store))
+    run(submit(prompt=None, request=first["request_id"]), make_context())
     assert sandbox.ledger()["calls"].get("model", 0) == calls == 1
 
 
 def test_pages_are_read_once_in_a_process(sandbox: Sandbox, images: Bucket) -> None:
     for number in range(3):
-        run(submit(model_id=WAN_3, image=A, variation=str(number), max_cost_usd=10), a_context())
+        run(submit(model_id=WAN_3, image=A, variation=str(number), max_cost_usd=10), make_context())
     assert sandbox.ledger()["calls"]["model"] == 1
 
 
@@ -297,7 +297,7 @@ def test_schema_of_the_user_replaces_that_of_the_page(sandbox: Sandbox, images: 
     }
     options = {"model_id": WAN_3, "image": A, "schema": json.dumps(schema)}
     assert "at most 4" in refusal(sandbox, submit(**options, duration=5))
-    run(submit(**options, duration="4"), a_context())
+    run(submit(**options, duration="4"), make_context())
     assert sent(sandbox)["duration"] == 4
     assert sandbox.ledger()["calls"].get("model", 0) == 0
 
@@ -308,12 +308,12 @@ def test_wrong_token_is_an_error_of_its_own(
     connection = json.loads(sandbox.env()["AIRFLOW_CONN_WAN_DEFAULT"])
     monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", json.dumps(connection | {"password": "wrong"}))
     with pytest.raises(WanAuthError):
-        run(submit(model_id=WAN_3, image=A), a_context())
+        run(submit(model_id=WAN_3, image=A), make_context())
 
 
 def test_price_of_a_limit_uses_the_values_that_are_sent(sandbox: Sandbox, images: Bucket) -> None:
     from airflow_provider_wan.exceptions import WanBudgetError
 
     with pytest.raises(WanBudgetError, match="base price"):
-        run(submit(model_id=WAN_3, image=A, duration="30", max_cost_usd=1), a_context())
+        run(submit(model_id=WAN_3, image=A, duration="30", max_cost_usd=1), make_context())
     assert "'duration'" in refusal(sandbox, submit(model_id=WAN_3, image=A, duration="31", max_cost_usd=1))

@@ -37,7 +37,7 @@ from airflow_provider_wan.operators.wan import WanSubmitOperator
 from airflow_provider_wan.operators.wan_images import WanPrepareImagesOperator
 from tests.image_samples import encoded, noise
 from tests.sandboxes import INPUTS, MODEL, Bucket
-from tests.task_runs import Deferred, StoreInMemory, a_context, connect, posts, purchases, run, start
+from tests.task_runs import Deferred, StoreInMemory, connect, make_context, posts, purchases, run, start
 from wan_sandbox.server import Sandbox
 
 JOURNAL = "gs://videos/_journal"
@@ -84,7 +84,7 @@ def test_every_input_has_a_parameter_and_is_sent_as_it_is(sandbox: Sandbox) -> N
         "prompt_extend": False,
         "seed": 42,
     }
-    run(submit(**given), a_context(store=StoreInMemory()))
+    run(submit(**given), make_context(store=StoreInMemory()))
     assert sent(sandbox) == given
 
 
@@ -105,7 +105,7 @@ def test_numbers_and_booleans_rendered_by_jinja_are_converted(sandbox: Sandbox, 
         "nothing": None,
     }
     task.render_template_fields({"params": params, "ds": "2026-01-02"})
-    result = run(task, a_context(store=store))
+    result = run(task, make_context(store=store))
     assert sent(sandbox) == {
         **INPUTS,
         "prompt": params["prompt"],
@@ -119,17 +119,17 @@ def test_numbers_and_booleans_rendered_by_jinja_are_converted(sandbox: Sandbox, 
 @pytest.mark.parametrize("form", [dict, json.dumps, str])
 def test_inputs_may_be_a_mapping_or_json_text(sandbox: Sandbox, form: Any) -> None:
     task = WanSubmitOperator(task_id="task", check_image=False, inputs=form({**INPUTS, "seed": 3}))
-    run(task, a_context(store=StoreInMemory()))
+    run(task, make_context(store=StoreInMemory()))
     assert sent(sandbox) == {**INPUTS, "seed": 3}
 
 
 def test_inputs_of_another_model_are_sent(sandbox: Sandbox, store: StoreInMemory) -> None:
     inputs = {"anything": [1, {"deep": True}], "prompt": "x"}
     task = WanSubmitOperator(task_id="task", model_id="sandbox/free-form/any", inputs=inputs)
-    result = run(task, a_context(store=store))
+    result = run(task, make_context(store=store))
     assert result["model_id"] == "sandbox/free-form/any"
     assert sent(sandbox) == inputs
-    assert run(task, a_context(store=store))["request_id"] == result["request_id"]
+    assert run(task, make_context(store=store))["request_id"] == result["request_id"]
 
 
 REFUSED_INPUTS: list[tuple[dict[str, Any], str]] = [
@@ -160,7 +160,7 @@ def test_invalid_inputs_are_refused_before_any_call_but_the_page(
     sandbox: Sandbox, store: StoreInMemory, given: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(WanInputError) as error:
-        run(submit(**given), a_context(store=store))
+        run(submit(**given), make_context(store=store))
     assert says in str(error.value)
     assert isinstance(error.value, AirflowFailException), "a retry can't help"
     assert set(sandbox.ledger()["calls"]) <= {"model"}
@@ -179,7 +179,7 @@ def test_invalid_options_fail_when_the_dag_is_parsed(options: dict[str, Any]) ->
 def test_refusal_by_the_api_names_the_fields(sandbox: Sandbox, store: StoreInMemory) -> None:
     sandbox.add_fault("submit", "invalid")
     with pytest.raises(WanInputError, match="HTTP 422") as error:
-        run(submit(), a_context(store=store))
+        run(submit(), make_context(store=store))
     assert isinstance(error.value, AirflowFailException)
     assert store.values == {}
 
@@ -197,7 +197,7 @@ def an_image(bucket: Bucket, side_px: int, name: str = "a b.png") -> str:
 def test_unsuitable_image_is_refused_before_the_purchase(bucket: Bucket, store: StoreInMemory) -> None:
     url = f"{an_image(bucket, 100)}?sig=very-secret"
     with pytest.raises(WanInputError, match="360") as error:
-        run(submit(img_url=url, check_image=True), a_context(store=store))
+        run(submit(img_url=url, check_image=True), make_context(store=store))
     assert "very-secret" not in str(error.value)
     assert posts(bucket.sandbox) == 0
     assert store.values == {}, "an image is looked at before the claim"
@@ -207,19 +207,19 @@ def test_signed_address_is_sent_and_recorded_without_its_signature(
     bucket: Bucket, store: StoreInMemory
 ) -> None:
     url = f"{an_image(bucket, 400)}?sig=very-secret"
-    result = run(submit(img_url=url, check_image=True), a_context(store=store))
+    result = run(submit(img_url=url, check_image=True), make_context(store=store))
     assert sent(bucket.sandbox)["img_url"] == url
     assert "very-secret" not in json.dumps([result, store.values])
-    again = run(submit(img_url=url.replace("very", "newly"), check_image=True), a_context(store=store))
+    again = run(submit(img_url=url.replace("very", "newly"), check_image=True), make_context(store=store))
     assert again["request_id"] == result["request_id"], "with a new signature it is the same image"
 
 
 def test_image_is_not_read_where_nothing_is_bought(bucket: Bucket, store: StoreInMemory) -> None:
     url = an_image(bucket, 400)
-    first = run(submit(img_url=url, check_image=True), a_context(store=store))
+    first = run(submit(img_url=url, check_image=True), make_context(store=store))
     bucket.client.bucket("videos").blob("a b.png").delete()
     assert (
-        run(submit(img_url=url, check_image=True), a_context(store=store))["request_id"]
+        run(submit(img_url=url, check_image=True), make_context(store=store))["request_id"]
         == first["request_id"]
     )
 
@@ -229,12 +229,12 @@ def test_private_address_is_refused_unless_the_connection_allows_it(
 ) -> None:
     connect(monkeypatch, bucket.sandbox, allow_private_images=False)
     with pytest.raises(WanDownloadError, match="allow_private_images"):
-        run(submit(img_url=an_image(bucket, 400), check_image=True), a_context(store=store))
+        run(submit(img_url=an_image(bucket, 400), check_image=True), make_context(store=store))
     assert posts(bucket.sandbox) == 0
 
 
 def test_unsuitable_image_can_skip_its_task(bucket: Bucket, store: StoreInMemory) -> None:
-    context = a_context(store=store)
+    context = make_context(store=store)
     url = f"{an_image(bucket, 100)}?sig=very-secret"
     with pytest.raises(AirflowSkipException):
         run(submit(img_url=url, check_image=True, on_invalid="skip"), context)
@@ -246,7 +246,7 @@ def test_unsuitable_image_can_skip_its_task(bucket: Bucket, store: StoreInMemory
 
 def test_invalid_prompt_can_skip_its_task(sandbox: Sandbox, store: StoreInMemory) -> None:
     with pytest.raises(AirflowSkipException):
-        run(submit(prompt="x" * 900, on_invalid="skip"), a_context(store=store))
+        run(submit(prompt="x" * 900, on_invalid="skip"), make_context(store=store))
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_error_in_the_dag_is_not_skipped(
     sandbox: Sandbox, store: StoreInMemory, given: dict[str, Any]
 ) -> None:
     with pytest.raises(AirflowFailException):
-        run(submit(on_invalid="skip", **given), a_context(store=store))
+        run(submit(on_invalid="skip", **given), make_context(store=store))
 
 
 # -- paying once -------------------------------------------------------------------------------------------
@@ -264,16 +264,16 @@ def test_error_in_the_dag_is_not_skipped(
 
 def test_second_try_adopts_the_request_of_the_first(sandbox: Sandbox, store: StoreInMemory) -> None:
     long_ones(sandbox)
-    first = run(submit(), a_context(store=store))
+    first = run(submit(), make_context(store=store))
     assert set(first) >= {"request_id", "model_id", "fingerprint", "submitted_at"}
-    assert run(submit(), a_context(store=store)) == first
+    assert run(submit(), make_context(store=store)) == first
     assert purchases(sandbox) == [first["request_id"]]
 
 
 def test_journal_protects_across_runs_and_without_a_store(sandbox: Sandbox, bucket: Bucket) -> None:
     long_ones(sandbox)
-    first = run(submit(journal=JOURNAL), a_context(run_id="one"))
-    second = run(submit(journal=JOURNAL), a_context(run_id="two", store=StoreInMemory()))
+    first = run(submit(journal=JOURNAL), make_context(run_id="one"))
+    second = run(submit(journal=JOURNAL), make_context(run_id="two", store=StoreInMemory()))
     assert second["request_id"] == first["request_id"]
     assert first["journal"] == JOURNAL
     assert second["watcher"] == "dag/two/task/-1"
@@ -284,7 +284,7 @@ def test_two_mapped_tasks_with_the_same_inputs_buy_once_with_a_journal(
     sandbox: Sandbox, bucket: Bucket
 ) -> None:
     long_ones(sandbox)
-    results = [run(submit(journal=JOURNAL), a_context(map_index=index)) for index in range(3)]
+    results = [run(submit(journal=JOURNAL), make_context(map_index=index)) for index in range(3)]
     assert {result["request_id"] for result in results} == set(purchases(sandbox))
     assert len(purchases(sandbox)) == 1
 
@@ -292,7 +292,7 @@ def test_two_mapped_tasks_with_the_same_inputs_buy_once_with_a_journal(
 def test_new_variation_buys_a_new_video(sandbox: Sandbox, bucket: Bucket) -> None:
     takes = ["monday", "tuesday", "monday", "", "None", None]
     ids = [
-        run(submit(journal=JOURNAL, variation=take), a_context(run_id=str(take)))["request_id"]
+        run(submit(journal=JOURNAL, variation=take), make_context(run_id=str(take)))["request_id"]
         for take in takes
     ]
     assert ids[0] == ids[2] != ids[1]
@@ -303,7 +303,7 @@ def test_new_variation_buys_a_new_video(sandbox: Sandbox, bucket: Bucket) -> Non
 
 def test_durable_false_buys_each_time(sandbox: Sandbox, store: StoreInMemory) -> None:
     for _ in range(2):
-        run(submit(durable=False), a_context(store=store))
+        run(submit(durable=False), make_context(store=store))
     assert len(purchases(sandbox)) == 2
     assert store.values == {}
 
@@ -312,7 +312,7 @@ MISSING = "No record of this request is kept across tries"
 
 
 def test_missing_protection_is_logged_once(sandbox: Sandbox, capfd: pytest.CaptureFixture[str]) -> None:
-    run(submit(wait_for_completion=True), a_context())
+    run(submit(wait_for_completion=True), make_context())
     log = capfd.readouterr().out
     assert log.count(MISSING) == 1
     assert "journal=" in log
@@ -323,7 +323,7 @@ def test_missing_protection_is_not_logged_where_nothing_is_bought(
     sandbox: Sandbox, capfd: pytest.CaptureFixture[str], given: dict[str, Any]
 ) -> None:
     with contextlib.suppress(WanError):
-        run(submit(**given), a_context())
+        run(submit(**given), make_context())
     assert MISSING not in capfd.readouterr().out
 
 
@@ -333,7 +333,7 @@ def test_lost_submission_fails_without_retry_and_is_settled_by_dag_run_conf(
     connect(monkeypatch, sandbox, timeout=0.2)
     sandbox.add_fault("submit", "reset_after", count=1)
     with pytest.raises(WanUnknownSubmissionError) as error:
-        run(submit(journal=JOURNAL), a_context())
+        run(submit(journal=JOURNAL), make_context())
     assert isinstance(error.value, AirflowFailException)
     [bought] = purchases(sandbox)
     said = str(error.value)
@@ -351,7 +351,7 @@ def test_lost_submission_fails_without_retry_and_is_settled_by_dag_run_conf(
     from airflow_provider_wan.durable.journal import BucketJournal
     from airflow_provider_wan.hooks.gcs import storage_client
 
-    settled = run(task, a_context(run_id="two"))
+    settled = run(task, make_context(run_id="two"))
     assert settled["request_id"] == bought
     held = BucketJournal(storage_client(), JOURNAL).read(settled["fingerprint"])
     assert held is not None
@@ -361,7 +361,7 @@ def test_lost_submission_fails_without_retry_and_is_settled_by_dag_run_conf(
 
 @pytest.mark.parametrize("nothing", [None, "", "None", "{}"])
 def test_resolve_rendered_empty_is_ignored(sandbox: Sandbox, store: StoreInMemory, nothing: Any) -> None:
-    run(submit(resolve=nothing), a_context(store=store))
+    run(submit(resolve=nothing), make_context(store=store))
     assert len(purchases(sandbox)) == 1
 
 
@@ -369,22 +369,22 @@ def test_clear_on_success_is_warned_about_before_the_purchase(
     sandbox: Sandbox, store: StoreInMemory, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AIRFLOW__STATE_STORE__CLEAR_ON_SUCCESS", "True")
-    run(submit(), a_context(store=store))
+    run(submit(), make_context(store=store))
     log = capfd.readouterr().out
     assert log.index("clear_on_success") < log.index("RunComfy accepted the request")
-    run(submit(durable=False), a_context(store=store))
+    run(submit(durable=False), make_context(store=store))
     assert "clear_on_success" not in capfd.readouterr().out
 
 
 def test_request_given_by_id_is_not_cancelled_at_the_timeout(sandbox: Sandbox, store: StoreInMemory) -> None:
     """Another task submitted it, and may wait for it."""
     long_ones(sandbox, concurrency=1)
-    run(submit(prompt="keeps the only place", durable=False), a_context())
-    theirs = run(submit(durable=False), a_context(task_id="another"))
+    run(submit(prompt="keeps the only place", durable=False), make_context())
+    theirs = run(submit(durable=False), make_context(task_id="another"))
     for _ in range(2):
         task = submit(wait_for_completion=True, timeout=0.2, request=theirs["request_id"])
         with pytest.raises(WanTimeoutError, match="not cancelled: without a journal"):
-            run(task, a_context(store=store))
+            run(task, make_context(store=store))
     assert sandbox.ledger()["cancels"] == []
 
 
@@ -406,7 +406,7 @@ def test_request_above_its_limit_is_not_bought(
     sandbox: Sandbox, store: StoreInMemory, options: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(WanBudgetError) as error:
-        run(submit(**options), a_context(store=store))
+        run(submit(**options), make_context(store=store))
     assert says in str(error.value)
     assert isinstance(error.value, AirflowFailException)
     assert posts(sandbox) == 0
@@ -416,18 +416,18 @@ def test_request_above_its_limit_is_not_bought(
 def test_request_within_its_limit_is_bought_and_the_log_names_the_base_price(
     sandbox: Sandbox, store: StoreInMemory, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run(submit(max_cost_usd=5), a_context(store=store))
+    run(submit(max_cost_usd=5), make_context(store=store))
     assert "base price of the model's page" in capfd.readouterr().out
-    again = run(submit(max_cost_usd=0.001), a_context(store=store))
+    again = run(submit(max_cost_usd=0.001), make_context(store=store))
     assert [again["request_id"]] == purchases(sandbox), "adopting costs nothing"
 
 
 def test_learned_price_is_used_instead_of_the_base_price(sandbox: Sandbox, bucket: Bucket) -> None:
-    run(submit(journal=JOURNAL, max_cost_usd=1), a_context())
+    run(submit(journal=JOURNAL, max_cost_usd=1), make_context())
     book = PriceBook(None, BucketJournal(bucket.client, JOURNAL), LazyModel(MODEL), logging.getLogger())
     book.learn(book.key_of(INPUTS), 2.0)
     with pytest.raises(WanBudgetError, match="real cost of an earlier request"):
-        run(submit(journal=JOURNAL, variation="2", max_cost_usd=1), a_context())
+        run(submit(journal=JOURNAL, variation="2", max_cost_usd=1), make_context())
     assert len(purchases(sandbox)) == 1
 
 
@@ -435,9 +435,9 @@ def test_awaited_request_teaches_its_real_cost_to_later_submits_plans_and_batche
     sandbox: Sandbox, bucket: Bucket
 ) -> None:
     sandbox.control("price", {"price_usd": 0.1, "charged_usd": 0.7})
-    run(submit(journal=JOURNAL, wait_for_completion=True), a_context())
+    run(submit(journal=JOURNAL, wait_for_completion=True), make_context())
     with pytest.raises(WanBudgetError, match=r"costs 0\.7 USD \(the real cost of an earlier request\)"):
-        run(submit(journal=JOURNAL, variation="2", max_cost_usd=0.5), a_context())
+        run(submit(journal=JOURNAL, variation="2", max_cost_usd=0.5), make_context())
     assert len(purchases(sandbox)) == 1
     plan = WanPrepareImagesOperator(
         task_id="plan",
@@ -452,7 +452,7 @@ def test_awaited_request_teaches_its_real_cost_to_later_submits_plans_and_batche
     )
     for name in "ab":
         bucket.put(f"photos/{name}.jpg", encoded(noise(600, 400 + ord(name)), "JPEG"), "image/jpeg")
-    planned = plan.execute(a_context())
+    planned = plan.execute(make_context())
     assert {
         price["inputs"]["resolution"]: (price["price_usd"], price["source"]) for price in planned["prices"]
     } == {
@@ -466,7 +466,7 @@ def test_awaited_request_teaches_its_real_cost_to_later_submits_plans_and_batche
 @pytest.mark.parametrize("options", [{"max_cost_usd": "much"}, {"max_cost_usd": 1, "price_usd": -1}])
 def test_invalid_amount_is_refused(sandbox: Sandbox, options: dict[str, Any]) -> None:
     with pytest.raises(WanInputError, match=r"must be more than 0|is not a number"):
-        run(submit(**options), a_context())
+        run(submit(**options), make_context())
     assert posts(sandbox) == 0
 
 
@@ -476,29 +476,29 @@ def test_invalid_amount_is_refused(sandbox: Sandbox, options: dict[str, Any]) ->
 @pytest.mark.parametrize("form", ["id", "xcom", "text"])
 def test_request_is_adopted_by_its_id_or_the_return_value_of_a_task(sandbox: Sandbox, form: str) -> None:
     long_ones(sandbox)
-    bought = run(submit(durable=False), a_context())
+    bought = run(submit(durable=False), make_context())
     given = {"id": bought["request_id"], "xcom": bought, "text": json.dumps(bought)}[form]
     task = WanSubmitOperator(task_id="task", request=given)
-    assert run(task, a_context())["request_id"] == bought["request_id"]
+    assert run(task, make_context())["request_id"] == bought["request_id"]
     assert len(purchases(sandbox)) == 1
 
 
 def test_adopted_request_with_inputs_is_recorded_for_them(sandbox: Sandbox, bucket: Bucket) -> None:
     long_ones(sandbox)
-    bought = run(submit(durable=False), a_context())
-    run(submit(journal=JOURNAL, request=bought["request_id"]), a_context())
-    assert run(submit(journal=JOURNAL), a_context(run_id="later"))["request_id"] == bought["request_id"]
+    bought = run(submit(durable=False), make_context())
+    run(submit(journal=JOURNAL, request=bought["request_id"]), make_context())
+    assert run(submit(journal=JOURNAL), make_context(run_id="later"))["request_id"] == bought["request_id"]
     assert len(purchases(sandbox)) == 1
 
 
 def test_adopted_request_without_inputs_has_no_record(sandbox: Sandbox, bucket: Bucket) -> None:
     """All requests adopted in this way would share one record."""
-    bought = [run(submit(durable=False), a_context()) for _ in range(2)]
+    bought = [run(submit(durable=False), make_context()) for _ in range(2)]
     for one in bought:
         task = WanSubmitOperator(
             task_id="task", request=one["request_id"], journal=JOURNAL, wait_for_completion=True
         )
-        assert run(task, a_context())["state"] == "succeeded"
+        assert run(task, make_context())["state"] == "succeeded"
     assert bucket.objects("_journal") == {}
 
 
@@ -506,14 +506,14 @@ def test_adopted_request_without_inputs_has_no_record(sandbox: Sandbox, bucket: 
 def test_missing_request_is_not_adopted(sandbox: Sandbox, given: dict[str, Any]) -> None:
     task = WanSubmitOperator(task_id="task", request="req-typo", check_image=False, **given)
     with pytest.raises(WanNotFoundError, match="req-typo") as error:
-        run(task, a_context(store=StoreInMemory()))
+        run(task, make_context(store=StoreInMemory()))
     assert isinstance(error.value, AirflowFailException)
     assert posts(sandbox) == 0
 
 
 @pytest.mark.parametrize("nothing", ["", "None", None])
 def test_request_rendered_empty_is_ignored(sandbox: Sandbox, store: StoreInMemory, nothing: Any) -> None:
-    run(submit(request=nothing), a_context(store=store))
+    run(submit(request=nothing), make_context(store=store))
     assert len(purchases(sandbox)) == 1
 
 
@@ -523,22 +523,22 @@ def test_request_rendered_empty_is_ignored(sandbox: Sandbox, store: StoreInMemor
 @pytest.mark.parametrize("deferrable", [True, False])
 def test_task_waits_and_returns_the_result(sandbox: Sandbox, store: StoreInMemory, deferrable: bool) -> None:
     sandbox.control("speed", {"generation_seconds": 0.2})
-    result = run(submit(wait_for_completion=True, deferrable=deferrable), a_context(store=store))
+    result = run(submit(wait_for_completion=True, deferrable=deferrable), make_context(store=store))
     assert result["state"] == "succeeded"
     assert [url.startswith("http") for url in result["videos"]] == [True]
     assert result["cost_usd"] == 0.2
     assert {"created_at", "finished_at", "fingerprint", "model_id"} <= set(result)
-    again = run(submit(wait_for_completion=True, deferrable=deferrable), a_context(store=store))
+    again = run(submit(wait_for_completion=True, deferrable=deferrable), make_context(store=store))
     assert again["request_id"] == result["request_id"]
     assert len(purchases(sandbox)) == 1
 
 
 def test_finished_request_is_adopted_without_the_triggerer(sandbox: Sandbox, store: StoreInMemory) -> None:
     long_ones(sandbox)
-    waiting = start(submit(wait_for_completion=True), a_context(store=store))
+    waiting = start(submit(wait_for_completion=True), make_context(store=store))
     assert isinstance(waiting, Deferred)
     sandbox.control(f"requests/{waiting.trigger.request_id}", {"state": "succeeded"})
-    result = start(submit(wait_for_completion=True), a_context(store=store))
+    result = start(submit(wait_for_completion=True), make_context(store=store))
     assert result["request_id"] == waiting.trigger.request_id
     assert result["state"] == "succeeded"
     assert len(purchases(sandbox)) == 1
@@ -547,7 +547,7 @@ def test_finished_request_is_adopted_without_the_triggerer(sandbox: Sandbox, sto
 def test_deadline_is_absolute_and_in_the_trigger_arguments(sandbox: Sandbox, store: StoreInMemory) -> None:
     long_ones(sandbox)
     before = time.time()
-    waiting = start(submit(wait_for_completion=True, timeout=timedelta(minutes=5)), a_context(store=store))
+    waiting = start(submit(wait_for_completion=True, timeout=timedelta(minutes=5)), make_context(store=store))
     assert isinstance(waiting, Deferred)
     assert before + 300 <= waiting.trigger.deadline <= time.time() + 300
 
@@ -557,10 +557,10 @@ def test_queued_request_is_cancelled_at_the_deadline(
     sandbox: Sandbox, store: StoreInMemory, deferrable: bool
 ) -> None:
     long_ones(sandbox, concurrency=1)
-    run(submit(prompt="keeps the only place", durable=False), a_context())
+    run(submit(prompt="keeps the only place", durable=False), make_context())
     task = submit(wait_for_completion=True, deferrable=deferrable, timeout=0.3)
     with pytest.raises(WanTimeoutError, match="cancelled and not charged") as error:
-        run(task, a_context(store=store))
+        run(task, make_context(store=store))
     assert error.value.request_id in str(error.value)
     assert isinstance(error.value, AirflowException)
     assert not isinstance(error.value, AirflowFailException), "another try may"
@@ -572,18 +572,18 @@ def test_running_request_at_the_deadline_is_left_to_the_next_try(
 ) -> None:
     long_ones(sandbox)
     with pytest.raises(WanTimeoutError, match="charged") as error:
-        run(submit(wait_for_completion=True, timeout=0.2), a_context(store=store))
-    again = start(submit(wait_for_completion=True), a_context(store=store))
+        run(submit(wait_for_completion=True, timeout=0.2), make_context(store=store))
+    again = start(submit(wait_for_completion=True), make_context(store=store))
     assert again.trigger.request_id == error.value.request_id
     assert len(purchases(sandbox)) == 1
 
 
 def test_request_with_other_owners_is_not_cancelled_at_the_deadline(sandbox: Sandbox, bucket: Bucket) -> None:
     long_ones(sandbox, concurrency=1)
-    run(submit(prompt="keeps the only place", durable=False), a_context())
-    run(submit(journal=JOURNAL), a_context(run_id="another"))
+    run(submit(prompt="keeps the only place", durable=False), make_context())
+    run(submit(journal=JOURNAL), make_context(run_id="another"))
     with pytest.raises(WanTimeoutError, match="depend on it"):
-        run(submit(journal=JOURNAL, wait_for_completion=True, timeout=0.2), a_context(run_id="mine"))
+        run(submit(journal=JOURNAL, wait_for_completion=True, timeout=0.2), make_context(run_id="mine"))
     assert sandbox.ledger()["cancels"] == []
 
 
@@ -596,9 +596,9 @@ def test_retry_after_a_failed_generation_buys_another(
 ) -> None:
     sandbox.add_fault("generation", fault, count=1)
     with pytest.raises(kind) as error:
-        run(submit(wait_for_completion=True, deferrable=deferrable), a_context(store=store))
+        run(submit(wait_for_completion=True, deferrable=deferrable), make_context(store=store))
     assert not isinstance(error.value, AirflowFailException)
-    result = run(submit(wait_for_completion=True, deferrable=deferrable), a_context(store=store))
+    result = run(submit(wait_for_completion=True, deferrable=deferrable), make_context(store=store))
     assert result["state"] == "succeeded"
     assert len(purchases(sandbox)) == 2
 
@@ -610,7 +610,7 @@ def test_success_without_output_fails_without_retry_and_is_not_bought_again(
     sandbox.add_fault("result", "no_output")
     for _ in range(2):
         with pytest.raises(WanNoOutputError, match="counts as paid") as error:
-            run(submit(wait_for_completion=True, deferrable=deferrable), a_context(store=store))
+            run(submit(wait_for_completion=True, deferrable=deferrable), make_context(store=store))
         assert isinstance(error.value, AirflowFailException)
     assert len(purchases(sandbox)) == 1
 
@@ -632,7 +632,7 @@ def test_two_spellings_of_one_address_buy_once_and_are_sent_encoded(
 ) -> None:
     prompt = {"prompt": INPUTS["prompt"], "img_url": None}
     ids = {
-        run(submit(**{**prompt, name: url}, journal=JOURNAL), a_context(run_id=url))["request_id"]
+        run(submit(**{**prompt, name: url}, journal=JOURNAL), make_context(run_id=url))["request_id"]
         for url in (raw, encoded)
     }
     assert len(ids) == len(purchases(sandbox)) == 1
@@ -648,14 +648,14 @@ def test_invisible_character_in_an_address_is_named(
 ) -> None:
     url = f"https://x.example/a{odd}b.jpg"
     with pytest.raises(WanInputError) as error:
-        run(submit(**{"img_url": None, name: url}), a_context(store=store))
+        run(submit(**{"img_url": None, name: url}), make_context(store=store))
     assert called in str(error.value)
     assert posts(sandbox) == 0
 
 
 def test_missing_request_is_decided_by_the_next_try(sandbox: Sandbox, store: StoreInMemory) -> None:
     long_ones(sandbox)
-    waiting = start(submit(wait_for_completion=True), a_context(store=store))
+    waiting = start(submit(wait_for_completion=True), make_context(store=store))
     event = {
         "request_id": waiting.trigger.request_id,
         "outcome": "gone",
@@ -668,7 +668,7 @@ def test_missing_request_is_decided_by_the_next_try(sandbox: Sandbox, store: Sto
 
 def test_unread_result_that_is_gone_counts_as_paid(sandbox: Sandbox, store: StoreInMemory) -> None:
     """Its trigger saw a final status, but no result; then it is gone. The next try must not buy it again."""
-    waiting = start(submit(wait_for_completion=True), a_context(store=store))
+    waiting = start(submit(wait_for_completion=True), make_context(store=store))
     request_id = waiting.trigger.request_id
     sandbox.add_fault("result", "not_found")
 
@@ -680,12 +680,12 @@ def test_unread_result_that_is_gone_counts_as_paid(sandbox: Sandbox, store: Stor
     sandbox.clear_faults()
     sandbox.control(f"requests/{request_id}", {"state": "vanished"})
     with pytest.raises(WanRefusedError):
-        run(submit(), a_context(store=store))
+        run(submit(), make_context(store=store))
     assert purchases(sandbox) == [request_id]
 
 
 def test_success_with_an_expired_result_is_not_bought_again(sandbox: Sandbox, store: StoreInMemory) -> None:
-    waiting = start(submit(wait_for_completion=True), a_context(store=store))
+    waiting = start(submit(wait_for_completion=True), make_context(store=store))
     sandbox.control(f"requests/{waiting.trigger.request_id}", {"state": "vanished"})
     event = {
         "request_id": waiting.trigger.request_id,
@@ -695,7 +695,7 @@ def test_success_with_an_expired_result_is_not_bought_again(sandbox: Sandbox, st
     with pytest.raises(WanNotFoundError, match="counts as paid"):
         waiting.task.execute_complete(waiting.context, event)
     with pytest.raises(WanRefusedError):
-        run(submit(), a_context(store=store))
+        run(submit(), make_context(store=store))
     assert len(purchases(sandbox)) == 1
 
 
@@ -711,13 +711,13 @@ def test_stopped_worker_leaves_its_request_to_the_next_try(sandbox: Sandbox, sto
 
     threading.Thread(target=stop).start()
     with pytest.raises(AirflowException, match="later try takes it over"):
-        run(task, a_context(store=store))
+        run(task, make_context(store=store))
     assert sandbox.ledger()["cancels"] == []
-    assert run(submit(), a_context(store=store))["request_id"] == purchases(sandbox)[0]
+    assert run(submit(), make_context(store=store))["request_id"] == purchases(sandbox)[0]
 
 
 def test_bucket_outage_after_the_wait_does_not_fail_the_task(sandbox: Sandbox, bucket: Bucket) -> None:
-    waiting = start(submit(journal=JOURNAL, wait_for_completion=True), a_context())
+    waiting = start(submit(journal=JOURNAL, wait_for_completion=True), make_context())
     sandbox.add_fault("bucket.upload", "forbidden")
     assert waiting.resume()["state"] == "succeeded"
 
@@ -738,7 +738,7 @@ def test_every_templated_field_is_an_attribute() -> None:
 
 
 def test_record_has_request_inputs_variation_and_owner(sandbox: Sandbox, store: StoreInMemory) -> None:
-    result = run(submit(seed=5, variation="v"), a_context(store=store))
+    result = run(submit(seed=5, variation="v"), make_context(store=store))
     record = json.loads(store.values[TaskStateJournal.KEY])
     assert record["request_id"] == result["request_id"]
     assert record["inputs"] == {**INPUTS, "seed": 5}

@@ -22,7 +22,7 @@ from airflow_provider_wan.hooks.wan import WanAsyncHook, WanHook
 from airflow_provider_wan.polling import drivers
 from airflow_provider_wan.polling.drivers import wait_in_triggerer, wait_in_worker
 from airflow_provider_wan.polling.wait import Over, RequestWait
-from tests.durable.paying import connect
+from tests.durable.submission_support import connect
 from tests.sandboxes import INPUTS, MODEL
 from wan_sandbox.server import Sandbox
 
@@ -242,8 +242,8 @@ def test_a_storm_loses_nothing_and_buys_nothing_twice(
     hits = {
         name: count for name, count in ledger["faults"].items() if name.startswith(("status:", "result:"))
     }
-    looks = ledger["calls"]["status"] + ledger["calls"]["result"]
-    assert 0.2 < sum(hits.values()) / looks < 0.4
+    polls = ledger["calls"]["status"] + ledger["calls"]["result"]
+    assert 0.2 < sum(hits.values()) / polls < 0.4
     assert len({name.partition(":")[2] for name in hits}) == 5, hits
 
 

@@ -21,7 +21,7 @@ from airflow_provider_wan.sensors.wan import WanRequestSensor
 from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
 from tests.dag_runs import DagFolder
 from tests.sandboxes import INPUTS, MODEL, Bucket
-from tests.task_runs import Deferred, StoreInMemory, a_context, run, start
+from tests.task_runs import Deferred, StoreInMemory, make_context, run, start
 from wan_sandbox.server import Sandbox
 
 TOKEN = "rc-secret-token-0a1b2c3d4e5f6789"
@@ -55,7 +55,7 @@ def leaks(text: str) -> list[str]:
     return [secret for secret in SECRETS if secret in text]
 
 
-def everything_of(error: BaseException) -> str:
+def exception_text(error: BaseException) -> str:
     """Return everything that a log, a debugger or an error collector could show of an exception."""
     shown = ["".join(traceback.format_exception(error)), repr(error), str(error)]
     seen: set[int] = set()
@@ -75,19 +75,19 @@ def submit(**options: Any) -> WanSubmitOperator:
 
 
 def test_no_token_or_signature_outlives_a_successful_run(sandbox: Sandbox, bucket: Bucket) -> None:
-    context = a_context(task_id="submit")
+    context = make_context(task_id="submit")
     waiting = start(submit(journal=JOURNAL, wait_for_completion=True), context)
     assert isinstance(waiting, Deferred)
     trigger = json.dumps(waiting.trigger.serialize())
     result = waiting.resume()
     sensed = run(
-        WanRequestSensor(task_id="wait", request=result, poke_interval=0.05), a_context(task_id="wait")
+        WanRequestSensor(task_id="wait", request=result, poke_interval=0.05), make_context(task_id="wait")
     )
     landed = run(
         WanToGCSOperator(task_id="land", request=sensed, bucket_name="videos", object_name="out/"),
-        a_context(task_id="land"),
+        make_context(task_id="land"),
     )
-    cancelled = run(WanCancelOperator(task_id="cancel", request=result), a_context(task_id="cancel"))
+    cancelled = run(WanCancelOperator(task_id="cancel", request=result), make_context(task_id="cancel"))
 
     outlives = {
         "trigger": trigger,
@@ -105,15 +105,15 @@ def test_no_token_or_signature_outlives_a_successful_run(sandbox: Sandbox, bucke
 
 
 def test_no_signed_video_link_outlives_the_sensor(sandbox: Sandbox, bucket: Bucket) -> None:
-    waiting = start(submit(journal=JOURNAL, wait_for_completion=True), a_context(task_id="submit"))
+    waiting = start(submit(journal=JOURNAL, wait_for_completion=True), make_context(task_id="submit"))
     result = waiting.resume()
     [link] = result["videos"]
     run(
         WanToGCSOperator(task_id="land", request=result, bucket_name="videos", object_name="out/"),
-        a_context(task_id="land"),
+        make_context(task_id="land"),
     )
     records = {name: bucket.read(name).decode() for name in bucket.objects() if name.endswith(".json")}
-    assert len(records) == 3, "next to the video, in the journal, and the task's reference"
+    assert len(records) == 4, "next to the video, in the journal, the task's reference and the learned price"
     for text in (*records.values(), json.dumps(waiting.events), json.dumps(waiting.trigger.serialize())):
         assert link not in text
         assert "/media" not in text
@@ -146,10 +146,10 @@ def test_no_token_or_signature_in_the_errors_and_logs_of_a_failure(
     sandbox.add_fault(call, fault, **params)
     for deferrable in (True, False):
         store = StoreInMemory()
-        context = a_context(task_id="submit", store=store)
+        context = make_context(task_id="submit", store=store)
         with pytest.raises(WanError) as error:
             run(submit(wait_for_completion=True, deferrable=deferrable, timeout=0.4), context)
-        assert leaks(everything_of(error.value)) == []
+        assert leaks(exception_text(error.value)) == []
         assert leaks(json.dumps([store.values, context["ti"].xcoms])) == []
 
 
@@ -160,8 +160,8 @@ def test_error_of_a_bad_image_omits_its_signature(bucket: Bucket) -> None:
         f"http://127.0.0.1:9/a.jpg?sig={SIGNATURE}",
     ):
         with pytest.raises(WanError) as error:
-            run(submit(img_url=url, check_image=True), a_context(store=StoreInMemory()))
-        assert leaks(everything_of(error.value)) == []
+            run(submit(img_url=url, check_image=True), make_context(store=StoreInMemory()))
+        assert leaks(exception_text(error.value)) == []
 
 
 @pytest.mark.parametrize(
@@ -169,8 +169,8 @@ def test_error_of_a_bad_image_omits_its_signature(bucket: Bucket) -> None:
 )
 def test_error_of_a_refused_url_omits_its_signature(sandbox: Sandbox, bad: str) -> None:
     with pytest.raises(WanError) as error:
-        run(submit(img_url=bad, prompt=""), a_context(store=StoreInMemory()))
-    assert leaks(everything_of(error.value)) == []
+        run(submit(img_url=bad, prompt=""), make_context(store=StoreInMemory()))
+    assert leaks(exception_text(error.value)) == []
 
 
 def test_no_object_shows_the_token(sandbox: Sandbox) -> None:

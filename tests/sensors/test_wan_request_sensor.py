@@ -29,7 +29,7 @@ from airflow_provider_wan.model_api.faults import RetryPolicy
 from airflow_provider_wan.operators.wan import WanSubmitOperator
 from airflow_provider_wan.sensors.wan import WanRequestSensor
 from tests.sandboxes import INPUTS, Bucket
-from tests.task_runs import StoreInMemory, a_context, connect, first_event, purchases, run, start
+from tests.task_runs import StoreInMemory, connect, first_event, make_context, purchases, run, start
 from wan_sandbox.server import Sandbox
 
 JOURNAL = "gs://videos/_journal"
@@ -43,9 +43,9 @@ def _connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAN_POLL_INTERVAL_SCALE", "0.05")
 
 
-def bought(context: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+def submit_request(context: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
     task = WanSubmitOperator(task_id="submit", check_image=False, **{**INPUTS, **options})
-    result: dict[str, Any] = run(task, context or a_context(task_id="submit", store=StoreInMemory()))
+    result: dict[str, Any] = run(task, context or make_context(task_id="submit", store=StoreInMemory()))
     return result
 
 
@@ -56,7 +56,7 @@ def sensor(request: Any, **options: Any) -> WanRequestSensor:
 def wait(request: Any, *, run_id: str = "manual__1", **options: Any) -> Any:
     """Wait as Airflow would, rescheduling included."""
     task = sensor(request, **options)
-    context = a_context(task_id="wait", run_id=run_id)
+    context = make_context(task_id="wait", run_id=run_id)
     while True:
         try:
             return run(task, context)
@@ -69,7 +69,7 @@ def wait(request: Any, *, run_id: str = "manual__1", **options: Any) -> Any:
 @in_each_mode
 def test_sensor_returns_the_result(sandbox: Sandbox, mode: dict[str, Any]) -> None:
     sandbox.control("speed", {"generation_seconds": 0.2})
-    request = bought()
+    request = submit_request()
     result = wait(request, **mode)
     assert result["request_id"] == request["request_id"]
     assert result["fingerprint"] == request["fingerprint"]
@@ -80,7 +80,7 @@ def test_sensor_returns_the_result(sandbox: Sandbox, mode: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("form", ["id", "xcom", "text", "python text"])
 def test_a_request_is_an_id_or_what_a_task_returned(sandbox: Sandbox, form: str) -> None:
-    request = bought()
+    request = submit_request()
     given = {
         "id": f" {request['request_id']} ",
         "xcom": request,
@@ -108,7 +108,7 @@ def test_failed_or_cancelled_request_fails_the_sensor_at_once(
     sandbox: Sandbox, mode: dict[str, Any], state: str, kind: type[Exception]
 ) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
-    request = bought()
+    request = submit_request()
     sandbox.control(f"requests/{request['request_id']}", {"state": state})
     with pytest.raises(kind, match=request["request_id"]) as error:
         wait(request, **mode)
@@ -121,7 +121,9 @@ def test_timeout_cancels_a_queued_request_and_says_how_to_continue(
 ) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.control("account", {"concurrency": 1})
-    running, queued = (bought(prompt=prompt, journal=JOURNAL) for prompt in ("a wave", "another wave"))
+    running, queued = (
+        submit_request(prompt=prompt, journal=JOURNAL) for prompt in ("a wave", "another wave")
+    )
     with pytest.raises(WanTimeoutError, match="cancelled and not charged") as error:
         wait(queued, timeout=0.2, **mode)
     assert "Run the task again" not in str(error.value), "there is nothing left to wait for"
@@ -139,21 +141,21 @@ def test_without_a_journal_a_timeout_cancels_nothing_that_another_task_may_wait_
 ) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.control("account", {"concurrency": 1})
-    bought()
+    submit_request()
     with pytest.raises(WanTimeoutError, match="not cancelled: without a journal"):
-        wait(bought(), timeout=0.2, **mode)
+        wait(submit_request(), timeout=0.2, **mode)
     assert sandbox.ledger()["cancels"] == []
 
 
 def test_a_trigger_without_a_journal_cancels_nothing_when_its_task_is_marked(sandbox: Sandbox) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
-    assert start(sensor(bought()), a_context(task_id="wait")).trigger.cancel_on_kill is False
+    assert start(sensor(submit_request()), make_context(task_id="wait")).trigger.cancel_on_kill is False
 
 
 @in_each_mode
 def test_cancelling_at_the_timeout_can_be_disabled(sandbox: Sandbox, mode: dict[str, Any]) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
-    request = bought()
+    request = submit_request()
     with pytest.raises(WanTimeoutError, match="request="):
         wait(request, timeout=0.1, cancel_on_timeout=False, **mode)
     assert sandbox.ledger()["cancels"] == []
@@ -165,8 +167,8 @@ def test_soft_fail_skips_and_still_cancels_at_the_timeout(
 ) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.control("account", {"concurrency": 1})
-    bought()
-    queued = bought(journal=JOURNAL)
+    submit_request()
+    queued = submit_request(journal=JOURNAL)
     with pytest.raises(AirflowSkipException, match="not charged"):
         wait(queued, timeout=0.1, soft_fail=True, **mode)
     assert [cancel["outcome"] for cancel in sandbox.ledger()["cancels"]] == ["cancelled"]
@@ -175,7 +177,7 @@ def test_soft_fail_skips_and_still_cancels_at_the_timeout(
 @in_each_mode
 def test_soft_fail_skips_a_failed_request(sandbox: Sandbox, mode: dict[str, Any]) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
-    request = bought()
+    request = submit_request()
     sandbox.control(f"requests/{request['request_id']}", {"state": "failed"})
     with pytest.raises(AirflowSkipException):
         wait(request, soft_fail=True, **mode)
@@ -184,7 +186,7 @@ def test_soft_fail_skips_a_failed_request(sandbox: Sandbox, mode: dict[str, Any]
 
 def test_soft_fail_skips_after_the_triggerer_too(sandbox: Sandbox) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
-    waiting = start(sensor(bought(), timeout=0.1, soft_fail=True), a_context(task_id="wait"))
+    waiting = start(sensor(submit_request(), timeout=0.1, soft_fail=True), make_context(task_id="wait"))
     event = asyncio.run(first_event(waiting.trigger))
     with pytest.raises(AirflowSkipException):
         waiting.task.resume_execution("execute_complete", {"event": event}, waiting.context)
@@ -213,55 +215,55 @@ def test_request_submitted_by_a_task_is_awaited_through_any_answer(
 ) -> None:
     quick = functools.partial(RetryPolicy, tries=2, first_s=0.01)
     monkeypatch.setattr("airflow_provider_wan.hooks.wan.RetryPolicy", quick)
-    request = bought()
+    request = submit_request()
     sandbox.add_fault("status", fault, count=3)
     assert wait(request, **mode)["state"] == "succeeded"
 
 
 def test_trigger_receives_the_submitted_flag_and_the_owner(sandbox: Sandbox, bucket: Bucket) -> None:
     sandbox.control("speed", {"generation_seconds": 60})
-    request = bought(a_context(task_id="submit"), journal=JOURNAL)
-    trigger = start(sensor(request), a_context(task_id="wait")).trigger
+    request = submit_request(make_context(task_id="submit"), journal=JOURNAL)
+    trigger = start(sensor(request), make_context(task_id="wait")).trigger
     assert trigger.is_known
     assert trigger.watchers == ["dag/manual__1/submit/-1", "dag/manual__1/wait/-1"]
     assert (trigger.journal, trigger.fingerprint) == (JOURNAL, request["fingerprint"])
-    assert not start(sensor("some-id"), a_context(task_id="wait")).trigger.is_known
+    assert not start(sensor("some-id"), make_context(task_id="wait")).trigger.is_known
 
 
 @pytest.mark.parametrize("ending", ["succeeded", "failed"])
 def test_finished_request_needs_no_triggerer(sandbox: Sandbox, ending: str) -> None:
     """The event of a trigger that fires at once can arrive too early, and cost the task a try."""
     sandbox.control("speed", {"generation_seconds": 60})
-    request = bought()
+    request = submit_request()
     sandbox.control(f"requests/{request['request_id']}", {"state": ending})
     if ending == "failed":
         with pytest.raises(WanGenerationFailedError):
-            start(sensor(request), a_context(task_id="wait"))
+            start(sensor(request), make_context(task_id="wait"))
         return
-    result = start(sensor(request), a_context(task_id="wait"))
+    result = start(sensor(request), make_context(task_id="wait"))
     assert result["state"] == "succeeded"
     assert len(result["videos"]) == 1
 
 
 def test_final_state_is_recorded_in_the_journal(sandbox: Sandbox, bucket: Bucket) -> None:
     """A submit that is cleared after the result expired must know that it was charged."""
-    request = bought(a_context(), journal=JOURNAL)
+    request = submit_request(make_context(), journal=JOURNAL)
     assert wait(request)["state"] == "succeeded"
     sandbox.control(f"requests/{request['request_id']}", {"state": "vanished"})
     with pytest.raises(WanRefusedError, match="variation"):
-        bought(a_context(run_id="later"), journal=JOURNAL)
+        submit_request(make_context(run_id="later"), journal=JOURNAL)
     assert len(purchases(sandbox)) == 1
 
 
 def test_a_result_that_expired_before_it_was_read_is_paid_for(sandbox: Sandbox, bucket: Bucket) -> None:
-    request = bought(a_context(), journal=JOURNAL)
+    request = submit_request(make_context(), journal=JOURNAL)
     sandbox.add_fault("result", "not_found")
     with pytest.raises(WanNotFoundError, match="counts as paid"):
         wait(request)
     sandbox.clear_faults()
     sandbox.control(f"requests/{request['request_id']}", {"state": "vanished"})
     with pytest.raises(WanRefusedError):
-        bought(a_context(run_id="later"), journal=JOURNAL)
+        submit_request(make_context(run_id="later"), journal=JOURNAL)
 
 
 def test_request_owned_by_another_run_is_not_cancelled_at_the_timeout(
@@ -269,18 +271,18 @@ def test_request_owned_by_another_run_is_not_cancelled_at_the_timeout(
 ) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.control("account", {"concurrency": 1})
-    bought(prompt="keeps the only place")
-    mine = bought(a_context(task_id="submit", run_id="mine"), journal=JOURNAL)
-    bought(a_context(task_id="submit", run_id="theirs"), journal=JOURNAL)
+    submit_request(prompt="keeps the only place")
+    mine = submit_request(make_context(task_id="submit", run_id="mine"), journal=JOURNAL)
+    submit_request(make_context(task_id="submit", run_id="theirs"), journal=JOURNAL)
     with pytest.raises(WanTimeoutError, match="depend on it"):
         wait(mine, run_id="mine", timeout=0.1)
-    alone = bought(a_context(task_id="submit", run_id="mine"), journal=JOURNAL, variation="alone")
+    alone = submit_request(make_context(task_id="submit", run_id="mine"), journal=JOURNAL, variation="alone")
     with pytest.raises(WanTimeoutError, match="not charged"):
         wait(alone, run_id="mine", timeout=0.1)
 
 
 def test_repeated_waits_return_the_same_result(sandbox: Sandbox) -> None:
-    request = bought()
+    request = submit_request()
     first, second = wait(request), wait(request, deferrable=False)
     assert {key: first[key] for key in ("request_id", "state", "cost_usd")} == {
         key: second[key] for key in ("request_id", "state", "cost_usd")
@@ -291,7 +293,7 @@ def test_repeated_waits_return_the_same_result(sandbox: Sandbox) -> None:
 @in_each_mode
 def test_a_retry_after_holds_in_each_mode(sandbox: Sandbox, mode: dict[str, Any]) -> None:
     """Deferred, the worker polls first, and the triggerer goes on."""
-    request = bought()
+    request = submit_request()
     sandbox.add_fault("status", "overloaded", retry_after="2", count=1)
     assert wait(request, **mode)["state"] == "succeeded"
     assert sandbox.ledger()["too_early"] == []

@@ -22,7 +22,7 @@ from airflow_provider_wan.triggers import kills
 from airflow_provider_wan.triggers.kills import OVER_FOR_GOOD, task_state
 from airflow_provider_wan.triggers.wan import WanRequestTrigger
 from tests.sandboxes import INPUTS, MODEL, Bucket
-from tests.task_runs import TaskInstance, a_context, connect, first_event, revived, run, start
+from tests.task_runs import TaskInstance, connect, deserialized, first_event, make_context, run, start
 from wan_sandbox.server import Sandbox
 
 JOURNAL = "gs://videos/_journal"
@@ -63,7 +63,7 @@ def test_trigger_survives_serialization() -> None:
     )
     path, kwargs = trigger.serialize()
     assert path == "airflow_provider_wan.triggers.wan.WanRequestTrigger"
-    assert revived(trigger).serialize() == (path, kwargs)
+    assert deserialized(trigger).serialize() == (path, kwargs)
     assert json.loads(json.dumps(kwargs)) == kwargs
     arguments = set(WanRequestTrigger.__init__.__kwdefaults__) | {"wan_conn_id", "request_id", "deadline"}
     assert set(kwargs) == arguments, "each argument reaches the next triggerer"
@@ -90,9 +90,9 @@ def test_deadline_does_not_move_when_another_triggerer_resumes(sandbox: Sandbox)
     sandbox.control("speed", {"generation_seconds": 3600})
     trigger = trigger_for(buy(), seconds=0.3)
     for _ in range(3):
-        trigger = revived(trigger)
+        trigger = deserialized(trigger)
     assert event_of(trigger)["outcome"] == "timeout"
-    assert event_of(revived(trigger))["outcome"] == "timeout"
+    assert event_of(deserialized(trigger))["outcome"] == "timeout"
 
 
 def test_bad_answers_do_not_end_the_wait(sandbox: Sandbox) -> None:
@@ -294,7 +294,7 @@ def test_cancel_is_retried_during_a_short_outage(sandbox: Sandbox, states: dict[
 
 def submitted(run_id: str, **options: Any) -> dict[str, Any]:
     task = WanSubmitOperator(task_id="submit", check_image=False, journal=JOURNAL, **{**INPUTS, **options})
-    result: dict[str, Any] = run(task, a_context(task_id="submit", run_id=run_id))
+    result: dict[str, Any] = run(task, make_context(task_id="submit", run_id=run_id))
     return result
 
 

@@ -19,7 +19,7 @@ from tests.task_runs import StoreInMemory, connect, posts, purchases
 __all__ = ["StoreInMemory", "connect", "posts", "purchases"]
 
 JOURNAL = "gs://videos/_journal"
-LOG = logging.getLogger("tests.paying")
+LOG = logging.getLogger("tests.durable")
 #: Retries at once a submit that was certainly not accepted.
 AT_ONCE = RetryPolicy(tries=3, first_s=0.001)
 #: Does not retry.

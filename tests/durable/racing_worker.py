@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow_provider_wan.durable.journal import BucketJournal, VersionedRecord
 from airflow_provider_wan.durable.record import Record
-from tests.durable.paying import a_video, bucket_journal, submission
+from tests.durable.submission_support import a_video, bucket_journal, submission
 
 
 class ReleasedAtTheClaim(BucketJournal):

@@ -18,7 +18,7 @@ from tests.live.scenario_waits import goes_on, waiting_in_a_triggerer
 BATCH = "scenario_batch_crowd"
 COUNT, KILLS = 200, 3
 SLOW, FAST = 4, 100
-"""Generations at a time: so few while it is harmed that it is not over before the last kill."""
+"""Generations at a time: so few while it is mark_failure that it is not over before the last kill."""
 ANSWER_S = 4
 """The connection's ``timeout``, after which a claim of a dead process is old."""
 
@@ -40,7 +40,7 @@ def test_two_hundred_images_are_bought_once_whatever_process_dies(live: Live) ->
     moments = random.Random(7)
     kill_worker(case, batch, moments.random() * 2.5)
     kill_triggerers(case, moments.random() * 3, batch, make)
-    single.harmed()
+    single.mark_failure()
     live.airflow.triggerer_of(make, timeout_s=60)  # one that lives
     single.recovered()
     for _ in range(KILLS - 1):
@@ -90,4 +90,4 @@ def kill_triggerers(case: Case, after_s: float, *tasks: TaskKey) -> None:
     case.wait_until(lambda: len(airflow.triggerers) > len(lost), "a triggerer that goes on")
     for triggerer in lost:
         airflow.kill_triggerer(triggerer)
-    case.harmed()
+    case.mark_failure()

@@ -19,7 +19,7 @@ from pathlib import Path
 Answer = Callable[[socket.socket], None]
 
 
-class Wire:
+class RawServer:
     """A TCP server that passes every connection to a function; use it as a context manager.
 
     :param answer: called with the connection (after TLS); it may return or raise when it has finished.
@@ -41,7 +41,7 @@ class Wire:
     def url(self) -> str:
         return f"{self.scheme}://127.0.0.1:{self.port}"
 
-    def __enter__(self) -> Wire:
+    def __enter__(self) -> RawServer:
         threading.Thread(target=self._accept, daemon=True).start()
         return self
 
@@ -137,7 +137,7 @@ def closed_port() -> int:
     return port
 
 
-class Proxy(Wire):
+class Proxy(RawServer):
     """An HTTP proxy that records the head of each request: ``CONNECT`` and absolute URLs.
 
     :param refuse: a response to send to all requests instead.
