@@ -187,15 +187,21 @@ class BatchWork:
         started = time.monotonic()
         versioned = self._record_of(item, request_id)
         destination = Destination(self.bucket_name, item.object_name, self.if_exists)
+        price_key = self.prices.key_of(item.inputs)
         try:
-            landed = self.landing.land(versioned.record, destination)
+            # The price is learned before the download: other purchases may wait for it, and a file server can be slow.
+            landed = self.landing.land(
+                versioned.record,
+                destination,
+                on_result=lambda result: self.prices.learn(price_key, result.cost_usd, request_id),
+            )
         except (WanGenerationFailedError, WanCancelledError, WanDownloadError, WanNoOutputError) as error:
             if not (isinstance(error, WanDownloadError) and error.retry_helps):
                 self._record_end(item, request_id)
             raise
         took_s = time.monotonic() - started
         self._record_landed(versioned, landed)
-        self.prices.learn(self.prices.key_of(item.inputs), landed.cost_usd, request_id)
+        self.prices.learn(price_key, landed.cost_usd, request_id)
         return Landed(landed, took_s, is_first_seen=not versioned.record.succeeded_once)
 
     def _record_of(self, item: Item, request_id: str) -> VersionedRecord:

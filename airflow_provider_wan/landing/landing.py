@@ -85,11 +85,18 @@ class Landing:
         self._record = RecordObject(hook, client, log)
         self._log = log
 
-    def land(self, record: Record, destination: Destination) -> Record:
+    def land(
+        self,
+        record: Record,
+        destination: Destination,
+        *,
+        on_result: Callable[[RequestResult], None] = lambda result: None,
+    ) -> Record:
         """Land every video of a request, and its record next to the first.
 
         :param record: the record of the request; its id at least. Videos that have landed under another name,
             according to it, are copied from there.
+        :param on_result: called with the result, before a file is downloaded.
         :return: the record, as landed.
         :raises WanDownloadError: a file could not be fetched whole, or may not be.
         :raises WanNoOutputError: the result has no video.
@@ -106,7 +113,7 @@ class Landing:
             self._log.info("Request %s has landed before: %s", request_id, ", ".join(v.uri for v in found))
             landed = replace(record, videos=found)
         else:
-            landed = self._copy_or_fetch(record, first, destination)
+            landed = self._copy_or_fetch(record, first, destination, on_result)
         landed = replace(
             landed,
             stage=Stage.LANDED,
@@ -152,7 +159,13 @@ class Landing:
         blob = self._blob(index, request_id, destination, is_rejected=True)
         return blob if blob is not None and is_of(blob, request_id, index) else None
 
-    def _copy_or_fetch(self, record: Record, first: storage.Blob | None, destination: Destination) -> Record:
+    def _copy_or_fetch(
+        self,
+        record: Record,
+        first: storage.Blob | None,
+        destination: Destination,
+        on_result: Callable[[RequestResult], None],
+    ) -> Record:
         """Copy the videos from where they landed before, or download them.
 
         :param first: the object that has the first video's name.
@@ -162,7 +175,7 @@ class Landing:
             return copied
         if record.videos:  # some of them may have been copied before one was missing
             first = self._first_blob(id_of(record), destination)
-        return self._download_all(record, first, destination)
+        return self._download_all(record, first, destination, on_result)
 
     def _copy(self, record: Record, first: storage.Blob | None, destination: Destination) -> Record | None:
         """Copy the videos that landed under other names; return None if there are none, or some are gone."""
@@ -182,10 +195,17 @@ class Landing:
                 return None
         return replace(record, videos=tuple(copies))
 
-    def _download_all(self, record: Record, first: storage.Blob | None, destination: Destination) -> Record:
+    def _download_all(
+        self,
+        record: Record,
+        first: storage.Blob | None,
+        destination: Destination,
+        on_result: Callable[[RequestResult], None],
+    ) -> Record:
         """Download the files of the result."""
         request_id = id_of(record)
         result = self._result(request_id, record.videos)
+        on_result(result)
         known = with_result(record, result)
         count = len(result.video_urls)
         landed = []

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from random import Random
@@ -47,6 +48,27 @@ def test_a_clip_that_costs_more_than_the_page_says_does_not_pass_the_limit(sandb
 
     plan = batch(addresses(3, first=50)).dry_run().summary
     assert (plan["price_usd"], plan["price_source"]) == (0.5, "learned")
+
+
+@pytest.mark.parametrize(
+    ("call", "fault", "params"),
+    [("media", "hang", {}), ("bucket.upload", "status", {"object_contains": ".mp4", "status": 503})],
+)
+def test_price_is_learned_from_a_clip_that_can_not_land(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, call: str, fault: str, params: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox, timeout=8))
+    rule = sandbox.add_fault(call, fault, **params)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(learn, addresses(3), 3.0)
+        deadline = time.monotonic() + 60
+        while len(sandbox.ledger()["purchases"]) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        bought = len(sandbox.ledger()["purchases"])
+        sandbox.control(f"faults/{rule}", method="DELETE")
+        report = running.result()
+    assert bought == 3
+    assert outcomes(report) == {"landed": 3}
 
 
 @pytest.mark.parametrize("seed", range(10))
