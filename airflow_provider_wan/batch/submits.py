@@ -208,7 +208,8 @@ class Submits:
     def _has_room(self) -> bool:
         state, limits = self._state, self._limits
         submitting = len(state.submitting)
-        threads = 1 if self._retries.api is ApiState.TRIAL else limits.submit_threads
+        # A trial is sent alone, when no earlier submit is under way: only its own answer says that the API is back.
+        threads = limits.submit_threads if self._retries.api is ApiState.OPEN else 1
         return submitting < threads and len(state.in_flight) + submitting < limits.max_in_flight
 
     def _has_items(self, now: float) -> bool:
@@ -290,7 +291,7 @@ class Submits:
         """Ask the API whether it answers again."""
         if self._retries.api is not ApiState.ASKING or self._state.halted or self._is_checking:
             return
-        if self._has_items(now) and now >= self._retries.submits.at:
+        if self._has_items(now) and self._has_room() and now >= self._retries.submits.at:
             self._is_checking = True
             self._pool.run("check", "api", self._work.check_api)
 

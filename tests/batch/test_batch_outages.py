@@ -93,6 +93,14 @@ def test_submits_that_stay_unclear_end_the_batch_after_three_trials_and_a_retry_
     assert not unknown & set(purchases_per_image(sandbox))
 
 
+def test_late_acceptance_of_an_earlier_submit_does_not_end_a_pause(sandbox: Sandbox) -> None:
+    sandbox.add_fault("submit", "delay", seconds=3, img_url_contains="00000.jpg")
+    sandbox.add_fault("submit", "status", status=503)  # the free call succeeds meanwhile
+    report = run(addresses(20), max_failures=ANY, limits={"submit_threads": 2})
+    assert isinstance(report.error, WanTransientError)
+    assert outcomes(report) == {"landed": 1, "unknown": 1 + TRIALS, "left": 18 - TRIALS}
+
+
 def test_one_lost_answer_affects_only_its_image(sandbox: Sandbox) -> None:
     sandbox.add_fault("submit", "no_id", img_url_contains="00005.jpg", count=1)
     report = run(addresses(30), max_failures=ANY)
