@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint test-unit test-live test-compat docs benchmark-imports clean
+.PHONY: help setup demo test lint test-unit test-live test-distributed test-compat docs benchmark-imports clean
 
 # The first Python that is new enough; PYTHON=... chooses another.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -48,6 +48,9 @@ test-unit: setup  ## All tests but the live ones; docs and wheel are built in th
 test-live: setup  ## Tests that boot Airflow's scheduler and triggerer. ARGS=... goes to pytest
 	@$(STEP) "Live tests" $(BIN)/pytest -m live tests/live $(ARGS)
 	@$(STEP) "The UI in a browser" $(BIN)/pytest -m live tests/browser
+
+test-distributed:  ## Tests on Celery: Redis, two schedulers, triggerers and workers without a shared disk. ARGS=... goes to pytest
+	@$(STEP) "A Celery cluster" sh .ci/distributed "$(PYTHON)" $(ARGS)
 
 test-compat:  ## The suite under other Airflows: AIRFLOW="3.1.8 3.2.2", or any version; and under the next one
 	@for version in $(AIRFLOW); do \

@@ -284,12 +284,12 @@ class AirflowClient:
 
     def task_log(self, task: TaskKey) -> str:
         """Return the log of all tries, with the lines of the trigger, as plain text."""
-        folder = (
-            self._log_folder / f"dag_id={task.dag_id}" / f"run_id={task.run_id}" / f"task_id={task.task_id}"
-        )
+        path = Path(f"dag_id={task.dag_id}", f"run_id={task.run_id}", f"task_id={task.task_id}")
         if task.map_index >= 0:
-            folder /= f"map_index={task.map_index}"
-        parts = sorted(folder.glob("attempt=*.log*"))
+            path /= f"map_index={task.map_index}"
+        # A worker of a cluster has a folder of its own.
+        folders = [self._log_folder, *sorted(self._log_folder.parent.glob("worker-*/logs"))]
+        parts = [part for folder in folders for part in sorted((folder / path).glob("attempt=*.log*"))]
         return "\n".join(f"--- {part.name}\n{plain_log(part.read_text(errors='replace'))}" for part in parts)
 
 

@@ -267,15 +267,17 @@ class LocalAirflow:
                 database.execute("PRAGMA journal_mode=WAL")
             database.close()
 
-    def _start(self, *command: str, name: str | None = None) -> OwnProcess:
-        name = name or command[0]
-        program = [str(_SCHEDULER)] if command[0] == "scheduler" else ["-m", "airflow"]
+    def _start(
+        self, *command: str, name: str | None = None, env: Mapping[str, str] | None = None
+    ) -> OwnProcess:
+        name, env = name or command[0], {**self.env, **(env or {})}
+        program = [str(_SCHEDULER)] if command[0] in ("scheduler", "celery") else ["-m", "airflow"]
         process = OwnProcess(
             name,
             [sys.executable, *program, *command],
-            env=self.env,
+            env=env,
             log_path=self.home / f"{name}.log",
-            cwd=self.home,
+            cwd=Path(env["AIRFLOW_HOME"]),
         )
         self.processes.append(process)
         return process

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Airflow's scheduler with the tasks' imports preloaded: LocalExecutor forks each task from this process.
+"""Airflow's scheduler or Celery worker with the tasks' imports preloaded: it forks each task from this process.
 
 ``python demo/scheduler.py scheduler ...`` takes the arguments of ``airflow``. A forked task would otherwise import
 Airflow's task runner, the provider and the clients of the API and of the bucket again, for a second or two of CPU.
@@ -33,7 +33,7 @@ PRELOADED = (
 )
 
 if __name__ == "__main__":
-    if "scheduler" in sys.argv:
+    if {"scheduler", "worker"} & set(sys.argv):
         for module in PRELOADED:
             with suppress(ImportError):  # another version of Airflow has it elsewhere
                 importlib.import_module(module)
