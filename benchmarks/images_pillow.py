@@ -84,7 +84,7 @@ def main() -> int:
         began = time.monotonic()
         signal.alarm(arguments.most_s)  # Without a handler the signal ends the process: a hang is a failure.
         try:
-            facts = inspect(path)
+            facts = inspect(path.read_bytes(), name=path.name)
         except WanInputError:
             counts["refused"] += 1
         except Exception as error:
@@ -96,7 +96,7 @@ def main() -> int:
             if different:
                 print(f"{path.name}: {'; '.join(different)}")
         try:
-            prepare(path, rules=RULES)  # type: ignore[arg-type]
+            prepare(path.read_bytes(), rules=RULES)  # type: ignore[arg-type]
             counts["prepared"] += 1
         except WanInputError:
             counts["not prepared"] += 1

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image, ImageCms
 
-from airflow_provider_wan.images.readers import RangedFile
+from airflow_provider_wan.images.readers import ImageReader
 from tests.sandboxes import Bucket
 
 PHOTOS = Path(__file__).resolve().parents[1] / "demo" / "photos"
@@ -22,15 +22,21 @@ PHOTOS = Path(__file__).resolve().parents[1] / "demo" / "photos"
 RED, GREEN, BLUE, WHITE = (220, 30, 30), (30, 200, 30), (30, 30, 220), (255, 255, 255)
 
 
-class RemoteFile(RangedFile):
+class RemoteFile(ImageReader):
     """A remote file that records each range that is read, as a bucket or a web server would see it."""
 
+    address = "image"
+
     def __init__(self, data: bytes, *, size_known: bool = True) -> None:
-        super().__init__(self._range, lambda: len(data) if size_known else None)
         self._data = data
+        self._size_known = size_known
         self.reads: list[tuple[int, int]] = []
 
-    def _range(self, start: int, length: int) -> bytes:
+    @property
+    def size_bytes(self) -> int | None:
+        return len(self._data) if self._size_known else None
+
+    def read(self, start: int, length: int) -> bytes:
         part = self._data[start : start + length]
         self.reads.append((start, len(part)))
         return part

@@ -89,9 +89,9 @@ def read_image(uri: str, media: Callable[[], Media], *, allow_private: bool) -> 
         return media().image(uri, max_bytes=_LARGEST_IMAGE_BYTES)
     if not uri.startswith(("https://", "http://")):
         raise WanInputError(f"{uri[:200]!r} is not the address of an image.")
-    from airflow_provider_wan.images.readers import UrlReader
+    from airflow_provider_wan.images.readers import WebReader
 
-    reader = UrlReader(uri, allow_private=allow_private, total_s=15.0)
+    reader = WebReader(uri, allow_private=allow_private, total_s=15.0)
     try:
         return reader.read(0, _LARGEST_IMAGE_BYTES)
     except WanError:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from airflow_provider_wan.images import codecs
-from airflow_provider_wan.images.codecs import BrokenRule, UnusableImageError, check_whole
-from airflow_provider_wan.images.inspect import ImageFacts, inspect
+from airflow_provider_wan.images.codecs import BrokenRule, UnusableImageError
+from airflow_provider_wan.images.inspect import ImageFacts, check_whole, inspect
 from airflow_provider_wan.images.readers import MAX_SOURCE_BYTES, ImageReader, WebReader
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def check_sent_as_it_is(
     """
     limit = rules.max_size_bytes_exclusive
     if limit is not None and reader.size_bytes is not None and reader.size_bytes >= limit:
-        facts, data = inspect_header(reader), None
+        facts, data = inspect(reader), None
     else:
         data = reader.read_all()
         facts = inspect(data, name=reader.address)
@@ -132,16 +132,6 @@ def check_public_image(url: str, rules: ImageRules, *, allow_private: bool) -> N
     """
     if url.startswith(("http://", "https://")):
         check_sent_as_it_is(WebReader(url, allow_private=allow_private), rules)
-
-
-def inspect_header(reader: ImageReader) -> ImageFacts:
-    """Inspect an image by ranges.
-
-    :raises WanInputError: it is not an image, or no longer exists.
-    :raises WanDownloadError: it cannot be read now, or may not be.
-    """
-    with reader.open() as file:
-        return inspect(file, name=reader.address, size_bytes=reader.size_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,14 +17,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from PIL import Image, ImageFile, features
 
 from airflow_provider_wan.exceptions import WanError, WanInputError
-
-if TYPE_CHECKING:
-    from airflow_provider_wan.images.inspect import ImageFacts
 
 CONTENT_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "BMP": "image/bmp", "WEBP": "image/webp"}
 #: A side of this many pixels or more is refused by the header alone, whatever the file.
@@ -175,19 +172,6 @@ def open_image(file: IO[bytes], fmt: str, name: str) -> ImageFile.ImageFile:
     module, class_name = _DECODERS[fmt]
     factory: Callable[[IO[bytes]], ImageFile.ImageFile] = getattr(importlib.import_module(module), class_name)
     return factory(file)
-
-
-def check_whole(data: bytes, facts: ImageFacts) -> None:
-    """Decode an image once, as cheaply as its format allows, to be sure that it is whole.
-
-    Preparation and submit both use this check.
-
-    :raises UnusableImageError: it is cut off or damaged.
-    """
-    with decoding(facts.name, facts.format), open_image(io.BytesIO(data), facts.format, facts.name) as image:
-        if facts.format == "JPEG":
-            image.draft(image.mode, (max(facts.width // 8, 1), max(facts.height // 8, 1)))
-        image.load()
 
 
 def encode(image: Image.Image, fmt: str, **options: Any) -> bytes:

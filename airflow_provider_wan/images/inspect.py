@@ -8,20 +8,20 @@ Pillow (or libheif) needs the whole file of WEBP, AVIF and HEIC.
 from __future__ import annotations
 
 import io
-import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images import codecs
-from airflow_provider_wan.images.readers import BLOCK_BYTES, MAX_SOURCE_BYTES, shown_name
+from airflow_provider_wan.images.readers import MAX_SOURCE_BYTES, ImageReader, RangedFile, shown_name
 from airflow_provider_wan.images.strip import exif_orientation, jpeg_frame, private_parts, private_tags
 
-Source = bytes | str | os.PathLike[str] | IO[bytes]
-
+#: Read in one request: it holds the whole header of most images.
+BLOCK_BYTES = 16 * 1024
 #: Headers of phone photographs hold a few hundred KB (profiles, depth maps); a longer one is hostile or broken.
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 #: Read in one request if a header continues after the first block.
@@ -83,108 +83,93 @@ class ImageFacts:
         return bool(self.private)
 
 
-def inspect(source: Source, *, name: str | None = None, size_bytes: int | None = None) -> ImageFacts:
+def inspect(source: bytes | ImageReader, *, name: str | None = None) -> ImageFacts:
     """Return format, size, mode, orientation and metadata of an image from its header.
 
-    :param source: the bytes, a path, or a seekable file; its errors must be this provider's own.
-    :param name: how messages call the image; default the path, else ``"image"``. The query of an address, which
+    :param source: the bytes, or a reader, which is closed.
+    :param name: how messages call the image; default its address, else ``"image"``. The query of an address, which
         may hold a signature, is left out.
-    :param size_bytes: size of the file, if known from elsewhere, such as a bucket's listing.
     :raises WanInputError: not an image (the message says what it looks like), cut off, damaged, or larger than
         anything that is decoded here.
+    :raises WanDownloadError: it cannot be read now, or may not be.
     """
-    if isinstance(source, bytes | bytearray | memoryview):
-        return _inspect(io.BytesIO(source), shown_name(name or "image"), len(source), bytes(source))
-    if isinstance(source, str | os.PathLike):
-        path = os.fspath(source)
-        if not os.path.isfile(path):
-            raise WanInputError(f"{name or path}: there is no such file.")
-        with open(path, "rb") as file:
-            return _inspect(file, shown_name(name or path), os.path.getsize(path))
-    return _inspect(source, shown_name(name or "image"), size_bytes)
+    if isinstance(source, bytes):
+        name = shown_name(name or "image")
+        file = _HeaderFile(lambda start, length: source[start : start + length], lambda: len(source), name)
+        return _inspect(file, name, source)
+    name = shown_name(name or source.address)
+    try:
+        return _inspect(_HeaderFile(source.read, lambda: source.size_bytes, name), name)
+    finally:
+        source.close()
 
 
-def _inspect(file: IO[bytes], name: str, size_bytes: int | None, whole: bytes | None = None) -> ImageFacts:
-    header = _HeaderFile(file, name)
-    buffered = io.BufferedReader(header, BLOCK_BYTES)
-    head = buffered.peek(codecs.SNIFF_BYTES)[: codecs.SNIFF_BYTES]
-    opened = cast(IO[bytes], buffered)
+def check_whole(data: bytes, facts: ImageFacts) -> None:
+    """Decode an image once, as cheaply as its format allows, to be sure that it is whole.
+
+    Preparation and submit both use this check.
+
+    :raises UnusableImageError: it is cut off or damaged.
+    """
+    name, fmt = facts.name, facts.format
+    with codecs.decoding(name, fmt), codecs.open_image(io.BytesIO(data), fmt, name) as image:
+        if facts.format == "JPEG":
+            image.draft(image.mode, (max(facts.width // 8, 1), max(facts.height // 8, 1)))
+        image.load()
+
+
+def _inspect(file: _HeaderFile, name: str, whole: bytes | None = None) -> ImageFacts:
+    opened = io.BufferedReader(file, BLOCK_BYTES)
+    head = opened.peek(codecs.SNIFF_BYTES)[: codecs.SNIFF_BYTES]
     found = codecs.format_of(head)
     if found is None:
         raise codecs.not_an_image(name, head)
     if found in _WHOLE:
-        header.limit_bytes = MAX_SOURCE_BYTES
+        file.limit_bytes = MAX_SOURCE_BYTES
     with codecs.decoding(name, found, doing="opened"):
         if found == "TIFF":
             _refuse_camera_raw(opened, name)
         image = codecs.open_image(opened, found, name)
-        if size_bytes is None:
-            size_bytes = getattr(file, "size_bytes", None)
-        facts = _facts(image, found, whole or bytes(header.head), name, size_bytes)
+        facts = _facts(image, found, whole or bytes(file.head), name, file.size_bytes)
     _refuse_bomb(facts)
     return facts
 
 
-class _HeaderFile(io.RawIOBase):
-    """Reads a file for Pillow, keeps its start, and stops at a limit.
+class _HeaderFile(RangedFile):
+    """Reads an image for Pillow, keeps its start, and stops at a limit.
 
     Pillow reads a header in order, so the kept start can be inspected again without a second read.
     """
 
-    def __init__(self, file: IO[bytes], name: str) -> None:
-        self._file = file
+    def __init__(
+        self, read_range: Callable[[int, int], bytes], size: Callable[[], int | None], name: str
+    ) -> None:
+        super().__init__(self._read_or_kept, size)
+        self._fetch = read_range
         self._name = name
-        self._at = 0
-        self._read = 0
+        self._read_bytes = 0
         self.head = bytearray()
         self.limit_bytes = MAX_HEADER_BYTES
 
-    def readable(self) -> bool:
-        return True
+    @property
+    def size_bytes(self) -> int | None:
+        """The size of the file, if known."""
+        return self._size()
 
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if whence == io.SEEK_END:
-            self._at = self._file.seek(offset, io.SEEK_END)
-        else:
-            self._at = max(offset + (self._at if whence == io.SEEK_CUR else 0), 0)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        data = bytes(self.head[self._at : self._at + len(buffer)])
-        if not data:
-            goes_on = self._at == len(self.head) > 0
-            self._file.seek(self._at)
-            data = self._count(self._file.read(max(len(buffer), _NEXT_BLOCK_BYTES if goes_on else 0)))
-            data = data[: len(buffer)]
-        self._at += len(data)
-        buffer[: len(data)] = data
-        return len(data)
-
-    def readall(self) -> bytes:
-        kept = bytes(self.head[self._at :])
-        self._file.seek(self._at + len(kept))
-        self._at += len(kept)
-        rest = self._count(self._file.read())
-        self._at += len(rest)
-        return kept + rest
-
-    def _count(self, data: bytes | None) -> bytes:
-        data = data or b""
-        self._read += len(data)
-        if self._read > self.limit_bytes:
+    def _read_or_kept(self, start: int, length: int) -> bytes:
+        if kept := self.head[start : start + length]:
+            return bytes(kept)
+        continues = start == len(self.head) > 0
+        data = self._fetch(start, max(length, _NEXT_BLOCK_BYTES if continues else 0))
+        self._read_bytes += len(data)
+        if self._read_bytes > self.limit_bytes:
             raise WanInputError(
                 f"{self._name}: its header is longer than {self.limit_bytes:,} bytes, which no ordinary image needs. "
                 "Save it again as JPEG or PNG."
             )
-        if self._file.tell() - len(data) == len(self.head):
+        if start == len(self.head):
             self.head += data
-        return data
+        return data[:length]
 
 
 def _facts(

@@ -23,10 +23,11 @@ from airflow_provider_wan.hooks.gcs import (
     split_gs_uri,
     storage_errors,
 )
-from airflow_provider_wan.images.check import check, explain, inspect_header
+from airflow_provider_wan.images.check import check, explain
 from airflow_provider_wan.images.codecs import BrokenRule, UnusableImageError
 from airflow_provider_wan.images.dataset import DatasetRow, PreparedRow, RowError
 from airflow_provider_wan.images.dataset_reader import Row
+from airflow_provider_wan.images.inspect import inspect
 from airflow_provider_wan.images.prepare import fits_as_it_is
 from airflow_provider_wan.images.readers import ImageReader
 from airflow_provider_wan.images.source import (
@@ -257,7 +258,7 @@ class Preparation:
         found = self._sources.find_prepared(reader, recipe)
         if found is not None:
             return not found.changes, True, ()
-        facts = inspect_header(reader)
+        facts = inspect(reader)
         broken = check(facts, recipe.rules, too_small=recipe.too_small)
         if hopeless := tuple(rule for rule in broken if not rule.fixable):
             raise UnusableImageError(explain(facts, hopeless), hopeless)

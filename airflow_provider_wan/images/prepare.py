@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -21,14 +20,11 @@ from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images import codecs
 from airflow_provider_wan.images.check import TooSmall, check, explain, fit_size
 from airflow_provider_wan.images.codecs import UnusableImageError
-from airflow_provider_wan.images.inspect import ImageFacts, inspect
-from airflow_provider_wan.images.readers import FileReader
+from airflow_provider_wan.images.inspect import ImageFacts, check_whole, inspect
 from airflow_provider_wan.images.strip import strip_metadata
 
 if TYPE_CHECKING:
     from airflow_provider_wan.model_api.inputs import ImageRules
-
-PathOrBytes = bytes | str | os.PathLike[str]
 
 #: Goes into the names of staged copies: raised when the same source comes out differently.
 RECIPE_VERSION = 1
@@ -83,7 +79,7 @@ class PreparedImage:
 
 
 def prepare(
-    source: PathOrBytes,
+    data: bytes,
     *,
     rules: ImageRules,
     name: str | None = None,
@@ -92,9 +88,9 @@ def prepare(
 ) -> PreparedImage:
     """Return an image that keeps the model's rules, changed as little as possible.
 
-    :param source: the file's bytes, or a path.
+    :param data: the file.
     :param rules: the model's image rules.
-    :param name: how messages call the image; default the path, else ``"image"``.
+    :param name: how messages call the image; default ``"image"``.
     :param background: the colour behind transparent parts, a name or ``#rrggbb``; default white.
     :param too_small: ``"upscale"`` (default) enlarges an image that is too small, up to 8 times; ``"reject"``
         refuses it.
@@ -102,8 +98,7 @@ def prepare(
     :raises WanInputError: not an image, or too large to decode.
     """
     colour = parse_background(background)
-    data = source if isinstance(source, bytes) else FileReader(os.fspath(source)).read_all()
-    facts = inspect(data, name=name or (None if isinstance(source, bytes) else os.fspath(source)))
+    facts = inspect(data, name=name)
     hopeless = tuple(rule for rule in check(facts, rules, too_small=too_small) if not rule.fixable)
     if hopeless:
         raise UnusableImageError(explain(facts, hopeless), hopeless)
@@ -153,7 +148,7 @@ def _keep(data: bytes, facts: ImageFacts, rules: ImageRules) -> PreparedImage | 
     stripped, removed = kept
     if not _is_small_enough(stripped, rules):
         return None
-    codecs.check_whole(stripped, facts)
+    check_whole(stripped, facts)
     changes = (f"removed {', '.join(removed)}",) if removed else ()
     return _prepared(facts, stripped, facts.format, (facts.width, facts.height), changes)
 

@@ -18,9 +18,10 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import IO, TYPE_CHECKING, Any, Protocol, cast
+from functools import cached_property
+from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from airflow_provider_wan.exceptions import WanDownloadError, WanInputError, WanStorageError
@@ -37,10 +38,8 @@ if TYPE_CHECKING:
 MAX_SOURCE_BYTES = 256 * 1024 * 1024
 #: A larger file from the web is not loaded: its size may be unknown until it has arrived.
 WEB_MOST_BYTES = 64 * 1024 * 1024
-#: What all reads of one image from the web together may take, in seconds.
+#: What the reads of one image from the web may take together, in seconds.
 WEB_TOTAL_S = 60.0
-#: Read in one request from a remote file: it holds the whole header of most images.
-BLOCK_BYTES = 16 * 1024
 _READ_ON_BYTES = 1024 * 1024
 #: Read in one request of a composite object, whose MD5 is computed here.
 _COMPOSITE_BYTES = 8 * 1024 * 1024
@@ -68,49 +67,54 @@ class ObjectFacts:
         return f"gs://{self.bucket}/{self.name}"
 
 
-class ImageReader(Protocol):
-    """An image that can be read."""
+class ImageReader:
+    """An image that can be read, whole or in ranges; it is closed after either.
 
-    #: Its address as it may be shown and recorded: without signature.
+    :ivar address: its address as it may be shown and recorded: without signature.
+    """
+
     address: str
 
     @property
     def identity(self) -> str | None:
         """The identity of its content; None: its address identifies it."""
+        return None
 
     @property
     def size_bytes(self) -> int | None:
-        """Its size, if known without reading."""
+        """Its size, if known so far."""
+        raise NotImplementedError
 
-    def open(self) -> IO[bytes]:
-        """Open it as a seekable file that reads only the requested ranges; close it after use."""
+    def read(self, start: int, length: int) -> bytes:
+        """Return ``length`` bytes from ``start`` on; fewer only where the file ends."""
+        raise NotImplementedError
 
     def read_all(self) -> bytes:
-        """Read it whole."""
+        """Read it whole.
+
+        :raises WanInputError: it is too large, or no longer there.
+        """
+        raise NotImplementedError
+
+    def open(self) -> IO[bytes]:
+        """Return it as a seekable file that reads only the requested ranges."""
+        return cast(IO[bytes], RangedFile(self.read, lambda: self.size_bytes))
+
+    def close(self) -> None:
+        """Close its connections; the next read opens them again."""
 
 
 class RangedFile(io.RawIOBase):
     """A seekable file over something that returns ranges.
 
-    :param read_range: returns up to ``length`` bytes from ``start``, fewer only where the file ends.
+    :param read_range: returns up to ``length`` bytes from ``start``, and none only at the end of the file.
     :param size: returns the size of the file, None as long as it is unknown.
     """
 
-    def __init__(
-        self,
-        read_range: Callable[[int, int], bytes],
-        size: Callable[[], int | None],
-        close: Callable[[], None] | None = None,
-    ) -> None:
+    def __init__(self, read_range: Callable[[int, int], bytes], size: Callable[[], int | None]) -> None:
         self._read_range = read_range
         self._size = size
-        self._close = close
         self._at = 0
-
-    @property
-    def size_bytes(self) -> int | None:
-        """The size of the file, if known."""
-        return self._size()
 
     def readable(self) -> bool:
         """Return true."""
@@ -128,9 +132,8 @@ class RangedFile(io.RawIOBase):
         """Move the position; nothing is read, unless the end is asked for and unknown."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at}.get(whence)
         if base is None:
-            base = self._size()
-            if base is None:
-                base = self._at + len(self.readall())
+            size = self._size()
+            base = self._at + len(self.readall()) if size is None else size
         self._at = max(base + offset, 0)
         return self._at
 
@@ -142,20 +145,9 @@ class RangedFile(io.RawIOBase):
 
     def readall(self) -> bytes:
         """Read the rest, in one range if the size is known."""
-        pieces: list[bytes] = []
-        while True:
-            size = self._size()
-            want = _READ_ON_BYTES if size is None else size - self._at
-            data = self._next(want)
-            pieces.append(data)
-            if len(data) < want or self._at == self._size():
-                return b"".join(pieces)
-
-    def close(self) -> None:
-        """Close what the ranges are read from."""
-        if self._close is not None and not self.closed:
-            self._close()
-        super().close()
+        size = self._size()
+        length = _READ_ON_BYTES if size is None else size - self._at
+        return b"".join(iter(lambda: self._next(length), b""))
 
     def _next(self, length: int) -> bytes:
         size = self._size()
@@ -197,7 +189,7 @@ def look_up_object(client: storage.Client, uri: str) -> ObjectFacts:
     return facts_of(blob)
 
 
-class BucketReader:
+class BucketReader(ImageReader):
     """An object in a bucket, always read at the generation that was inspected.
 
     :param facts: its metadata.
@@ -207,6 +199,7 @@ class BucketReader:
         self._client = client
         self.facts = facts
         self.address = facts.uri
+        self._plain: bytes | None = None
 
     @property
     def size_bytes(self) -> int | None:
@@ -220,25 +213,26 @@ class BucketReader:
             self.facts = replace(self.facts, md5=self._look_up_md5() or self._read_md5())
         return f"md5:{self.facts.md5}"
 
-    def open(self) -> IO[bytes]:
-        """Open it as a seekable file; an object that is stored compressed is read whole."""
-        return io.BytesIO(self.read_all()) if self.facts.is_gzip else cast(IO[bytes], self._stored())
+    def read(self, start: int, length: int) -> bytes:
+        """Read a range; an object that is stored compressed is read whole for it."""
+        if not self.facts.is_gzip:
+            return self._stored(start, length)
+        if self._plain is None:
+            self._plain = self.read_all()
+        return self._plain[start : start + length]
 
     def read_all(self) -> bytes:
-        """Read it whole.
-
-        :raises WanInputError: it is too large, or no longer there.
-        """
+        """Read it whole."""
         _refuse_large(self.address, self.facts.size_bytes)
-        data = self.read(None, None)
+        data = self._stored()
         return gunzip(data, self.address) if self.facts.is_gzip else data
 
-    def read(self, start: int | None, end: int | None) -> bytes:
-        """Read the stored bytes from ``start`` to ``end``, both included."""
+    def _stored(self, start: int | None = None, length: int = 0) -> bytes:
+        """Read the stored bytes, all or a range."""
         with _object_errors(self.address):
             data: bytes = self._blob().download_as_bytes(
                 start=start,
-                end=end,
+                end=None if start is None else start + length - 1,
                 raw_download=True,
                 if_generation_match=self.facts.generation,
                 checksum="crc32c" if start is None else None,
@@ -246,12 +240,6 @@ class BucketReader:
                 retry=retry_policy(),
             )
             return data
-
-    def _stored(self) -> RangedFile:
-        """Return the stored bytes as a file."""
-        return RangedFile(
-            lambda start, length: self.read(start, start + length - 1), lambda: self.facts.size_bytes
-        )
 
     def _look_up_md5(self) -> str | None:
         blob = self._blob()
@@ -262,8 +250,10 @@ class BucketReader:
     def _read_md5(self) -> str:
         """Read a composite object, a piece at a time."""
         _refuse_large(self.address, self.facts.size_bytes)
-        with io.BufferedReader(self._stored(), _COMPOSITE_BYTES) as file:
-            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        md5 = hashlib.md5(usedforsecurity=False)
+        for start in range(0, self.facts.size_bytes, _COMPOSITE_BYTES):
+            md5.update(self._stored(start, min(_COMPOSITE_BYTES, self.facts.size_bytes - start)))
+        return md5.hexdigest()
 
     def _blob(self) -> storage.Blob:
         return bucket_of(self._client, self.facts.bucket).blob(self.facts.name)
@@ -289,21 +279,25 @@ def gunzip(data: bytes, name: str) -> bytes:
 # -- web and disk ----------------------------------------------------------------------------------------------------
 
 
-class UrlReader:
-    """A file behind a URL, read in ranges.
+class WebReader(ImageReader):
+    """An image behind an ``http`` or ``https`` address, read as RunComfy will: anonymously.
 
     A server that ignores ranges, or refuses them, is asked once for the whole file, which is read as far as needed.
 
-    :param url: http or https.
+    :param url: the address, which may be signed.
     :param allow_private: whether private, loopback and link-local addresses are read too.
-    :param total_s: the most that all reads together may take, in seconds.
+    :param total_s: what all reads until it is closed may take together, in seconds.
     """
 
-    def __init__(self, url: str, *, allow_private: bool = False, total_s: float = 30.0) -> None:
-        self._url = url
-        self._deadline = time.monotonic() + total_s
-        check = (lambda url: None) if allow_private else refuse_private_literal
-        self._fetcher = Fetcher(FetchRules(check, refuse_private=not allow_private), pool_size=1)
+    def __init__(self, url: str, *, allow_private: bool = False, total_s: float = WEB_TOTAL_S) -> None:
+        self.url = encoded_url(url)
+        self.address = canonical_url(self.url)
+        self._rules = FetchRules(
+            (lambda url: None) if allow_private else refuse_private_literal, refuse_private=not allow_private
+        )
+        self._total_s = total_s
+        self._deadline = 0.0
+        self._fetcher: Fetcher | None = None
         self._size: int | None = None
         self._validator: str | None = None
         self._whole: FilePart | None = None
@@ -311,9 +305,9 @@ class UrlReader:
         self._head = bytearray()
 
     @property
-    def name(self) -> str:
-        """The address without anything secret in it."""
-        return shown_name(self._url)
+    def is_signed(self) -> bool:
+        """Whether the address holds more than may be recorded."""
+        return self.address != self.url
 
     @property
     def size_bytes(self) -> int | None:
@@ -326,10 +320,10 @@ class UrlReader:
         :raises WanInputError: the server refuses the file to an anonymous reader, or sends it encoded.
         :raises WanDownloadError: the address is private, or the server is down or too slow.
         """
-        with self._errors():
+        with self._fetching() as fetcher:
             if self._whole is None:
                 try:
-                    part = self._fetcher.open(self._url, deadline=self._deadline, start=start, length=length)
+                    part = fetcher.open(self.url, deadline=self._deadline, start=start, length=length)
                 except FetchError as error:
                     if error.status == 416 and start:  # beyond the end
                         return b""
@@ -361,26 +355,34 @@ class UrlReader:
             self._head += piece
         return bytes(self._head[start : start + length])
 
-    def read_all(self, limit_bytes: int) -> bytes:
+    def read_all(self, limit_bytes: int = WEB_MOST_BYTES) -> bytes:
         """Return the whole file.
 
-        :raises WanInputError: it has more than ``limit_bytes``, besides what :meth:`read` raises.
+        :param limit_bytes: a larger one is not loaded; default 64 MiB.
+        :raises WanInputError: it is larger, besides what :meth:`read` raises.
         :raises WanDownloadError: fewer bytes came than were promised, besides.
         """
-        with self._errors():
-            data = self._fetcher.read_all(self._url, deadline=self._deadline, limit_bytes=limit_bytes)
+        try:
+            with self._fetching() as fetcher:
+                data = fetcher.read_all(self.url, deadline=self._deadline, limit_bytes=limit_bytes)
+        finally:
+            self.close()
         self._size = len(data)
         return data
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _fetching(self) -> Iterator[Fetcher]:
+        if self._fetcher is None:
+            self._fetcher = Fetcher(self._rules, pool_size=1)
+            self._deadline = time.monotonic() + self._total_s
         try:
-            yield
+            yield self._fetcher
         except FetchError as error:
             raise self._error_of(error) from None
 
     def _error_of(self, error: FetchError) -> WanDownloadError | WanInputError:
-        answers = f"{self.name} answers an anonymous reader with {error}. Nothing was bought."
+        name = shown_name(self.url)
+        answers = f"{name} answers an anonymous reader with {error}. Nothing was bought."
         if error.status is not None and 400 <= error.status < 500 and not error.is_transient:
             return WanInputError(
                 f"{answers} Give a public or signed address, or image= with a gs:// address."
@@ -389,63 +391,32 @@ class UrlReader:
             return WanDownloadError(answers, retry_after_s=error.retry_after_s)
         if error.kind == "broken":
             return WanDownloadError(
-                f"{self.name} could not be read ({error}). Nothing was bought. RunComfy needs to read it too: check "
-                "that it is public."
+                f"{name} could not be read ({error}). Nothing was bought. RunComfy needs to read it too: check that "
+                "it is public."
             )
         if error.kind == "refused":
-            return WanDownloadError(f"{self.name}: {error}. Nothing was bought.", retry_helps=False)
+            return WanDownloadError(f"{name}: {error}. Nothing was bought.", retry_helps=False)
         if error.kind == "unusable":
             return WanDownloadError(
-                f"{self.name}: {error}. Nothing was bought. Put the image on another server, or give image= with a "
-                "gs:// address.",
+                f"{name}: {error}. Nothing was bought. Put the image on another server, or give image= with a gs:// "
+                "address.",
                 retry_helps=False,
             )
-        return WanInputError(f"{self.name}: {error}. Nothing was bought.")
+        return WanInputError(f"{name}: {error}. Nothing was bought.")
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; the time of the next read starts anew."""
         if self._whole is not None:
             self._whole.close()
-        self._fetcher.close()
+            self._whole = None
+            self._head.clear()
+        if self._fetcher is not None:
+            self._fetcher.close()
+            self._fetcher = None
+        self._validator = None
 
 
-class WebReader:
-    """An image behind an ``http`` or ``https`` address, read as RunComfy will: anonymously.
-
-    :param url: the address, which may be signed.
-    :param allow_private: whether private, loopback and link-local addresses are read too.
-    :param total_s: what all reads together may take, in seconds.
-    """
-
-    identity: str | None = None
-
-    def __init__(self, url: str, *, allow_private: bool = False, total_s: float = WEB_TOTAL_S) -> None:
-        self.url = encoded_url(url)
-        self.address = canonical_url(self.url)
-        self.size_bytes: int | None = None
-        self._allow_private = allow_private
-        self._total_s = total_s
-
-    @property
-    def is_signed(self) -> bool:
-        """Whether the address holds more than may be recorded."""
-        return self.address != self.url
-
-    def open(self) -> IO[bytes]:
-        """Open it as a seekable file, whose time starts now."""
-        reader = self._reader()
-        return cast(IO[bytes], RangedFile(reader.read, lambda: reader.size_bytes, reader.close))
-
-    def read_all(self) -> bytes:
-        """Read it whole."""
-        with closing(self._reader()) as reader:
-            return reader.read_all(WEB_MOST_BYTES)
-
-    def _reader(self) -> UrlReader:
-        return UrlReader(self.url, allow_private=self._allow_private, total_s=self._total_s)
-
-
-class FileReader:
+class FileReader(ImageReader):
     """An image on the disk of this machine.
 
     :param path: its path.
@@ -453,16 +424,13 @@ class FileReader:
 
     def __init__(self, path: str) -> None:
         self.address = path
-        self._identity: str | None = None
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """The MD5 of the content."""
-        if self._identity is None:
-            with _file_errors(self.address), open(self.address, "rb") as file:
-                md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
-            self._identity = f"md5:{md5.hexdigest()}"
-        return self._identity
+        with _file_errors(self.address), open(self.address, "rb") as file:
+            md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+        return f"md5:{md5.hexdigest()}"
 
     @property
     def size_bytes(self) -> int | None:
@@ -470,15 +438,16 @@ class FileReader:
         with _file_errors(self.address):
             return os.path.getsize(self.address)
 
-    def open(self) -> IO[bytes]:
-        """Open it."""
-        with _file_errors(self.address):
-            return open(self.address, "rb")
+    def read(self, start: int, length: int) -> bytes:
+        """Read a range."""
+        with _file_errors(self.address), open(self.address, "rb") as file:
+            file.seek(start)
+            return file.read(length)
 
     def read_all(self) -> bytes:
         """Read it whole."""
         _refuse_large(self.address, self.size_bytes)
-        with _file_errors(self.address), self.open() as file:
+        with _file_errors(self.address), open(self.address, "rb") as file:
             return file.read()
 
 

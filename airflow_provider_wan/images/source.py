@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanInputError, WanRefusedError
 from airflow_provider_wan.images.check import TooSmall, check_sent_as_it_is
-from airflow_provider_wan.images.codecs import check_whole
 from airflow_provider_wan.images.dataset import (
     Columns,
     DatasetRow,
@@ -30,11 +29,10 @@ from airflow_provider_wan.images.dataset import (
     is_source_list,
     row_of_cells,
 )
-from airflow_provider_wan.images.inspect import ImageFacts, inspect
+from airflow_provider_wan.images.inspect import ImageFacts, check_whole, inspect
 from airflow_provider_wan.images.prepare import fits_as_it_is, prepare
 from airflow_provider_wan.images.readers import (
     WEB_MOST_BYTES,
-    WEB_TOTAL_S,
     BucketReader,
     FileReader,
     ImageReader,
@@ -77,7 +75,6 @@ class ImageOptions:
     :param check: whether an image is checked before the purchase.
     :param allow_private: whether images are read from private addresses too.
     :param link_lifetime_s: how long a signed link works, in seconds.
-    :param web_total_s: what all reads of one image from the web may take together, in seconds.
     """
 
     staging: str | None = None
@@ -86,7 +83,6 @@ class ImageOptions:
     check: bool = True
     allow_private: bool = False
     link_lifetime_s: float = DEFAULT_LIFETIME_S
-    web_total_s: float = WEB_TOTAL_S
 
 
 _NO_ROW = DatasetRow()
@@ -331,8 +327,7 @@ class ImageSources:
         if address.startswith("gs://"):
             return BucketReader(self.client, known or look_up_object(self.client, address))
         if address.startswith(("http://", "https://")):
-            options = self.options
-            return WebReader(address, allow_private=options.allow_private, total_s=options.web_total_s)
+            return WebReader(address, allow_private=self.options.allow_private)
         if not address or "://" in address or address[:5].lower() == "data:":
             raise WanInputError(
                 f"image={address[:80]!r} is not an address that can be used: give gs://bucket/object, https://... or "

@@ -17,7 +17,7 @@ import pytest
 
 from airflow_provider_wan.exceptions import WanDownloadError, WanInputError
 from airflow_provider_wan.images.inspect import inspect
-from airflow_provider_wan.images.readers import UrlReader, WebReader
+from airflow_provider_wan.images.readers import WebReader
 from tests.image_samples import encoded, noise, photo
 from tests.raw_servers import (
     Answer,
@@ -59,7 +59,7 @@ def ranged(heads: list[str], *, shift: int = 0, more: int = 0) -> Callable[[sock
 
 
 def read(url: str, start: int, length: int, *, allow_private: bool = True) -> tuple[bytes, int | None]:
-    with closing(UrlReader(url, allow_private=allow_private, total_s=5)) as reader:
+    with closing(WebReader(url, allow_private=allow_private, total_s=5)) as reader:
         return reader.read(start, length), reader.size_bytes
 
 
@@ -101,7 +101,7 @@ def test_server_without_ranges_is_called_once() -> None:
     heads: list[str] = []
     with (
         RawServer(always(reply(FILE), heads=heads)) as wire,
-        closing(UrlReader(wire.url, allow_private=True)) as reader,
+        closing(WebReader(wire.url, allow_private=True)) as reader,
     ):
         assert reader.read(5, 10) == FILE[5:15]
         assert reader.read(500_000, 10) == FILE[500_000:500_010]
@@ -164,7 +164,7 @@ def test_no_credentials_are_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     (tmp_path / "netrc").write_text("default login a password b\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     heads: list[str] = []
-    with RawServer(ranged(heads)) as wire, closing(UrlReader(wire.url, allow_private=True)) as reader:
+    with RawServer(ranged(heads)) as wire, closing(WebReader(wire.url, allow_private=True)) as reader:
         reader.read(0, 10)
         reader.read(10, 10)
     assert not [head for head in heads if "authorization" in head.lower() or "cookie" in head.lower()]
@@ -227,11 +227,8 @@ JPEG = encoded(photo(), "JPEG")
 
 def whole(answer: Answer, *, limit_bytes: int = 1_000_000, total_s: float = 10.0) -> bytes:
     with RawServer(answer) as server:
-        reader = UrlReader(f"{server.url}/a.jpg?sig=s3cret", allow_private=True, total_s=total_s)
-        try:
-            return reader.read_all(limit_bytes)
-        finally:
-            reader.close()
+        reader = WebReader(f"{server.url}/a.jpg?sig=s3cret", allow_private=True, total_s=total_s)
+        return reader.read_all(limit_bytes)
 
 
 def test_image_is_read_completely() -> None:
@@ -252,9 +249,8 @@ def test_a_redirect_to_a_private_address_is_not_followed(
 ) -> None:
     with RawServer(always(reply(status="302 Found", Location=location))) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
-        image = WebReader("http://images.example.com/a.jpg")
-        with image.open() as file, pytest.raises(WanDownloadError, match="not a public address") as refused:
-            inspect(file)
+        with pytest.raises(WanDownloadError, match="not a public address") as refused:
+            inspect(WebReader("http://images.example.com/a.jpg"))
         assert proxy.connections == 1
     assert not refused.value.retry_helps
 
@@ -282,8 +278,8 @@ def test_a_host_that_sends_too_slowly_is_given_up(of: str) -> None:
 
     with RawServer(answer) as server:
         image = WebReader(f"{server.url}/a.jpg", allow_private=True, total_s=0.4)
-        with image.open() as file, pytest.raises(WanDownloadError, match="could not be read") as given_up:
-            image.read_all() if of == "body" else inspect(file)
+        with pytest.raises(WanDownloadError, match="could not be read") as given_up:
+            image.read_all() if of == "body" else inspect(image)
     assert given_up.value.retry_helps
 
 
@@ -335,8 +331,8 @@ def test_a_part_of_a_file_of_unknown_size_is_read() -> None:
             where = f"bytes {start}-{stop - 1}/*"
             sock.sendall(reply(data[start:stop], "206 Partial Content", Content_Range=where))
 
-    with RawServer(answer) as wire, WebReader(wire.url, allow_private=True).open() as file:
-        facts = inspect(file)
+    with RawServer(answer) as wire:
+        facts = inspect(WebReader(wire.url, allow_private=True))
     assert (facts.format, facts.width, facts.height) == ("WEBP", 400, 400)
 
 
@@ -347,7 +343,7 @@ def test_a_host_that_refuses_every_range_is_read_by_a_plain_get() -> None:
         heads.append(read_head(sock).decode().lower())
         sock.sendall(reply(status="416 No") if "\r\nrange:" in heads[-1] else reply(FILE))
 
-    with RawServer(answer) as wire, closing(UrlReader(wire.url, allow_private=True)) as reader:
+    with RawServer(answer) as wire, closing(WebReader(wire.url, allow_private=True)) as reader:
         assert reader.read(0, 100) == FILE[:100]
         assert reader.read(2_000_000, 100) == FILE[2_000_000:2_000_100]
         assert reader.size_bytes == len(FILE)
@@ -360,11 +356,8 @@ def test_a_large_image_from_a_server_without_ranges_is_read_as_far_as_needed(fmt
     data = encoded(noise(1000, 1000), fmt, **options)
     assert len(data) > 1_000_000
     heads: list[str] = []
-    with (
-        RawServer(always(reply(data), heads=heads)) as wire,
-        WebReader(wire.url, allow_private=True).open() as file,
-    ):
-        facts = inspect(file)
+    with RawServer(always(reply(data), heads=heads)) as wire:
+        facts = inspect(WebReader(wire.url, allow_private=True))
     assert (facts.width, facts.height, facts.size_bytes) == (1000, 1000, len(data))
     assert len(heads) == 1
 
@@ -380,7 +373,7 @@ def test_an_image_that_is_replaced_between_two_ranges_is_not_mixed() -> None:
         part = reply(FILE[start:stop], "206 Partial Content", Content_Range=where, ETag=f'"{next(tags)}"')
         sock.sendall(part)
 
-    with RawServer(answer) as wire, closing(UrlReader(wire.url, allow_private=True)) as reader:
+    with RawServer(answer) as wire, closing(WebReader(wire.url, allow_private=True)) as reader:
         reader.read(0, 100)
         with pytest.raises(WanDownloadError, match="replaced while it was read"):
             reader.read(500_000, 100)
@@ -392,11 +385,7 @@ def test_reads_of_images_name_this_provider(whole_image: bool) -> None:
     heads: list[str] = []
     with RawServer(always(reply(JPEG), heads=heads)) as wire:
         image = WebReader(wire.url, allow_private=True)
-        if whole_image:
-            image.read_all()
-        else:
-            with image.open() as file:
-                inspect(file)
+        image.read_all() if whole_image else inspect(image)
     assert "user-agent: airflow-provider-wan" in heads[0].lower()
 
 

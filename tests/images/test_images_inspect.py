@@ -15,6 +15,7 @@ from PIL import Image
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images.codecs import UnusableImageError
 from airflow_provider_wan.images.inspect import inspect
+from airflow_provider_wan.images.readers import FileReader
 from tests import image_samples as samples
 
 KIB = 1024
@@ -251,9 +252,9 @@ def test_content_decides_the_format_and_a_wrong_suffix_is_reported() -> None:
 def test_a_path_is_read_and_a_missing_one_is_named(tmp_path: Path) -> None:
     path = tmp_path / "ein Bild ü.jpg"
     path.write_bytes(ORDINARY["jpeg"]())
-    assert inspect(path).width == 600
-    with pytest.raises(WanInputError, match=r"gone\.jpg: there is no such file"):
-        inspect(tmp_path / "gone.jpg")
+    assert inspect(FileReader(str(path))).width == 600
+    with pytest.raises(WanInputError, match=r"gone\.jpg can't be read: No such file"):
+        inspect(FileReader(str(tmp_path / "gone.jpg")))
 
 
 def test_a_camera_raw_file_is_named() -> None:

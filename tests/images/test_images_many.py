@@ -36,7 +36,7 @@ def test_each_source_gives_its_image_or_its_own_error_in_order() -> None:
     sources: list[tuple[str, Any]] = [
         ("big.jpg", photo),
         ("page.jpg", samples.HTML),
-        ("coffee", samples.PHOTOS / "coffee.jpg"),
+        ("coffee", (samples.PHOTOS / "coffee.jpg").read_bytes()),
         ("gone", _vanished),
         ("cut.jpg", photo[:9000]),
         ("late", lambda: photo),
