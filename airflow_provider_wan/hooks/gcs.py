@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 TIMEOUT_S = (10.0, 60.0)
 #: For how long one call is retried, in seconds; each retry backs off.
 RETRY_FOR_S = 120.0
+#: The metadata key of every object that belongs to a landed video: the id of its request.
+META_REQUEST = "wan-request-id"
 _LOG_EVERY_S = 60.0
 _LOG = logging.getLogger(__name__)
 _SCOPES = ("https://www.googleapis.com/auth/devstorage.read_write",)

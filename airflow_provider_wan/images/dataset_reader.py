@@ -17,7 +17,7 @@ from logging import getLogger
 from typing import IO, TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri
+from airflow_provider_wan.hooks.gcs import META_REQUEST, TIMEOUT_S, retry_policy, split_gs_uri
 from airflow_provider_wan.images.codecs import SUFFIXES, UNUSABLE_SUFFIXES
 from airflow_provider_wan.images.dataset import (
     Columns,
@@ -63,7 +63,7 @@ Row = DatasetRow | RowError
 
 @dataclass(slots=True)
 class PassedOver:
-    """Objects of prefixes that are not images by their name, and so not rows.
+    """Objects of prefixes that are not images by their name, or posters of landed videos, and so not rows.
 
     :param kinds: how many of each kind: a suffix, ``no suffix`` or ``macOS companion file``.
     :param names: addresses of the first ones.
@@ -170,7 +170,8 @@ class DatasetReader:
                 client.list_blobs(
                     bucket_of(client, bucket),
                     prefix=prefix,
-                    fields="items(name,bucket,generation,size,md5Hash,contentType,contentEncoding),nextPageToken",
+                    fields="items(name,bucket,generation,size,md5Hash,contentType,contentEncoding,metadata),"
+                    "nextPageToken",
                     timeout=TIMEOUT_S,
                     retry=retry_policy(),
                 )
@@ -193,7 +194,7 @@ class DatasetReader:
             yield replace(row, image=known.uri, line=number, known=known)
         if passed_over.total:
             log.warning(
-                "%d objects under %s are not images by their name and were passed over: %s",
+                "%d objects under %s are not source images and were passed over: %s",
                 passed_over.total,
                 uri,
                 passed_over,
@@ -203,7 +204,7 @@ class DatasetReader:
 
     def _is_image(self, blob: storage.Blob) -> bool:
         name: str = blob.name.rpartition("/")[2].lower()
-        if name.startswith("._") or not name:
+        if name.startswith("._") or not name or META_REQUEST in (blob.metadata or {}):
             return False
         if self.suffixes is not None:
             return name.endswith(tuple(self.suffixes))

@@ -15,6 +15,8 @@ from airflow_provider_wan.durable.record import Record
 from airflow_provider_wan.exceptions import WanError, WanInputError
 from airflow_provider_wan.landing.checks import BUILT_IN, DETAIL_CHARACTERS, Verdict, VideoChecks
 from airflow_provider_wan.landing.likeness import likeness
+from airflow_provider_wan.landing.poster import FACT as POSTER
+from airflow_provider_wan.landing.poster import jpeg_of
 from airflow_provider_wan.landing.probe import VideoFacts, is_available, probe
 from airflow_provider_wan.landing.video_file import VideoFile
 
@@ -30,10 +32,21 @@ _IMAGE_BYTES, _IMAGE_SECONDS = 32 * 1024 * 1024, 10.0
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """Facts and verdict of a video, as JSON values; no verdict if it was not checked."""
+    """What is known of a video.
+
+    :param facts: as JSON values.
+    :param verdict: as JSON values; None: it was not checked.
+    :param poster: the bytes of its poster, or the object to copy it from; None: it has none.
+    """
 
     facts: Mapping[str, Any] | None = None
     verdict: Mapping[str, Any] | None = None
+    poster: bytes | storage.Blob | None = None
+
+    def with_poster(self, name: str | None) -> Inspection:
+        """Return the same with this object name of the poster among the facts, or with none."""
+        facts = {key: value for key, value in (self.facts or {}).items() if key != POSTER}
+        return replace(self, facts=facts | ({POSTER: name} if name else {}) or None)
 
 
 class VideoInspector:
@@ -65,7 +78,7 @@ class VideoInspector:
             )
         suffix = ".webm" if video.content_type == "video/webm" else ".mp4"
         try:
-            facts = self._facts(file, size_bytes, video, record) if is_available() else known
+            facts, poster = self._facts(file, size_bytes, video, record) if is_available() else (known, None)
             reasons = {**self._built_in(facts, record), **self._users(file, suffix, facts, record)}
         except Exception:  # the video is paid for: a mistake in a check must not keep it out of the bucket
             self._log.exception("The video of request %s could not be checked.", record.request_id)
@@ -75,22 +88,26 @@ class VideoInspector:
             self._log.warning(
                 "The video of request %s is bad: %s.", record.request_id, "; ".join(verdict.reasons.values())
             )
-        return Inspection(facts.as_dict(), verdict.as_dict())
+        return Inspection(facts.as_dict(), verdict.as_dict(), poster)
 
-    def _facts(self, file: IO[bytes], size_bytes: int, video: VideoFile, record: Record) -> VideoFacts:
+    def _facts(
+        self, file: IO[bytes], size_bytes: int, video: VideoFile, record: Record
+    ) -> tuple[VideoFacts, bytes | None]:
+        """Return the facts of a video, and its poster."""
         if video.largest_frame_bytes > _FRAME_BYTES:
             self._log.info("A frame of %d bytes is not decoded.", video.largest_frame_bytes)
-            return VideoFacts(duration_s=video.duration_s, c2pa=video.has_c2pa)
+            return VideoFacts(duration_s=video.duration_s, c2pa=video.has_c2pa), None
         probed = probe(file, video.content_type, size_bytes, self._log)
         facts = replace(
             probed.facts, c2pa=video.has_c2pa, duration_s=probed.facts.duration_s or video.duration_s
         )
+        poster = jpeg_of(probed.poster) if probed.poster is not None else None
         if "first_frame" not in self._checks or not probed.beginning or not record.image:
-            return facts
+            return facts, poster
         image = self._images.read(record.image)
-        return (
-            facts if image is None else replace(facts, first_frame_likeness=likeness(probed.beginning, image))
-        )
+        if image is not None:
+            facts = replace(facts, first_frame_likeness=likeness(probed.beginning, image))
+        return facts, poster
 
     def _built_in(self, facts: VideoFacts, record: Record) -> dict[str, str]:
         found = {name: BUILT_IN[name](facts, record) for name in self._checks if isinstance(name, str)}

@@ -10,6 +10,7 @@ fetched, which RunComfy deletes at some time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from logging import Logger
 from typing import TYPE_CHECKING
@@ -25,14 +26,13 @@ from airflow_provider_wan.exceptions import (
     WanStorageError,
     WanTransientError,
 )
-from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
+from airflow_provider_wan.hooks.gcs import META_REQUEST, TIMEOUT_S, retry_policy, storage_errors
 from airflow_provider_wan.landing.checks import VideoChecks
 from airflow_provider_wan.landing.download import Download, Downloader, LinkExpiredError
 from airflow_provider_wan.landing.inspector import Inspection, VideoInspector
 from airflow_provider_wan.landing.objects import (
     AI_GENERATED,
     META_COUNT,
-    META_REQUEST,
     Destination,
     Downloaded,
     IfExists,
@@ -43,10 +43,13 @@ from airflow_provider_wan.landing.objects import (
     conflict,
     get_blob,
     id_of,
+    inspection_of,
     is_of,
     landed_as,
     metadata_of,
 )
+from airflow_provider_wan.landing.poster import FACT as POSTER
+from airflow_provider_wan.landing.poster import poster_name, put_poster
 from airflow_provider_wan.landing.video_file import VideoFile, check_video_file
 from airflow_provider_wan.model_api.calls import RequestResult
 
@@ -188,7 +191,7 @@ class Landing:
             found = self._existing(first, request_id, index, destination)
             source = LandedBefore(self._client, video)
             try:
-                inspection = Inspection(video.facts, video.verdict)
+                inspection = self._earlier_inspection(video)
                 copies.append(self._place(source, record, index, len(before), destination, found, inspection))
             except SourceGoneError as error:
                 self._log.info("Request %s landed before, but %s. Asking for its result.", request_id, error)
@@ -218,7 +221,7 @@ class Landing:
                 video = _check_video(download, request_id)
                 before = record.videos[index] if index < len(record.videos) else None
                 if before is not None and before.verdict is not None and before.crc32c == download.crc32c:
-                    inspection = Inspection(before.facts, before.verdict)
+                    inspection = self._earlier_inspection(before)
                 else:
                     inspection = self._inspector.inspect(download.file, download.size_bytes, video, known)
                 source = Downloaded(download, video.content_type)
@@ -276,6 +279,12 @@ class Landing:
             raise conflict(found, request_id, destination)
         return found
 
+    def _earlier_inspection(self, video: LandedVideo) -> Inspection:
+        """Return facts and verdict of a video that has landed before, and the object of its poster."""
+        name = (video.facts or {}).get(POSTER)
+        poster = self._client.bucket(video.bucket).blob(str(name)) if name else None
+        return Inspection(video.facts, video.verdict, poster)
+
     def _place(
         self,
         source: Source,
@@ -296,12 +305,19 @@ class Landing:
             found = self._blob(index, request_id, destination, is_rejected=True)
         name = destination.name_of(index, request_id, is_rejected=is_rejected)
         if found is not None and (is_of(found, request_id, index) or found.crc32c == source.crc32c):
-            return landed_as(found, request_id, inspection)
+            poster = (inspection_of(found).facts or {}).get(POSTER)
+            return landed_as(found, request_id, inspection.with_poster(poster))
         if found is not None and destination.if_exists != "overwrite":
             raise conflict(found, request_id, destination)
         blob = self._client.bucket(destination.bucket_name).blob(name, chunk_size=_CHUNK_BYTES)
+        poster = inspection.poster
+        inspection = inspection.with_poster(poster_name(name) if poster else None)
         blob.metadata = metadata_of(record, index, count, inspection)
-        blob = self._write(source, blob, found, request_id, destination)
+        with ThreadPoolExecutor(1, "wan-poster") as beside:
+            has_poster = beside.submit(put_poster, poster, blob, request_id, self._log) if poster else None
+            blob = self._write(source, blob, found, request_id, destination)
+        if has_poster is not None and not has_poster.result():
+            inspection = inspection.with_poster(None)
         landed = landed_as(blob, request_id, inspection)
         self._log.info("Landed %s (%d bytes).", landed.uri, landed.size_bytes)
         return landed

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from airflow_provider_wan.durable.reconcile import Api, with_result
 from airflow_provider_wan.durable.record import QUARANTINE, LandedVideo, Record, Stage
 from airflow_provider_wan.exceptions import WanConflictError, WanError, WanStorageError
-from airflow_provider_wan.hooks.gcs import TIMEOUT_S, check_object_name, retry_policy, storage_errors
+from airflow_provider_wan.hooks.gcs import (
+    META_REQUEST,
+    TIMEOUT_S,
+    check_object_name,
+    retry_policy,
+    storage_errors,
+)
 from airflow_provider_wan.landing.download import Download
 from airflow_provider_wan.landing.inspector import Inspection
 
@@ -23,7 +29,7 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "video/mp4"
 IfExists = Literal["skip", "overwrite", "fail"]
-META_REQUEST, META_INDEX, META_COUNT = "wan-request-id", "wan-video-index", "wan-video-count"
+META_INDEX, META_COUNT = "wan-video-index", "wan-video-count"
 META_MODEL, META_FINGERPRINT = "wan-model-id", "wan-fingerprint"
 #: Facts and verdict as JSON, so that a later task finds them without reading the video.
 META_FACTS, META_VERDICT = "wan-facts", "wan-verdict"

@@ -20,13 +20,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from logging import Logger
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
     from PIL import Image
 
 #: The longer side of the pictures that are compared.
 _SMALL_PX = 160
+#: The longer side of a poster.
+POSTER_PX = 480
 #: Of 255 levels: a frame is black if no pixel of its small picture is brighter (the few lights of a night scene are),
 #: and two frames are equal if no pixel differs by more, which is noise of the encoding.
 _BLACK_LEVEL, _NOISE_LEVELS = 24, 6
@@ -105,13 +107,16 @@ def is_available() -> bool:
 
 @dataclass(slots=True)
 class Probed:
-    """The facts of a video, and small pictures of its beginning.
+    """The facts of a video, and pictures of it.
 
-    :param beginning: gray frames, to be compared with the source image.
+    :param beginning: small gray frames, to be compared with the source image.
+    :param poster: a frame for people: the first one from a third of the video on that is not black, else one before,
+        else a black one.
     """
 
     facts: VideoFacts
     beginning: list[Image.Image] = field(default_factory=list)
+    poster: Image.Image | None = None
 
 
 def probe(
@@ -131,6 +136,8 @@ def probe(
         with av.open(
             _Unclosed(file), format=_FORMATS.get(content_type, "mp4"), metadata_errors="replace"
         ) as opened:
+            video = _video_of(opened)
+            seen.poster_from_s = (_duration_s(opened, video) or 0.0) / 3 if video is not None else 0.0
             _decode(av, opened, seen)
             return seen.probed(opened, size_bytes)
     except (
@@ -203,6 +210,10 @@ class _Seen:
         self.audio_silent: bool | None = None
         self.frames = self.black = self.frozen = 0
         self.beginning: list[Image.Image] = []
+        #: From when on a frame makes a good poster, in seconds from the first.
+        self.poster_from_s = 0.0
+        self.poster: Image.Image | None = None
+        self._poster_rank = -1
         self._first_s = self._last_s = 0.0
         self._previous: Image.Image | None = None
         self._anchor: Image.Image | None = None
@@ -216,7 +227,7 @@ class _Seen:
         """Compare a frame with the one before, and with the first of the present stretch."""
         from PIL import ImageChops
 
-        picture = _small_gray(frame)
+        picture = _scaled(frame, _SMALL_PX, "L")
         at_s = float(frame.time or 0.0)
         if not self.frames:
             self._first_s = at_s
@@ -224,7 +235,11 @@ class _Seen:
         self.frames += 1
         if len(self.beginning) < _KEPT_FRAMES and at_s - self._first_s >= len(self.beginning) * _KEPT_EVERY_S:
             self.beginning.append(picture)
-        self.black += picture.getextrema()[1] <= _BLACK_LEVEL  # type: ignore[operator]
+        is_black = bool(picture.getextrema()[1] <= _BLACK_LEVEL)  # type: ignore[operator]
+        self.black += is_black
+        rank = 0 if is_black else 1 + (at_s - self._first_s >= self.poster_from_s)
+        if rank > self._poster_rank:
+            self._poster_rank, self.poster = rank, _scaled(frame, POSTER_PX, "RGB")
 
         def is_equal(other: Image.Image | None) -> bool:
             if other is None or other.size != picture.size:
@@ -253,7 +268,7 @@ class _Seen:
         if video is None:
             return Probed(VideoFacts())
         frames = self.frames if self.ended else max(video.frames, self.frames)
-        duration_s = self._duration_s(opened, video)
+        duration_s = _duration_s(opened, video)
         rate = frames / duration_s if duration_s and frames else float(video.average_rate or 0) or None
         damaged = self.damaged
         if self.ended and not self.frames:
@@ -282,22 +297,25 @@ class _Seen:
             still_share=share(self._longest_run, self.frames),
             damaged=damaged,
         )
-        return Probed(facts, self.beginning)
-
-    def _duration_s(self, opened: Any, video: Any) -> float | None:
-        if video.duration is not None and video.time_base is not None:
-            return float(video.duration * video.time_base)
-        if opened.duration:
-            return float(opened.duration / 1_000_000)
-        return None
+        return Probed(facts, self.beginning, self.poster)
 
 
-def _small_gray(frame: Any) -> Image.Image:
-    """Return a frame as a small gray picture."""
+def _duration_s(opened: Any, video: Any) -> float | None:
+    if video.duration is not None and video.time_base is not None:
+        return float(video.duration * video.time_base)
+    if opened.duration:
+        return float(opened.duration / 1_000_000)
+    return None
+
+
+def _scaled(frame: Any, side_px: int, mode: Literal["L", "RGB"]) -> Image.Image:
+    """Return a frame as a picture whose longer side is at most this."""
     from PIL import Image
 
-    scale = min(1.0, _SMALL_PX / max(frame.width, frame.height))
+    scale = min(1.0, side_px / max(frame.width, frame.height))
     size = (max(8, round(frame.width * scale)), max(8, round(frame.height * scale)))
-    gray = frame.reformat(width=size[0], height=size[1], format="gray", interpolation="AREA")
-    plane = gray.planes[0]
-    return Image.frombuffer("L", size, bytes(plane), "raw", "L", plane.line_size, 1)
+    scaled = frame.reformat(
+        width=size[0], height=size[1], format="gray" if mode == "L" else "rgb24", interpolation="AREA"
+    )
+    plane = scaled.planes[0]
+    return Image.frombuffer(mode, size, bytes(plane), "raw", mode, plane.line_size, 1)

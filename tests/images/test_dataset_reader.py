@@ -46,6 +46,12 @@ def test_prefix_yields_its_images_with_facts_of_the_listing(bucket: Bucket, read
     assert all(isinstance(row, DatasetRow) and row.inputs == {"prompt": "waves"} for row in rows)
 
 
+def test_posters_of_videos_are_not_source_images(bucket: Bucket, read: Read) -> None:
+    bucket.put("shoes/a.jpg", b"data")
+    bucket.put("shoes/videos/a.poster.jpg", b"data", "image/jpeg", **{"wan-request-id": "r"})
+    assert images(read("gs://videos/shoes/")) == ["gs://videos/shoes/a.jpg"]
+
+
 def test_a_long_prefix_is_listed_by_pages(bucket: Bucket, read: Read) -> None:
     bucket.sandbox.bucket_control(
         "seed", {"bucket": "videos", "prefix": "many/", "count": 2500, "suffix": ".jpg"}
@@ -153,7 +159,7 @@ def test_objects_that_are_no_images_are_passed_over_counted_and_named(
         assert images(list(reader.rows("gs://videos/in/"))) == ["gs://videos/in/a.jpg"]
     assert reader.passed_over.kinds == {".txt": 2, "no suffix": 1, "macOS companion file": 1, ".zip": 1}
     assert "gs://videos/in/README" in reader.passed_over.names
-    assert "5 objects under gs://videos/in/ are not images by their name and were passed over" in caplog.text
+    assert "5 objects under gs://videos/in/ are not source images and were passed over" in caplog.text
     assert "gs://videos/in/._a.jpg" in caplog.text
 
 

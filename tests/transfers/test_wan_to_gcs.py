@@ -100,6 +100,7 @@ def test_repeated_runs_create_one_object(bucket: Bucket, sandbox: Sandbox, reque
     assert {name: one["writes"] for name, one in bucket.objects().items()} == {
         "day/v.mp4": 1,
         "day/v.mp4.json": 1,
+        "day/v.poster.jpg": 1,
     }
     assert sandbox.ledger()["calls"]["media"] == 1
 
