@@ -9,11 +9,12 @@ fetched, which RunComfy deletes at some time.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from logging import Logger
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from airflow_provider_wan.durable.reconcile import Api, raise_unless_succeeded, with_result
 from airflow_provider_wan.durable.record import LandedVideo, Record, Stage, utc_text
@@ -40,7 +41,7 @@ from airflow_provider_wan.landing.objects import (
     RecordObject,
     Source,
     SourceGoneError,
-    conflict,
+    VideoNames,
     get_blob,
     id_of,
     inspection_of,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 
 __all__ = ["META_REQUEST", "Destination", "IfExists", "Landing", "as_landed"]
 
+T = TypeVar("T")
 #: Pieces of a resumable upload; the client holds one of them in memory.
 _CHUNK_BYTES = 16 * 1024 * 1024
 
@@ -109,14 +111,18 @@ class Landing:
         :raises WanCancelledError: it was cancelled.
         :raises WanRefusedError: RunComfy does not know it any more, and it has not landed under another name.
         """
-        request_id = id_of(record)
-        first = self._first_blob(request_id, destination)
-        found = self._already_landed(first, request_id, destination)
+        names = VideoNames(self._client, id_of(record), destination)
+        # Most requests have not landed before. Their result is asked for during the look-up, which saves the time of
+        # a connection and a call; of one that has landed before it is not needed, whatever it is.
+        result = None if record.videos else _in_background(lambda: self._result(record))
+        found = self._already_landed(names)
         if found:
-            self._log.info("Request %s has landed before: %s", request_id, ", ".join(v.uri for v in found))
+            self._log.info(
+                "Request %s has landed before: %s", record.request_id, ", ".join(v.uri for v in found)
+            )
             landed = replace(record, videos=found)
         else:
-            landed = self._copy_or_fetch(record, first, destination, on_result)
+            landed = self._copy(record, names) or self._download_all(record, names, result, on_result)
         landed = replace(
             landed,
             stage=Stage.LANDED,
@@ -127,111 +133,76 @@ class Landing:
         self._record.write(landed, is_first=not found)
         return landed
 
-    def _first_blob(self, request_id: str, destination: Destination) -> storage.Blob | None:
-        """Return the object that has the first video's name; looked up once, since each look-up takes a round trip."""
-        return self._blob(0, request_id, destination)
-
-    def _already_landed(
-        self, first: storage.Blob | None, request_id: str, destination: Destination
-    ) -> tuple[LandedVideo, ...]:
-        """Return all videos of this request, if all are in the bucket; the API is not asked."""
-        blobs: list[storage.Blob] = []
+    def _already_landed(self, names: VideoNames) -> tuple[LandedVideo, ...]:
+        """Return all videos of this request, if all are in the bucket."""
+        videos: list[LandedVideo] = []
         count = 1
-        while len(blobs) < count:
-            index = len(blobs)
-            blob = first if index == 0 else self._blob(index, request_id, destination)
-            if blob is None or not is_of(blob, request_id, index):
-                blob = self._rejected_blob(index, request_id, destination)
+        while len(videos) < count:
+            index = len(videos)
+            blob = names.own(index) or (
+                names.own(index, is_rejected=True) if self._checks.quarantines else None
+            )
             if blob is None:
                 return ()
-            blobs.append(blob)
+            videos.append(landed_as(blob, names.request_id))
             stated = str((blob.metadata or {}).get(META_COUNT, "1"))
             count = int(stated) if index == 0 and stated.isdecimal() and len(stated) < 4 else count
-        return tuple(landed_as(blob, request_id) for blob in blobs)
+        return tuple(videos)
 
-    def _blob(
-        self, index: int, request_id: str, destination: Destination, *, is_rejected: bool = False
-    ) -> storage.Blob | None:
-        name = destination.name_of(index, request_id, is_rejected=is_rejected)
-        return get_blob(self._client, destination.bucket_name, name)
-
-    def _rejected_blob(self, index: int, request_id: str, destination: Destination) -> storage.Blob | None:
-        """Return the object of a video in quarantine, if bad videos go there and it is this one."""
-        if not self._checks.quarantines:
-            return None
-        blob = self._blob(index, request_id, destination, is_rejected=True)
-        return blob if blob is not None and is_of(blob, request_id, index) else None
-
-    def _copy_or_fetch(
-        self,
-        record: Record,
-        first: storage.Blob | None,
-        destination: Destination,
-        on_result: Callable[[RequestResult], None],
-    ) -> Record:
-        """Copy the videos from where they landed before, or download them.
-
-        :param first: the object that has the first video's name.
-        """
-        copied = self._copy(record, first, destination)
-        if copied is not None:
-            return copied
-        if record.videos:  # some of them may have been copied before one was missing
-            first = self._first_blob(id_of(record), destination)
-        return self._download_all(record, first, destination, on_result)
-
-    def _copy(self, record: Record, first: storage.Blob | None, destination: Destination) -> Record | None:
+    def _copy(self, record: Record, names: VideoNames) -> Record | None:
         """Copy the videos that landed under other names; return None if there are none, or some are gone."""
-        request_id = id_of(record)
         before = record.videos
-        if not before or any(video.request_id != request_id for video in before):
+        if not before or any(video.request_id != names.request_id for video in before):
             return None
         copies = []
         for index, video in enumerate(before):
-            found = self._existing(first, request_id, index, destination)
+            names.check_free(index)
             source = LandedBefore(self._client, video)
             try:
                 inspection = self._earlier_inspection(video)
-                copies.append(self._place(source, record, index, len(before), destination, found, inspection))
+                copies.append(self._place(source, record, index, len(before), names, inspection))
             except SourceGoneError as error:
-                self._log.info("Request %s landed before, but %s. Asking for its result.", request_id, error)
+                self._log.info(
+                    "Request %s landed before, but %s. Asking for its result.", names.request_id, error
+                )
+                names.forget()  # some videos may have been copied before one was missing
                 return None
         return replace(record, videos=tuple(copies))
 
     def _download_all(
         self,
         record: Record,
-        first: storage.Blob | None,
-        destination: Destination,
+        names: VideoNames,
+        asked: Future[RequestResult] | None,
         on_result: Callable[[RequestResult], None],
     ) -> Record:
         """Download the files of the result."""
-        request_id = id_of(record)
-        result = self._result(request_id, record.videos)
+        result = asked.result() if asked is not None else self._result(record)
         on_result(result)
         known = with_result(record, result)
-        count = len(result.video_urls)
         landed = []
-        for index in range(count):
-            found = self._existing(first, request_id, index, destination)
-            if found is not None and is_of(found, request_id, index):
-                landed.append(landed_as(found, request_id))
+        for index in range(len(result.video_urls)):
+            names.check_free(index)
+            if own := names.own(index):
+                landed.append(landed_as(own, names.request_id))
                 continue
-            with self._download(result, index) as download:
-                video = _check_video(download, request_id)
+            with self._download(known, result, index) as download:
+                video = _check_video(download, names.request_id)
                 before = record.videos[index] if index < len(record.videos) else None
                 if before is not None and before.verdict is not None and before.crc32c == download.crc32c:
                     inspection = self._earlier_inspection(before)
                 else:
                     inspection = self._inspector.inspect(download.file, download.size_bytes, video, known)
                 source = Downloaded(download, video.content_type)
-                landed.append(self._place(source, known, index, count, destination, found, inspection))
+                landed.append(self._place(source, known, index, len(result.video_urls), names, inspection))
         return replace(known, videos=tuple(landed))
 
-    def _result(self, request_id: str, before: tuple[LandedVideo, ...] = ()) -> RequestResult:
+    def _result(self, record: Record) -> RequestResult:
+        request_id = id_of(record)
         try:
             result = self._hook.get_result(request_id)
         except WanNotFoundError as error:
+            before = record.videos
             landed = f" It landed at {before[0].uri}, which is not there any more." if before else ""
             raise WanRefusedError(
                 f"RunComfy does not know request {request_id} any more, and its videos are not in the bucket."
@@ -255,29 +226,17 @@ class Landing:
             )
         return result
 
-    def _download(self, result: RequestResult, index: int) -> Download:
+    def _download(self, record: Record, result: RequestResult, index: int) -> Download:
         """Download one file; a link that has expired is asked for again, twice."""
         for _ in range(2):
             try:
                 return self._downloader.fetch(result.video_urls[index], request_id=result.request_id)
             except LinkExpiredError as error:
                 self._log.info("%s Asking for a fresh one.", error)
-                result = self._result(result.request_id)
+                result = self._result(record)
                 if len(result.video_urls) <= index:
                     raise
         return self._downloader.fetch(result.video_urls[index], request_id=result.request_id)
-
-    def _existing(
-        self, first: storage.Blob | None, request_id: str, index: int, destination: Destination
-    ) -> storage.Blob | None:
-        """Return the object that has the name of a video, before anything is downloaded for it.
-
-        :raises WanConflictError: it is another video's, and may not be replaced.
-        """
-        found = self._blob(index, request_id, destination) if index else first
-        if found is not None and destination.if_exists == "fail" and not is_of(found, request_id, index):
-            raise conflict(found, request_id, destination)
-        return found
 
     def _earlier_inspection(self, video: LandedVideo) -> Inspection:
         """Return facts and verdict of a video that has landed before, and the object of its poster."""
@@ -291,50 +250,36 @@ class Landing:
         record: Record,
         index: int,
         count: int,
-        destination: Destination,
-        found: storage.Blob | None,
+        names: VideoNames,
         inspection: Inspection,
     ) -> LandedVideo:
-        """Write one object, unless it exists already or another one may not be replaced.
-
-        :param found: the object that has the video's name outside of quarantine.
-        """
-        request_id = id_of(record)
+        """Write one object, unless it exists already or another one may not be replaced."""
         is_rejected = self._checks.rejects(inspection.verdict)
-        if is_rejected:
-            found = self._blob(index, request_id, destination, is_rejected=True)
-        name = destination.name_of(index, request_id, is_rejected=is_rejected)
-        if found is not None and (is_of(found, request_id, index) or found.crc32c == source.crc32c):
-            poster = (inspection_of(found).facts or {}).get(POSTER)
-            return landed_as(found, request_id, inspection.with_poster(poster))
-        if found is not None and destination.if_exists != "overwrite":
-            raise conflict(found, request_id, destination)
-        blob = self._client.bucket(destination.bucket_name).blob(name, chunk_size=_CHUNK_BYTES)
+        found = names.look_up(index, is_rejected=is_rejected)
+        if found is not None and (is_of(found, names.request_id, index) or found.crc32c == source.crc32c):
+            name = (inspection_of(found).facts or {}).get(POSTER)
+            return landed_as(found, names.request_id, inspection.with_poster(name))
+        if found is not None and names.destination.if_exists != "overwrite":
+            raise names.conflict(found)
+        blob = names.blob(index, is_rejected=is_rejected, chunk_size=_CHUNK_BYTES)
         poster = inspection.poster
-        inspection = inspection.with_poster(poster_name(name) if poster else None)
+        inspection = inspection.with_poster(poster_name(blob.name) if poster else None)
         blob.metadata = metadata_of(record, index, count, inspection)
-        with ThreadPoolExecutor(1, "wan-poster") as beside:
-            has_poster = beside.submit(put_poster, poster, blob, request_id, self._log) if poster else None
-            blob = self._write(source, blob, found, request_id, destination)
-        if has_poster is not None and not has_poster.result():
+        has_poster = _in_background(
+            lambda: bool(poster and put_poster(poster, blob, names.request_id, self._log))
+        )
+        blob = self._write(source, blob, names, replaces=int(found.generation) if found is not None else 0)
+        if not has_poster.result():
             inspection = inspection.with_poster(None)
-        landed = landed_as(blob, request_id, inspection)
+        landed = landed_as(blob, names.request_id, inspection)
         self._log.info("Landed %s (%d bytes).", landed.uri, landed.size_bytes)
         return landed
 
-    def _write(
-        self,
-        source: Source,
-        blob: storage.Blob,
-        found: storage.Blob | None,
-        request_id: str,
-        destination: Destination,
-    ) -> storage.Blob:
+    def _write(self, source: Source, blob: storage.Blob, names: VideoNames, *, replaces: int) -> storage.Blob:
         """Write an object and compare its checksum."""
         from google.api_core.exceptions import PreconditionFailed
 
-        uri = f"gs://{destination.bucket_name}/{blob.name}"
-        replaces = int(found.generation) if found is not None else 0
+        uri, request_id = f"gs://{blob.bucket.name}/{blob.name}", names.request_id
         paid = (
             " The request is paid for: run the task again when this is corrected, and nothing more is bought."
         )
@@ -343,11 +288,11 @@ class Landing:
                 source.write(blob, replaces=replaces)
             except PreconditionFailed as error:
                 # Another try, our own write whose acknowledgement got lost, or a source that was replaced.
-                other = get_blob(self._client, destination.bucket_name, blob.name)
+                other = get_blob(self._client, blob.bucket.name, blob.name)
                 if other is not None and other.crc32c == source.crc32c:
                     return other
                 if other is not None and int(other.generation) != replaces:
-                    raise conflict(other, request_id, destination) from None
+                    raise names.conflict(other) from None
                 if isinstance(source, LandedBefore):
                     raise SourceGoneError(f"{source.video.uri} holds something else now") from error
                 raise  # it is gone, or as it was: another try checks
@@ -358,6 +303,20 @@ class Landing:
             f"{uri} did not hold what was sent (its crc32c differed), and was deleted. Try again.",
             request_id=request_id,
         )
+
+
+def _in_background(call: Callable[[], T]) -> Future[T]:
+    """Run a call on a thread that keeps no process from ending."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="wan-landing", daemon=True).start()
+    return future
 
 
 def _check_video(download: Download, request_id: str) -> VideoFile:

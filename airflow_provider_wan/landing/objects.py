@@ -83,6 +83,72 @@ def get_blob(client: storage.Client, bucket: str, name: str) -> storage.Blob | N
         return client.bucket(bucket).get_blob(name, timeout=TIMEOUT_S, retry=retry_policy())
 
 
+class VideoNames:
+    """The names of the videos of one request, and the objects that have them; each is looked up once.
+
+    :param client: a Cloud Storage client.
+    :param destination: the names, and what may be replaced.
+    :raises WanInputError: no object may have such a name.
+    """
+
+    def __init__(self, client: storage.Client, request_id: str, destination: Destination) -> None:
+        destination.name_of(0, request_id)
+        self._client = client
+        self.request_id = request_id
+        self.destination = destination
+        self._found: dict[str, storage.Blob | None] = {}
+
+    def blob(self, index: int, *, is_rejected: bool, chunk_size: int) -> storage.Blob:
+        """Return an object to be written under the name of a video.
+
+        :param chunk_size: of its upload, in bytes.
+        """
+        name = self.destination.name_of(index, self.request_id, is_rejected=is_rejected)
+        return self._client.bucket(self.destination.bucket_name).blob(name, chunk_size=chunk_size)
+
+    def look_up(self, index: int, *, is_rejected: bool = False) -> storage.Blob | None:
+        """Return the object that has the name of a video, or None.
+
+        :raises WanStorageError: the bucket does not answer, or refuses.
+        """
+        name = self.destination.name_of(index, self.request_id, is_rejected=is_rejected)
+        if name not in self._found:
+            self._found[name] = get_blob(self._client, self.destination.bucket_name, name)
+        return self._found[name]
+
+    def own(self, index: int, *, is_rejected: bool = False) -> storage.Blob | None:
+        """Return the object that has the name of a video if it is this video."""
+        found = self.look_up(index, is_rejected=is_rejected)
+        return found if found is not None and is_of(found, self.request_id, index) else None
+
+    def check_free(self, index: int) -> None:
+        """Check that a video may be written, before anything is downloaded for it.
+
+        :raises WanConflictError: the name is another video's, and ``if_exists`` is ``fail``.
+        """
+        found = self.look_up(index)
+        if (
+            found is not None
+            and self.destination.if_exists == "fail"
+            and not is_of(found, self.request_id, index)
+        ):
+            raise self.conflict(found)
+
+    def forget(self) -> None:
+        """Look everything up again."""
+        self._found.clear()
+
+    def conflict(self, blob: storage.Blob) -> WanConflictError:
+        """Return the error about another object that has the name."""
+        owner = (blob.metadata or {}).get(META_REQUEST)
+        what = f"the video of request {owner}" if owner else "another object"
+        return WanConflictError(
+            f"gs://{blob.bucket.name}/{blob.name} holds {what}, and not that of request {self.request_id}; nothing "
+            'was overwritten. Choose another object_name, or if_exists="overwrite".',
+            request_id=self.request_id,
+        )
+
+
 def id_of(record: Record) -> str:
     """Return the request id of a record that has one."""
     if record.request_id is None:
@@ -143,17 +209,6 @@ def landed_as(blob: storage.Blob, request_id: str, inspection: Inspection | None
         request_id=request_id,
         facts=inspection.facts,
         verdict=inspection.verdict,
-    )
-
-
-def conflict(blob: storage.Blob, request_id: str, destination: Destination) -> WanConflictError:
-    """Return the error about another object that has the name."""
-    owner = (blob.metadata or {}).get(META_REQUEST)
-    what = f"the video of request {owner}" if owner else "another object"
-    return WanConflictError(
-        f"gs://{destination.bucket_name}/{blob.name} holds {what}, and not that of request {request_id}; nothing was "
-        'overwritten. Choose another object_name, or if_exists="overwrite".',
-        request_id=request_id,
     )
 
 
