@@ -21,8 +21,7 @@ from airflow_provider_wan.exceptions import WanError, WanInputError
 
 if TYPE_CHECKING:
     from airflow_provider_wan.durable.journal import BucketJournal, VersionedRecord
-    from airflow_provider_wan.model_api.calls import ModelInfo
-    from airflow_provider_wan.model_api.inputs import Model
+    from airflow_provider_wan.model_api.schema import Model, ModelInfo
 
 NOT_BOUGHT = "not-bought"
 _LOG = logging.getLogger("airflow_provider_wan.cli")
@@ -291,7 +290,7 @@ def _python(value: Any) -> str:
 
 def _request(args: argparse.Namespace) -> None:
     from airflow_provider_wan.hooks.wan import WanHook
-    from airflow_provider_wan.model_api.calls import check_request_id
+    from airflow_provider_wan.model_api.values import check_request_id
 
     hook, request_id = WanHook(args.wan_conn_id), check_request_id(args.request_id)
     result = hook.get_result(request_id)
@@ -360,7 +359,7 @@ def _settle(hook: Any, journal: BucketJournal, window: Any, fingerprint: str, an
     from airflow_provider_wan.durable.journal import RecordConflict
     from airflow_provider_wan.durable.reconcile import check_it_exists
     from airflow_provider_wan.durable.submission import release, settle_as
-    from airflow_provider_wan.model_api.calls import check_request_id
+    from airflow_provider_wan.model_api.values import check_request_id
 
     claim = journal.read(fingerprint)
     if claim is None or claim.record.request_id is not None:

@@ -79,7 +79,7 @@ def run_batch(images: list[str], *, in_flight: int, land: int | None = None) -> 
     from airflow_provider_wan.batch.spec import BatchLimits, BatchSpec
     from airflow_provider_wan.hooks.gcs import storage_client
     from airflow_provider_wan.hooks.wan import WanHook
-    from airflow_provider_wan.model_api.inputs import LazyModel
+    from airflow_provider_wan.model_api.schema import LazyModel
     from airflow_provider_wan.utils.images import image_sources
 
     log = logging.getLogger("batch")
@@ -229,7 +229,7 @@ def memory(land: int) -> None:
 
 
 def rerun(count: int) -> None:
-    from airflow_provider_wan.model_api.inputs import fingerprint
+    from airflow_provider_wan.model_api.fingerprints import fingerprint
 
     images = addresses(count)
     done = [one for number, one in enumerate(images) if number % 100]

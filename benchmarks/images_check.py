@@ -35,7 +35,7 @@ from airflow_provider_wan.images.dataset_reader import DatasetReader
 from airflow_provider_wan.images.inspect import inspect
 from airflow_provider_wan.images.preparation import Counts, Preparation
 from airflow_provider_wan.images.source import ImageOptions, ImageSources
-from airflow_provider_wan.model_api.inputs import LazyModel, Model
+from airflow_provider_wan.model_api.schema import LazyModel, Model
 
 MODEL = "wan-ai/wan-2-2/image-to-video"
 DISTINCT = 20

@@ -98,7 +98,7 @@ def stage_mark(bucket_url: str) -> None:
     from airflow_provider_wan.hooks.gcs import storage_client
     from airflow_provider_wan.images.prepare import PreparedImage
     from airflow_provider_wan.images.staging import Recipe, Staging
-    from airflow_provider_wan.model_api.inputs import Model
+    from airflow_provider_wan.model_api.schema import Model
 
     (rules,) = Model.bundled("wan-ai/wan-2-2/image-to-video").images
     assert rules is not None

@@ -27,7 +27,7 @@ from PIL import Image, ImageOps
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images.inspect import ImageFacts, inspect
 from airflow_provider_wan.images.prepare import prepare
-from airflow_provider_wan.model_api.inputs import Model
+from airflow_provider_wan.model_api.schema import Model
 
 (RULES,) = Model.bundled("wan-ai/wan-2-2/image-to-video").images
 

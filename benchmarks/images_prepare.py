@@ -30,7 +30,7 @@ from PIL import Image, ImageOps
 from airflow_provider_wan.images.preparation import map_in_order
 from airflow_provider_wan.images.prepare import PreparedImage, prepare
 from airflow_provider_wan.images.source import usable_cores
-from airflow_provider_wan.model_api.inputs import ImageRules, Model
+from airflow_provider_wan.model_api.schema import ImageRules, Model
 
 PHOTOS = Path(__file__).resolve().parent.parent / "demo" / "photos"
 SIZE = (4000, 3000)

@@ -28,8 +28,8 @@ from airflow_provider_wan.batch.report import ImageResult
 from airflow_provider_wan.exceptions import WanError
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
 from airflow_provider_wan.images.source import ImageSources
-from airflow_provider_wan.model_api.inputs import Model, ModelSchema, without_signatures
-from airflow_provider_wan.model_api.values import ModelInfo
+from airflow_provider_wan.model_api.fingerprints import without_signatures
+from airflow_provider_wan.model_api.schema import Model, ModelInfo, ModelSchema
 
 if TYPE_CHECKING:
     from google.cloud import storage

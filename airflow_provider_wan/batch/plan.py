@@ -22,7 +22,8 @@ from airflow_provider_wan.exceptions import WanInputError, WanRefusedError
 from airflow_provider_wan.hooks.gcs import check_object_name
 from airflow_provider_wan.images.dataset import DatasetRow, RowError, RowImage
 from airflow_provider_wan.images.source import ImageSource, ImageSources
-from airflow_provider_wan.model_api.inputs import LazyModel, clip_seconds
+from airflow_provider_wan.model_api.inputs import clip_seconds
+from airflow_provider_wan.model_api.schema import LazyModel
 from airflow_provider_wan.model_api.video_spec import make_video_spec
 
 _NAME = "{name}-{fingerprint}.mp4"

@@ -36,7 +36,7 @@ from airflow_provider_wan.hooks.common import TEST_REQUEST_ID
 from airflow_provider_wan.hooks.connection import WanSettings
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.landing.landing import Destination, IfExists, Landing, as_landed
-from airflow_provider_wan.model_api.calls import RequestStatus
+from airflow_provider_wan.model_api.values import RequestStatus
 from airflow_provider_wan.model_api.video_spec import VideoSpec, make_video_spec
 
 Kind = Literal["submit", "land", "poll", "check", "write", "price"]

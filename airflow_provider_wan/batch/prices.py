@@ -36,9 +36,9 @@ from airflow_provider_wan.exceptions import (
     WanStorageError,
 )
 from airflow_provider_wan.hooks.wan import WanHook
-from airflow_provider_wan.model_api.inputs import LazyModel, Model, clip_seconds, coerce_inputs
+from airflow_provider_wan.model_api.inputs import clip_seconds, coerce_inputs
+from airflow_provider_wan.model_api.schema import LazyModel, Model, ModelInfo
 from airflow_provider_wan.model_api.states import State
-from airflow_provider_wan.model_api.values import ModelInfo
 
 _LONGEST_WORD = 40
 _MEDIA_SCHEMES = ("http://", "https://", "gs://", "data:")

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -87,49 +87,6 @@ def mark_of(owner: str) -> str:
     return hashlib.sha256(owner.encode()).hexdigest()[:12]
 
 
-class Journal(Protocol):
-    """Storage of records."""
-
-    where: str
-
-    def read(self, fingerprint: str) -> VersionedRecord | None:
-        """Read the record of a fingerprint."""
-
-    def write(self, record: Record, *, replaces: VersionedRecord | None) -> VersionedRecord:
-        """Write a record.
-
-        :param replaces: the version that it replaces; None: no record may exist.
-        :raises RecordConflict: another version exists.
-        """
-
-    def forget(self, held: VersionedRecord) -> None:
-        """Delete a record if it is still this version."""
-
-    def age_s(self, held: VersionedRecord) -> float:
-        """Return how long ago, at least, this version was written, in seconds."""
-
-    def check_writable(self) -> None:
-        """Prove that a record can be created and overwritten.
-
-        :raises WanStorageError: it can't be created or overwritten.
-        """
-
-    def former_record(self, owner: str, image: str | None, fingerprint: str) -> VersionedRecord | None:
-        """Return the record that this task instance asked for last, if it is of another fingerprint of this image.
-
-        After an upstream change a map index can mean another image, whose request is left alone.
-        """
-
-    def point_to(self, owner: str, image: str | None, fingerprint: str) -> None:
-        """Record which fingerprint a task instance asks for."""
-
-    def open_claims(self) -> Iterator[VersionedRecord]:
-        """Read every record that is a claim without a request id."""
-
-    def fingerprint_of(self, request_id: str) -> str | None:
-        """Return the fingerprint whose record holds a request."""
-
-
 class BucketJournal:
     """Records in a bucket, ``{prefix}/{fingerprint}.json``, shared by all runs and Dags.
 
@@ -149,46 +106,39 @@ class BucketJournal:
 
     def read(self, fingerprint: str) -> VersionedRecord | None:
         """Read the record of a fingerprint."""
-        from google.api_core.exceptions import NotFound
-
-        blob = self._bucket.blob(self._name(fingerprint))
-        with storage_errors(f"Reading the journal record {self._uri(fingerprint)}"):
-            try:
-                body = blob.download_as_bytes(timeout=TIMEOUT_S, retry=retry_policy())
-            except NotFound:
-                return None
+        name = f"{fingerprint}.json"
+        body, generation = self._download(name, f"Reading the journal record {self._uri(name)}")
+        if body is None:
+            return None
         try:
             record = Record.from_json(body)
             if record.fingerprint != fingerprint:
                 raise ValueError(f"it is about fingerprint {record.fingerprint}")
         except ValueError as error:
             raise WanRecordError(
-                f"The journal record {self._uri(fingerprint)} can't be read: {error}. Nothing is bought "
+                f"The journal record {self._uri(name)} can't be read: {error}. Nothing is bought "
                 "while it exists. Correct it, or delete it if you are sure that nothing was bought."
             ) from error
-        return VersionedRecord(record, int(blob.generation))
+        return VersionedRecord(record, generation)
 
     def write(self, record: Record, *, replaces: VersionedRecord | None) -> VersionedRecord:
-        """Write a record in place of a version.
+        """Write a record.
 
         Cloud Storage allows about one update of an object a second; its 429 is retried like an outage.
+
+        :param replaces: the version that it replaces; None: no record may exist.
+        :raises RecordConflict: another version exists.
         """
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
-        blob = self._bucket.blob(self._name(record.fingerprint))
-        blob.cache_control = "no-store"  # a public bucket would serve an hour-old copy
-        blob.metadata = _listing_metadata(record)
-        body = record.to_json().encode()
-        with storage_errors(
-            f"Writing the journal record {self._uri(record.fingerprint)}", request_id=record.request_id
-        ):
+        name = f"{record.fingerprint}.json"
+        with storage_errors(f"Writing the journal record {self._uri(name)}", request_id=record.request_id):
             try:
-                blob.upload_from_string(
-                    body,
-                    content_type="application/json",
-                    if_generation_match=replaces.version if replaces else 0,
-                    timeout=TIMEOUT_S,
-                    retry=retry_policy(),
+                generation = self._upload(
+                    name,
+                    record.to_json(),
+                    replaces=replaces.version if replaces else 0,
+                    metadata=_listing_metadata(record),
                 )
             except PreconditionFailed:
                 return self._own_write(record)
@@ -196,34 +146,34 @@ class BucketJournal:
                 if replaces is None:
                     raise
                 raise RecordConflict from error  # the version that it replaces was deleted
-        return VersionedRecord(record, int(blob.generation))
+        return VersionedRecord(record, generation)
 
     def _own_write(self, record: Record) -> VersionedRecord:
         """The client repeats a write whose acknowledgement was lost, and then finds its own record."""
         held = self.read(record.fingerprint)
-        if _is_same(held, VersionedRecord(record)):
-            assert held is not None
-            return held
-        raise RecordConflict
+        if held is None or not _is_same(held, VersionedRecord(record)):
+            raise RecordConflict
+        return held
 
     def forget(self, held: VersionedRecord) -> None:
         """Delete a record if it is still this version."""
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
-        fingerprint = held.record.fingerprint
-        blob = self._bucket.blob(self._name(fingerprint))
-        with storage_errors(f"Deleting the journal record {self._uri(fingerprint)}"):
+        name = f"{held.record.fingerprint}.json"
+        blob = self._bucket.blob(self._prefix + name)
+        with storage_errors(f"Deleting the journal record {self._uri(name)}"):
             try:
                 blob.delete(if_generation_match=held.version, timeout=TIMEOUT_S, retry=retry_policy())
             except (NotFound, PreconditionFailed):
                 return
 
     def age_s(self, held: VersionedRecord) -> float:
-        """Return the age by the bucket's own clock: the clocks of workers may differ."""
-        name = quote(self._name(held.record.fingerprint), safe="")
+        """Return how long ago a version was written, by the bucket's own clock: those of workers may differ."""
+        name = f"{held.record.fingerprint}.json"
         endpoint = self._client.api_endpoint or "https://storage.googleapis.com"
-        url = f"{endpoint}/storage/v1/b/{self._bucket.name}/o/{name}?fields=generation,updated"
-        with storage_errors(f"Reading the journal record {self._uri(held.record.fingerprint)}"):
+        path = f"b/{self._bucket.name}/o/{quote(self._prefix + name, safe='')}"
+        url = f"{endpoint}/storage/v1/{path}?fields=generation,updated"
+        with storage_errors(f"Reading the journal record {self._uri(name)}"):
             response = self._client._http.request("GET", url, timeout=TIMEOUT_S[1])
             about: dict[str, Any] = response.json() if response.ok else {}
         if int(about.get("generation", 0)) != held.version or "Date" not in response.headers:
@@ -239,21 +189,15 @@ class BucketJournal:
         """
         from google.api_core.exceptions import Forbidden, NotFound, PreconditionFailed, Unauthorized
 
-        blob = self._bucket.blob(f"{self._prefix}_checks/{uuid4().hex}")
+        name, generation = f"_checks/{uuid4().hex}", 0
         what = f"Checking that the journal {self.where} can be written"
         try:
             with storage_errors(what):
                 for _ in ("create", "overwrite"):
                     with suppress(PreconditionFailed):  # a repeated write whose acknowledgement was lost
-                        blob.upload_from_string(
-                            b"{}",
-                            content_type="application/json",
-                            if_generation_match=int(blob.generation or 0),
-                            timeout=TIMEOUT_S,
-                            retry=retry_policy(),
-                        )
+                        generation = self._upload(name, "{}", replaces=generation)
                 with suppress(NotFound):
-                    blob.delete(timeout=TIMEOUT_S, retry=retry_policy())
+                    self._bucket.blob(self._prefix + name).delete(timeout=TIMEOUT_S, retry=retry_policy())
         except WanStorageError as error:
             if not isinstance(error.__cause__, Forbidden | Unauthorized | NotFound):
                 raise
@@ -264,7 +208,10 @@ class BucketJournal:
             ) from error.__cause__
 
     def former_record(self, owner: str, image: str | None, fingerprint: str) -> VersionedRecord | None:
-        """Return the record that this task instance asked for last, if it is of another fingerprint of this image."""
+        """Return the record that this task instance asked for last, if it is of another fingerprint of this image.
+
+        After an upstream change a map index can mean another image, whose request is left alone.
+        """
         try:
             pointer, _ = self.read_json(self._pointer_name(owner))
         except ValueError:
@@ -284,18 +231,13 @@ class BucketJournal:
 
         :raises ValueError: it is not a JSON object.
         """
-        from google.api_core.exceptions import NotFound
-
-        blob = self._bucket.blob(self._prefix + name)
-        with storage_errors(f"Reading gs://{self._bucket.name}/{blob.name}"):
-            try:
-                text = blob.download_as_bytes(timeout=TIMEOUT_S, retry=retry_policy())
-            except NotFound:
-                return None, 0
+        text, generation = self._download(name, f"Reading {self._uri(name)}")
+        if text is None:
+            return None, 0
         body = json.loads(text)
         if not isinstance(body, dict):
-            raise ValueError(f"gs://{self._bucket.name}/{blob.name} is not a JSON object")
-        return body, int(blob.generation)
+            raise ValueError(f"{self._uri(name)} is not a JSON object")
+        return body, generation
 
     def write_json(self, name: str, body: Mapping[str, Any], *, replaces: int | None = None) -> bool:
         """Write such an object.
@@ -305,17 +247,9 @@ class BucketJournal:
         """
         from google.api_core.exceptions import PreconditionFailed
 
-        blob = self._bucket.blob(self._prefix + name)
-        blob.cache_control = "no-store"
-        with storage_errors(f"Writing gs://{self._bucket.name}/{blob.name}"):
+        with storage_errors(f"Writing {self._uri(name)}"):
             try:
-                blob.upload_from_string(
-                    json.dumps(body),
-                    content_type="application/json",
-                    if_generation_match=replaces,
-                    timeout=TIMEOUT_S,
-                    retry=retry_policy(),
-                )
+                self._upload(name, json.dumps(body), replaces=replaces)
             except PreconditionFailed:
                 return self.read_json(name)[0] == body  # written by an earlier attempt of this call
         return True
@@ -335,46 +269,67 @@ class BucketJournal:
         """Return the fingerprint whose record holds a request."""
         return next((each.fingerprint for each in self.listing() if each.request_id == request_id), None)
 
-    def stages(self) -> Iterator[tuple[str, Stage]]:
-        """List fingerprint and stage of each record."""
-        for summary in self.listing():
-            yield summary.fingerprint, summary.stage
-
     def listing(self) -> Iterator[RecordSummary]:
         """List the records, a thousand a call, without reading them."""
-        with storage_errors(f"Listing the journal {self.where}"):
-            for blob in self._client.list_blobs(
-                self._bucket,
-                prefix=self._prefix,
-                delimiter="/",
-                fields="items(name,metadata),nextPageToken",
-                timeout=TIMEOUT_S,
-                retry=retry_policy(),
-            ):
-                summary = _summary(blob.name.removeprefix(self._prefix), blob.metadata or {})
-                if summary is not None:
-                    yield summary
+        for blob in self._list("metadata"):
+            summary = _summary(blob.name.removeprefix(self._prefix), blob.metadata or {})
+            if summary is not None:
+                yield summary
 
     def generations(self) -> Iterator[tuple[str, int]]:
         """List fingerprint and generation of each record, to find those that have changed."""
+        for blob in self._list("generation"):
+            name = blob.name.removeprefix(self._prefix).removesuffix(".json")
+            if _FINGERPRINT.fullmatch(name):
+                yield name, int(blob.generation)
+
+    # -- objects -------------------------------------------------------------------------------------------
+
+    def _uri(self, name: str) -> str:
+        return f"gs://{self._bucket.name}/{self._prefix}{name}"
+
+    def _list(self, field_name: str) -> Iterator[storage.Blob]:
         with storage_errors(f"Listing the journal {self.where}"):
-            for blob in self._client.list_blobs(
+            yield from self._client.list_blobs(
                 self._bucket,
                 prefix=self._prefix,
                 delimiter="/",
-                fields="items(name,generation),nextPageToken",
+                fields=f"items(name,{field_name}),nextPageToken",
                 timeout=TIMEOUT_S,
                 retry=retry_policy(),
-            ):
-                name = blob.name.removeprefix(self._prefix).removesuffix(".json")
-                if _FINGERPRINT.fullmatch(name):
-                    yield name, int(blob.generation)
+            )
 
-    def _name(self, fingerprint: str) -> str:
-        return f"{self._prefix}{fingerprint}.json"
+    def _download(self, name: str, what: str) -> tuple[bytes | None, int]:
+        """Return the content of an object and its generation; ``(None, 0)``: it is missing."""
+        from google.api_core.exceptions import NotFound
 
-    def _uri(self, fingerprint: str) -> str:
-        return f"gs://{self._bucket.name}/{self._name(fingerprint)}"
+        blob = self._bucket.blob(self._prefix + name)
+        with storage_errors(what):
+            try:
+                body: bytes = blob.download_as_bytes(timeout=TIMEOUT_S, retry=retry_policy())
+            except NotFound:
+                return None, 0
+        return body, int(blob.generation)
+
+    def _upload(
+        self, name: str, body: str, *, replaces: int | None, metadata: Mapping[str, str] | None = None
+    ) -> int:
+        """Write an object, and return its generation.
+
+        :raises PreconditionFailed: another generation exists than the one that it replaces.
+        """
+        blob = self._bucket.blob(self._prefix + name)
+        blob.cache_control = "no-store"  # a public bucket would serve an hour-old copy
+        if metadata is not None:
+            blob.metadata = metadata
+        blob.upload_from_string(
+            body.encode(),
+            content_type="application/json",
+            if_generation_match=replaces,
+            timeout=TIMEOUT_S,
+            retry=retry_policy(),
+        )
+        return int(blob.generation)
 
 
 def _listing_metadata(record: Record) -> dict[str, str]:
@@ -545,11 +500,8 @@ class TaskStateJournal:
 
 
 def _is_same(one: VersionedRecord | None, other: VersionedRecord | None) -> bool:
-    return _canonical(one) == _canonical(other)
-
-
-def _canonical(held: VersionedRecord | None) -> str | None:
-    return None if held is None else json.dumps(held.record.as_dict(), sort_keys=True)
+    texts = [held and json.dumps(held.record.as_dict(), sort_keys=True) for held in (one, other)]
+    return texts[0] == texts[1]
 
 
 @contextmanager
@@ -561,3 +513,7 @@ def _store_errors(doing: str, *, request_id: str | None = None) -> Iterator[None
             f"{doing} the record in {TaskStateJournal.where} failed: {type(error).__name__}: {str(error)[:300]}",
             request_id=request_id,
         ) from error
+
+
+#: Storage of records.
+Journal: TypeAlias = BucketJournal | TaskStateJournal

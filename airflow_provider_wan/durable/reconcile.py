@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from logging import Logger
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from airflow_provider_wan.durable.decide import RemoteState
 from airflow_provider_wan.durable.journal import Journal, RecordConflict
@@ -22,15 +22,13 @@ from airflow_provider_wan.exceptions import (
     WanStorageError,
     WanTransientError,
 )
-from airflow_provider_wan.model_api.calls import (
-    CancelOutcome,
-    RequestResult,
-    RequestStatus,
-    SubmittedRequest,
-)
 from airflow_provider_wan.model_api.faults import is_about_the_id
 from airflow_provider_wan.model_api.states import State, is_unpaid_word
+from airflow_provider_wan.model_api.values import RequestResult
 from airflow_provider_wan.polling.schedule import NotFoundCount
+
+if TYPE_CHECKING:
+    from airflow_provider_wan.hooks.wan import WanHook
 
 _STAGES = {
     State.SUCCEEDED: Stage.SUCCEEDED,
@@ -39,51 +37,13 @@ _STAGES = {
 }
 
 
-class Api(Protocol):
-    """The part of :class:`~airflow_provider_wan.hooks.wan.WanHook` that ``durable`` and ``landing`` use."""
-
-    @property
-    def api_origin(self) -> str:
-        """Scheme, host and port of the API."""
-
-    @property
-    def submit_takes_at_most_s(self) -> float:
-        """The most that one attempt at a submit can take, in seconds."""
-
-    @property
-    def not_found_patience_s(self) -> float:
-        """For how long a request must be answered 404001 before it counts as gone, in seconds."""
-
-    def take_turn(self) -> None:
-        """Wait until the connection's rate limit allows one more call."""
-
-    def submit(
-        self,
-        model_id: str,
-        inputs: Mapping[str, Any],
-        *,
-        retry: bool = True,
-        send_by: float | None = None,
-    ) -> SubmittedRequest:
-        """Buy one generation; not sent at all after ``send_by`` (``time.monotonic()``)."""
-
-    def get_status(self, request_id: str, *, retry: bool = True) -> RequestStatus:
-        """Ask for the status."""
-
-    def get_result(self, request_id: str, *, retry: bool = True) -> RequestResult:
-        """Ask for the result."""
-
-    def cancel(self, request_id: str, *, retry: bool = True) -> CancelOutcome:
-        """Cancel, if it is still queued."""
-
-
 def read_state(
-    hook: Api, request_id: str, *, sleep: Callable[[float], None] = time.sleep
+    hook: WanHook, request_id: str, *, sleep: Callable[[float], None] = time.sleep
 ) -> tuple[RemoteState, RequestResult | None]:
     """Ask RunComfy for the state of a request.
 
-    A request is gone only when the API itself says so three times over :attr:`Api.not_found_patience_s`: a new purchase
-    depends on it.
+    A request is gone only when the API itself says so three times over the connection's ``not_found_patience``: a new
+    purchase depends on it.
 
     :raises WanTransientError: no answer; the request is recorded, and a later try asks again.
     """
@@ -113,7 +73,7 @@ def read_state(
             return RemoteState.UNCLEAR, None
 
 
-def check_it_exists(hook: Api, request_id: str, *, named_in: str) -> None:
+def check_it_exists(hook: WanHook, request_id: str, *, named_in: str) -> None:
     """Ask for a request that a person named, before it is recorded: ids are mistyped.
 
     :param named_in: the parameter that names it, for the message.

@@ -16,7 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.model_api.calls import check_request_id
+from airflow_provider_wan.model_api.values import check_request_id
 
 SCHEMA = 1
 #: The folder for videos that a check has rejected, beside the accepted ones.

@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from logging import Logger
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from airflow_provider_wan.durable.decide import (
     Action,
@@ -39,7 +39,6 @@ from airflow_provider_wan.durable.decide import (
 )
 from airflow_provider_wan.durable.journal import Journal, RecordConflict, VersionedRecord
 from airflow_provider_wan.durable.reconcile import (
-    Api,
     as_paid,
     check_it_exists,
     no_output,
@@ -57,10 +56,13 @@ from airflow_provider_wan.exceptions import (
     WanUnknownSubmissionError,
 )
 from airflow_provider_wan.hooks.common import TEST_REQUEST_ID
-from airflow_provider_wan.model_api.calls import SubmittedRequest, check_request_id
 from airflow_provider_wan.model_api.faults import RetryPolicy
 from airflow_provider_wan.model_api.fingerprints import canonical_url, encoded_url
+from airflow_provider_wan.model_api.values import SubmittedRequest, check_request_id
 from airflow_provider_wan.model_api.video_spec import VideoSpec
+
+if TYPE_CHECKING:
+    from airflow_provider_wan.hooks.wan import WanHook
 
 #: How long writing the id of a bought request is retried, in seconds, before the task fails.
 WRITE_ID_FOR_S = 900.0
@@ -82,7 +84,7 @@ class ClaimWindow:
     """
 
     def __init__(
-        self, hook: Api, journal: Journal | None, log: Logger, *, sleep: Callable[[float], None]
+        self, hook: WanHook, journal: Journal | None, log: Logger, *, sleep: Callable[[float], None]
     ) -> None:
         #: A POST is sent within this time after its claim, and answered, or lost, within as much again.
         self.send_within_s = hook.submit_takes_at_most_s
@@ -174,7 +176,7 @@ class Submission:
 
     def __init__(
         self,
-        hook: Api,
+        hook: WanHook,
         journal: Journal | None,
         log: Logger,
         *,

@@ -24,9 +24,10 @@ from airflow_provider_wan.exceptions import (
 )
 from airflow_provider_wan.hooks.connection import WanSettings
 from airflow_provider_wan.http.transport import check_proxy, reason_of
-from airflow_provider_wan.model_api import calls
-from airflow_provider_wan.model_api.calls import Call, Reply
+from airflow_provider_wan.model_api import calls, values
 from airflow_provider_wan.model_api.faults import RetryPolicy, error_of_no_reply
+from airflow_provider_wan.model_api.schema import ModelInfo, ModelPage
+from airflow_provider_wan.model_api.values import Call, Reply
 
 T = TypeVar("T")
 #: A longer answer than this is not one of the API's.
@@ -64,42 +65,42 @@ class Operation(Generic[T]):
         return self.call.method == "POST" and self.call.path.startswith("/v1/models/")
 
 
-def submit_of(model_id: str, inputs: Mapping[str, Any]) -> Operation[calls.SubmittedRequest]:
+def submit_of(model_id: str, inputs: Mapping[str, Any]) -> Operation[values.SubmittedRequest]:
     """Return the one operation that costs money."""
     call = calls.submit_call(model_id, inputs)
     return Operation(call, f"submit to model {model_id}", lambda reply: calls.read_submit(reply, model_id))
 
 
-def status_of(request_id: str) -> Operation[calls.RequestStatus]:
+def status_of(request_id: str) -> Operation[values.RequestStatus]:
     """Return the operation for the status of a request."""
     call = calls.status_call(request_id)
     return Operation(call, "status", lambda reply: calls.read_status(reply, request_id), request_id)
 
 
-def result_of(request_id: str) -> Operation[calls.RequestResult]:
+def result_of(request_id: str) -> Operation[values.RequestResult]:
     """Return the operation for the result of a request."""
     call = calls.result_call(request_id)
     return Operation(call, "result", lambda reply: calls.read_result(reply, request_id), request_id)
 
 
-def cancellation_of(request_id: str) -> Operation[calls.CancelOutcome]:
+def cancellation_of(request_id: str) -> Operation[values.CancelOutcome]:
     """Return the operation that cancels a queued request."""
     call = calls.cancel_call(request_id)
     return Operation(call, "cancel", lambda reply: calls.read_cancel(reply, request_id), request_id)
 
 
-def model_of(model_id: str) -> Operation[calls.ModelInfo]:
+def model_of(model_id: str) -> Operation[ModelInfo]:
     """Return the operation for the page of a model."""
     return Operation(calls.model_call(model_id), "model", calls.read_model)
 
 
-def models_of(search: str | None, category: str | None, offset: int) -> Operation[calls.ModelPage]:
+def models_of(search: str | None, category: str | None, offset: int) -> Operation[ModelPage]:
     """Return the operation that asks for a page of the catalogue."""
     call = calls.models_call(search=search, category=category, limit=MODELS_PER_PAGE, offset=offset)
     return Operation(call, "list of models", calls.read_models)
 
 
-BALANCE: Operation[calls.Balance] = Operation(calls.balance_call(), "balance", calls.read_balance)
+BALANCE: Operation[values.Balance] = Operation(calls.balance_call(), "balance", calls.read_balance)
 
 
 class Pacer:

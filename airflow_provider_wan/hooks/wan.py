@@ -26,17 +26,16 @@ from airflow_provider_wan.hooks.common import Operation, pacer_of
 from airflow_provider_wan.hooks.connection import WanSettings, read_settings
 from airflow_provider_wan.hooks.wan_async import WanAsyncHook
 from airflow_provider_wan.http import transport
-from airflow_provider_wan.model_api.calls import (
+from airflow_provider_wan.model_api.dialect import model_of_page, read_schema
+from airflow_provider_wan.model_api.faults import RetryPolicy
+from airflow_provider_wan.model_api.schema import Model, ModelInfo, load_schema
+from airflow_provider_wan.model_api.values import (
     Balance,
     CancelOutcome,
-    ModelInfo,
     RequestResult,
     RequestStatus,
     SubmittedRequest,
 )
-from airflow_provider_wan.model_api.dialect import model_of_page, read_schema
-from airflow_provider_wan.model_api.faults import RetryPolicy
-from airflow_provider_wan.model_api.schema import Model, load_schema
 
 __all__ = ["WanAsyncHook", "WanHook"]
 

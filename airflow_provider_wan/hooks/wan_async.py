@@ -27,14 +27,9 @@ from airflow_provider_wan.hooks import common
 from airflow_provider_wan.hooks.common import Operation, pacer_of
 from airflow_provider_wan.hooks.connection import WanSettings, read_settings
 from airflow_provider_wan.http import transport
-from airflow_provider_wan.model_api.calls import (
-    Balance,
-    CancelOutcome,
-    ModelInfo,
-    RequestResult,
-    RequestStatus,
-)
 from airflow_provider_wan.model_api.faults import RetryPolicy
+from airflow_provider_wan.model_api.schema import ModelInfo
+from airflow_provider_wan.model_api.values import Balance, CancelOutcome, RequestResult, RequestStatus
 
 _T = TypeVar("_T")
 #: A trigger that starts later than this after the last look-up reads the connection again, in seconds.

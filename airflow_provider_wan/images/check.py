@@ -16,7 +16,7 @@ from airflow_provider_wan.images.inspect import ImageFacts, check_whole, inspect
 from airflow_provider_wan.images.readers import MAX_SOURCE_BYTES, ImageReader, WebReader
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.model_api.inputs import ImageRules
+    from airflow_provider_wan.model_api.schema import ImageRules
 
 TooSmall = Literal["upscale", "reject"]
 

@@ -38,7 +38,7 @@ from airflow_provider_wan.images.source import (
     needs_copy,
     usable_cores,
 )
-from airflow_provider_wan.model_api.inputs import canonical_url
+from airflow_provider_wan.model_api.fingerprints import canonical_url
 from airflow_provider_wan.model_api.video_spec import make_video_spec
 
 if TYPE_CHECKING:

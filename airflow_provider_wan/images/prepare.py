@@ -24,7 +24,7 @@ from airflow_provider_wan.images.inspect import ImageFacts, check_whole, inspect
 from airflow_provider_wan.images.strip import strip_metadata
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.model_api.inputs import ImageRules
+    from airflow_provider_wan.model_api.schema import ImageRules
 
 #: Goes into the names of staged copies: raised when the same source comes out differently.
 RECIPE_VERSION = 1

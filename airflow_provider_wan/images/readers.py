@@ -28,8 +28,7 @@ from airflow_provider_wan.exceptions import WanDownloadError, WanInputError, Wan
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
 from airflow_provider_wan.http.addresses import refuse_private_literal
 from airflow_provider_wan.http.fetch import Fetcher, FetchError, FetchRules, FilePart
-from airflow_provider_wan.model_api.fingerprints import encoded_url
-from airflow_provider_wan.model_api.inputs import canonical_url
+from airflow_provider_wan.model_api.fingerprints import canonical_url, encoded_url
 
 if TYPE_CHECKING:
     from google.cloud import storage

@@ -43,13 +43,9 @@ from airflow_provider_wan.images.readers import (
 )
 from airflow_provider_wan.images.signed_urls import DEFAULT_LIFETIME_S, ObjectLinks
 from airflow_provider_wan.images.staging import Recipe, Staged, Staging
-from airflow_provider_wan.model_api.inputs import (
-    ImageRules,
-    LazyModel,
-    canonical_url,
-    load_schema,
-    validate_inputs,
-)
+from airflow_provider_wan.model_api.fingerprints import canonical_url
+from airflow_provider_wan.model_api.inputs import validate_inputs
+from airflow_provider_wan.model_api.schema import ImageRules, LazyModel, load_schema
 from airflow_provider_wan.model_api.video_spec import SourceImage, address_to_send, by_field
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from airflow_provider_wan.images.prepare import RECIPE_VERSION, PreparedImage, p
 if TYPE_CHECKING:
     from google.cloud import storage
 
-    from airflow_provider_wan.model_api.inputs import ImageRules
+    from airflow_provider_wan.model_api.schema import ImageRules
 
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "BMP": "bmp", "WEBP": "webp"}
 _MARK = "asis"

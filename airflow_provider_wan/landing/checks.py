@@ -62,7 +62,8 @@ class Verdict:
 
 
 def _short(facts: VideoFacts, record: Record) -> str | None:
-    from airflow_provider_wan.model_api.inputs import Model, clip_seconds
+    from airflow_provider_wan.model_api.inputs import clip_seconds
+    from airflow_provider_wan.model_api.schema import Model
 
     asked = clip_seconds(Model.bundled(record.model_id), record.inputs) if record.inputs else None
     if asked and facts.duration_s is not None and facts.duration_s < _LEAST_PART_OF_DURATION * asked:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from logging import Logger
 from typing import TYPE_CHECKING, TypeVar
 
-from airflow_provider_wan.durable.reconcile import Api, raise_unless_succeeded, with_result
+from airflow_provider_wan.durable.reconcile import raise_unless_succeeded, with_result
 from airflow_provider_wan.durable.record import LandedVideo, Record, Stage, utc_text
 from airflow_provider_wan.exceptions import (
     WanAuthError,
@@ -52,10 +52,12 @@ from airflow_provider_wan.landing.objects import (
 from airflow_provider_wan.landing.poster import FACT as POSTER
 from airflow_provider_wan.landing.poster import poster_name, put_poster
 from airflow_provider_wan.landing.video_file import VideoFile, check_video_file
-from airflow_provider_wan.model_api.calls import RequestResult
+from airflow_provider_wan.model_api.values import RequestResult
 
 if TYPE_CHECKING:
     from google.cloud import storage
+
+    from airflow_provider_wan.hooks.wan import WanHook
 
 __all__ = ["META_REQUEST", "Destination", "IfExists", "Landing", "as_landed"]
 
@@ -75,7 +77,7 @@ class Landing:
 
     def __init__(
         self,
-        hook: Api,
+        hook: WanHook,
         client: storage.Client,
         downloader: Downloader,
         log: Logger,

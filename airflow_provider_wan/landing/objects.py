@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from logging import Logger
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from airflow_provider_wan.durable.reconcile import Api, with_result
+from airflow_provider_wan.durable.reconcile import with_result
 from airflow_provider_wan.durable.record import QUARANTINE, LandedVideo, Record, Stage
 from airflow_provider_wan.exceptions import WanConflictError, WanError, WanStorageError
 from airflow_provider_wan.hooks.gcs import (
@@ -26,6 +26,8 @@ from airflow_provider_wan.landing.inspector import Inspection
 
 if TYPE_CHECKING:
     from google.cloud import storage
+
+    from airflow_provider_wan.hooks.wan import WanHook
 
 CONTENT_TYPE = "video/mp4"
 IfExists = Literal["skip", "overwrite", "fail"]
@@ -316,7 +318,7 @@ class RecordObject:
     :param client: a Cloud Storage client.
     """
 
-    def __init__(self, hook: Api, client: storage.Client, log: Logger) -> None:
+    def __init__(self, hook: WanHook, client: storage.Client, log: Logger) -> None:
         self._hook = hook
         self._client = client
         self._log = log

@@ -9,6 +9,7 @@ put a token or a signed link into them. The connection's own token is replaced b
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ _BEARER = re.compile(r"\bbearer\s+\S+", re.IGNORECASE)
 _TOKEN = re.compile(
     r"""\b(token|api[_-]?key|secret|authorization)([\s"':=]+)(?=[\w.-]{0,200}\d)[\w.-]{16,}""", re.IGNORECASE
 )
+_NUMBER = re.compile(r"[+-]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
 _HTML = re.compile(rb"\s*<(!doctype html|html|head|body)\b", re.IGNORECASE)
 _DATA_URI = re.compile(r"\bdata:[\w/+.-]*[;,]\S*", re.IGNORECASE)
 _TEXT_KEYS = ("error_message", "message", "error", "detail")
@@ -86,6 +88,21 @@ def object_of(body: bytes) -> Mapping[str, Any] | None:
     """Return a parsed JSON object from outside, or None if it is not one."""
     value = json_of(body)
     return value if isinstance(value, dict) else None
+
+
+def number_of(value: Any) -> int | float | None:
+    """Return a finite number, also one that is written as text; None for anything else."""
+    if isinstance(value, str):
+        text = value.strip()
+        if not _NUMBER.fullmatch(text):
+            return None
+        value = int(text) if text.lstrip("+-").isdigit() else float(text)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:  # an integer beyond the range of floats
+        return None
 
 
 def text_of(value: Any, depth: int = 4) -> str:

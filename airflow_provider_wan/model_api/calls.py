@@ -7,21 +7,23 @@ would go along. Each ``read_*`` returns a typed value, or raises the error of th
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from airflow_provider_wan.exceptions import WanInputError, WanTransientError
+from airflow_provider_wan.exceptions import WanTransientError
 from airflow_provider_wan.model_api.bodies import (
     clean_text,
     error_code_of,
+    number_of,
     object_of,
     read_error_body,
     text_of,
 )
+from airflow_provider_wan.model_api.dialect import model_of_page
 from airflow_provider_wan.model_api.faults import NOT_READY_CODE, OWN_CODES, error_of_reply
 from airflow_provider_wan.model_api.outputs import output_urls, video_urls
+from airflow_provider_wan.model_api.schema import ModelInfo, ModelPage
 from airflow_provider_wan.model_api.states import (
     NOT_READY_WORD,
     State,
@@ -30,87 +32,21 @@ from airflow_provider_wan.model_api.states import (
     state_of_status_word,
 )
 from airflow_provider_wan.model_api.values import (
+    MODEL_ID_MAX_CHARS,
+    REQUEST_ID,
     Balance,
     Call,
     CancelOutcome,
-    ModelInfo,
-    ModelPage,
     Reply,
     RequestResult,
     RequestStatus,
     SubmittedRequest,
+    check_model_id,
+    check_request_id,
 )
-
-__all__ = [
-    "ACCOUNT_HOST",
-    "API_HOST",
-    "NOT_READY_WORD",
-    "Balance",
-    "Call",
-    "CancelOutcome",
-    "ModelInfo",
-    "ModelPage",
-    "Reply",
-    "RequestResult",
-    "RequestStatus",
-    "SubmittedRequest",
-    "balance_call",
-    "cancel_call",
-    "check_model_id",
-    "check_request_id",
-    "model_call",
-    "models_call",
-    "read_balance",
-    "read_cancel",
-    "read_model",
-    "read_models",
-    "read_result",
-    "read_status",
-    "read_submit",
-    "result_call",
-    "status_call",
-    "submit_call",
-]
 
 API_HOST = "https://model-api.runcomfy.net"
 ACCOUNT_HOST = "https://api.runcomfy.net"
-
-_REQUEST_ID = re.compile(r"[a-zA-Z0-9_-]{1,128}")
-_MODEL_ID = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
-_MODEL_ID_MAX_CHARS = 256
-
-
-def check_request_id(request_id: str) -> str:
-    """Return the request id if it may enter a URL (RunComfy's own rule).
-
-    :raises WanInputError: it may not.
-    """
-    if not isinstance(request_id, str) or not _REQUEST_ID.fullmatch(request_id):
-        raise WanInputError(
-            f"request id {clean_text(repr(request_id), 80)} is not valid: 1 to 128 letters, "
-            "digits, '_' and '-' are allowed. Pass the id that the submit returned."
-        )
-    return request_id
-
-
-def check_model_id(model_id: str) -> str:
-    """Return the model id if it may enter a URL: segments of ``A-Za-z0-9._-`` joined by ``/``.
-
-    :raises WanInputError: it may not.
-    """
-    valid = (
-        isinstance(model_id, str)
-        and len(model_id) <= _MODEL_ID_MAX_CHARS
-        and _MODEL_ID.fullmatch(model_id)
-        and all(segment.strip(".") for segment in model_id.split("/"))
-    )
-    if not valid:
-        raise WanInputError(
-            f"model id {clean_text(repr(model_id), 80)} is not valid: names of letters, digits, '.', '_' "
-            "and '-' joined by '/' are allowed. Copy it from the model's page, as in "
-            "'wan-ai/wan-2-2/image-to-video'."
-        )
-    return model_id
 
 
 def submit_call(model_id: str, inputs: Mapping[str, Any]) -> Call:
@@ -194,7 +130,7 @@ def read_submit(reply: Reply, model_id: str) -> SubmittedRequest:
         request_id = (object_of(reply.body) or {}).get("request_id")
         if isinstance(request_id, int) and not isinstance(request_id, bool):
             request_id = text_of(request_id)
-        if isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id):
+        if isinstance(request_id, str) and REQUEST_ID.fullmatch(request_id):
             return SubmittedRequest(request_id, model_id)
     raise error_of_reply(reply, what=f"submit to model {model_id}", submit=True)
 
@@ -299,19 +235,19 @@ def read_models(reply: Reply) -> ModelPage:
 def read_balance(reply: Reply) -> Balance:
     """Read the account's balance."""
     found = object_of(reply.body) if 200 <= reply.status < 300 else None
-    amount = _number(found.get("balance_usd")) if found else None
+    amount = number_of(found.get("balance_usd")) if found else None
     if found and amount is None:
-        micro = _number(found.get("balance_microdollars"))
+        micro = number_of(found.get("balance_microdollars"))
         amount = micro / 1_000_000 if micro is not None else None
     if found is None or amount is None:
         raise error_of_reply(reply, what="balance")
-    return Balance(amount, _text(found.get("currency")) or "USD")
+    return Balance(float(amount), _text(found.get("currency")) or "USD")
 
 
 def _model_info(found: Mapping[str, Any]) -> ModelInfo:
     schema = found.get("input_schema")
-    return ModelInfo(
-        model_id=clean_text(found["model_id"], _MODEL_ID_MAX_CHARS),
+    page = ModelInfo(
+        model_id=clean_text(found["model_id"], MODEL_ID_MAX_CHARS),
         display_name=_text(found.get("display_name")),
         base_price_usd=_usd(found.get("base_price_usd")),
         price_unit=_text(found.get("price_unit")),
@@ -319,21 +255,12 @@ def _model_info(found: Mapping[str, Any]) -> ModelInfo:
         input_schema=schema if isinstance(schema, dict) else None,
         raw=found,
     )
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
+    return replace(page, schema=model_of_page(page)[0].schema)
 
 
 def _usd(value: Any) -> float | None:
-    amount = _number(value)
-    return amount if amount is not None and amount >= 0 else None
+    amount = number_of(value)
+    return float(amount) if amount is not None and amount >= 0 else None
 
 
 def _text(value: Any) -> str | None:

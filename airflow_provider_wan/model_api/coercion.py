@@ -14,11 +14,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from airflow_provider_wan.model_api.bodies import text_of
+from airflow_provider_wan.model_api.bodies import number_of, text_of
 from airflow_provider_wan.model_api.schema import ModelSchema
 
 _INTEGER = re.compile(r"([+-]?\d{1,40})(\.0{1,40})?", re.ASCII)
-_DECIMAL = re.compile(r"[+-]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
 _TRUE = frozenset({"true", "t", "yes", "y", "on", "1"})
 _FALSE = frozenset({"false", "f", "no", "n", "off", "0"})
 
@@ -121,15 +120,6 @@ def _to_integer(value: Any) -> int | None:
     return int(found[1]) if found else None
 
 
-def _to_number(value: Any) -> int | float | None:
-    if not isinstance(value, str) or not _DECIMAL.fullmatch(value.strip()):
-        return None
-    if (whole := _INTEGER.fullmatch(value.strip())) is not None and whole[2] is None:
-        return int(value)
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
 def _to_boolean(value: Any) -> bool | None:
     if isinstance(value, int | float) and value in (0, 1):
         return bool(value)
@@ -158,7 +148,7 @@ def _to_json(value: Any, kind: type) -> Any:
 _COERCE: Mapping[str, Callable[[Any], Any]] = {
     "string": _to_string,
     "integer": _to_integer,
-    "number": _to_number,
+    "number": lambda value: number_of(value) if isinstance(value, str) else None,
     "boolean": _to_boolean,
     "array": lambda value: _to_json(value, list),
     "object": lambda value: _to_json(value, dict),

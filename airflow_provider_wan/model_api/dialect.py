@@ -15,14 +15,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.model_api.bodies import clean_text, text_of
-from airflow_provider_wan.model_api.schema import Model, ModelSchema, load_schema
-from airflow_provider_wan.model_api.values import ModelInfo
+from airflow_provider_wan.model_api.bodies import clean_text, number_of, text_of
+from airflow_provider_wan.model_api.schema import Model, ModelInfo, ModelSchema, load_schema
 
 _MAX_DEPTH = 16
 _MAX_NODES = 20_000
 _MAX_TEXT_CHARS = 2_000
-_MAX_INTEGER = 10**30
+_LARGEST_NUMBER = 10**30
 _TYPES = {
     **{name: name for name in ("string", "integer", "number", "boolean", "array", "object", "null")},
     **{"float": "number", "double": "number", "int": "integer", "bool": "boolean"},
@@ -219,14 +218,8 @@ def _rule_of(subject: str, sign: str, value: float) -> tuple[str, float]:
 
 
 def _number(value: Any) -> int | float | None:
-    """Return a finite number, also one that is written as text."""
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,20}(\.\d{1,20})?", value.strip(), re.ASCII):
-        value = float(value) if "." in value else int(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    if isinstance(value, int):
-        return value if abs(value) <= _MAX_INTEGER else None
-    return value if math.isfinite(value) and abs(value) <= _MAX_INTEGER else None
+    number = number_of(value)
+    return number if number is not None and abs(number) <= _LARGEST_NUMBER else None
 
 
 def _step(value: Any) -> int | float | None:

@@ -9,38 +9,20 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.model_api.bodies import clean_text
-from airflow_provider_wan.model_api.coercion import coerce_fields, coerce_value
+from airflow_provider_wan.model_api.bodies import clean_text, number_of
+from airflow_provider_wan.model_api.coercion import coerce_fields, plain_number
 from airflow_provider_wan.model_api.fingerprints import (
-    canonical_url,
-    fingerprint,
     invisible_character,
-    without_signatures,
 )
 from airflow_provider_wan.model_api.outputs import is_http_url
-from airflow_provider_wan.model_api.schema import ImageRules, LazyModel, Model, ModelSchema, load_schema
+from airflow_provider_wan.model_api.schema import Model, ModelSchema
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
-
-__all__ = [
-    "ImageRules",
-    "LazyModel",
-    "Model",
-    "ModelSchema",
-    "canonical_url",
-    "clip_seconds",
-    "coerce_inputs",
-    "fingerprint",
-    "load_schema",
-    "validate_inputs",
-    "without_signatures",
-]
 
 _SHOWN_CHARS = 80
 _SHOWN_VALUES = 20
@@ -107,9 +89,8 @@ def check_form(model_id: str, inputs: Mapping[str, Any]) -> None:
 def clip_seconds(model: Model, inputs: Mapping[str, Any]) -> float | None:
     """Return the length of a clip in seconds, from its inputs or the model's default; None if neither says it."""
     given = coerce_inputs(model, inputs).get("duration", model.defaults.get("duration"))
-    seconds = coerce_value(given, ("number",))
-    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    return float(seconds) if is_number and 0 < seconds < math.inf else None
+    seconds = number_of(plain_number(given))
+    return float(seconds) if seconds is not None and seconds > 0 else None
 
 
 def _broken_form(inputs: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from importlib import resources
 from typing import Any
 
 from airflow_provider_wan.exceptions import WanError, WanInputError, WanTransientError
-from airflow_provider_wan.model_api.calls import ModelInfo, check_model_id
+from airflow_provider_wan.model_api.values import check_model_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,57 @@ def load_schema(model_id: str) -> ModelSchema | None:
         return None
     document = json.loads(file.read_text(encoding="utf-8"))
     return ModelSchema(model_id, document) if document["x-model-id"] == model_id else None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model of the catalogue.
+
+    :param base_price_usd: the price of one ``price_unit`` in USD.
+    :param price_unit: ``second`` or ``output``.
+    :param input_schema: the JSON schema of its inputs as RunComfy gives it.
+    :param raw: the whole answer.
+    :param schema: the schema of its inputs as it validates them; None: the page has no usable one.
+    """
+
+    model_id: str
+    display_name: str | None
+    base_price_usd: float | None
+    price_unit: str | None
+    pricing_note: str | None
+    input_schema: Mapping[str, Any] | None
+    raw: Mapping[str, Any]
+    schema: ModelSchema | None = None
+
+    @property
+    def image_fields(self) -> tuple[str, ...]:
+        """The names of the inputs that take the URL of an image."""
+        return self.schema.image_fields if self.schema else ()
+
+    @property
+    def is_priced_by_the_second(self) -> bool:
+        """Whether a longer clip costs more."""
+        return self.price_unit == "second"
+
+    def price_of(self, seconds: float | None) -> float | None:
+        """Return the base price of one clip in USD, or None if it is not known.
+
+        :param seconds: its length, or None if it is not known.
+        """
+        if self.base_price_usd is None or not self.is_priced_by_the_second:
+            return self.base_price_usd
+        return None if seconds is None else self.base_price_usd * seconds
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPage:
+    """A page of the catalogue.
+
+    :param total: how many models there are in all, if the API says so.
+    """
+
+    models: tuple[ModelInfo, ...]
+    total: int | None
 
 
 @dataclass(frozen=True, slots=True)

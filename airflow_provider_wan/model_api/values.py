@@ -1,18 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The values that pass between the layers: calls, answers, and the content of answers."""
+"""The values that pass between the layers: ids, calls, answers, and the content of answers."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from airflow_provider_wan.model_api.bodies import without_secret
+from airflow_provider_wan.exceptions import WanInputError
+from airflow_provider_wan.model_api.bodies import clean_text, without_secret
 from airflow_provider_wan.model_api.states import State, is_over_word, is_success_word
 
-if TYPE_CHECKING:
-    from airflow_provider_wan.model_api.schema import ModelSchema
+REQUEST_ID = re.compile(r"[a-zA-Z0-9_-]{1,128}")
+MODEL_ID_MAX_CHARS = 256
+_MODEL_ID = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
+
+
+def check_request_id(request_id: str) -> str:
+    """Return the request id if it may enter a URL (RunComfy's own rule).
+
+    :raises WanInputError: it may not.
+    """
+    if not isinstance(request_id, str) or not REQUEST_ID.fullmatch(request_id):
+        raise WanInputError(
+            f"request id {clean_text(repr(request_id), 80)} is not valid: 1 to 128 letters, "
+            "digits, '_' and '-' are allowed. Pass the id that the submit returned."
+        )
+    return request_id
+
+
+def check_model_id(model_id: str) -> str:
+    """Return the model id if it may enter a URL: segments of ``A-Za-z0-9._-`` joined by ``/``.
+
+    :raises WanInputError: it may not.
+    """
+    valid = (
+        isinstance(model_id, str)
+        and len(model_id) <= MODEL_ID_MAX_CHARS
+        and _MODEL_ID.fullmatch(model_id)
+        and all(segment.strip(".") for segment in model_id.split("/"))
+    )
+    if not valid:
+        raise WanInputError(
+            f"model id {clean_text(repr(model_id), 80)} is not valid: names of letters, digits, '.', '_' "
+            "and '-' joined by '/' are allowed. Copy it from the model's page, as in "
+            "'wan-ai/wan-2-2/image-to-video'."
+        )
+    return model_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,63 +167,6 @@ class CancelOutcome:
     request_id: str
     cancelled: bool
     word: str
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """A model of the catalogue.
-
-    :param base_price_usd: the price of one ``price_unit`` in USD.
-    :param price_unit: ``second`` or ``output``.
-    :param input_schema: the JSON schema of its inputs as RunComfy gives it.
-    :param raw: the whole answer.
-    """
-
-    model_id: str
-    display_name: str | None
-    base_price_usd: float | None
-    price_unit: str | None
-    pricing_note: str | None
-    input_schema: Mapping[str, Any] | None
-    raw: Mapping[str, Any]
-
-    @property
-    def schema(self) -> ModelSchema | None:
-        """The schema of its inputs as it validates them; None if the page has no usable one."""
-        from airflow_provider_wan.model_api.dialect import model_of_page
-
-        return model_of_page(self)[0].schema
-
-    @property
-    def image_fields(self) -> tuple[str, ...]:
-        """The names of the inputs that take the URL of an image."""
-        schema = self.schema
-        return schema.image_fields if schema else ()
-
-    @property
-    def is_priced_by_the_second(self) -> bool:
-        """Whether a longer clip costs more."""
-        return self.price_unit == "second"
-
-    def price_of(self, seconds: float | None) -> float | None:
-        """Return the base price of one clip in USD, or None if it is not known.
-
-        :param seconds: its length, or None if it is not known.
-        """
-        if self.base_price_usd is None or not self.is_priced_by_the_second:
-            return self.base_price_usd
-        return None if seconds is None else self.base_price_usd * seconds
-
-
-@dataclass(frozen=True, slots=True)
-class ModelPage:
-    """A page of the catalogue.
-
-    :param total: how many models there are in all, if the API says so.
-    """
-
-    models: tuple[ModelInfo, ...]
-    total: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.model_api.calls import check_model_id
 from airflow_provider_wan.model_api.coercion import coerce_fields, plain_number
 from airflow_provider_wan.model_api.fingerprints import (
     canonical_url,
@@ -28,6 +27,7 @@ from airflow_provider_wan.model_api.fingerprints import (
 )
 from airflow_provider_wan.model_api.inputs import check_form, validate_inputs
 from airflow_provider_wan.model_api.schema import LazyModel, load_schema
+from airflow_provider_wan.model_api.values import check_model_id
 
 #: A longer text (such as an image as a ``data:`` URI) is recorded as its hash.
 _RECORDED_CHARS = 4096

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from airflow_provider_wan.durable.submission import SubmitResult
     from airflow_provider_wan.hooks.wan import WanHook
     from airflow_provider_wan.images.source import ImageSources
-    from airflow_provider_wan.model_api.inputs import LazyModel
+    from airflow_provider_wan.model_api.schema import LazyModel
     from airflow_provider_wan.model_api.video_spec import VideoSpec
 
 __all__ = ["WanCancelOperator", "WanSubmitOperator"]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from airflow_provider_wan.images.dataset_reader import DatasetReader
     from airflow_provider_wan.images.preparation import Counts, Planned, Preparation, Ready, Unusable
     from airflow_provider_wan.images.source import ImageSources
-    from airflow_provider_wan.model_api.inputs import LazyModel
+    from airflow_provider_wan.model_api.schema import LazyModel
 
 _SHOWN_PROBLEMS = 20
 _LOG_EVERY = 1000
@@ -389,9 +389,9 @@ def _bought(journal: BucketJournal | None) -> Iterator[str]:
     """Yield the fingerprints of videos that were bought before."""
     from airflow_provider_wan.durable.record import Stage
 
-    for fingerprint, stage in journal.stages() if journal else ():
-        if stage in (Stage.SUBMITTED, Stage.SUCCEEDED, Stage.LANDED):
-            yield fingerprint
+    for summary in journal.listing() if journal else ():
+        if summary.stage in (Stage.SUBMITTED, Stage.SUCCEEDED, Stage.LANDED):
+            yield summary.fingerprint
 
 
 def _passed_over(reader: DatasetReader) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from airflow_provider_wan.utils.results import AwaitedRequest
 from airflow_provider_wan.utils.task import LinkState, TaskRequest
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.model_api.calls import RequestResult
+    from airflow_provider_wan.model_api.values import RequestResult
 
 #: A wait in ``mode="poke"`` ends just after Airflow's own timeout, which then raises.
 _PAST_TIMEOUT_S = 0.1

@@ -14,7 +14,7 @@ from airflow_provider_wan.utils.params import given_or_none, mapping_of, seconds
 
 if TYPE_CHECKING:
     from airflow_provider_wan.images.source import ImageSource, ImageSources
-    from airflow_provider_wan.model_api.inputs import LazyModel
+    from airflow_provider_wan.model_api.schema import LazyModel
 
 TooSmall = Literal["upscale", "reject"]
 
@@ -72,7 +72,7 @@ def open_images(
 
 def shown_image(image: Any) -> str | None:
     """Return the address of ``image=`` as it may be shown."""
-    from airflow_provider_wan.model_api.inputs import canonical_url
+    from airflow_provider_wan.model_api.fingerprints import canonical_url
 
     given = given_image(image)
     if isinstance(given, Mapping):

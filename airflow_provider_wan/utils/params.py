@@ -16,7 +16,7 @@ from airflow_provider_wan.model_api import INPUT_PARAMETERS
 if TYPE_CHECKING:
     from airflow_provider_wan.hooks.wan import WanHook
     from airflow_provider_wan.images.source import ImageSource
-    from airflow_provider_wan.model_api.inputs import LazyModel
+    from airflow_provider_wan.model_api.schema import LazyModel
     from airflow_provider_wan.model_api.video_spec import VideoSpec
 
 DEFAULT_MODEL_ID = "wan-ai/wan-2-2/image-to-video"
@@ -65,7 +65,7 @@ def request_of(given: Any) -> RequestRef:
 
     :raises WanInputError: it has another form.
     """
-    from airflow_provider_wan.model_api.calls import check_request_id
+    from airflow_provider_wan.model_api.values import check_request_id
 
     if given_or_none(given) is None:
         raise WanInputError("request= is empty: the submitting task returned nothing.")
@@ -194,7 +194,7 @@ def model_of(task: ModelTask, hook: WanHook | None) -> LazyModel:
     :raises WanInputError: the model id is not valid, or a parameter has another form.
     """
     from airflow_provider_wan.model_api.dialect import read_schema
-    from airflow_provider_wan.model_api.inputs import LazyModel, Model
+    from airflow_provider_wan.model_api.schema import LazyModel, Model
 
     field = given_or_none(task.image_field)
     schema = mapping_of(task.schema, name="schema") or None
@@ -261,6 +261,6 @@ def video_spec_of(
 
 def shown_url(url: Any) -> str | None:
     """Return the address of an image without its signature."""
-    from airflow_provider_wan.model_api.inputs import canonical_url
+    from airflow_provider_wan.model_api.fingerprints import canonical_url
 
     return canonical_url(str(url)) if url else None

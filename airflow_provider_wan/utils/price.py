@@ -14,7 +14,7 @@ from airflow_provider_wan.utils.task import TaskRequest
 if TYPE_CHECKING:
     from airflow_provider_wan.durable.journal import Journal
     from airflow_provider_wan.hooks.wan import WanHook
-    from airflow_provider_wan.model_api.inputs import LazyModel
+    from airflow_provider_wan.model_api.schema import LazyModel
     from airflow_provider_wan.model_api.video_spec import VideoSpec
 
 
@@ -51,7 +51,7 @@ def learn_price(hook: WanHook, journal: Journal | None, request: RequestRef, cos
     """Store the real cost of a request next to its journal, for later plans and limits. Best effort."""
     from airflow_provider_wan.batch.prices import PriceBook
     from airflow_provider_wan.durable.journal import BucketJournal
-    from airflow_provider_wan.model_api.inputs import LazyModel
+    from airflow_provider_wan.model_api.schema import LazyModel
 
     if not (cost_usd and request.model_id and request.inputs and isinstance(journal, BucketJournal)):
         return

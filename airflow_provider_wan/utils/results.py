@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from airflow_provider_wan.durable.journal import Journal
     from airflow_provider_wan.durable.record import Record
     from airflow_provider_wan.hooks.wan import WanHook
-    from airflow_provider_wan.model_api.calls import RequestResult
+    from airflow_provider_wan.model_api.values import RequestResult
 
 
 @dataclass(frozen=True, slots=True)

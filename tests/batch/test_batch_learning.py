@@ -15,7 +15,7 @@ from airflow_provider_wan.batch.budget import BudgetLimits
 from airflow_provider_wan.batch.prices import combination_of, given_price
 from airflow_provider_wan.batch.report import Report
 from airflow_provider_wan.exceptions import WanBudgetError
-from airflow_provider_wan.model_api.inputs import Model
+from airflow_provider_wan.model_api.schema import Model
 from airflow_provider_wan.utils.params import DEFAULT_MODEL_ID
 from tests.batch.batch_support import addresses, batch, connection, outcomes, run, wait
 from wan_sandbox.server import Sandbox

@@ -12,7 +12,7 @@ from airflow_provider_wan.batch.budget import BudgetLimits
 from airflow_provider_wan.exceptions import WanBudgetError
 from airflow_provider_wan.hooks.gcs import storage_client
 from airflow_provider_wan.images.source import ImageOptions, ImageSources
-from airflow_provider_wan.model_api.inputs import LazyModel
+from airflow_provider_wan.model_api.schema import LazyModel
 from tests.batch.batch_support import LOG, addresses, batch, connection, manifest, outcomes, run
 from wan_sandbox.server import Sandbox
 

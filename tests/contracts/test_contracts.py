@@ -35,7 +35,7 @@ from airflow_provider_wan.images.dataset import DatasetRow, PreparedRow
 from airflow_provider_wan.images.preparation import Preparation
 from airflow_provider_wan.images.source import ImageSources
 from airflow_provider_wan.model_api.fingerprints import fingerprint
-from airflow_provider_wan.model_api.inputs import LazyModel
+from airflow_provider_wan.model_api.schema import LazyModel
 from airflow_provider_wan.operators.wan import WanCancelOperator, WanSubmitOperator
 from airflow_provider_wan.operators.wan_contact_sheet import WanContactSheetOperator
 from airflow_provider_wan.operators.wan_images import WanPrepareImagesOperator

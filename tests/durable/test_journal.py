@@ -181,7 +181,7 @@ def test_a_listing_shows_stages_without_reading_records(journal: BucketJournal, 
     bucket.sandbox.bucket_control("seed", {**many, "metadata": {"stage": "landed"}})
 
     reads = bucket.calls().get("bucket.get", 0)
-    stages = dict(journal.stages())
+    stages = {each.fingerprint: each.stage for each in journal.listing()}
     assert stages.pop(FINGERPRINT) is Stage.SUBMITTED
     assert len(stages) == 2300
     assert set(stages.values()) == {Stage.LANDED}
@@ -193,7 +193,7 @@ def test_any_prefix_works(bucket: Bucket, uri: str) -> None:
     journal = bucket_journal(uri)
     held = journal.write(intent(), replaces=None)
     assert bucket_journal(uri).read(FINGERPRINT) == held
-    assert [name for name, _ in journal.stages()] == [FINGERPRINT]
+    assert [each.fingerprint for each in journal.listing()] == [FINGERPRINT]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 
 from airflow_provider_wan.exceptions import WanAuthError, WanInputError, WanTransientError
 from airflow_provider_wan.hooks.wan import WanHook
-from airflow_provider_wan.model_api.inputs import load_schema, validate_inputs
+from airflow_provider_wan.model_api.inputs import validate_inputs
+from airflow_provider_wan.model_api.schema import load_schema
 from tests.hooks.either_hook import QUICK, connection
 from tests.raw_servers import RawServer, always, reply
 from tests.sandboxes import INPUTS, MODEL

@@ -19,7 +19,7 @@ from airflow_provider_wan.images.inspect import inspect
 from airflow_provider_wan.images.preparation import Planned, Preparation, Ready, Unusable
 from airflow_provider_wan.images.prepare import prepare
 from airflow_provider_wan.images.source import ImageOptions, ImageSources
-from airflow_provider_wan.model_api.inputs import LazyModel, Model
+from airflow_provider_wan.model_api.schema import LazyModel, Model
 from tests.image_samples import encoded, photo
 from tests.sandboxes import MODEL, Bucket
 

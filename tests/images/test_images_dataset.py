@@ -15,7 +15,7 @@ import pytest
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images.dataset import Columns, DatasetRow, RowError, read_manifest, resolve_image
-from airflow_provider_wan.model_api.inputs import load_schema
+from airflow_provider_wan.model_api.schema import load_schema
 
 SCHEMA = load_schema("wan-ai/wan-2-2/image-to-video")
 assert SCHEMA is not None

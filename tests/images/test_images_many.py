@@ -14,7 +14,7 @@ from airflow_provider_wan.exceptions import WanDownloadError, WanInputError
 from airflow_provider_wan.images.codecs import UnusableImageError
 from airflow_provider_wan.images.preparation import map_in_order
 from airflow_provider_wan.images.prepare import PreparedImage, prepare
-from airflow_provider_wan.model_api.inputs import ImageRules, Model
+from airflow_provider_wan.model_api.schema import ImageRules, Model
 from tests import image_samples as samples
 
 (FOUND,) = Model.bundled("wan-ai/wan-2-2/image-to-video").images

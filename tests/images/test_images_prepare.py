@@ -16,7 +16,7 @@ from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images.check import check
 from airflow_provider_wan.images.inspect import inspect
 from airflow_provider_wan.images.prepare import PreparedImage, prepare
-from airflow_provider_wan.model_api.inputs import ImageRules, Model
+from airflow_provider_wan.model_api.schema import ImageRules, Model
 from tests import image_samples as samples
 
 (FOUND,) = Model.bundled("wan-ai/wan-2-2/image-to-video").images

@@ -23,7 +23,7 @@ from google.oauth2 import service_account
 
 from airflow_provider_wan.exceptions import WanInputError, WanStorageError
 from airflow_provider_wan.images.signed_urls import ObjectLinks
-from airflow_provider_wan.model_api.inputs import LazyModel
+from airflow_provider_wan.model_api.schema import LazyModel
 from airflow_provider_wan.utils.images import image_sources
 from tests.image_samples import encoded, photo
 from tests.raw_servers import RawServer, read_request, reply

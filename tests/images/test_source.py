@@ -27,7 +27,8 @@ from airflow_provider_wan.images.inspect import inspect
 from airflow_provider_wan.images.preparation import Planned, Preparation
 from airflow_provider_wan.images.readers import look_up_object
 from airflow_provider_wan.images.source import ImageOptions, ImageSource, ImageSources
-from airflow_provider_wan.model_api.inputs import LazyModel, fingerprint
+from airflow_provider_wan.model_api.fingerprints import fingerprint
+from airflow_provider_wan.model_api.schema import LazyModel
 from airflow_provider_wan.model_api.video_spec import VideoSpec
 from airflow_provider_wan.utils.params import video_spec_of
 from tests.image_samples import encoded, exif_with, noise, photo, put_gzip, quadrants

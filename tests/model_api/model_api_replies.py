@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import settings
 
-from airflow_provider_wan.model_api.calls import Reply
+from airflow_provider_wan.model_api.values import Reply
 
 MODEL = "wan-ai/wan-2-2/image-to-video"
 #: The same examples in every run, so that failures are reproducible.

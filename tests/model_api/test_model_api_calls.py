@@ -21,8 +21,8 @@ from airflow_provider_wan.exceptions import (
     WanUnknownSubmissionError,
 )
 from airflow_provider_wan.model_api import calls
-from airflow_provider_wan.model_api.calls import Call, Reply
 from airflow_provider_wan.model_api.states import State
+from airflow_provider_wan.model_api.values import Call, Reply
 from tests.model_api.model_api_replies import MODEL, STEADY, reply
 
 V = "https://files.runcomfy.net/a.mp4"

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_wan.exceptions import WanError, WanInputError
-from airflow_provider_wan.model_api.calls import ModelInfo, read_model
+from airflow_provider_wan.model_api.calls import read_model
 from airflow_provider_wan.model_api.dialect import SchemaTranslation, model_of_page, read_schema
-from airflow_provider_wan.model_api.inputs import Model, clip_seconds, load_schema, validate_inputs
+from airflow_provider_wan.model_api.inputs import clip_seconds, validate_inputs
+from airflow_provider_wan.model_api.schema import Model, ModelInfo, load_schema
 from airflow_provider_wan.model_api.video_spec import SourceImage, make_video_spec
 from tests.model_api.model_api_replies import MODEL, STEADY, reply
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_wan.model_api.inputs import canonical_url, fingerprint
+from airflow_provider_wan.model_api.fingerprints import canonical_url, fingerprint
 from tests.model_api.model_api_replies import MODEL, STEADY
 
 GOOD: dict[str, Any] = {"prompt": "a cat", "img_url": "https://h.example/a.png"}

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.model_api.coercion import coerce_value
-from airflow_provider_wan.model_api.inputs import Model, coerce_inputs, load_schema, validate_inputs
+from airflow_provider_wan.model_api.inputs import coerce_inputs, validate_inputs
+from airflow_provider_wan.model_api.schema import Model, load_schema
 from tests.model_api.model_api_replies import MODEL, STEADY
 
 WAN = Model.bundled(MODEL)

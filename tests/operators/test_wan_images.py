@@ -279,7 +279,7 @@ def test_image_deleted_after_the_listing_is_reported_and_the_others_prepared(buc
     from airflow_provider_wan.images.dataset_reader import DatasetReader
     from airflow_provider_wan.images.preparation import Preparation, Ready, Unusable
     from airflow_provider_wan.images.source import ImageOptions, ImageSources
-    from airflow_provider_wan.model_api.inputs import LazyModel
+    from airflow_provider_wan.model_api.schema import LazyModel
 
     for name in ("a", "b", "c"):
         bucket.put(f"in/{name}.jpg", fits(640 + ord(name)))

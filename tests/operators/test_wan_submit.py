@@ -32,7 +32,7 @@ from airflow_provider_wan.exceptions import (
     WanTransientError,
     WanUnknownSubmissionError,
 )
-from airflow_provider_wan.model_api.inputs import LazyModel
+from airflow_provider_wan.model_api.schema import LazyModel
 from airflow_provider_wan.operators.wan import WanSubmitOperator
 from airflow_provider_wan.operators.wan_images import WanPrepareImagesOperator
 from tests.image_samples import encoded, noise

@@ -23,8 +23,8 @@ from airflow_provider_wan.exceptions import (
     WanTimeoutError,
     WanTransientError,
 )
-from airflow_provider_wan.model_api.calls import RequestResult, RequestStatus
 from airflow_provider_wan.model_api.states import State, state_of_result_word, state_of_status_word
+from airflow_provider_wan.model_api.values import RequestResult, RequestStatus
 from airflow_provider_wan.polling.poller import RequestPoller
 from airflow_provider_wan.polling.wait import Call, Outcome, Over, RequestWait, WaitSet
 from tests.model_api.model_api_replies import STEADY
