@@ -21,7 +21,7 @@ from airflow_provider_wan.batch.prices import PriceBook
 from airflow_provider_wan.batch.report import Landed
 from airflow_provider_wan.batch.spec import BatchLimits
 from airflow_provider_wan.durable.journal import Journal, RecordConflict, VersionedRecord
-from airflow_provider_wan.durable.reconcile import amend, raise_unless_succeeded, with_result
+from airflow_provider_wan.durable.reconcile import amend, with_result
 from airflow_provider_wan.durable.record import Record, Stage
 from airflow_provider_wan.durable.submission import Submission, SubmitResult
 from airflow_provider_wan.exceptions import (
@@ -36,6 +36,7 @@ from airflow_provider_wan.hooks.common import TEST_REQUEST_ID
 from airflow_provider_wan.hooks.connection import WanSettings
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.landing.landing import Destination, IfExists, Landing, as_landed
+from airflow_provider_wan.model_api.faults import error_of_result
 from airflow_provider_wan.model_api.values import RequestStatus
 from airflow_provider_wan.model_api.video_spec import VideoSpec, make_video_spec
 
@@ -230,7 +231,8 @@ class BatchWork:
         amend(
             self.journal, item.fingerprint, request_id, lambda record: with_result(record, result), self.log
         )
-        raise_unless_succeeded(result)
+        if (failure := error_of_result(result)) is not None:
+            raise failure
 
     # -- cancels -------------------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of a request at RunComfy: ask for it, record it, raise it as an error."""
+"""The state of a request at RunComfy: ask for it, and record it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ from airflow_provider_wan.durable.journal import Journal, RecordConflict
 from airflow_provider_wan.durable.record import Record, Stage
 from airflow_provider_wan.exceptions import (
     WanAuthError,
-    WanCancelledError,
-    WanGenerationFailedError,
-    WanNoOutputError,
     WanNotFoundError,
     WanRefusedError,
     WanStorageError,
@@ -111,44 +108,6 @@ def with_result(record: Record, result: RequestResult) -> Record:
 def as_paid(record: Record) -> Record:
     """Return a record marked as paid, for a request whose result can't be read any more."""
     return replace(record, succeeded_once=True)
-
-
-def raise_unless_succeeded(result: RequestResult) -> None:
-    """Raise the error of a result that is not a success.
-
-    :raises WanNoOutputError: it succeeded without output, and counts as paid.
-    :raises WanGenerationFailedError: it failed.
-    :raises WanCancelledError: it was cancelled; the message says that this is not charged.
-    :raises WanTransientError: it is not finished.
-    """
-    request_id = result.request_id
-    match result.state:
-        case State.SUCCEEDED:
-            return
-        case State.FAILED if result.is_paid_without_output:
-            raise no_output(request_id)
-        case State.FAILED:
-            raise WanGenerationFailedError(
-                f"Request {request_id} failed at RunComfy: {result.error or 'no reason given'}. Submitting it again "
-                "buys a new one.",
-                request_id=request_id,
-            )
-        case State.CANCELLED:
-            raise WanCancelledError(
-                f"Request {request_id} was cancelled and is not charged. Submitting it again buys a new one.",
-                request_id=request_id,
-            )
-    raise WanTransientError(f"Request {request_id} is not finished ({result.state}).", request_id=request_id)
-
-
-def no_output(request_id: str | None) -> WanNoOutputError:
-    """Return the error of a request that succeeded without an output."""
-    return WanNoOutputError(
-        f"Request {request_id} succeeded, but it has no output, as after content moderation. It counts as paid and is "
-        "not bought again: look at it on RunComfy's Generations page. Change the inputs, or set a new variation, to "
-        "buy another video.",
-        request_id=request_id,
-    )
 
 
 def amend(

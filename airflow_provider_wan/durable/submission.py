@@ -41,7 +41,6 @@ from airflow_provider_wan.durable.journal import Journal, RecordConflict, Versio
 from airflow_provider_wan.durable.reconcile import (
     as_paid,
     check_it_exists,
-    no_output,
     read_state,
     with_result,
 )
@@ -56,7 +55,7 @@ from airflow_provider_wan.exceptions import (
     WanUnknownSubmissionError,
 )
 from airflow_provider_wan.hooks.common import TEST_REQUEST_ID
-from airflow_provider_wan.model_api.faults import RetryPolicy
+from airflow_provider_wan.model_api.faults import RetryPolicy, error_of_no_output
 from airflow_provider_wan.model_api.fingerprints import canonical_url, encoded_url
 from airflow_provider_wan.model_api.values import SubmittedRequest, check_request_id
 from airflow_provider_wan.model_api.video_spec import VideoSpec
@@ -346,7 +345,9 @@ class Submission:
             assert record is not None
             return SubmitResult(record, "reused")
         if decision.do is Action.FAIL_PAID_AND_GONE and record is not None and record.stage is Stage.FAILED:
-            raise no_output(record.request_id)  # a failed request counts as paid only if it had no output
+            raise error_of_no_output(
+                record.request_id
+            )  # a failed request counts as paid only if it had no output
         raise refusal_of(decision, record, spec.fingerprint, self._where)
 
     # -- a task whose inputs have changed ------------------------------------------------------------------

@@ -166,11 +166,6 @@ def origin_of(host: str, settings: WanSettings) -> str:
     return settings.account_origin if host == "account" else settings.api_origin
 
 
-def json_body(call: Call) -> dict[str, Any] | None:
-    """Return the body of a call."""
-    return None if call.json is None else dict(call.json)
-
-
 def _peer_of(call: Call, settings: WanSettings) -> str:
     # An origin is a scheme and a host.
     return f"connection {settings.conn_id!r} (host {origin_of(call.host, settings).partition('://')[2]})"

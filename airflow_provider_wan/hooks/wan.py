@@ -350,7 +350,7 @@ class WanHook(BaseHook):
                     operation.call.method,
                     common.origin_of(operation.call.host, settings) + operation.call.path,
                     params=dict(operation.call.query),
-                    json=common.json_body(operation.call),
+                    json=operation.call.json,
                     headers=dict(common.HEADERS),
                     auth=_Bearer(settings.token),
                     timeout=(min(transport.CONNECT_TIMEOUT_S, settings.timeout_s), settings.timeout_s),

@@ -251,7 +251,7 @@ class WanAsyncHook:
                     call.method,
                     route.origin.with_path(call.path, encoded=True),
                     params=call.query or None,
-                    json=common.json_body(call),
+                    json=call.json,
                     headers=route.headers,
                     proxy=route.proxy,
                     timeout=route.timeout,

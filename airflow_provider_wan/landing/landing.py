@@ -16,12 +16,11 @@ from dataclasses import replace
 from logging import Logger
 from typing import TYPE_CHECKING, TypeVar
 
-from airflow_provider_wan.durable.reconcile import raise_unless_succeeded, with_result
+from airflow_provider_wan.durable.reconcile import with_result
 from airflow_provider_wan.durable.record import LandedVideo, Record, Stage, utc_text
 from airflow_provider_wan.exceptions import (
     WanAuthError,
     WanDownloadError,
-    WanNoOutputError,
     WanNotFoundError,
     WanRefusedError,
     WanStorageError,
@@ -52,6 +51,7 @@ from airflow_provider_wan.landing.objects import (
 from airflow_provider_wan.landing.poster import FACT as POSTER
 from airflow_provider_wan.landing.poster import poster_name, put_poster
 from airflow_provider_wan.landing.video_file import VideoFile, check_video_file
+from airflow_provider_wan.model_api.faults import error_of_no_output, error_of_result
 from airflow_provider_wan.model_api.values import RequestResult
 
 if TYPE_CHECKING:
@@ -217,15 +217,10 @@ class Landing:
             raise WanTransientError(
                 f"The result of request {request_id} could not be asked for: {error}", request_id=request_id
             ) from error
-        if not result.is_paid_without_output:
-            raise_unless_succeeded(result)
+        if (failure := error_of_result(result)) is not None:
+            raise failure
         if not result.video_urls:
-            raise WanNoOutputError(
-                f"Request {request_id} succeeded, but its output has no video, as after content moderation. Nothing "
-                "was put into the bucket. It counts as paid, and is not bought again: look at it on RunComfy's "
-                "Generations page. A new value of variation buys another video.",
-                request_id=request_id,
-            )
+            raise error_of_no_output(request_id)
         return result
 
     def _download(self, record: Record, result: RequestResult, index: int) -> Download:

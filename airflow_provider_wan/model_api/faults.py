@@ -35,15 +35,19 @@ from typing import Literal
 from airflow_provider_wan.exceptions import (
     WanAuthError,
     WanBalanceError,
+    WanCancelledError,
     WanError,
+    WanGenerationFailedError,
     WanInputError,
+    WanNoOutputError,
     WanNotFoundError,
     WanRefusedError,
     WanTransientError,
     WanUnknownSubmissionError,
 )
 from airflow_provider_wan.model_api.bodies import ErrorBody, clean_text, read_error_body
-from airflow_provider_wan.model_api.values import Reply
+from airflow_provider_wan.model_api.states import State
+from airflow_provider_wan.model_api.values import Reply, RequestResult
 
 #: The API's own code for "the result is not ready yet".
 NOT_READY_CODE = 400005
@@ -152,6 +156,41 @@ def error_of_no_reply(
     )
 
 
+def error_of_result(result: RequestResult) -> WanError | None:
+    """Return the error of a request by its result; None if it succeeded.
+
+    A success without output counts as paid. A request that has not ended is a :class:`WanTransientError`.
+    """
+    request_id = result.request_id
+    match result.state:
+        case State.SUCCEEDED:
+            return None
+        case State.FAILED if result.is_paid_without_output:
+            return error_of_no_output(request_id)
+        case State.FAILED:
+            return WanGenerationFailedError(
+                f"Request {request_id} failed at RunComfy: {result.error or 'no reason given'}. Correct the inputs if "
+                "they are the cause; submitting it again buys a new one.",
+                request_id=request_id,
+            )
+        case State.CANCELLED:
+            return WanCancelledError(
+                f"Request {request_id} was cancelled and is not charged. Submitting it again buys a new one.",
+                request_id=request_id,
+            )
+    return WanTransientError(f"Request {request_id} is not finished ({result.state}).", request_id=request_id)
+
+
+def error_of_no_output(request_id: str | None) -> WanNoOutputError:
+    """Return the error of a request that succeeded without a video."""
+    return WanNoOutputError(
+        f"Request {request_id} succeeded, but its output has no video, as after content moderation. It counts as paid "
+        "and is not bought again: look at it on RunComfy's Generations page. Change the inputs, or set a new "
+        "variation, to buy another video.",
+        request_id=request_id,
+    )
+
+
 def verdict_of(status: int, body: ErrorBody, *, submit: bool) -> Verdict:
     """Classify an answer without the expected content, by the table of this module.
 
@@ -255,14 +294,6 @@ def _id_in_damaged(body: bytes) -> str:
     """Return a sentence with the request id that a damaged answer still shows, for the person who settles it."""
     found = _ID_IN_CUT_JSON.search(body[:65536])
     return f' The damaged answer names the request id "{found[1].decode()}".' if found else ""
-
-
-def is_auth_error(error: BaseException) -> bool:
-    """Return whether reading the connection again can help, as after a rotated token.
-
-    :param error: the error of a call.
-    """
-    return isinstance(error, WanAuthError)
 
 
 def is_about_the_id(error: BaseException) -> bool:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from airflow.providers.common.compat.sdk import AirflowException, AirflowSkipException, BaseOperator
 
 from airflow_provider_wan import metrics
-from airflow_provider_wan.exceptions import WanInputError, WanTransientError
+from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.links.wan import WanGenerationsLink, WanVideoLink
 from airflow_provider_wan.model_api import INPUT_PARAMETERS
 from airflow_provider_wan.operators.wan_cancel import WanCancelOperator
-from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in, event_of, is_over_for_good
+from airflow_provider_wan.triggers.wan import deadline_in, is_over_for_good, trigger_for
 from airflow_provider_wan.utils.errors import as_airflow_errors
 from airflow_provider_wan.utils.images import (
     given_image,
@@ -286,7 +286,7 @@ class WanSubmitOperator(BaseOperator):
         with as_airflow_errors(context):
             self.link_state = LinkState(event["request_id"])
             task = TaskRequest.of(self, context)
-            return self._after_wait(self._awaited_of_event(task, WanHook(self.wan_conn_id), event), event)
+            return self._awaited_of_event(task, WanHook(self.wan_conn_id), event).result_after(event)
 
     def on_kill(self) -> None:
         """End a wait in this worker; the wait itself decides whether to cancel."""
@@ -435,51 +435,25 @@ class WanSubmitOperator(BaseOperator):
         result, not_before = (None, None) if is_new else wait.result_if_over()
         if result is not None:
             return wait.task.on_result(wait.finished(result=result))
-        self.defer(
-            trigger=WanRequestTrigger(
-                wan_conn_id=self.wan_conn_id,
-                request_id=wait.ref.request_id,
-                deadline=deadline_in(seconds_of(self.timeout)),
-                poll_interval=self.poll_interval,
-                cancel_on_kill=self.cancel_on_kill and wait.may_be_cancelled,
-                fingerprint=wait.ref.fingerprint,
-                journal=wait.ref.journal,
-                watchers=wait.task.owners(wait.ref),
-                submitted_at=wait.submitted_at,
-                not_before=not_before,
-                gcp_conn_id=self.gcp_conn_id,
-                impersonation_chain=self.impersonation_chain,
-            ),
-            method_name="execute_complete",
+        trigger = trigger_for(
+            wait,
+            timeout_s=seconds_of(self.timeout),
+            poll_interval=self.poll_interval,
+            cancel_on_kill=self.cancel_on_kill,
+            not_before=not_before,
         )
+        self.defer(trigger=trigger, method_name="execute_complete")
         raise AssertionError("defer raises")
 
     def _wait_here(self, wait: AwaitedRequest) -> dict[str, Any]:
-        from airflow_provider_wan.polling.drivers import wait_in_worker
-        from airflow_provider_wan.polling.wait import RequestWait
-
-        polled = RequestWait(
-            wait.ref.request_id,
+        event = wait.wait_here(
             deadline=deadline_in(seconds_of(self.timeout)),
-            poll_interval_s=self.poll_interval,
-            submitted_at=wait.submitted_at,
+            poll_interval=self.poll_interval,
+            stop=self._killed or threading.Event(),
         )
-        over = wait_in_worker(wait.hook, polled, self.log, stop=self._killed or threading.Event())
-        if over is None:
+        if event is None:
             raise self._was_killed(wait)
-        return self._after_wait(wait, event_of(over, polled))
-
-    def _after_wait(self, wait: AwaitedRequest, event: Mapping[str, Any]) -> dict[str, Any]:
-        message = str(event.get("message", ""))
-        match event["outcome"]:
-            case "timeout":
-                raise wait.timed_out(message)
-            case "gone" if event.get("may_be_paid"):
-                raise wait.paid_and_gone(message)
-            case "gone":  # the next try decides about it
-                raise WanTransientError(message, request_id=wait.ref.request_id)
-        result = wait.finished(has_succeeded=event["outcome"] == "succeeded")
-        return wait.task.on_result(result, running_since=event.get("running_since"))
+        return wait.result_after(event)
 
     def _was_killed(self, wait: AwaitedRequest) -> Exception:
         """Decide, after a SIGTERM, whether the request still has an owner."""

@@ -11,9 +11,12 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanError, WanTransientError
+
+if TYPE_CHECKING:
+    from airflow_provider_wan.hooks.connection import WanSettings
 
 #: Multiplies every poll interval; for tests and demos against a sandbox whose generations take a second.
 SCALE_VARIABLE = "WAN_POLL_INTERVAL_SCALE"
@@ -81,16 +84,8 @@ class PollPolicy:
     intervals: PollIntervals = PollIntervals()
 
 
-class _Connection(Protocol):
-    @property
-    def requests_per_second(self) -> float | None: ...
-
-    @property
-    def not_found_patience_s(self) -> float: ...
-
-
 def policy_of(
-    settings: _Connection | None, *, polls_per_second: float = BATCH_POLLS_PER_SECOND
+    settings: WanSettings | None, *, polls_per_second: float = BATCH_POLLS_PER_SECOND
 ) -> PollPolicy:
     """Return how often to poll over a connection.
 

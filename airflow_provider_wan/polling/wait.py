@@ -15,17 +15,14 @@ import heapq
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from airflow_provider_wan.exceptions import (
-    WanCancelledError,
     WanError,
-    WanGenerationFailedError,
     WanNotFoundError,
     WanTimeoutError,
 )
-from airflow_provider_wan.model_api.bodies import clean_text
-from airflow_provider_wan.model_api.faults import is_about_the_id
+from airflow_provider_wan.model_api.faults import error_of_result, is_about_the_id
 from airflow_provider_wan.model_api.states import NOT_READY_WORD, State, is_unpaid_word
 from airflow_provider_wan.model_api.values import RequestResult, RequestStatus
 from airflow_provider_wan.polling.poller import RequestPoller
@@ -111,8 +108,7 @@ class RequestWait:
         self._on_answer()
         self.messages.on_result(result)
         if result.state.is_terminal:
-            error = _error_of_result(result, self.request_id)
-            self.over = Over(_OUTCOME_OF_STATE[result.state], result, error)
+            self.over = Over(_OUTCOME_OF_STATE[result.state], result, error_of_result(result))
 
     def on_error(self, error: WanError) -> None:
         """Record that a poll failed; it ends the wait only if a person mistyped the id."""
@@ -139,27 +135,22 @@ class RequestWait:
         )
         self.over = Over("timeout", error=WanTimeoutError(text, request_id=self.request_id))
 
+    def as_event(self) -> dict[str, Any]:
+        """Return the end of the wait as plain JSON values, without links and secrets."""
+        assert self.over is not None
+        event: dict[str, Any] = {"outcome": self.over.outcome}
+        if self.over.error is not None:
+            event["message"] = str(self.over.error)
+        if self.running_since is not None:
+            event["running_since"] = self.running_since
+        if self.over.outcome == "gone" and self.may_be_paid:
+            event["may_be_paid"] = True
+        return event
+
     def _on_answer(self) -> None:
         self._had_answer = True
         self.messages.on_answer(self._errors)
         self._errors, self._last_error = 0, None
-
-
-def _error_of_result(result: RequestResult, request_id: str) -> WanError | None:
-    if result.state is State.SUCCEEDED:
-        return None
-    if result.state is State.CANCELLED:
-        return WanCancelledError(
-            f"Request {request_id} was cancelled before it ran; there is no video. Run the task again to submit "
-            "a new one.",
-            request_id=request_id,
-        )
-    said = clean_text(result.error or "RunComfy gave no reason")
-    return WanGenerationFailedError(
-        f"Request {request_id} failed at RunComfy: {said}. Correct the inputs if they are the cause; running the "
-        "task again submits a new request.",
-        request_id=request_id,
-    )
 
 
 class WaitSet:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.providers.common.compat.sdk import (
     AirflowException,
@@ -18,21 +18,15 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_wan.exceptions import (
     WanAuthError,
-    WanCancelledError,
-    WanGenerationFailedError,
     WanNotFoundError,
-    WanRefusedError,
     WanTransientError,
 )
 from airflow_provider_wan.links.wan import WanGenerationsLink, WanVideoLink
-from airflow_provider_wan.triggers.wan import WanRequestTrigger, deadline_in, event_of
+from airflow_provider_wan.triggers.wan import deadline_in, trigger_for
 from airflow_provider_wan.utils.errors import as_airflow_errors
 from airflow_provider_wan.utils.params import DEFAULT_TIMEOUT, request_of
 from airflow_provider_wan.utils.results import AwaitedRequest
 from airflow_provider_wan.utils.task import LinkState, TaskRequest
-
-if TYPE_CHECKING:
-    from airflow_provider_wan.model_api.values import RequestResult
 
 #: A wait in ``mode="poke"`` ends just after Airflow's own timeout, which then raises.
 _PAST_TIMEOUT_S = 0.1
@@ -102,75 +96,43 @@ class WanRequestSensor(BaseSensorOperator):
 
     def execute(self, context: Any) -> Any:
         """Ask once, and wait in the triggerer; or in the usual way of sensors."""
-        with as_airflow_errors(context):
-            if not self.deferrable:
-                return self._wait_as_sensors_do(context)
-            wait = self._awaited(context)
-            xcom, not_before = self._first_poll(wait)
-            if xcom is not None:
-                return xcom
-            self.defer(
-                trigger=WanRequestTrigger(
-                    wan_conn_id=self.wan_conn_id,
-                    request_id=wait.ref.request_id,
-                    deadline=deadline_in(self.timeout),
-                    poll_interval=self.poll_interval,
-                    cancel_on_kill=self.cancel_on_kill and wait.may_be_cancelled,
-                    fingerprint=wait.ref.fingerprint,
-                    journal=wait.ref.journal,
-                    watchers=wait.task.owners(wait.ref),
-                    is_known=wait.ref.fingerprint is not None,
-                    submitted_at=wait.submitted_at,
-                    not_before=not_before,
-                    gcp_conn_id=self.gcp_conn_id,
-                    impersonation_chain=self.impersonation_chain,
-                ),
-                method_name="execute_complete",
-            )
+        if not self.deferrable:
+            return self._wait_as_sensors_do(context)
+        try:
+            with as_airflow_errors(context):
+                wait = self._awaited(context)
+                result, not_before = wait.result_if_over()
+                if result is not None:
+                    return wait.task.on_result(wait.finished(result=result))
+        except AirflowException as error:  # a failure skips here where it does after a deferral
+            if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(str(error)) from error
+            raise
+        trigger = trigger_for(
+            wait,
+            timeout_s=self.timeout,
+            poll_interval=self.poll_interval,
+            cancel_on_kill=self.cancel_on_kill,
+            is_known=wait.ref.fingerprint is not None,
+            not_before=not_before,
+        )
+        return self.defer(trigger=trigger, method_name="execute_complete")
 
     def _awaited(self, context: Any) -> AwaitedRequest:
         from airflow_provider_wan.hooks.wan import WanHook
 
         ref = request_of(self.request)
         self.link_state = LinkState(ref.request_id)
-        return AwaitedRequest.of(TaskRequest.of(self, context), WanHook(self.wan_conn_id), ref)
-
-    def _first_poll(self, wait: AwaitedRequest) -> tuple[dict[str, Any] | None, float | None]:
-        """Return the result of a request that is over already, and until when the server asked to wait.
-
-        A failure skips here where it does after a deferral.
-        """
-        try:
-            with as_airflow_errors({"ti": wait.task.ti}):
-                result, not_before = wait.result_if_over()
-                if result is None:
-                    return None, not_before
-                return wait.task.on_result(self._finished(wait, result=result)), None
-        except AirflowException as error:
-            if self.soft_fail or self.never_fail:
-                raise AirflowSkipException(str(error)) from error
-            raise
+        task = TaskRequest.of(self, context)
+        return AwaitedRequest.of(task, WanHook(self.wan_conn_id), ref, submits=False)
 
     def execute_complete(self, context: Any, event: Mapping[str, Any]) -> dict[str, Any]:
         """Continue after the wait in the triggerer."""
         with as_airflow_errors(context):
-            wait = self._awaited(context)
-            if event["outcome"] == "timeout":
-                raise wait.timed_out(str(event.get("message", "")), cancel=self.cancel_on_timeout)
-            return self._after_wait(wait, event)
+            return self._result_after(self._awaited(context), event)
 
-    def _after_wait(self, wait: AwaitedRequest, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the result, or raise the error that ended the wait."""
-        message = str(event.get("message", ""))
-        match event["outcome"]:
-            case "gone" if event.get("may_be_paid"):
-                raise wait.paid_and_gone(message)
-            case "gone":
-                raise WanNotFoundError(message, request_id=wait.ref.request_id)
-            case "refused":
-                raise WanRefusedError(message, request_id=wait.ref.request_id)
-        result = self._finished(wait, has_succeeded=event["outcome"] == "succeeded")
-        return wait.task.on_result(result, running_since=event.get("running_since"))
+    def _result_after(self, wait: AwaitedRequest, event: Mapping[str, Any]) -> dict[str, Any]:
+        return wait.result_after(event, cancel=self.cancel_on_timeout, gone=WanNotFoundError)
 
     def poke(self, context: Any) -> PokeReturnValue | bool:
         """Ask once in ``mode="reschedule"``; in ``mode="poke"`` wait here, as a worker does."""
@@ -200,24 +162,19 @@ class WanRequestSensor(BaseSensorOperator):
             if result is None or not result.state.is_terminal:
                 self.log.info("Request %s is %s.", request_id, there)
                 return False
-            xcom = wait.task.on_result(self._finished(wait, result=result))
+            xcom = wait.task.on_result(wait.finished(result=result))
             return PokeReturnValue(is_done=True, xcom_value=xcom)
 
     def _wait_here(self, wait: AwaitedRequest) -> PokeReturnValue | bool:
-        from airflow_provider_wan.polling.drivers import wait_in_worker
-        from airflow_provider_wan.polling.wait import RequestWait
-
-        polled = RequestWait(
-            wait.ref.request_id,
+        event = wait.wait_here(
             deadline=self._deadline,
-            poll_interval_s=self.poke_interval,
+            poll_interval=self.poke_interval,
             is_known=wait.ref.fingerprint is not None,
-            submitted_at=wait.submitted_at,
+            stop=threading.Event(),
         )
-        over = wait_in_worker(wait.hook, polled, self.log, stop=threading.Event())
-        if over is None or over.outcome == "timeout":
+        if event is None or event["outcome"] == "timeout":
             return False  # Airflow's own timeout of sensors follows
-        return PokeReturnValue(is_done=True, xcom_value=self._after_wait(wait, event_of(over, polled)))
+        return PokeReturnValue(is_done=True, xcom_value=self._result_after(wait, event))
 
     def _get_next_poke_interval(self, *args: Any, **kwargs: Any) -> float:
         """Return when to poke again: not before ``Retry-After`` allows, as far as the timeout permits."""
@@ -226,24 +183,16 @@ class WanRequestSensor(BaseSensorOperator):
 
     def _wait_as_sensors_do(self, context: Any) -> Any:
         self._deadline = deadline_in(self.timeout + _PAST_TIMEOUT_S)
-        try:
-            return super().execute(context)
-        except AirflowSensorTimeout as error:
-            raise self._awaited(context).timed_out(str(error), cancel=self.cancel_on_timeout) from error
-        except AirflowSkipException as skip:
-            if skip.__cause__ is not None:  # soft_fail skips other errors than the timeout
-                raise
-            late = self._awaited(context).timed_out(str(skip), cancel=self.cancel_on_timeout)
-            raise AirflowSkipException(str(late)) from late
-
-    def _finished(
-        self, wait: AwaitedRequest, *, result: RequestResult | None = None, has_succeeded: bool = False
-    ) -> dict[str, Any]:
-        try:
-            return wait.finished(result=result, has_succeeded=has_succeeded)
-        except (WanGenerationFailedError, WanCancelledError) as error:
-            error.retry_helps = False  # type: ignore[misc]  # a sensor submits nothing: it would fail again
-            raise
+        with as_airflow_errors(context):
+            try:
+                return super().execute(context)
+            except AirflowSensorTimeout as error:
+                raise self._awaited(context).timed_out(str(error), cancel=self.cancel_on_timeout) from error
+            except AirflowSkipException as skip:
+                if skip.__cause__ is not None:  # soft_fail skips other errors than the timeout
+                    raise
+                late = self._awaited(context).timed_out(str(skip), cancel=self.cancel_on_timeout)
+                raise AirflowSkipException(str(late)) from late
 
     def _has_polled(self, context: Any) -> bool:
         """Return whether an earlier poke of this try found the request, or could not tell."""

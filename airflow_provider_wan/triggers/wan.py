@@ -15,10 +15,10 @@ from airflow_provider_wan.triggers.loading import load
 from airflow_provider_wan.triggers.wan_batch import WanBatchTrigger
 from airflow_provider_wan.utils.task import bucket_journal, has_other_owners
 
-__all__ = ["WanBatchTrigger", "WanRequestTrigger", "deadline_in", "event_of", "is_over_for_good"]
+__all__ = ["WanBatchTrigger", "WanRequestTrigger", "deadline_in", "is_over_for_good", "trigger_for"]
 
 if TYPE_CHECKING:
-    from airflow_provider_wan.polling.wait import Over, RequestWait
+    from airflow_provider_wan.utils.results import AwaitedRequest
 
 _ON_KILL_S = 60.0
 
@@ -117,9 +117,10 @@ class WanRequestTrigger(BaseTrigger):
             submitted_at=self.submitted_at,
             not_before=self.not_before or 0.0,
         )
-        over = await wait_in_triggerer(self.wan_conn_id, wait, self.logger())
-        event = {"request_id": self.request_id, "fingerprint": self.fingerprint, **event_of(over, wait)}
-        yield TriggerEvent(event)
+        await wait_in_triggerer(self.wan_conn_id, wait, self.logger())
+        yield TriggerEvent(
+            {"request_id": self.request_id, "fingerprint": self.fingerprint, **wait.as_event()}
+        )
 
     async def on_kill(self) -> None:
         """Cancel the request if it is still queued and no task owns it any more."""
@@ -156,16 +157,35 @@ class WanRequestTrigger(BaseTrigger):
             )
 
 
-def event_of(over: Over, wait: RequestWait) -> dict[str, Any]:
-    """Return the event for the end of a wait, without links and secrets."""
-    event: dict[str, Any] = {"outcome": over.outcome}
-    if over.error is not None:
-        event["message"] = str(over.error)
-    if wait.running_since is not None:
-        event["running_since"] = wait.running_since
-    if over.outcome == "gone" and wait.may_be_paid:
-        event["may_be_paid"] = True
-    return event
+def trigger_for(
+    wait: AwaitedRequest,
+    *,
+    timeout_s: float,
+    poll_interval: float | None,
+    cancel_on_kill: bool,
+    is_known: bool = True,
+    not_before: float | None,
+) -> WanRequestTrigger:
+    """Return the trigger of a task that waits for a request from now on.
+
+    :param not_before: when the server allows the next poll, in unix seconds; None: at any time.
+    """
+    operator, ref = wait.task.operator, wait.ref
+    return WanRequestTrigger(
+        wan_conn_id=wait.hook.wan_conn_id,
+        request_id=ref.request_id,
+        deadline=deadline_in(timeout_s),
+        poll_interval=poll_interval,
+        cancel_on_kill=cancel_on_kill and wait.may_be_cancelled,
+        fingerprint=ref.fingerprint,
+        journal=ref.journal,
+        watchers=wait.task.owners(ref),
+        is_known=is_known,
+        submitted_at=wait.submitted_at,
+        not_before=not_before,
+        gcp_conn_id=operator.gcp_conn_id,
+        impersonation_chain=operator.impersonation_chain,
+    )
 
 
 def deadline_in(seconds: float) -> float:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_wan.exceptions import (
     WanError,
     WanNotFoundError,
+    WanRefusedError,
     WanTimeoutError,
     WanTransientError,
 )
@@ -31,6 +34,7 @@ class AwaitedRequest:
 
     :param journal: the journal of its record; None: it has none.
     :param is_own: whether this task instance submitted it.
+    :param submits: whether another try of the task submits a new request where this one failed.
     """
 
     task: TaskRequest
@@ -38,11 +42,13 @@ class AwaitedRequest:
     ref: RequestRef
     journal: Journal | None = None
     is_own: bool = False
+    submits: bool = True
 
     @classmethod
-    def of(cls, task: TaskRequest, hook: WanHook, ref: RequestRef) -> AwaitedRequest:
+    def of(cls, task: TaskRequest, hook: WanHook, ref: RequestRef, *, submits: bool = True) -> AwaitedRequest:
         """Wait for a request that another task submitted; its journal came with it, if it has one."""
-        return cls(task, hook, ref, task.open_journal(ref.journal) if ref.journal else None)
+        journal = task.open_journal(ref.journal) if ref.journal else None
+        return cls(task, hook, ref, journal, submits=submits)
 
     @property
     def may_be_cancelled(self) -> bool:
@@ -83,13 +89,52 @@ class AwaitedRequest:
             return None, time.time() + asked_s if asked_s else None
         return (result if result.state.is_terminal else None), None
 
+    def wait_here(
+        self, *, deadline: float, poll_interval: float | None, is_known: bool = True, stop: threading.Event
+    ) -> dict[str, Any] | None:
+        """Wait in this process; return the event that a trigger would fire, or None if ``stop`` was set."""
+        from airflow_provider_wan.polling.drivers import wait_in_worker
+        from airflow_provider_wan.polling.wait import RequestWait
+
+        wait = RequestWait(
+            self.ref.request_id,
+            deadline=deadline,
+            poll_interval_s=poll_interval,
+            is_known=is_known,
+            submitted_at=self.submitted_at,
+        )
+        return wait.as_event() if wait_in_worker(self.hook, wait, self.task.log, stop=stop) else None
+
+    def result_after(
+        self, event: Mapping[str, Any], *, cancel: bool = True, gone: type[WanError] = WanTransientError
+    ) -> dict[str, Any]:
+        """Return the result after a wait as an XCom, or raise the error that ended the wait.
+
+        :param event: the event of the trigger.
+        :param cancel: whether a request that is still queued at its deadline is cancelled, default True.
+        :param gone: the error of a request that RunComfy does not know.
+        """
+        message, request_id = str(event.get("message", "")), self.ref.request_id
+        match event["outcome"]:
+            case "timeout":
+                raise self.timed_out(message, cancel=cancel)
+            case "gone" if event.get("may_be_paid"):
+                raise self.paid_and_gone(message)
+            case "gone":
+                raise gone(message, request_id=request_id)
+            case "refused":
+                raise WanRefusedError(message, request_id=request_id)
+        result = self.finished(has_succeeded=event["outcome"] == "succeeded")
+        return self.task.on_result(result, running_since=event.get("running_since"))
+
     def finished(self, *, result: RequestResult | None = None, has_succeeded: bool = False) -> dict[str, Any]:
         """Read and record the result of a request that is over; return it as an XCom, or raise its error.
 
         :param result: the result, if it was just read.
         :param has_succeeded: whether it was seen succeeded: it was paid for, even if its result can't be read now.
         """
-        from airflow_provider_wan.durable.reconcile import amend, raise_unless_succeeded, with_result
+        from airflow_provider_wan.durable.reconcile import amend, with_result
+        from airflow_provider_wan.model_api.faults import error_of_result
 
         ref = self.ref
         try:
@@ -108,7 +153,10 @@ class AwaitedRequest:
                 lambda record: with_result(record, known),
                 self.task.log,
             )
-        raise_unless_succeeded(known)
+        if (failure := error_of_result(known)) is not None:
+            if not self.submits:
+                failure.retry_helps = False  # type: ignore[misc]  # it would find the same request again
+            raise failure
         learn_price(self.hook, self.journal, ref, known.cost_usd)
         return result_as_xcom(known, ref)
 
