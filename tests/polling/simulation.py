@@ -120,7 +120,8 @@ def poll_all(
     :param failing: the share of polls that fail.
     """
     rate = polls_per_second or (2000.0 if single_waits else 50.0)
-    poller = poller or RequestPoller(PollPolicy(polls_per_second=rate))
+    if poller is None:
+        poller = RequestPoller(PollPolicy(polls_per_second=rate))
     names = [f"r{number}" for number in range(account.requests)]
     if single_waits:
         account.random.shuffle(names)
