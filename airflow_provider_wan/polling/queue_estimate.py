@@ -75,6 +75,8 @@ class QueueEstimate:
         self._left_at_first = 0.0
         self._left_by_last: float | None = None
         self._is_proven = False
+        #: Whether requests of others lie between ours, so that tickets of requests that were never polled are guesses.
+        self._are_others_between = False
         self._unproven: deque[PolledRequest] = deque()
 
     def __len__(self) -> int:
@@ -117,6 +119,7 @@ class QueueEstimate:
         assert request.ticket is not None
         step = (request.ticket - before) / (place - first + 1)
         if step > 1:
+            self._are_others_between = True
             for number, other in enumerate(self._waiting[first:place]):
                 other.ticket = before + step * (number + 1 if first else number)
 
@@ -215,7 +218,8 @@ class QueueEstimate:
         moved_back = request.position is not None and position > request.position
         request.position = position
         position = self._places_ahead(position)
-        if self._left is None or moved_back or not self._is_consistent(request, position):
+        is_guess = self._are_others_between and not request.is_measured
+        if self._left is None or moved_back or is_guess or not self._is_consistent(request, position):
             if self._left is None:
                 self._left = request.ticket - position
             self._move(request, position + max(self._left, self.left_by(now)))
@@ -223,6 +227,8 @@ class QueueEstimate:
         request.is_measured = True
         if request is self._waiting[0]:
             self._ends.clear()
+        if is_guess:  # its ticket was a guess, so it does not show how far the queue has moved
+            return
         left = request.ticket - position
         if request is self._waiting[-1] and self._moved_at < now and left > self._left_at_first:
             self._left_by_last = left
@@ -289,7 +295,7 @@ class QueueEstimate:
 
     def _match_start(self) -> tuple[float, float] | None:
         """Return the time of the end that made room for a start just found, if it was an end of ours."""
-        self._ends_explain_starts = bool(self._ends)
+        self._ends_explain_starts = bool(self._ends) and not self._are_others_between
         if self._ends:
             return self._ends.popleft()
         self._starts_ahead += 1
