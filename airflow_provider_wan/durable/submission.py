@@ -403,12 +403,11 @@ class Submission:
         if record.other_owners(owner) or record.taken_over:
             self._log.warning("Request %s is not cancelled: other tasks depend on it.", record.request_id)
             return
-        if self._hook.cancel(record.request_id).cancelled:
-            self._log.info("Request %s was cancelled and is not charged.", record.request_id)
-        else:
+        outcome = self._hook.cancel(record.request_id)
+        self._log.info("Request %s: %s", record.request_id, outcome.sentence)
+        if not outcome.cancelled:
             self._log.warning(
-                "Request %s could not be cancelled any more: it runs on and is charged. It is left behind. To use it, "
-                "pass it to WanRequestSensor or WanToGCSOperator as request=.",
+                "Request %s is left behind. To use it, pass it to WanRequestSensor or WanToGCSOperator as request=.",
                 record.request_id,
             )
 

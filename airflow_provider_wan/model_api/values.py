@@ -168,6 +168,13 @@ class CancelOutcome:
     cancelled: bool
     word: str
 
+    @property
+    def sentence(self) -> str:
+        """The outcome as a sentence for logs and errors, after the name of the request."""
+        if self.cancelled:
+            return "It was still queued: it is cancelled and not charged."
+        return f"It can't be cancelled any more ({self.word}): it has ended, or runs on and is charged."
+
 
 @dataclass(frozen=True, slots=True)
 class Balance:

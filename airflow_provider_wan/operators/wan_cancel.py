@@ -62,12 +62,5 @@ class WanCancelOperator(BaseOperator):
                 self.log.info("Request %s is left alone: other tasks depend on it.", request_id)
                 return {"request_id": request_id, "cancelled": False, "outcome": "wanted_by_others"}
             outcome = WanHook(self.wan_conn_id).cancel(request_id)
-            if outcome.cancelled:
-                self.log.info("Request %s was still queued: it is cancelled and not charged.", request_id)
-            else:
-                self.log.warning(
-                    "Request %s can't be cancelled any more (%s): it has ended, or runs on and is charged.",
-                    request_id,
-                    outcome.word,
-                )
+            self.log.info("Request %s: %s", request_id, outcome.sentence)
             return {"request_id": request_id, "cancelled": outcome.cancelled, "outcome": outcome.word}

@@ -6,12 +6,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from airflow.triggers.base import TriggerEvent
 
-from airflow_provider_wan.triggers.kills import cancel_if_over, is_over_for_good
-from airflow_provider_wan.triggers.loading import load
+from airflow_provider_wan.triggers.base import WanTrigger, cancel_if_over, is_over_for_good, load
 from airflow_provider_wan.triggers.wan_batch import WanBatchTrigger
 from airflow_provider_wan.utils.task import bucket_journal, has_other_owners
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 _ON_KILL_S = 60.0
 
 
-class WanRequestTrigger(BaseTrigger):
+class WanRequestTrigger(WanTrigger):
     """Waits until a request is finished, or its deadline has passed.
 
     Fires one event, ``{"request_id", "outcome", "fingerprint"}``, without links and without secrets: outcome is
@@ -82,27 +81,6 @@ class WanRequestTrigger(BaseTrigger):
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
 
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the arguments with which another triggerer continues."""
-        return (
-            "airflow_provider_wan.triggers.wan.WanRequestTrigger",
-            {
-                "wan_conn_id": self.wan_conn_id,
-                "request_id": self.request_id,
-                "deadline": self.deadline,
-                "poll_interval": self.poll_interval,
-                "cancel_on_kill": self.cancel_on_kill,
-                "fingerprint": self.fingerprint,
-                "journal": self.journal,
-                "watchers": self.watchers,
-                "is_known": self.is_known,
-                "submitted_at": self.submitted_at,
-                "not_before": self.not_before,
-                "gcp_conn_id": self.gcp_conn_id,
-                "impersonation_chain": self.impersonation_chain,
-            },
-        )
-
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield the one event."""
         await load()
@@ -147,14 +125,7 @@ class WanRequestTrigger(BaseTrigger):
 
         async with WanAsyncHook(self.wan_conn_id) as hook:
             outcome = await hook.cancel(self.request_id)
-        if outcome.cancelled:
-            self.log.info("Request %s was still queued: it is cancelled and not charged.", self.request_id)
-        else:
-            self.log.warning(
-                "Request %s can't be cancelled any more (%s): it keeps running and is charged.",
-                self.request_id,
-                outcome.word,
-            )
+        self.log.info("Request %s: %s", self.request_id, outcome.sentence)
 
 
 def trigger_for(

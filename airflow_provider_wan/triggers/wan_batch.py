@@ -8,10 +8,9 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from airflow.triggers.base import TriggerEvent
 
-from airflow_provider_wan.triggers.kills import cancel_if_over
-from airflow_provider_wan.triggers.loading import load
+from airflow_provider_wan.triggers.base import WanTrigger, cancel_if_over, load
 from airflow_provider_wan.utils.task import bucket_journal
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ _MOST_READY = 500
 _MOST_STARTED = 300
 
 
-class WanBatchTrigger(BaseTrigger):
+class WanBatchTrigger(WanTrigger):
     """Waits for many requests of one account, and fires when it is worth a worker.
 
     Fires one event, ``{"outcome", "deadline", "ready", "gone", "started", "learned"}``, without links and without
@@ -86,28 +85,6 @@ class WanBatchTrigger(BaseTrigger):
         self.watcher = watcher
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
-
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the arguments with which another triggerer continues."""
-        return (
-            "airflow_provider_wan.triggers.wan_batch.WanBatchTrigger",
-            {
-                "wan_conn_id": self.wan_conn_id,
-                "request_ids": self.request_ids,
-                "deadline": self.deadline,
-                "resume_when_ready": self.resume_when_ready,
-                "resume_after": self.resume_after,
-                "not_later_than": self.not_later_than,
-                "started": self.started,
-                "learned": self.learned,
-                "look_at": self.look_at,
-                "cancel_on_kill": self.cancel_on_kill,
-                "journal": self.journal,
-                "watcher": self.watcher,
-                "gcp_conn_id": self.gcp_conn_id,
-                "impersonation_chain": self.impersonation_chain,
-            },
-        )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield the one event."""

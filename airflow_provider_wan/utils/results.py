@@ -216,9 +216,7 @@ class AwaitedRequest:
         except Exception as error:  # the wait's own error must be raised, whatever the cancel ran into
             log.warning("Cancelling request %s failed: %s", request_id, error)
             return f"Whether it was cancelled is not known; it may run on and be charged. {self._how_to_continue()}"
-        if outcome.cancelled:
-            return "It was still queued: it is cancelled and not charged."
-        return f"It can't be cancelled any more ({outcome.word}): it runs on and is charged. {self._how_to_continue()}"
+        return outcome.sentence if outcome.cancelled else f"{outcome.sentence} {self._how_to_continue()}"
 
 
 def result_as_xcom(result: RequestResult, ref: RequestRef) -> dict[str, Any]:

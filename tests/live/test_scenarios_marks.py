@@ -16,7 +16,7 @@ CHAIN, MARK, MAPPED, TIMEOUT = (
     "scenario_mark_mapped",
     "scenario_run_timeout",
 )
-LEFT = "it keeps running and is charged"
+LEFT = "runs on and is charged"
 
 
 @scenario

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_wan.triggers import kills
+from airflow_provider_wan.triggers import base
 from airflow_provider_wan.triggers.wan import WanBatchTrigger
 from wan_sandbox.server import Sandbox
 
@@ -178,17 +178,17 @@ def remember(request_ids: list[str], **watchers: Any) -> None:
         )
 
 
-@pytest.mark.parametrize("state", [*sorted(kills.OVER_FOR_GOOD), "deferred", "running", "queued", None])
+@pytest.mark.parametrize("state", [*sorted(base.OVER_FOR_GOOD), "deferred", "running", "queued", None])
 def test_kill_cancels_queued_requests_without_an_owner(
     sandbox: Sandbox, request_ids: list[str], monkeypatch: pytest.MonkeyPatch, state: str | None
 ) -> None:
     remember(request_ids)
-    monkeypatch.setattr(kills, "task_state", lambda ti: state)  # Airflow's answer, from a database
+    monkeypatch.setattr(base, "task_state", lambda ti: state)  # Airflow's answer, from a database
     one = trigger(request_ids)
     one.task_instance = SimpleNamespace(task_id="batch")  # type: ignore[assignment]
     asyncio.run(one.on_kill())
     states = sandbox.ledger()["states"]
-    if state in kills.OVER_FOR_GOOD:
+    if state in base.OVER_FOR_GOOD:
         assert states == {"running": 2, "cancelled": 3, "queued": 1}  # another task counts on the last one
     else:
         assert states == {"running": 2, "queued": 4}

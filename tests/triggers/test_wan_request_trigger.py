@@ -18,8 +18,8 @@ import pytest
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.operators.wan import WanSubmitOperator
 from airflow_provider_wan.sensors.wan import WanRequestSensor
-from airflow_provider_wan.triggers import kills
-from airflow_provider_wan.triggers.kills import OVER_FOR_GOOD, task_state
+from airflow_provider_wan.triggers import base
+from airflow_provider_wan.triggers.base import OVER_FOR_GOOD, task_state
 from airflow_provider_wan.triggers.wan import WanRequestTrigger
 from tests.sandboxes import INPUTS, MODEL, Bucket
 from tests.task_runs import TaskInstance, connect, deserialized, first_event, make_context, run, start
@@ -206,7 +206,7 @@ def kill(trigger: WanRequestTrigger, ti: TaskInstance | None) -> None:
             killing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.shield(killing)
-        await asyncio.gather(*kills._unfinished)
+        await asyncio.gather(*base._unfinished)
 
     asyncio.run(as_airflow_does())
 

@@ -1,13 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kills of deferred tasks: cancel a request only if no task instance owns it any more."""
+"""What both triggers share: their arguments, the import of what a wait needs, and kills of deferred tasks.
+
+A killed task cancels a request only if no task instance owns it any more.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import importlib
+import inspect
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from airflow.triggers.base import BaseTrigger
+
+_NEEDED = "airflow_provider_wan.polling.drivers"
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
 #: Task states in which no task instance owns the request any more. In deferred, queued, scheduled and running another
 #: try or another triggerer owns it; anything else is not certain.
@@ -15,6 +27,37 @@ OVER_FOR_GOOD = frozenset({"failed", "success", "skipped", "upstream_failed", "r
 #: Strong references: Airflow cancels ``on_kill`` after about a second, with everything that it awaits. A separate task
 #: survives as long as something refers to it.
 _unfinished: set[asyncio.Task[None]] = set()
+
+
+class WanTrigger(BaseTrigger):
+    """A trigger that keeps each of its arguments in an attribute of the same name."""
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the arguments with which another triggerer continues."""
+        kind = type(self)
+        names = inspect.signature(kind).parameters
+        return f"{kind.__module__}.{kind.__qualname__}", {name: getattr(self, name) for name in names}
+
+
+async def load() -> None:
+    """Return when the modules of a wait are imported; triggers that waited for it continue one after another.
+
+    They are imported in a thread: on the event loop that would block all other triggers for a second.
+    """
+    loading = _loading()
+    if loading.done():
+        return
+    async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+        if not loading.done():
+            await asyncio.shield(asyncio.wrap_future(loading))
+
+
+@functools.cache
+def _loading() -> Future[ModuleType]:
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wan-import")
+    loading = thread.submit(importlib.import_module, _NEEDED)
+    thread.shutdown(wait=False)
+    return loading
 
 
 async def cancel_if_over(
