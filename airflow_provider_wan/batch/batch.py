@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
@@ -221,8 +221,19 @@ class Batch:
             "journal": self._spec.journal,
             **self._prices.summary(Counter(self._prices.key_of(item.inputs) for item in to_buy)),
         }
+        if self._spec.rebuy_rejected:
+            summary |= self._at_most(to_buy, usable)
         self._log.info("Dry run, nothing is bought: %s", summary)
         return Report(summary)
+
+    def _at_most(self, to_buy: Collection[Item], usable: Iterable[Item]) -> dict[str, Any]:
+        """Return how many requests are bought, and at what cost, if every video is rejected on every take."""
+        counts = Counter(self._prices.key_of(item.inputs) for item in to_buy)
+        for item in usable:
+            further = self._spec.rebuy_rejected + 1 - len(item.takes)
+            counts[self._prices.key_of(item.inputs)] += max(0, further)
+        cost_usd = self._prices.summary(counts)["cost_usd"]
+        return {"to_buy_at_most": counts.total(), "cost_at_most_usd": cost_usd}
 
     def _usable(self, plan: Plan) -> list[Item]:
         return [
@@ -244,6 +255,7 @@ class Batch:
             owner=self._owner,
             started=started or {},
             prices=self._prices,
+            rebuy_rejected=spec.rebuy_rejected,
             listener=self._listener,
         )
 

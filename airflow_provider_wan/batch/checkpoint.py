@@ -184,7 +184,7 @@ def plan_lines(plan: Plan, owner: str, model: Model) -> Iterator[dict[str, Any]]
     former = [name for name, summary in plan.former.items() if summary.bought_by(owner)]
     yield {"former": former, "missing": plan.missing(), "model": _model_line(model)}
     for item in plan.items.values():
-        yield _item_line(item)
+        yield _item_line(item.takes[0])  # the journal has the later ones
     for result in plan.refused:
         yield {"refused": result.as_dict()}
 
@@ -198,7 +198,7 @@ class SavedPlan:
 
     def __init__(self, lines: Iterable[Mapping[str, Any]]) -> None:
         self._model: Mapping[str, Any] | None = None
-        #: Fingerprints that had landed and whose video was not at the planned name.
+        #: First fingerprints of videos that had landed and were not at the planned name.
         self.missing: frozenset[str] = frozenset()
         self._former: list[str] = []
         self._refused: list[ImageResult] = []

@@ -22,8 +22,9 @@ from airflow_provider_wan.exceptions import WanInputError, WanRefusedError
 from airflow_provider_wan.hooks.gcs import check_object_name
 from airflow_provider_wan.images.dataset import DatasetRow, RowError, RowImage
 from airflow_provider_wan.images.source import ImageSource, ImageSources
+from airflow_provider_wan.model_api.fingerprints import take_of
 from airflow_provider_wan.model_api.inputs import clip_seconds
-from airflow_provider_wan.model_api.schema import LazyModel
+from airflow_provider_wan.model_api.schema import LazyModel, Model
 from airflow_provider_wan.model_api.video_spec import make_video_spec
 
 _NAME = "{name}-{fingerprint}.mp4"
@@ -87,6 +88,8 @@ class Item:
 
     :param inputs: all inputs but the image.
     :param copies: how many rows ask for exactly this video.
+    :param before: the take before this one, which was rejected; None: this is the first.
+    :param rejection: the result of the take before this one.
     """
 
     fingerprint: str
@@ -96,6 +99,25 @@ class Item:
     variation: str | None = None
     row: str = ""
     copies: int = 1
+    before: Item | None = None
+    rejection: ImageResult | None = None
+
+    @property
+    def takes(self) -> tuple[Item, ...]:
+        """All takes of this video up to this one, the first first."""
+        return (*(self.before.takes if self.before else ()), self)
+
+    def next_take(self, rejection: ImageResult, model: Model) -> Item:
+        """Return another take: with a seed of its own, if the model has one, under the same name.
+
+        :param rejection: the result of this one.
+        """
+        takes = self.takes
+        variation, name = take_of(takes[0].fingerprint, len(takes) + 1)
+        inputs = {**self.inputs, **model.seed_from(name, self.inputs)}
+        return replace(
+            self, fingerprint=name, inputs=inputs, variation=variation, before=self, rejection=rejection
+        )
 
     def uri_in(self, bucket_name: str) -> str:
         """Return the address of its first video."""
@@ -103,7 +125,33 @@ class Item:
 
     def result(self, outcome: Outcome, **more: Any) -> ImageResult:
         """Return its result."""
-        return ImageResult(self.source.shown, outcome, self.fingerprint, row=self.row or None, **more)
+        return ImageResult(
+            self.source.shown,
+            outcome,
+            self.fingerprint,
+            row=self.row or None,
+            takes=tuple(_line_of(take.rejection) for take in self.takes if take.rejection) or None,
+            **more,
+        )
+
+    def result_of(self, outcome: Outcome, known: RecordSummary) -> ImageResult:
+        """Return its result, from the journal's summary of a record that has landed."""
+        return self.result(
+            outcome,
+            request_id=known.request_id,
+            uri=known.uri,
+            size_bytes=known.size_bytes,
+            cost_usd=known.cost_usd,
+            verdict=known.verdict,
+            reasons=known.reasons or None,
+            error=", ".join(known.reasons) if known.is_rejected else None,
+        )
+
+
+def _line_of(rejection: ImageResult) -> dict[str, Any]:
+    """Return the result of an earlier take, without what it shares with the later ones."""
+    line = rejection.as_dict()
+    return {name: value for name, value in line.items() if name not in ("image", "row", "takes")}
 
 
 @dataclass(slots=True)
@@ -126,6 +174,14 @@ class Plan:
     def total(self) -> int:
         """The number of images."""
         return len(self.items) + len(self.refused)
+
+    def replace(self, items: Mapping[str, Item]) -> None:
+        """Replace items by other takes of the same videos, in their places.
+
+        :param items: the new ones, by the fingerprints of the old ones.
+        """
+        latest = (items.get(fingerprint, item) for fingerprint, item in self.items.items())
+        self.items = {item.fingerprint: item for item in latest}
 
     def is_done(self, fingerprint: str) -> bool:
         """Return whether the video landed before and is still there."""
@@ -157,17 +213,19 @@ class Plan:
                 yield fingerprint
 
     def missing(self) -> list[str]:
-        """Return the fingerprints whose record says that they landed, and whose video is not there."""
+        """Return the first fingerprint of each video that has landed, by its record, and is not there."""
         return [
-            fingerprint
-            for fingerprint, known in self.known.items()
-            if known.stage is Stage.LANDED and fingerprint not in self.there
+            item.takes[0].fingerprint
+            for fingerprint, item in self.items.items()
+            if (known := self.known.get(fingerprint)) is not None
+            and known.stage is Stage.LANDED
+            and fingerprint not in self.there
         ]
 
     def is_in_journal(self, fingerprint: str) -> bool:
         """Return whether the journal has a request or a claim for it that has not failed: then none is bought."""
         known = self.known.get(fingerprint)
-        return known is not None and known.stage not in (Stage.FAILED, Stage.CANCELLED)
+        return known is not None and not known.has_failed
 
     def to_do(self) -> list[Item]:
         """Return the items whose video is not there yet."""

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from logging import Logger
 from typing import TYPE_CHECKING
 
 from airflow_provider_wan.batch.checkpoint import SavedPlan
 from airflow_provider_wan.batch.plan import Item, Plan, open_rows, plan_rows
+from airflow_provider_wan.batch.report import Outcome
 from airflow_provider_wan.batch.spec import BatchSpec
 from airflow_provider_wan.durable.journal import BucketJournal, RecordSummary, as_listed
 from airflow_provider_wan.durable.record import Stage
@@ -18,6 +19,7 @@ from airflow_provider_wan.exceptions import WanError, WanRecordError
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
 from airflow_provider_wan.images.dataset_reader import DatasetReader
 from airflow_provider_wan.images.source import ImageSources, InputCheck
+from airflow_provider_wan.model_api.fingerprints import take_of
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -69,15 +71,11 @@ class Planner:
         The dataset may have changed since; the batch continues with its saved plan.
         """
         plan = saved.plan(self._sources, self._items_now() if saved.has_gaps else {})
-        names = {
-            fingerprint: plan.items[fingerprint].object_name
-            for fingerprint in saved.missing
-            if fingerprint in plan.items
-        }
-        taken = self._taken(set(names.values()))
+        names = {plan.items[name].object_name for name in saved.missing if name in plan.items}
+        missing = names - self._taken(names)
         self._read_journal(plan, saved.fingerprints())
-        missing = {fingerprint for fingerprint, name in names.items() if name not in taken}
-        plan.there = set(plan.landed_in(self._spec.bucket_name)) - missing
+        landed = plan.landed_in(self._spec.bucket_name)
+        plan.there = {name for name in landed if plan.items[name].object_name not in missing}
         return plan
 
     def _items_now(self) -> Mapping[str, Item]:
@@ -106,6 +104,41 @@ class Planner:
         known = self._summaries(plan.items.keys() | set(former))
         plan.known = {name: summary for name, summary in known.items() if name in plan.items}
         plan.former = {name: summary for name, summary in known.items() if name not in plan.items}
+        self._follow_takes(plan)
+
+    def _follow_takes(self, plan: Plan) -> None:
+        """Put the latest take in the place of each video that was rejected.
+
+        That is the last one in the journal, or the next one if it may be bought. Earlier ones only count as purchases.
+        """
+        chains = {name: [each] for name, each in (plan.known | plan.former).items() if each.is_rejected}
+        ends = {take_of(first, 2)[1]: first for first in chains}
+        while ends:
+            found = self._read_each(ends)
+            for summary in found:
+                chains[ends[summary.fingerprint]].append(summary)
+            goes_on = [ends[summary.fingerprint] for summary in found if summary.is_rejected]
+            ends = {take_of(first, len(chains[first]) + 1)[1]: first for first in goes_on}
+        latest: dict[str, Item] = {}
+        for first, summaries in chains.items():
+            plan.former |= {summary.fingerprint: summary for summary in summaries}
+            if first in plan.items:
+                latest[first] = self._latest_take(plan.items[first], summaries)
+        plan.replace(latest)
+        for item in latest.values():
+            plan.known.pop(item.takes[0].fingerprint)
+            if item.fingerprint in plan.former:
+                plan.known[item.fingerprint] = plan.former.pop(item.fingerprint)
+
+    def _latest_take(self, item: Item, summaries: Sequence[RecordSummary]) -> Item:
+        for number, summary in enumerate(summaries, 1):
+            following = summaries[number] if number < len(summaries) else None
+            is_there = following is not None and not following.has_failed
+            if not summary.is_rejected or not (is_there or number <= self._spec.rebuy_rejected):
+                break
+            rejection = item.result_of(Outcome.REJECTED, summary)
+            item = item.next_take(rejection, self._sources.model.known)
+        return item
 
     def _summaries(self, fingerprints: Collection[str]) -> dict[str, RecordSummary]:
         """List the journal; where it is far larger than the batch, read the records of the batch instead."""
@@ -121,10 +154,11 @@ class Planner:
         else:
             return known
         missing = [fingerprint for fingerprint in fingerprints if fingerprint not in known]
+        return known | {summary.fingerprint: summary for summary in self._read_each(missing)}
+
+    def _read_each(self, fingerprints: Iterable[str]) -> list[RecordSummary]:
         with ThreadPoolExecutor(_READ_THREADS, "wan-read") as pool:
-            found = pool.map(self._read, missing)
-            known.update((summary.fingerprint, summary) for summary in found if summary is not None)
-        return known
+            return [summary for summary in pool.map(self._read, fingerprints) if summary is not None]
 
     def _read(self, fingerprint: str) -> RecordSummary | None:
         try:

@@ -140,7 +140,7 @@ class BatchWork:
             variation=item.variation,
             owner=self.owner,
         )
-        return replace(spec, make_inputs=make_inputs)
+        return replace(spec, make_inputs=make_inputs, fingerprint=item.fingerprint)
 
     def write_id(self, item: Item, request_id: str) -> None:
         """Write the id of a purchased request to the journal, after the first write failed.
@@ -187,7 +187,7 @@ class BatchWork:
         """
         started = time.monotonic()
         versioned = self._record_of(item, request_id)
-        destination = Destination(self.bucket_name, item.object_name, self.if_exists)
+        destination = Destination(self.bucket_name, item.object_name, self.if_exists, len(item.takes))
         price_key = self.prices.key_of(item.inputs)
         try:
             # The price is learned before the download: other purchases may wait for it, and a file server can be slow.

@@ -194,6 +194,11 @@ class PriceBook:
             "Nothing was bought. Set price_usd, or limit the number with max_requests."
         )
 
+    @property
+    def model(self) -> Model:
+        """The model of the batch. The first use may make a call."""
+        return self._model.known
+
     def key_of(self, given: Mapping[str, Any]) -> str:
         """Return the name of the combination of some inputs."""
         inputs = json.dumps(given, sort_keys=True, default=str)

@@ -63,6 +63,7 @@ class ImageResult:
     :param row: the position in the source manifest.
     :param uri: of the first video.
     :param size_bytes: of all videos of the request, where known.
+    :param takes: the results of the rejected takes before this one, oldest first, as JSON values.
     """
 
     image: str
@@ -76,6 +77,7 @@ class ImageResult:
     row: str | None = None
     verdict: str | None = None
     reasons: tuple[str, ...] | None = None
+    takes: tuple[Mapping[str, Any], ...] | None = None
 
     @property
     def cost_may_follow(self) -> bool:
@@ -101,7 +103,8 @@ class ImageResult:
         """Read what :meth:`as_dict` returned."""
         known: dict[str, Any] = {field.name: plain.get(field.name) for field in fields(cls)}
         known["outcome"] = Outcome(plain["outcome"])
-        known["reasons"] = None if known["reasons"] is None else tuple(known["reasons"])
+        for name in ("reasons", "takes"):
+            known[name] = None if known[name] is None else tuple(known[name])
         return cls(**known)
 
 
@@ -154,6 +157,7 @@ class Progress:
     :param bad: of the videos in the bucket, those with which a check found something wrong.
     :param rejected: videos in quarantine.
     :param usable: good videos that this task instance bought.
+    :param further_takes: takes after a rejected one, bought or about to be.
     """
 
     total: int
@@ -170,6 +174,7 @@ class Progress:
     bad: int = 0
     rejected: int = 0
     usable: int = 0
+    further_takes: int = 0
 
     @property
     def videos_a_minute(self) -> float:
@@ -200,6 +205,8 @@ class Progress:
             parts.append(f"{self.bad:,} bad")
         if self.rejected:
             parts.append(f"{self.rejected:,} rejected")
+        if self.further_takes:
+            parts.append(f"{self.further_takes:,} rejected before and bought again")
         parts.append(f"{self.running:,} running, {self.queued:,} queued, {self.to_submit:,} to submit")
         if self.ready:
             parts.append(f"{self.ready:,} to land")
@@ -317,6 +324,7 @@ def summary_of(state: BatchState, progress: Progress) -> dict[str, Any]:
         "cost_is_exact": not budget.unpriced,
         "cost_unknown": budget.unpriced,
         "bad": progress.bad,
+        "further_takes": progress.further_takes,
         "usable": sum(result.is_usable for result in state.results.values()),
         "cost_per_usable_usd": progress.usable_usd,
         "size_bytes": sum(result.size_bytes or 0 for result in state.results.values()),

@@ -53,6 +53,7 @@ class BatchSpec:
     :param inputs: the inputs of all rows; the columns of a row override them.
     :param budget: how much may be bought.
     :param checks: how videos are checked, and where bad ones go.
+    :param rebuy_rejected: how many further takes of an image are bought, at most, while its video is rejected.
     :param price_usd: of one request, or of each combination of inputs; None: learned, or what the model's page states.
     """
 
@@ -73,3 +74,4 @@ class BatchSpec:
     if_exists: IfExists = "skip"
     max_size_bytes: int = 2 * 1024**3
     checks: VideoChecks = field(default_factory=VideoChecks)
+    rebuy_rejected: int = 0

@@ -11,6 +11,7 @@ import heapq
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from itertools import chain
 from logging import Logger
@@ -35,6 +36,7 @@ class BatchState:
     :param owner: the name of this task instance in records.
     :param started: when requests in flight began to run, as far as known.
     :param prices: what each request costs.
+    :param rebuy_rejected: how many further takes follow a rejected one, at most.
     :param listener: receives the events.
     """
 
@@ -49,6 +51,7 @@ class BatchState:
         owner: str,
         started: Mapping[str, float],
         prices: PriceBook,
+        rebuy_rejected: int = 0,
         listener: BatchListener | None = None,
     ) -> None:
         self.plan = plan
@@ -60,7 +63,7 @@ class BatchState:
         self.inherited = checkpoint.inherited
         self.retries = checkpoint.retries
         self.unwritten = checkpoint.unwritten
-        self.results = dict(checkpoint.results)
+        self.results = {name: result for name, result in checkpoint.results.items() if name in plan.items}
         #: Why nothing more is bought, so that the batch ends early.
         self.halted: WanError | None = None
         #: A limit that one image would exceed; others may still be within it.
@@ -76,11 +79,12 @@ class BatchState:
         self.landing: set[str] = set()
         #: When finished requests began to run, where known.
         self.running_since: dict[str, float] = {}
-        #: The fingerprint that has each request, of all requests that this batch knows.
-        self._holders: dict[str, str] = {}
+        #: The item that has each request, of all requests that this batch knows.
+        self._holders: dict[str, Item] = {}
         self._later: list[tuple[float, str]] = []
         self._checkpoint = checkpoint
         self._owner = owner
+        self._rebuy_rejected = rebuy_rejected
         self._log = log
         self._sort(started)
         self._restore_retries()
@@ -94,8 +98,9 @@ class BatchState:
 
     def _sort(self, started: Mapping[str, float]) -> None:
         """Sort the images by their state in the journal and the checkpoint."""
+        takes = {take.fingerprint: take for item in self.plan.items.values() for take in item.takes}
         for summary in chain(self.plan.known.values(), self.plan.former.values()):
-            self._count_mine(summary)
+            self._count_mine(summary, takes.get(summary.fingerprint))
         in_flight: list[tuple[str, str, str]] = []
         claimed: list[Item] = []
         for fingerprint, item in self.plan.items.items():
@@ -106,7 +111,8 @@ class BatchState:
             elif known.request_id and (other := self.other_holder_of(known.request_id, fingerprint)):
                 self.end_as_shared(fingerprint, known.request_id, other)
             elif self.plan.is_done(fingerprint):
-                self._has_landed(item, known)
+                outcome = Outcome.LANDED if self._is_mine(known) else Outcome.REUSED
+                self.results[fingerprint] = item.result_of(outcome, known)
             elif fingerprint in self.results:
                 continue
             elif known.stage is Stage.LANDED and known.request_id:
@@ -130,12 +136,11 @@ class BatchState:
             at = unix(submitted_at) or self._checkpoint.started_at
             self.mark_submitted(request_id, fingerprint, at, started_at=started.get(request_id))
 
-    def _count_mine(self, known: RecordSummary) -> None:
+    def _count_mine(self, known: RecordSummary, item: Item | None) -> None:
         """Count this task instance's purchases for an image, whatever their outcome and whoever bought it later."""
         purchases = known.bought_by(self._owner)
         if purchases:
             cost_usd = known.cost_usd if self._is_mine(known) else None
-            item = self.plan.items.get(known.fingerprint)
             key = self.prices.key_of(item.inputs if item else {})
             self.budget.bought_before(
                 known.fingerprint,
@@ -158,18 +163,6 @@ class BatchState:
 
     def _is_mine(self, known: RecordSummary) -> bool:
         return known.buyer == self._owner
-
-    def _has_landed(self, item: Item, known: RecordSummary) -> None:
-        self.end(
-            item.fingerprint,
-            Outcome.LANDED if self._is_mine(known) else Outcome.REUSED,
-            request_id=known.request_id,
-            uri=known.uri,
-            size_bytes=known.size_bytes,
-            cost_usd=known.cost_usd,
-            verdict=known.verdict,
-            reasons=known.reasons or None,
-        )
 
     # -- transitions ---------------------------------------------------------------------------------------
 
@@ -210,8 +203,8 @@ class BatchState:
 
     def other_holder_of(self, request_id: str, fingerprint: str) -> Item | None:
         """Return another item of this batch that has this request; one request is one video."""
-        holder = self._holders.setdefault(request_id, fingerprint)
-        return None if holder == fingerprint else self.plan.items[holder]
+        holder = self._holders.setdefault(request_id, self.plan.items[fingerprint])
+        return None if holder.fingerprint == fingerprint else holder
 
     def end_as_shared(self, fingerprint: str, request_id: str, other: Item) -> None:
         """End an image whose request belongs to another image of this batch; nothing was bought for it."""
@@ -276,6 +269,39 @@ class BatchState:
             size_bytes=sum(video.size_bytes for video in record.videos),
             cost_usd=record.cost_usd,
         )
+        if record.is_rejected:
+            self._buy_again(fingerprint)
+
+    def _buy_again(self, fingerprint: str) -> None:
+        """Queue another take of a video that was rejected, if one is left."""
+        item = self.plan.items[fingerprint]
+        number = len(item.takes)
+        if number > self._rebuy_rejected:
+            return
+        rejection = self.results.pop(fingerprint)
+        key = self.prices.key_of(item.inputs)
+        if self.prices.must_learn(key):  # its cost appears late
+            self.retries.prices.setdefault(key, RetryState(at=time.time()))
+        take = item.next_take(rejection, self.prices.model)
+        self.plan.replace({fingerprint: take})
+        self.to_submit.append(take)
+        self._log.warning(
+            "%s: the video of request %s is rejected (%s). Take %d of at most %d follows.",
+            item.source.shown,
+            rejection.request_id,
+            rejection.error,
+            number + 1,
+            self._rebuy_rejected + 1,
+        )
+
+    def keep_rejected(self, item: Item, why: str) -> None:
+        """End an image with its rejected take, because no other one may be bought."""
+        assert item.before is not None
+        assert item.rejection is not None
+        self.plan.replace({item.fingerprint: item.before})
+        error = f"{item.rejection.error}; it was not bought again: {why}"
+        self.results[item.before.fingerprint] = replace(item.rejection, error=error)
+        self._log.warning("%s stays rejected, and is not bought again: %s", item.source.shown, why)
 
     def refuse(self, fingerprint: str, error: WanError) -> None:
         """Record that an image breaks a rule; nothing was bought."""
@@ -322,7 +348,13 @@ class BatchState:
             if result is not None:
                 yield result.as_dict()
                 continue
-            line = {"image": item.source.shown, "outcome": "to_do", "fingerprint": fingerprint}
+            line: dict[str, Any] = {
+                "image": item.source.shown,
+                "outcome": "to_do",
+                "fingerprint": fingerprint,
+            }
+            if item.before is not None:
+                line["takes"] = item.result(Outcome.LEFT).takes
             if fingerprint in requests:
                 line |= {"outcome": "in_flight", "request_id": requests[fingerprint]}
             yield line
@@ -350,6 +382,7 @@ class BatchState:
             elapsed_s=time.time() - self._checkpoint.started_at,
             bad=sum(result.outcome.is_there and not result.is_usable for result in self.results.values()),
             rejected=outcomes[Outcome.REJECTED],
+            further_takes=sum(len(item.takes) - 1 for item in self.plan.items.values()),
             usable=sum(
                 result.outcome is Outcome.LANDED and result.is_usable for result in self.results.values()
             ),

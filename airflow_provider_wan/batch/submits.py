@@ -269,6 +269,9 @@ class Submits:
             self._waits_for_budget = True
             self._state.to_submit.appendleft(item)
             return
+        if item.before is not None:
+            self._state.keep_rejected(item, str(error))
+            return
         self._state.end(item.fingerprint, Outcome.LEFT, error=str(error))
         if self._state.over_budget is None:
             self._log.warning("%s What is paid for is finished.", error)

@@ -60,6 +60,7 @@ class RecordSummary:
     :param buyer: the task instance that made the latest purchase.
     :param watchers: how many task instances depend on the request.
     :param verdict: ``good`` or ``bad``, with the reasons; None: its videos were not checked.
+    :param is_rejected: whether all its videos are in quarantine.
     :param purchases: the number of requests that each task instance (by :func:`mark_of`) bought for this fingerprint,
         including failed ones and those whose answer was lost.
     """
@@ -76,6 +77,12 @@ class RecordSummary:
     purchases: Mapping[str, int] = field(default_factory=dict)
     verdict: str | None = None
     reasons: tuple[str, ...] = ()
+    is_rejected: bool = False
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether its request ended without a video, so that another one may be bought."""
+        return self.stage in (Stage.FAILED, Stage.CANCELLED)
 
     def bought_by(self, owner: str) -> int:
         """Return how many requests a task instance has bought for this fingerprint."""
@@ -346,6 +353,7 @@ def _listing_metadata(record: Record) -> dict[str, str]:
         "watchers": str(len(record.watchers)),
         "purchases": " ".join(f"{mark}:{count}" for mark, count in purchases.most_common(_MARKS)),
         **({"verdict": record.verdict, "reasons": json.dumps(record.reasons)} if record.verdict else {}),
+        **({"rejected": "true"} if record.is_rejected else {}),
     }
 
 
@@ -375,6 +383,7 @@ def _summary(name: str, metadata: dict[str, str]) -> RecordSummary | None:
             purchases={mark: int(count) for mark, _, count in purchases if count.isdigit()},
             verdict=metadata.get("verdict") or None,
             reasons=tuple(json.loads(metadata.get("reasons") or "[]")),
+            is_rejected=metadata.get("rejected") == "true",
         )
     except (KeyError, ValueError):
         # The metadata is missing or broken, but there is a record: it must be read.

@@ -144,7 +144,8 @@ class BatchLines:
             if line is not None:
                 self._offsets.append(offset)
                 self._kinds.append(self._kind_number(line))
-                self.cost_usd += _number(line.get("cost_usd")) or 0.0
+                rejected = line.get("takes") or ()  # those before this one were paid for too
+                self.cost_usd += sum(_number(take.get("cost_usd")) or 0.0 for take in (line, *rejected))
                 self.flawed += line.get("verdict") == "bad" and line.get("outcome") in ("landed", "reused")
                 names.append(_names_of(line))
                 self.images.append(hash(_text(line.get("image")) or (offset, "no image")))

@@ -50,6 +50,8 @@ class Destination:
 
     :param object_name: name of the first video; one that ends with ``/`` gets ``{request_id}.mp4``. The
         second and third get ``-2``, ``-3`` before the suffix.
+    :param take: the number of the take, from 1: only an accepted one gets the name itself, and in quarantine the others
+        get ``-take2``, ``-take3`` before the suffix.
     :param if_exists: what to do if another object has that name: ``skip`` (only the same request or the same bytes
         count as landed; anything else raises), ``overwrite`` (at the generation that was read), or ``fail`` (raises
         unless it is this request's).
@@ -58,6 +60,7 @@ class Destination:
     bucket_name: str
     object_name: str
     if_exists: IfExists = "skip"
+    take: int = 1
 
     def name_of(self, index: int, request_id: str, *, is_rejected: bool = False) -> str:
         """Return the object name of a video.
@@ -68,9 +71,10 @@ class Destination:
         name = self.object_name
         if name.endswith("/") or not name:
             name += f"{request_id}.mp4"
-        if index:
-            stem, suffix = posixpath.splitext(name)
-            name = f"{stem}-{index + 1}{suffix}"
+        stem, suffix = posixpath.splitext(name)
+        stem += f"-{index + 1}" if index else ""
+        stem += f"-take{self.take}" if is_rejected and self.take > 1 else ""
+        name = f"{stem}{suffix}"
         if is_rejected:
             name = posixpath.join(posixpath.dirname(name), QUARANTINE, posixpath.basename(name))
         return check_object_name(name)

@@ -134,6 +134,18 @@ def fingerprint(
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def take_of(first: str, number: int) -> tuple[str, str]:
+    """Return variation and fingerprint of another take of a video.
+
+    They depend on nothing else, so that every later try finds the take, whatever the model's page says by then.
+
+    :param first: fingerprint of the first take.
+    :param number: of the take, from 2.
+    """
+    variation = f"take {number} of {first}"
+    return variation, hashlib.sha256(variation.encode()).hexdigest()
+
+
 def without_signatures(value: Any) -> Any:
     """Return inputs as they may be recorded: every URL in them without its signature.
 

@@ -19,6 +19,8 @@ from typing import Any
 from airflow_provider_wan.exceptions import WanError, WanInputError, WanTransientError
 from airflow_provider_wan.model_api.values import check_model_id
 
+_LARGEST_SEED = 2**31 - 1
+
 
 @dataclass(frozen=True, slots=True)
 class ImageRules:
@@ -208,6 +210,18 @@ class Model:
         """The values of fields that are left out; those of the bundled schema, if there is one."""
         schema = load_schema(self.model_id) or self.schema
         return schema.defaults if schema else {}
+
+    def seed_from(self, name: str, inputs: Mapping[str, Any]) -> dict[str, int]:
+        """Return a seed that depends on a name alone, as an input; empty if the model has no seed.
+
+        :param name: hexadecimal.
+        :param inputs: those of a model without a schema say whether it has one.
+        """
+        rules = self.schema.fields.get("seed") if self.schema else {} if "seed" in inputs else None
+        if rules is None:
+            return {}
+        least, most = rules.get("minimum", 0), rules.get("maximum", _LARGEST_SEED)
+        return {"seed": int(least + int(name[:16], 16) % max(1, int(most - least) + 1))}
 
     def rules_of(self, field: str) -> ImageRules | None:
         """Return the rules for the image of a field; None if the field is not known to take one."""

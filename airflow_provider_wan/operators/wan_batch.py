@@ -62,9 +62,10 @@ class WanBatchOperator(BaseOperator):
 
     Returns the summary: ``total``, a count for each outcome (``landed``, ``reused``, ``failed``, ``cancelled``,
     ``refused``, ``unknown``, ``not_landed``, ``no_output``, ``rejected``, ``left``), ``bad`` and ``usable`` (of the
-    videos that are there), ``bought``, ``cost_usd``, ``cost_per_usable_usd`` (the cost divided by the good videos that
-    this task bought), ``size_bytes``, ``duration_s``, ``manifest`` and ``journal``. The XCom ``summary`` is the same,
-    also for a failed task; ``progress`` has the present figures.
+    videos that are there), ``further_takes`` (of rejected videos), ``bought``, ``cost_usd``, ``cost_per_usable_usd``
+    (the cost of all takes divided by the good videos that this task bought), ``size_bytes``, ``duration_s``,
+    ``manifest`` and ``journal``. The XCom ``summary`` is the same, also for a failed task; ``progress`` has the
+    present figures.
 
     :param images: ``gs://bucket/prefix/`` (all images under it), the address of a manifest (``.csv``, ``.jsonl``;
         also a chunk that ``WanPrepareImagesOperator`` wrote), or a list of addresses and rows. The columns of a row
@@ -121,6 +122,10 @@ class WanBatchOperator(BaseOperator):
     :param on_bad_video: ``report`` (default): a bad video lands as others do, and the manifest says why it is bad;
         ``reject``: it lands in the folder ``_rejected/`` beside the others, with the outcome ``rejected``; ``fail``:
         the same, and it counts against ``max_failures``.
+    :param rebuy_rejected: how many times a rejected video is bought again, at most, default 0; needs
+        ``on_bad_video="reject"``. Each further take has a seed of its own, if the model has one, and a record that
+        retries and reruns find. It counts against ``max_requests`` and ``max_cost_usd``; if these allow no more, the
+        image stays ``rejected``.
     :param parallel_submits: submits at the same time, default 8.
     :param parallel_landings: landings at the same time, default 4; each takes up to 60 MB of memory.
     :param progress_interval: seconds between two lines of progress in the log, default 30.
@@ -208,6 +213,7 @@ class WanBatchOperator(BaseOperator):
         max_size_bytes: int = 2 * 1024**3,
         checks: Sequence[str | UserCheck] | None = None,
         on_bad_video: OnBadVideo = "report",
+        rebuy_rejected: int = 0,
         parallel_submits: int = 8,
         parallel_landings: int = 4,
         progress_interval: float = 30.0,
@@ -231,6 +237,8 @@ class WanBatchOperator(BaseOperator):
                 "max_in_flight, parallel_submits and parallel_landings must be 1 or more, retries_per_image 0 or more"
             )
         VideoChecks.of(checks, on_bad_video)
+        if rebuy_rejected < 0 or (rebuy_rejected and on_bad_video != "reject"):
+            raise ValueError('rebuy_rejected must be 0 or more, and needs on_bad_video="reject"')
         self.images = images
         self.bucket_name = bucket_name
         self.object_name = object_name
@@ -269,6 +277,7 @@ class WanBatchOperator(BaseOperator):
         self.max_size_bytes = max_size_bytes
         self.checks = checks
         self.on_bad_video = on_bad_video
+        self.rebuy_rejected = rebuy_rejected
         self.parallel_submits = parallel_submits
         self.parallel_landings = parallel_landings
         self.progress_interval = progress_interval
@@ -445,6 +454,7 @@ class WanBatchOperator(BaseOperator):
             if_exists=self.if_exists,
             max_size_bytes=self.max_size_bytes,
             checks=VideoChecks.of(self.checks, self.on_bad_video),
+            rebuy_rejected=self.rebuy_rejected,
         )
 
     def _budget(self, task: TaskRequest) -> Any:

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -91,6 +92,11 @@ def batch(
         owner=owner,
         stop=stop,
     )
+
+
+def bad_first_take(path: str, facts: Mapping[str, Any], record: Mapping[str, Any]) -> str | None:
+    """A check that finds something wrong with the first take of every image."""
+    return None if "take" in (record["variation"] or "") else "it is dull"
 
 
 def run(images: Any, **more: Any) -> Report:

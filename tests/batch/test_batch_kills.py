@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,10 +20,24 @@ import pytest
 
 from airflow_provider_wan.batch.report import MaxFailures, Report
 from airflow_provider_wan.exceptions import WanBalanceError
-from tests.batch.batch_support import addresses, connection, outcomes, purchases_per_image, run, videos
+from airflow_provider_wan.landing.checks import VideoChecks
+from airflow_provider_wan.model_api.fingerprints import take_of
+from airflow_provider_wan.model_api.video_spec import make_video_spec
+from airflow_provider_wan.utils.params import DEFAULT_MODEL_ID
+from tests.batch.batch_support import (
+    addresses,
+    bad_first_take,
+    connection,
+    manifest,
+    outcomes,
+    purchases_per_image,
+    run,
+    videos,
+)
 from wan_sandbox.server import Sandbox
 
 IMAGES, KILLS = 200, 10
+REJECT_FIRST = VideoChecks((bad_first_take,), "reject")
 ROOT = Path(__file__).resolve().parents[2]
 _GIVE_UP_S = 60.0
 
@@ -58,20 +73,32 @@ def workers(sandbox: Sandbox) -> Iterator[subprocess.Popen[str]]:
         started.kill()
 
 
-def kill_worker_when(sandbox: Sandbox, workers: subprocess.Popen[str], seen: int, then_s: float) -> None:
-    """Run a worker until so many submits were seen and a bit longer, then kill it."""
+def kill_worker_when(
+    workers: subprocess.Popen[str],
+    is_time: Callable[[], bool],
+    then_s: float = 0.0,
+    *,
+    images: int = IMAGES,
+    rebuys: int = 0,
+) -> None:
+    """Run a worker until it is time and a bit longer, then kill it."""
     assert workers.stdin is not None
     assert workers.stdout is not None
-    workers.stdin.write(f"{IMAGES} dag/run/task/-1\n")
+    workers.stdin.write(f"{images} dag/run/task/-1 {rebuys}\n")
     workers.stdin.flush()
     worker = int(next(line for line in workers.stdout if line.strip().isdigit()))
     deadline = time.monotonic() + _GIVE_UP_S
-    while sandbox.control("ledger?summary=1")["submits_seen"] < seen:
-        assert time.monotonic() < deadline, f"fewer than {seen} submits in {_GIVE_UP_S:.0f} s"
+    while not is_time():
+        assert time.monotonic() < deadline, f"the moment of the kill did not come in {_GIVE_UP_S:.0f} s"
         time.sleep(0.01)
     time.sleep(then_s)
     os.kill(worker, signal.SIGKILL)
     next(line for line in workers.stdout if line.strip() == "over")
+
+
+def submits_seen(sandbox: Sandbox, count: int) -> Callable[[], bool]:
+    """Return whether the sandbox has seen so many submits, when it is called."""
+    return lambda: sandbox.control("ledger?summary=1")["submits_seen"] >= count
 
 
 def test_ten_kills_at_random_moments_buy_each_image_once(
@@ -80,7 +107,7 @@ def test_ten_kills_at_random_moments_buy_each_image_once(
     moments = random.Random(20)
     for number in range(KILLS):
         seen = number * IMAGES // KILLS + moments.randrange(1, IMAGES // KILLS)
-        kill_worker_when(sandbox, workers, seen, moments.random() * 0.3)
+        kill_worker_when(workers, submits_seen(sandbox, seen), moments.random() * 0.3)
 
     report = run(addresses(IMAGES), max_failures=MaxFailures(share=1.0), deadline_s=300)
     assert report.error is None
@@ -96,6 +123,61 @@ def test_ten_kills_at_random_moments_buy_each_image_once(
     again = run(addresses(IMAGES), max_failures=MaxFailures(share=1.0))
     assert again.summary["unknown"] == ended["unknown"]
     assert len(sandbox.ledger()["purchases"]) == purchases
+
+
+def takes_per_image(sandbox: Sandbox) -> Counter[tuple[str, int | None]]:
+    """Return how often each take of each image was bought: each has a seed of its own."""
+    purchases = sandbox.ledger()["purchases"]
+    return Counter((each["img_url"], each["inputs"].get("seed")) for each in purchases)
+
+
+@pytest.mark.parametrize(
+    "moment", ["before the verdict is in the journal", "before the next take is claimed"]
+)
+def test_a_kill_between_verdict_and_next_purchase_loses_nothing_and_buys_nothing_twice(
+    moment: str, sandbox: Sandbox, workers: subprocess.Popen[str]
+) -> None:
+    first = make_video_spec(DEFAULT_MODEL_ID, {"prompt": "waves", "img_url": addresses(1)[0]}).fingerprint
+    _, second = take_of(first, 2)
+    name, skip = (first, 2) if moment == "before the verdict is in the journal" else (second, 0)
+    sandbox.add_fault("bucket.upload", "hang", object_contains=name, skip=skip)
+
+    def hangs() -> bool:
+        return any(rule["fault"] == "hang" and rule["hits"] for rule in sandbox.control("faults")["faults"])
+
+    kill_worker_when(workers, hangs, images=1, rebuys=1)
+    sandbox.clear_faults()
+    assert list(takes_per_image(sandbox).values()) == [1]
+    for _ in range(2):
+        report = run(addresses(1), checks=REJECT_FIRST, rebuy_rejected=1)
+        assert outcomes(report) == {"landed": 1}
+        assert (report.summary["further_takes"], report.summary["bought"]) == (1, 2)
+    assert list(takes_per_image(sandbox).values()) == [1, 1]
+
+
+def test_kills_at_random_moments_buy_each_take_once(sandbox: Sandbox, workers: subprocess.Popen[str]) -> None:
+    images, kills, moments = 40, 5, random.Random(4)
+    for number in range(kills):
+        seen = number * 10 + moments.randrange(1, 10)  # of at least 50, with some that end as unknown
+        kill_worker_when(
+            workers, submits_seen(sandbox, seen), moments.random() * 0.3, images=images, rebuys=1
+        )
+    report = run(
+        addresses(images),
+        checks=REJECT_FIRST,
+        rebuy_rejected=1,
+        max_failures=MaxFailures(share=1.0),
+        deadline_s=300,
+    )
+    assert report.error is None
+    ended = outcomes(report)
+    assert ended["landed"] + ended["unknown"] == images
+    assert ended["unknown"] <= kills * 8
+    assert max(takes_per_image(sandbox).values()) == 1
+    assert max(purchases_per_image(sandbox).values()) == 2
+    assert len(videos(prefix="out/_rejected/")) == len([line for line in manifest(report) if line["takes"]])
+    submits = len(sandbox.ledger()["submits"])
+    assert submits <= report.summary["bought"] <= submits + ended["unknown"]
 
 
 def test_two_runs_through_outages_and_an_empty_balance_buy_each_image_once(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_wan.model_api.fingerprints import canonical_url, fingerprint
+from airflow_provider_wan.model_api.fingerprints import canonical_url, fingerprint, take_of
 from tests.model_api.model_api_replies import MODEL, STEADY
 
 GOOD: dict[str, Any] = {"prompt": "a cat", "img_url": "https://h.example/a.png"}
@@ -159,3 +159,11 @@ def test_signature_and_order_of_fields_are_not_part_of_the_fingerprint(
 def test_canonical_url_is_idempotent(text: str) -> None:
     for url in (text, "https://h.example/" + text):
         assert canonical_url(canonical_url(url)) == canonical_url(url)
+
+
+def test_a_take_depends_on_the_first_fingerprint_and_its_number_alone() -> None:
+    variation, name = take_of("a" * 64, 2)
+    assert variation == f"take 2 of {'a' * 64}"
+    # Journals of users hold such records: this must never change.
+    assert name == "4250d4a68d89b6d4ca59eee7492f4099c9ca2783862e48b93fa73644b352dc09"
+    assert len({take_of(first, number)[1] for first in ("a" * 64, "b" * 64) for number in (2, 3)}) == 4
