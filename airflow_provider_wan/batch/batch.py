@@ -13,7 +13,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +38,15 @@ from airflow_provider_wan.batch.report import (
 )
 from airflow_provider_wan.batch.spec import BatchSpec
 from airflow_provider_wan.batch.state import BatchState
-from airflow_provider_wan.durable.journal import BucketJournal
+from airflow_provider_wan.durable.journal import BucketJournal, VersionedRecord
+from airflow_provider_wan.durable.record import Record
 from airflow_provider_wan.durable.submission import Submission
-from airflow_provider_wan.exceptions import WanError, WanStorageError
+from airflow_provider_wan.exceptions import WanError, WanRecordError, WanStorageError
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.images.source import ImageSources
 from airflow_provider_wan.landing.download import Downloader, DownloadPolicy
 from airflow_provider_wan.landing.landing import Landing
+from airflow_provider_wan.landing.table import leave_records
 from airflow_provider_wan.model_api.faults import RetryPolicy
 from airflow_provider_wan.polling.poller import RequestPoller
 from airflow_provider_wan.polling.schedule import policy_of
@@ -50,6 +54,7 @@ from airflow_provider_wan.polling.schedule import policy_of
 if TYPE_CHECKING:
     from google.cloud import storage
 
+_READ_THREADS = 16
 #: The status file of a larger batch is not written at every wait, but at most this many lines a second.
 _STATUS_ALWAYS_UP_TO, _STATUS_LINES_PER_SECOND = 2_000, 200.0
 #: Outcomes that the checkpoint leaves out: the journal has the first two, and the last is submitted again,
@@ -321,6 +326,9 @@ class Batch:
             self._log.error("The manifest could not be written: %s", error)
             manifest = ""
         self._log.info("%s. Manifest: %s", progress.line(), manifest)
+        if self._spec.records:
+            records = self._purchased_records(state)
+            leave_records(self._client, self._spec.records, self._owner, records, self._log)
         summary = summary_of(state, progress) | {
             "manifest": manifest,
             "journal": self._spec.journal,
@@ -334,6 +342,27 @@ class Batch:
             rejected_fails=self._spec.checks.on_bad_video == "fail",
         )
         return Report(summary, failure)
+
+    def _purchased_records(self, state: BatchState) -> Iterator[Record]:
+        """Read the records of the requests that this task instance has bought."""
+        plan = state.plan
+        names = [name for name, summary in plan.former.items() if summary.bought_by(self._owner)]
+        for item in plan.items.values():
+            names += [take.fingerprint for take in item.takes[:-1]]
+            result = state.results[item.fingerprint]
+            if result.outcome is Outcome.UNKNOWN or (
+                result.request_id and result.outcome is not Outcome.REUSED
+            ):
+                names.append(item.fingerprint)
+        with ThreadPoolExecutor(_READ_THREADS, "wan-read") as pool:
+            for found in pool.map(self._readable_record, dict.fromkeys(names)):
+                if found is not None and found.record.buyer == self._owner:
+                    yield found.record
+
+    def _readable_record(self, fingerprint: str) -> VersionedRecord | None:
+        with suppress(WanRecordError):  # an unreadable object: the result of its image names it
+            return self._journal.read(fingerprint)
+        return None
 
 
 def finish(batch: Batch, engine: BatchEngine) -> Report:

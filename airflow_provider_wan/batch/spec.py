@@ -54,6 +54,7 @@ class BatchSpec:
     :param budget: how much may be bought.
     :param checks: how videos are checked, and where bad ones go.
     :param rebuy_rejected: how many further takes of an image are bought, at most, while its video is rejected.
+    :param records: ``gs://bucket/prefix`` of a table, where the records of purchases are left; None: nowhere.
     :param price_usd: of one request, or of each combination of inputs; None: learned, or what the model's page states.
     """
 
@@ -75,3 +76,4 @@ class BatchSpec:
     max_size_bytes: int = 2 * 1024**3
     checks: VideoChecks = field(default_factory=VideoChecks)
     rebuy_rejected: int = 0
+    records: str | None = None

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_wan.durable.journal import BucketJournal
 from airflow_provider_wan.exceptions import WanConflictError, WanRecordError
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
-from airflow_provider_wan.landing.table import day_of, row_of, table_schema
+from airflow_provider_wan.landing.table import day_of, line_of, table_schema
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -109,8 +109,7 @@ class JournalExport:
             return name, 0, None, None
         if versioned is None:  # deleted since the listing: the next export removes its line
             return name, 0, None, None
-        line = json.dumps(row_of(versioned.record), separators=(",", ":"))
-        return name, versioned.version, day_of(versioned.record), line
+        return name, versioned.version, day_of(versioned.record), line_of(versioned.record)
 
     def _write_day(self, day: str, changes: _Day) -> None:
         """Merge the changes of a day into its file."""

@@ -1,14 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records as rows of a table: the schema, and the row of a record."""
+"""Records as rows of a table: the schema, the row of a record, and the files that tasks leave.
+
+A task writes the records of its requests at its end, as ``{records}/runs/dt=2026-01-31/{name}.jsonl``: one file for
+each day of submits, which every try of the task replaces. An export writes beside that folder.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import defaultdict
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
+from logging import Logger
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.durable.record import Record, Stage
+from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
 
+if TYPE_CHECKING:
+    from google.cloud import storage
+
+#: For how long the write of one file is retried, in seconds.
+_RETRY_FOR_S = 20.0
 #: The columns as name, type and description; BigQuery's types. A type in brackets is repeated.
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
     (
@@ -98,6 +112,46 @@ def row_of(record: Record) -> dict[str, Any]:
         **{name: facts.get(name) for name in (*_FACTS, "first_frame_likeness")},
         "digital_source_type": record.digital_source_type,
     }
+
+
+def line_of(record: Record) -> str:
+    """Return the row of a record as one line of JSON."""
+    return json.dumps(row_of(record), separators=(",", ":"))
+
+
+def leave_records(
+    client: storage.Client, destination: str, owner: str, records: Iterable[Record], log: Logger
+) -> None:
+    """Write the records of a task for a table of all runs. A failure is logged: the videos are paid for, and there.
+
+    :param destination: ``gs://bucket/prefix``.
+    :param owner: names the files; the same in every try.
+    :param records: those of the requests that the task bought or landed.
+    """
+    try:
+        bucket, prefix = split_gs_uri(destination, name="records")
+        folder = f"{prefix.rstrip('/')}/runs" if prefix.strip("/") else "runs"
+        days: defaultdict[str, list[str]] = defaultdict(list)
+        for record in records:
+            days[day_of(record)].append(line_of(record))
+        file = f"{hashlib.sha256(owner.encode()).hexdigest()[:24]}.jsonl"
+        for day, lines in days.items():
+            blob = client.bucket(bucket).blob(f"{folder}/dt={day}/{file}")
+            with storage_errors(f"Writing gs://{bucket}/{blob.name}"):
+                blob.upload_from_string(
+                    "".join(f"{line}\n" for line in lines).encode(),
+                    content_type="application/x-ndjson",
+                    timeout=TIMEOUT_S,
+                    retry=retry_policy(_RETRY_FOR_S),
+                )
+            log.info("%d records are in gs://%s/%s.", len(lines), bucket, blob.name)
+    except Exception as error:  # whatever it is, it must not fail a task that has done its work
+        log.warning(
+            "The records of this task were not all written below %s: %s. Nothing is lost, they are in the journal: "
+            "correct this and clear the task, which buys nothing, or export the journal with WanExportRecordsOperator.",
+            destination,
+            error,
+        )
 
 
 def day_of(record: Record) -> str:

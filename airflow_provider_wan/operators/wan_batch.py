@@ -126,6 +126,8 @@ class WanBatchOperator(BaseOperator):
         ``on_bad_video="reject"``. Each further take has a seed of its own, if the model has one, and a record that
         retries and reruns find. It counts against ``max_requests`` and ``max_cost_usd``; if these allow no more, the
         image stays ``rejected``.
+    :param records: ``gs://bucket/prefix`` of a table of all clips, to which the task adds the records of its requests
+        as newline-delimited JSON by day, ``runs/dt=2026-01-31/....jsonl``; None (default): to none. (templated)
     :param parallel_submits: submits at the same time, default 8.
     :param parallel_landings: landings at the same time, default 4; each takes up to 60 MB of memory.
     :param progress_interval: seconds between two lines of progress in the log, default 30.
@@ -161,6 +163,7 @@ class WanBatchOperator(BaseOperator):
         "dry_run",
         "max_failures",
         "resolve",
+        "records",
         "staging",
         "background",
         "wan_conn_id",
@@ -214,6 +217,7 @@ class WanBatchOperator(BaseOperator):
         checks: Sequence[str | UserCheck] | None = None,
         on_bad_video: OnBadVideo = "report",
         rebuy_rejected: int = 0,
+        records: str | None = None,
         parallel_submits: int = 8,
         parallel_landings: int = 4,
         progress_interval: float = 30.0,
@@ -278,6 +282,7 @@ class WanBatchOperator(BaseOperator):
         self.checks = checks
         self.on_bad_video = on_bad_video
         self.rebuy_rejected = rebuy_rejected
+        self.records = records
         self.parallel_submits = parallel_submits
         self.parallel_landings = parallel_landings
         self.progress_interval = progress_interval
@@ -455,6 +460,7 @@ class WanBatchOperator(BaseOperator):
             max_size_bytes=self.max_size_bytes,
             checks=VideoChecks.of(self.checks, self.on_bad_video),
             rebuy_rejected=self.rebuy_rejected,
+            records=given_or_none(self.records),
         )
 
     def _budget(self, task: TaskRequest) -> Any:

@@ -13,7 +13,7 @@ from airflow_provider_wan import metrics
 from airflow_provider_wan.landing.checks import OnBadVideo, UserCheck, VideoChecks, bad_video_error
 from airflow_provider_wan.links.wan import WanBucketLink, WanGenerationsLink, WanVideoLink
 from airflow_provider_wan.utils.errors import as_airflow_errors
-from airflow_provider_wan.utils.params import RequestRef, request_of
+from airflow_provider_wan.utils.params import RequestRef, given_or_none, request_of
 from airflow_provider_wan.utils.task import LinkState, TaskRequest
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class WanToGCSOperator(BaseOperator):
         extra ``[video]``.
     :param on_bad_video: ``report`` (default): a bad video lands as others do, and its verdict says why it is bad;
         ``reject``: it lands in the folder ``_rejected/`` beside the others; ``fail``: the same, and the task fails.
+    :param records: ``gs://bucket/prefix`` of a table of all clips, to which the task adds the records of the request
+        as newline-delimited JSON by day, ``runs/dt=2026-01-31/....jsonl``; None (default): to none. (templated)
     :param wan_conn_id: the connection, default ``wan_default``; its ``download_hosts`` say where videos may
         come from. (templated)
     :param gcp_conn_id: a Google Cloud connection, which needs the extra ``[google]``; None (default): Application
@@ -65,6 +67,7 @@ class WanToGCSOperator(BaseOperator):
         "request",
         "bucket_name",
         "object_name",
+        "records",
         "wan_conn_id",
         "gcp_conn_id",
         "impersonation_chain",
@@ -82,6 +85,7 @@ class WanToGCSOperator(BaseOperator):
         max_size_bytes: int = 2 * 1024**3,
         checks: Sequence[str | UserCheck] | None = None,
         on_bad_video: OnBadVideo = "report",
+        records: str | None = None,
         wan_conn_id: str = "wan_default",
         gcp_conn_id: str | None = None,
         impersonation_chain: str | Sequence[str] | None = None,
@@ -98,6 +102,7 @@ class WanToGCSOperator(BaseOperator):
         self.max_size_bytes = max_size_bytes
         self.checks = checks
         self.on_bad_video = on_bad_video
+        self.records = records
         self.wan_conn_id = wan_conn_id
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
@@ -142,6 +147,7 @@ class WanToGCSOperator(BaseOperator):
         from airflow_provider_wan.hooks.wan import WanHook
         from airflow_provider_wan.landing.download import Downloader, DownloadPolicy
         from airflow_provider_wan.landing.landing import Destination, Landing, as_landed
+        from airflow_provider_wan.landing.table import leave_records
         from airflow_provider_wan.lineage.assets import emit_hook_lineage
 
         hook = WanHook(self.wan_conn_id)
@@ -166,6 +172,8 @@ class WanToGCSOperator(BaseOperator):
         emit_hook_lineage(hook, landed, self.log)
         if journal is not None and ref.fingerprint:
             amend(journal, ref.fingerprint, ref.request_id, as_landed(landed), self.log)
+        if records := given_or_none(self.records):
+            leave_records(client, records, ref.request_id, [landed], self.log)
         return landed
 
 

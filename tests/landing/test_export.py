@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,14 @@ from airflow_provider_wan.exceptions import WanConflictError
 from airflow_provider_wan.landing.checks import VideoChecks
 from airflow_provider_wan.landing.export import JournalExport
 from airflow_provider_wan.landing.table import row_of, table_schema
+from airflow_provider_wan.operators.wan import WanSubmitOperator
 from airflow_provider_wan.operators.wan_export import WanExportRecordsOperator
-from tests.batch.batch_support import LOG, addresses, connection, run
+from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
+from tests.batch.batch_support import LOG, addresses, bad_first_take, connection, run
 from tests.landing.landing_support import FileServer, Serving
 from tests.landing.made_videos import made
 from tests.sandboxes import MODEL, Bucket
+from tests.task_runs import make_context
 from wan_sandbox.server import Sandbox
 
 JOURNAL, TABLE = "gs://videos/_journal", "gs://videos/tables/clips"
@@ -160,24 +164,98 @@ def test_two_exports_at_once_do_not_overwrite_each_other(
     assert sum(map(len, rows(bucket).values())) == 2
 
 
+# -- the records that tasks leave ------------------------------------------------------------------------------
+
+
+def run_rows(bucket: Bucket) -> list[dict[str, Any]]:
+    """Return the rows that tasks have left."""
+    return [row for name, some in rows(bucket).items() if name.startswith("runs/dt=") for row in some]
+
+
+def test_a_batch_leaves_the_records_of_its_purchases_once(bucket: Bucket, sandbox: Sandbox) -> None:
+    sandbox.add_fault("generation", "fail", img_url_contains="00003.jpg", charged=True)
+    checks = VideoChecks((bad_first_take,), "reject")
+    given: dict[str, Any] = {"checks": checks, "rebuy_rejected": 1, "records": TABLE}
+    for _ in range(2):  # a retry replaces the file
+        run(addresses(3), **given)
+        run(addresses(4), owner="dag/other/task/-1", **given)  # another run buys the last image only
+    found = run_rows(bucket)
+    assert len(found) == len({row["request_id"] for row in found}) == 7
+    assert Counter((row["stage"], row["verdict"]) for row in found) == {
+        ("landed", "bad"): 3,
+        ("landed", "good"): 3,
+        ("failed", None): 1,
+    }
+    export()
+    exported = [row for name, some in rows(bucket).items() if name.startswith("dt=") for row in some]
+    assert sorted(found, key=str) == sorted(exported, key=str)
+
+
+def test_purchases_for_images_that_have_left_the_dataset_stay_in_the_file(
+    bucket: Bucket, sandbox: Sandbox
+) -> None:
+    run(addresses(3), records=TABLE)
+    run(addresses(1), records=TABLE)
+    assert len(run_rows(bucket)) == 3
+
+
+def test_a_batch_whose_records_can_not_be_written_succeeds_and_says_what_to_do(
+    bucket: Bucket, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox.add_fault("bucket.upload", "forbidden", object_contains="runs/dt=")
+    report = run(addresses(2), records=TABLE)
+    assert report.error is None
+    assert "clear the task, which buys nothing, or export the journal with" in caplog.text
+    assert run(addresses(2), records="not an address").error is None
+    sandbox.clear_faults()
+    run(addresses(2), records=TABLE)
+    assert len(run_rows(bucket)) == 2
+    assert len(sandbox.ledger()["purchases"]) == 2
+
+
+def test_a_landing_leaves_the_record_of_its_request(bucket: Bucket, sandbox: Sandbox) -> None:
+    context = make_context()
+    request = WanSubmitOperator(task_id="submit", prompt="waves", image=addresses(1)[0], check_image=False)
+    submitted = request.execute(context)
+    for number in range(2):  # also under another name
+        land = WanToGCSOperator(
+            task_id="land",
+            request=submitted,
+            bucket_name="videos",
+            object_name=f"{number}.mp4",
+            records=TABLE,
+        )
+        land.execute(make_context())
+    (row,) = run_rows(bucket)
+    assert (row["request_id"], row["uri"], row["usable"]) == (
+        submitted["request_id"],
+        "gs://videos/1.mp4",
+        True,
+    )
+
+
 # -- the questions of the documentation ------------------------------------------------------------------------
 
 
-@pytest.fixture
+@pytest.fixture(params=["clips", "clips/runs"])
 def clips(
-    bucket: Bucket, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    bucket: Bucket,
+    sandbox: Sandbox,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Runs a batch with one rejected and one failed image, and gives its table to DuckDB."""
+    """Runs a batch with one rejected and one failed image, and gives the table of an export or of runs to DuckDB."""
     with FileServer(Serving(made("black"))) as server:
         monkeypatch.setenv(
             "AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox, download_hosts=[sandbox.url, server.url])
         )
         sandbox.add_fault("result", "link", url=f"{server.url}/v.mp4", img_url_contains="00002.jpg")
         sandbox.add_fault("generation", "fail", img_url_contains="00003.jpg", charged=True)
-        run(addresses(10), checks=VideoChecks(on_bad_video="reject"))
-        run(addresses(2), variation="second take")
+        run(addresses(10), checks=VideoChecks(on_bad_video="reject"), records=TABLE)
+        run(addresses(2), variation="second take", owner="dag/second/task/-1", records=TABLE)
     export()
-    for name in bucket.objects("tables/clips/dt="):
+    for name in bucket.objects("tables/clips/"):
         path = tmp_path / name.removeprefix("tables/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bucket.read(name))
@@ -195,7 +273,7 @@ def clips(
         for column in table_schema()
     }
     connected.execute(
-        f"CREATE VIEW my_dataset.clips AS SELECT * FROM read_json('{tmp_path}/clips/dt=*/records.jsonl', "
+        f"CREATE VIEW my_dataset.clips AS SELECT * FROM read_json('{tmp_path}/{request.param}/dt=*/*.jsonl', "
         f"format = 'newline_delimited', hive_partitioning = true, columns = {columns})"
     )
     yield connected
