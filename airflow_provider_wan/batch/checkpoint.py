@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from airflow_provider_wan.batch.plan import Item, Plan
 from airflow_provider_wan.batch.report import ImageResult
 from airflow_provider_wan.exceptions import WanError
-from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
+from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors, upload
 from airflow_provider_wan.images.source import ImageSources
 from airflow_provider_wan.model_api.fingerprints import without_signatures
 from airflow_provider_wan.model_api.schema import Model, ModelInfo, ModelSchema
@@ -325,12 +325,7 @@ class BatchFiles:
         """Write the checkpoint."""
         blob = self._client.bucket(self._bucket).blob(self._checkpoint)
         with storage_errors(f"Writing gs://{self._bucket}/{self._checkpoint}"):
-            blob.upload_from_string(
-                json.dumps(checkpoint.as_dict()),
-                content_type="application/json",
-                timeout=TIMEOUT_S,
-                retry=retry_policy(),
-            )
+            upload(blob, json.dumps(checkpoint.as_dict()).encode(), content_type="application/json")
 
     def read_checkpoint(self, log: Logger) -> Checkpoint | None:
         """Return the checkpoint; None if it is missing or unusable."""
@@ -356,13 +351,12 @@ class BatchFiles:
             for line in lines:
                 file.write(line.encode() + b"\n")
             size = file.tell()
-            file.seek(0)
             blob = self._client.bucket(self._bucket).blob(name)
             with storage_errors(f"Writing gs://{self._bucket}/{name}"):
-                blob.upload_from_file(
+                upload(
+                    blob,
                     file,
-                    size=size,
+                    size_bytes=size,
                     content_type="application/x-ndjson",
-                    timeout=TIMEOUT_S,
-                    retry=retry_policy(retry_for_s),
+                    retry_for_s=retry_for_s,
                 )

@@ -28,7 +28,7 @@ from uuid import uuid4
 
 from airflow_provider_wan.durable.record import SCHEMA, Record, Stage
 from airflow_provider_wan.exceptions import WanJournalError, WanRecordError, WanStorageError
-from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
+from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors, upload
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -329,13 +329,7 @@ class BucketJournal:
         blob.cache_control = "no-store"  # a public bucket would serve an hour-old copy
         if metadata is not None:
             blob.metadata = metadata
-        blob.upload_from_string(
-            body.encode(),
-            content_type="application/json",
-            if_generation_match=replaces,
-            timeout=TIMEOUT_S,
-            retry=retry_policy(),
-        )
+        upload(blob, body.encode(), content_type="application/json", if_generation_match=replaces)
         return int(blob.generation)
 
 

@@ -20,6 +20,7 @@ from airflow_provider_wan.hooks.gcs import (
     check_object_name,
     retry_policy,
     storage_errors,
+    upload,
 )
 from airflow_provider_wan.landing.download import Download
 from airflow_provider_wan.landing.inspector import Inspection
@@ -257,15 +258,13 @@ class Downloaded:
     def write(self, blob: storage.Blob, *, replaces: int) -> None:
         """Upload it, with the checksum sent along, so that a damaged upload never becomes an object."""
         blob.crc32c = self.download.crc32c
-        self.download.file.seek(0)
-        blob.upload_from_file(
+        upload(
+            blob,
             self.download.file,
-            size=self.download.size_bytes,
+            size_bytes=self.download.size_bytes,
             content_type=self.content_type,
             if_generation_match=replaces,
-            checksum="crc32c",
-            timeout=TIMEOUT_S,
-            retry=retry_policy(UPLOAD_RETRY_FOR_S),
+            retry_for_s=UPLOAD_RETRY_FOR_S,
         )
 
 
@@ -365,12 +364,11 @@ class RecordObject:
         blob.metadata = {META_REQUEST: id_of(record)}
         with storage_errors(f"Writing gs://{bucket}/{name}"):
             try:
-                blob.upload_from_string(
+                upload(
+                    blob,
                     (replace(record, claim="", watchers=(), earlier_buyers=()).to_json() + "\n").encode(),
                     content_type="application/json",
                     if_generation_match=replaces,
-                    timeout=TIMEOUT_S,
-                    retry=retry_policy(),
                 )
             except PreconditionFailed:
                 return False

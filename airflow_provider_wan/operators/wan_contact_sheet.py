@@ -140,17 +140,12 @@ class WanContactSheetOperator(BaseOperator):
         return {"uri": f"gs://{bucket}/{name}", "videos": videos}
 
     def _write(self, client: storage.Client, bucket: str, name: str, page: str) -> None:
-        from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
+        from airflow_provider_wan.hooks.gcs import storage_errors, upload
 
         blob = client.bucket(bucket).blob(name)
         blob.cache_control = "no-cache"
         with storage_errors(f"Writing gs://{bucket}/{name}"):
-            blob.upload_from_string(
-                page.encode(),
-                content_type="text/html; charset=utf-8",
-                timeout=TIMEOUT_S,
-                retry=retry_policy(),
-            )
+            upload(blob, page.encode(), content_type="text/html; charset=utf-8")
 
     def _add_picture(self, client: storage.Client) -> Callable[[Card], Card]:
         """Return a function that adds a small picture of its source image to a card."""

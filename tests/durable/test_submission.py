@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 import time
@@ -32,7 +31,6 @@ from airflow_provider_wan.exceptions import (
     WanTransientError,
     WanUnknownSubmissionError,
 )
-from airflow_provider_wan.hooks.gcs import retry_policy
 from airflow_provider_wan.model_api.video_spec import VideoSpec, make_video_spec
 from tests.durable.submission_support import (
     AT_ONCE,
@@ -276,9 +274,7 @@ def test_the_id_is_in_the_log_before_it_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sandbox.add_fault("bucket.upload", "quota", skip=1, object_contains=VIDEO.fingerprint)
-    monkeypatch.setattr(
-        "airflow_provider_wan.durable.journal.retry_policy", functools.partial(retry_policy, 0.01)
-    )
+    monkeypatch.setattr("airflow_provider_wan.hooks.gcs.RETRY_FOR_S", 0.01)
     monkeypatch.setattr("airflow_provider_wan.durable.submission.WRITE_ID_FOR_S", 0.05)
     with (
         caplog.at_level(logging.INFO, logger=LOG.name),
@@ -293,9 +289,7 @@ def test_the_id_is_in_the_log_before_it_is_written(
 def test_the_id_is_written_after_an_outage_of_the_bucket(
     sandbox: Sandbox, journal: BucketJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "airflow_provider_wan.durable.journal.retry_policy", functools.partial(retry_policy, 0.01)
-    )
+    monkeypatch.setattr("airflow_provider_wan.hooks.gcs.RETRY_FOR_S", 0.01)
     sandbox.add_fault("bucket.upload", "quota", skip=1, count=5, object_contains=VIDEO.fingerprint)
     sandbox.add_fault("bucket.get", "quota", skip=1, count=3, object_contains=VIDEO.fingerprint)
     obtained = submission(journal, sleep=lambda s: None).obtain(VIDEO)
@@ -685,9 +679,7 @@ def test_a_claim_whose_acknowledgement_was_lost_is_used(
     sandbox: Sandbox, journal: BucketJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bucket's answers are lost for longer than a write is retried."""
-    monkeypatch.setattr(
-        "airflow_provider_wan.durable.journal.retry_policy", functools.partial(retry_policy, 0.01)
-    )
+    monkeypatch.setattr("airflow_provider_wan.hooks.gcs.RETRY_FOR_S", 0.01)
     sandbox.add_fault("bucket.upload", "lost_ack", count=1, object_contains=VIDEO.fingerprint)
     obtained = submission(journal).obtain(VIDEO)
     assert purchases(sandbox) == [obtained.request_id]

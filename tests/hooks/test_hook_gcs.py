@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from typing import Any
 
 import pytest
+from google.api_core.exceptions import BadRequest, PreconditionFailed
 
 from airflow_provider_wan.exceptions import WanInputError, WanStorageError
 from airflow_provider_wan.hooks import gcs
@@ -200,3 +202,35 @@ def test_invalid_gs_uri_is_refused_by_the_name_of_its_parameter(uri: str, needs_
 )
 def test_object_name_may_have_any_printable_characters(name: str) -> None:
     assert check_object_name(name) == name
+
+
+@pytest.mark.parametrize("size_bytes", [0, 3, 300_000, 9 * 2**20])
+def test_an_uploaded_file_is_the_object(bucket: Bucket, size_bytes: int) -> None:
+    data = (b"0123456789abcde\n" * (size_bytes // 16 + 1))[:size_bytes]
+    blob = bucket.client.bucket(bucket.name).blob("folder/a b.bin")
+    blob.metadata = {"key": "\u00e9"}
+    blob.crc32c = gcs.crc32c_of(data)
+    file = io.BytesIO(data)
+    file.seek(0, io.SEEK_END)
+    gcs.upload(blob, file, size_bytes=size_bytes, content_type="video/mp4", if_generation_match=0)
+    found = bucket.client.bucket(bucket.name).get_blob("folder/a b.bin")
+    assert found is not None
+    assert (found.download_as_bytes(), found.content_type) == (data, "video/mp4")
+    assert (found.metadata, found.generation) == ({"key": "\u00e9"}, blob.generation)
+    with pytest.raises(PreconditionFailed):
+        gcs.upload(blob, b"other", content_type="video/mp4", if_generation_match=0)
+
+
+def test_an_upload_is_sent_again_whole_after_an_outage(bucket: Bucket, sandbox: Sandbox) -> None:
+    sandbox.add_fault("bucket.upload", "quota", count=2)
+    blob = bucket.client.bucket(bucket.name).blob("a")
+    gcs.upload(blob, io.BytesIO(b"video"), size_bytes=5, content_type="video/mp4")
+    assert bucket.client.bucket(bucket.name).blob("a").download_as_bytes() == b"video"
+
+
+def test_an_upload_with_another_checksum_is_refused(bucket: Bucket) -> None:
+    blob = bucket.client.bucket(bucket.name).blob("a")
+    blob.crc32c = gcs.crc32c_of(b"other")
+    with pytest.raises(BadRequest):
+        gcs.upload(blob, io.BytesIO(b"video"), size_bytes=5, content_type="video/mp4")
+    assert bucket.client.bucket(bucket.name).get_blob("a") is None
