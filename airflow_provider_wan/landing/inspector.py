@@ -74,7 +74,7 @@ class VideoInspector:
         if not is_available() and not self._is_told:
             self._is_told = True
             self._log.warning(
-                "PyAV is not installed, so of videos only the duration is checked. Install airflow-provider-wan[video]."
+                "Of videos only the duration is checked: PyAV or NumPy is missing. Install airflow-provider-wan[video]."
             )
         suffix = ".webm" if video.content_type == "video/webm" else ".mp4"
         try:

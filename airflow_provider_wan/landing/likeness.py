@@ -4,10 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL import Image
+
+    _Pixels = NDArray[np.float64]
 
 #: Pictures are compared at this size, in windows of 8 by 8 pixels.
 _SIDE, _WINDOW = 32, 8
@@ -25,7 +30,7 @@ def likeness(beginning: list[Image.Image], source: Image.Image) -> float | None:
 
     Mean SSIM over windows of 8 by 8 of gray pictures of 32 by 32 pixels. Of the image also parts are tried, since a
     model may crop it, and a camera move may begin close; of the video also the frames of its first two seconds, since
-    it may fade in. Unrelated photos have up to 0.2, the image itself 0.4 to 1.
+    it may fade in. Unrelated photos have up to 0.2, the image itself 0.4 to 1. Needs NumPy.
 
     :param beginning: gray frames.
     :return: None if the image is so flat that it has no structure.
@@ -35,10 +40,11 @@ def likeness(beginning: list[Image.Image], source: Image.Image) -> float | None:
     low, high = image.resize((_SIDE, _SIDE)).getextrema()
     if not beginning or high - low < 16:  # type: ignore[operator]
         return None
+    parts = cache(lambda box: _pixels(image, *_parts(box)))
     best = -1.0
     for frame in beginning:
         for image_box, frame_box in _framings(image.size, frame.size):
-            best = max(best, _best_part(image, image_box, _pixels(frame, frame_box)))
+            best = max(best, _best_match(parts(image_box), _pixels(frame, frame_box)))
             if best >= _SURELY_ALIKE:
                 return round(best, 3)
     return round(best, 3)
@@ -62,13 +68,6 @@ def _centre(size: tuple[int, int], ratio: float) -> _Box:
     return left, top, left + width, top + height
 
 
-def _best_part(image: Image.Image, box: _Box, frame: bytes) -> float:
-    """Return the best SSIM of a frame and parts of the image; the correlation chooses the parts worth comparing."""
-    parts = [_pixels(image, part) for part in _parts(box)]
-    parts.sort(key=lambda part: _correlation(part, frame), reverse=True)
-    return max(_ssim(part, frame) for part in parts[:6])
-
-
 def _parts(box: _Box) -> Iterator[_Box]:
     left, top, width, height = box[0], box[1], box[2] - box[0], box[3] - box[1]
     for zoom, places in _ZOOMS:
@@ -79,35 +78,39 @@ def _parts(box: _Box) -> Iterator[_Box]:
                 yield at_x, at_y, at_x + zoom * width, at_y + zoom * height
 
 
-def _pixels(picture: Image.Image, box: _Box) -> bytes:
+def _pixels(picture: Image.Image, *boxes: _Box) -> _Pixels:
+    """Return boxes of a gray picture, each scaled to 32 by 32 pixels."""
+    import numpy as np
     from PIL import Image
 
-    return picture.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, box=box).tobytes()
+    size, smooth = (_SIDE, _SIDE), Image.Resampling.BILINEAR
+    return np.stack([np.asarray(picture.resize(size, smooth, box=box), float) for box in boxes])
 
 
-def _moments(a: bytes, b: bytes) -> tuple[float, float, float, float, float]:
-    """Return two means, two variances and the covariance."""
-    count = len(a)
-    mean_a, mean_b = sum(a) / count, sum(b) / count
-    product = sum(x * y for x, y in zip(a, b, strict=True)) / count
-    square_a, square_b = sum(x * x for x in a) / count, sum(x * x for x in b) / count
-    return mean_a, mean_b, square_a - mean_a**2, square_b - mean_b**2, product - mean_a * mean_b
+def _best_match(parts: _Pixels, frame: _Pixels) -> float:
+    """Return the best SSIM of a frame and parts of the image; the correlation chooses the parts worth comparing."""
+    import numpy as np
+
+    _, _, variance_a, variance_b, covariance = _moments(parts, frame, axes=(1, 2))
+    has_structure = (variance_a > 1) & (variance_b > 1)
+    correlation = np.where(has_structure, covariance / np.sqrt(variance_a * variance_b + 1e-9), -1.0)
+    likely = parts[np.argsort(-correlation, kind="stable")[:6]]
+    return float(_ssim(likely, frame).max())
 
 
-def _correlation(a: bytes, b: bytes) -> float:
-    _, _, variance_a, variance_b, covariance = _moments(a, b)
-    return float(covariance / (variance_a * variance_b) ** 0.5) if variance_a > 1 and variance_b > 1 else -1.0
+def _moments(a: _Pixels, b: _Pixels, axes: tuple[int, int]) -> tuple[_Pixels, ...]:
+    """Return two means, two variances and the covariance over these axes."""
+    mean_a, mean_b = a.mean(axes), b.mean(axes)
+    variance_a, variance_b = (a * a).mean(axes) - mean_a**2, (b * b).mean(axes) - mean_b**2
+    return mean_a, mean_b, variance_a, variance_b, (a * b).mean(axes) - mean_a * mean_b
 
 
-def _ssim(a: bytes, b: bytes) -> float:
-    """Return the mean structural similarity over the windows of two pictures."""
-    total, windows = 0.0, range(0, _SIDE, _WINDOW)
-    for y in windows:
-        for x in windows:
-            rows = [slice(row * _SIDE + x, row * _SIDE + x + _WINDOW) for row in range(y, y + _WINDOW)]
-            mean_a, mean_b, variance_a, variance_b, covariance = _moments(
-                b"".join(a[row] for row in rows), b"".join(b[row] for row in rows)
-            )
-            luminance = (2 * mean_a * mean_b + _C1) / (mean_a**2 + mean_b**2 + _C1)
-            total += luminance * (2 * covariance + _C2) / (variance_a + variance_b + _C2)
-    return total / len(windows) ** 2
+def _ssim(a: _Pixels, b: _Pixels) -> _Pixels:
+    """Return the mean structural similarity over the windows of each picture of one stack and that of the other."""
+    windows = (-1, _SIDE // _WINDOW, _WINDOW, _SIDE // _WINDOW, _WINDOW)
+    mean_a, mean_b, variance_a, variance_b, covariance = _moments(
+        a.reshape(windows), b.reshape(windows), axes=(2, 4)
+    )
+    luminance = (2 * mean_a * mean_b + _C1) / (mean_a**2 + mean_b**2 + _C1)
+    similarity: _Pixels = luminance * (2 * covariance + _C2) / (variance_a + variance_b + _C2)
+    return similarity.mean((1, 2))

@@ -101,8 +101,8 @@ class VideoFacts:
 
 @cache
 def is_available() -> bool:
-    """Return whether PyAV is installed."""
-    return importlib.util.find_spec("av") is not None
+    """Return whether PyAV and NumPy, the extra ``[video]``, are installed."""
+    return all(importlib.util.find_spec(name) is not None for name in ("av", "numpy"))
 
 
 @dataclass(slots=True)
