@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 from airflow_provider_wan.exceptions import WanAuthError, WanInputError
 from airflow_provider_wan.get_provider_info import CONN_FIELDS
+from airflow_provider_wan.model_api.bodies import number_of
 from airflow_provider_wan.model_api.calls import ACCOUNT_HOST, API_HOST
-from airflow_provider_wan.model_api.coercion import coerce_value
+from airflow_provider_wan.model_api.coercion import flag_of, plain_number
 
 #: RunComfy's own storage (api-contract, Result files).
 DEFAULT_DOWNLOAD_HOSTS = ("*.runcomfy.net", "*.runcomfy.com")
@@ -154,13 +155,10 @@ def _number(extra: Mapping[str, Any], name: str, conn_id: str) -> float | None:
     value = extra.get(name)
     if value in (None, ""):
         return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = -1.0
-    if not 0 < number < 1e6:
+    number = number_of(plain_number(value))
+    if number is None or not 0 < number < 1e6:
         raise WanInputError(f"Field {name!r} of connection {conn_id!r} must be a number above 0.")
-    return number
+    return float(number)
 
 
 def _hosts(extra: Mapping[str, Any], name: str, conn_id: str) -> tuple[str, ...]:
@@ -184,7 +182,7 @@ def _hosts(extra: Mapping[str, Any], name: str, conn_id: str) -> tuple[str, ...]
 
 def _flag(extra: Mapping[str, Any], name: str, conn_id: str) -> bool:
     value = extra.get(name)
-    flag = False if value in (None, "") else coerce_value(value, ("boolean",))
-    if not isinstance(flag, bool):
+    flag = False if value in (None, "") else flag_of(value)
+    if flag is None:
         raise WanInputError(f"Field {name!r} of connection {conn_id!r} must be true or false.")
     return flag

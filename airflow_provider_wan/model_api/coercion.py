@@ -86,6 +86,12 @@ def _means_left_out(value: Any, types: tuple[str, ...]) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
+def flag_of(value: Any) -> bool | None:
+    """Return a value that is true or false, also as a word or a number; None if it is neither."""
+    flag = coerce_value(value, ("boolean",))
+    return flag if isinstance(flag, bool) else None
+
+
 def plain_number(value: Any) -> Any:
     """Return the Python number for one of numpy or a similar library, which JSON does not accept."""
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:

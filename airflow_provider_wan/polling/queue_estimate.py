@@ -13,7 +13,8 @@ them, and a request is polled when its turn has come:
 * until polls have shown that the queue is in order, every request is polled within the longest pause after the queue
   has moved: any of them may be running;
 * where polls contradict each other (a request still waits although others far behind it have started), the queue is
-  not in order. Then each request is polled by its own position, see :class:`.poller.RequestPoller`.
+  not in order. Then each request is polled by its own position, see :class:`.poller.RequestPoller`. So it is where
+  the API gives no positions.
 """
 
 from __future__ import annotations
@@ -66,9 +67,6 @@ class QueueEstimate:
         self._ends: deque[tuple[float, float]] = deque()
         self._starts_ahead = 0
         self._ends_explain_starts = False
-        #: This many of the first are polled together; doubles while all have started, if there are no positions.
-        self._probes = 0
-        self._has_positions = False
         #: When the queue moved first since all were polled; how many had left at the first poll, and by a later poll
         #: of the last one; and whether it is known that the first ones are those that leave.
         self._moved_at = math.inf
@@ -192,7 +190,7 @@ class QueueEstimate:
 
     def _whose_turn_it_is(self, now: float) -> Iterator[PolledRequest]:
         """Yield the requests that have probably started."""
-        allowed = max(len(self._ends), self._probes)
+        allowed = len(self._ends)
         left = self.left_by(now)
         for place, request in enumerate(self._waiting):
             if place >= allowed and (request.ticket is None or request.ticket + _TURN > left):
@@ -208,13 +206,10 @@ class QueueEstimate:
 
     # -- answers -------------------------------------------------------------------------------------------
 
-    def on_queued(self, request: PolledRequest, position: int | None, now: float) -> None:
+    def on_queued(self, request: PolledRequest, position: int, now: float) -> None:
         """Record that a request in the estimate is still queued, and its position."""
         assert request.ticket is not None
         request.next_at = now + self._gap_s(now)
-        if position is None:
-            self._on_bound(request, now)
-            return
         moved_back = request.position is not None and position > request.position
         request.position = position
         position = self._places_ahead(position)
@@ -280,7 +275,7 @@ class QueueEstimate:
 
     def _on_move(self, now: float) -> None:
         """Record that the queue has moved: until its order is known, each request may be running."""
-        if self._has_positions and not self._is_proven and self._moved_at == math.inf:
+        if self._seen_waiting and not self._is_proven and self._moved_at == math.inf:
             self._moved_at = now
             self._last_polled_at = min(self._last_polled_at, now - 0.5 * self._longest_s())
 
@@ -299,8 +294,6 @@ class QueueEstimate:
         if self._ends:
             return self._ends.popleft()
         self._starts_ahead += 1
-        if not self._has_positions:
-            self._probes = 2 * self._probes or 2
         return None
 
     def _waited_until(self, request: PolledRequest) -> float | None:
@@ -341,22 +334,12 @@ class QueueEstimate:
             self._measures = deque(((at, left - 1) for at, left in self._measures), _REMEMBERED_MEASURES)
         return position - self._first_position
 
-    def _on_bound(self, request: PolledRequest, now: float) -> None:
-        """Record a queued request without a position: the queue has not moved past it."""
-        assert request.ticket is not None
-        if self._left is not None and self._left > request.ticket + self._slack():
-            self._contradicting.add(request.request_id)
-        self._probes = 0
-        if request is self._waiting[0]:
-            self._ends.clear()
-            self._measured_at = now
-
     def _see(self, left: float, now: float) -> None:
         self._measure(left, now)
-        self._starts_ahead = self._probes = 0
-        if not self._has_positions:
-            self._has_positions = True
+        self._starts_ahead = 0
+        if self._seen_waiting is None:
             self._left_at_first = min(0.0, left)
+            self._seen_waiting = now, left
             self._on_move(now)  # those that started before are not known
         self._seen_waiting = now, self._left or left
 

@@ -118,12 +118,14 @@ def flag_of(given: Any, *, name: str) -> bool:
 
     :raises WanInputError: it is another text.
     """
-    from airflow_provider_wan.model_api.coercion import coerce_value
+    from airflow_provider_wan.model_api import coercion
 
-    flag = coerce_value(given_or_none(given), ("boolean",))
-    if flag is not None and not isinstance(flag, bool):
+    if given_or_none(given) is None:
+        return False
+    flag = coercion.flag_of(given)
+    if flag is None:
         raise WanInputError(f"{name}={str(given)[:80]!r} is neither true nor false.")
-    return bool(flag)
+    return flag
 
 
 def seconds_of(given: timedelta | float) -> float:

@@ -23,15 +23,14 @@ def number_of(given: Any, *, name: str) -> float | None:
 
     :raises WanInputError: it is not a number.
     """
-    given = given_or_none(given)
-    if given is None:
+    from airflow_provider_wan.model_api import bodies, coercion
+
+    if given_or_none(given) is None:
         return None
-    try:
-        if isinstance(given, bool):
-            raise ValueError
-        return float(given)
-    except (TypeError, ValueError):
-        raise WanInputError(f"{name}={str(given)[:80]!r} is not a number. Nothing was bought.") from None
+    number = bodies.number_of(coercion.plain_number(given))
+    if number is None:
+        raise WanInputError(f"{name}={str(given)[:80]!r} is not a number. Nothing was bought.")
+    return float(number)
 
 
 def prices_of(given: Any) -> float | dict[str, float] | None:

@@ -90,7 +90,8 @@ def test_other_accounts_take_few_polls_too(account: Account, polls: float) -> No
 def test_positions_are_not_needed() -> None:
     outcome = poll_all(Account(requests=1000, concurrency=100), with_position=False)
     assert outcome.median_delay <= 0.10
-    assert outcome.polls_a_request <= 10
+    assert outcome.polls_a_request <= 20
+    assert outcome.unpolled_s <= 61.0
 
 
 @pytest.mark.parametrize("order", ["newest first", "random"])
