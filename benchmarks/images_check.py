@@ -30,10 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from images_prepare import make_photographs
 
 from airflow_provider_wan.hooks.gcs import storage_client
-from airflow_provider_wan.images.check import check
-from airflow_provider_wan.images.dataset_reader import DatasetReader
+from airflow_provider_wan.images.dataset import DatasetReader
 from airflow_provider_wan.images.inspect import inspect
 from airflow_provider_wan.images.preparation import Counts, Preparation
+from airflow_provider_wan.images.prepare import check
 from airflow_provider_wan.images.source import ImageOptions, ImageSources
 from airflow_provider_wan.model_api.schema import LazyModel, Model
 

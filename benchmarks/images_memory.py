@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import hashlib
 import io
 import json
 import logging
@@ -41,17 +40,19 @@ def control(bucket_url: str, path: str, body: dict[str, Any]) -> None:
 
 def fill(bucket_url: str, way: str, rows: int) -> None:
     from airflow_provider_wan.hooks.gcs import storage_client
-    from airflow_provider_wan.images.dataset import PreparedRow
+    from airflow_provider_wan.images.dataset import PreparedImage
 
     if way == "prefix":
         content = _small_image()
         body = {"bucket": "data", "prefix": f"set-{rows}/", "count": rows, "suffix": ".bmp"}
         control(bucket_url, "seed", body | {"text": content.decode("latin-1")})
         return
-    row = PreparedRow("", "", 640, 480, 81234, "0" * 64, ("encoded as JPEG, quality 95",), "md5:" + "0" * 32)
+    image = PreparedImage(
+        "", "", 640, 480, 81234, "0" * 64, ("encoded as JPEG, quality 95",), "md5:" + "0" * 32
+    )
     with tempfile.TemporaryFile() as file:
         for number in range(rows):
-            line = row.as_dict() | {
+            line = image.as_dict() | {
                 "source": f"gs://data/photos/{number:06}.jpg",
                 "staged_uri": f"gs://data/staged/{number:06}.jpg",
                 "inputs": {"prompt": f"Photograph {number}: a slow move closer", "seed": number},
@@ -96,16 +97,17 @@ def run_once(way: str, rows: int) -> None:
 def stage_mark(bucket_url: str) -> None:
     """Stage a prepared copy of the one image that all objects of the prefix contain."""
     from airflow_provider_wan.hooks.gcs import storage_client
-    from airflow_provider_wan.images.prepare import PreparedImage
-    from airflow_provider_wan.images.staging import Recipe, Staging
+    from airflow_provider_wan.images.prepare import PreparedFile
+    from airflow_provider_wan.images.readers import WebReader, md5_identity
+    from airflow_provider_wan.images.staging import Staging, copy_key
     from airflow_provider_wan.model_api.schema import Model
 
     (rules,) = Model.bundled("wan-ai/wan-2-2/image-to-video").images
     assert rules is not None
     data = _small_image()
-    key = Recipe(rules).key("md5:" + hashlib.md5(data, usedforsecurity=False).hexdigest())
-    prepared = PreparedImage("x", data, "0" * 64, 640, 480, len(data), "JPEG", "image/jpeg", ("fixed",))
-    Staging(storage_client(), "gs://data/staged").put(key, prepared)
+    key = copy_key(md5_identity(data), rules, background="white", too_small="upscale")
+    prepared = PreparedFile(data, "JPEG", 640, 480, ("fixed",))
+    Staging(storage_client(), "gs://data/staged").put(key, WebReader("https://example.com/a.bmp"), prepared)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from airflow_provider_wan.images.preparation import map_in_order
-from airflow_provider_wan.images.prepare import PreparedImage, prepare
+from airflow_provider_wan.images.prepare import prepare
 from airflow_provider_wan.images.source import usable_cores
 from airflow_provider_wan.model_api.schema import ImageRules, Model
 
@@ -74,20 +74,26 @@ def pillow_loop(paths: list[Path], rules: ImageRules) -> int:
     return total
 
 
+def prepare_file(path: Path, rules: ImageRules) -> int:
+    result = prepare(path.read_bytes(), rules=rules, name=path.name)
+    assert result.sha256
+    return len(result.data)
+
+
 def in_threads(paths: list[Path], rules: ImageRules) -> int:
     """The package's own preparation."""
     total = 0
-    for path, result in map_in_order(partial(prepare, rules=rules), paths):
-        if not isinstance(result, PreparedImage):
+    for path, result in map_in_order(partial(prepare_file, rules=rules), paths):
+        if not isinstance(result, int):
             raise SystemExit(f"{path}: {result}")
-        total += result.size_bytes
+        total += result
     return total
 
 
 def in_processes(paths: list[Path], rules: ImageRules) -> int:
     """The same work in worker processes, for comparison."""
     with ProcessPoolExecutor(usable_cores()) as pool:
-        return sum(result.size_bytes for result in pool.map(partial(prepare, rules=rules), paths))
+        return sum(pool.map(partial(prepare_file, rules=rules), paths))
 
 
 WAYS: dict[str, Callable[[list[Path], ImageRules], int]] = {

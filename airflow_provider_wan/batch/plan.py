@@ -20,7 +20,7 @@ from airflow_provider_wan.durable.journal import RecordSummary
 from airflow_provider_wan.durable.record import Stage
 from airflow_provider_wan.exceptions import WanInputError, WanRefusedError
 from airflow_provider_wan.hooks.gcs import check_object_name
-from airflow_provider_wan.images.dataset import DatasetRow, RowError, RowImage
+from airflow_provider_wan.images.dataset import DatasetRow, RowError
 from airflow_provider_wan.images.source import ImageSource, ImageSources
 from airflow_provider_wan.model_api.fingerprints import take_of
 from airflow_provider_wan.model_api.inputs import clip_seconds
@@ -67,15 +67,12 @@ def open_rows(rows: Iterable[DatasetRow | RowError], sources: ImageSources) -> I
 
 
 def _is_identified(row: DatasetRow) -> bool:
-    images = [RowImage(row.image or None, row.known, row.prepared)]
-    for found in row.images.values():
-        images += found if isinstance(found, tuple) else (found,)
     return all(
         image.prepared is not None
         or (image.known is not None and image.known.md5 is not None)
         or image.address is None
         or image.address.startswith(("http://", "https://"))
-        for image in images
+        for image in row.images
     )
 
 
@@ -305,7 +302,7 @@ def _check_pattern(pattern: str, available: Iterable[str]) -> None:
 def _object_name(pattern: str, row: DatasetRow, item: Item) -> str:
     values = {
         **{name: _for_name(value) for name, value in row.passthrough.items() if value not in (None, "")},
-        "name": _for_name(_stem(item.source.shown)) or "image" if item.source.placed else "video",
+        "name": _for_name(_stem(item.source.shown)) or "image" if item.source.images else "video",
         "fingerprint": item.fingerprint[:_SHOWN_HEX],
         "variation": _for_name(row.variation or ""),
     }

@@ -17,7 +17,7 @@ from airflow_provider_wan.durable.journal import BucketJournal, RecordSummary, a
 from airflow_provider_wan.durable.record import Stage
 from airflow_provider_wan.exceptions import WanError, WanRecordError
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
-from airflow_provider_wan.images.dataset_reader import DatasetReader
+from airflow_provider_wan.images.dataset import DatasetReader
 from airflow_provider_wan.images.source import ImageSources, InputCheck
 from airflow_provider_wan.model_api.fingerprints import take_of
 

@@ -46,7 +46,7 @@ class BatchLimits:
 class BatchSpec:
     """The specification of a batch.
 
-    :param images: any form that :class:`~airflow_provider_wan.images.dataset_reader.DatasetReader` accepts.
+    :param images: any form that :class:`~airflow_provider_wan.images.dataset.DatasetReader` accepts.
     :param object_name: see :func:`~airflow_provider_wan.batch.plan.plan_rows`.
     :param journal: ``gs://bucket/prefix``.
     :param limits: how much at once, and for how long.

@@ -77,11 +77,6 @@ class ImageFacts:
         """Height in px after the EXIF orientation is applied."""
         return self.width if self.orientation >= 5 else self.height
 
-    @property
-    def has_private_metadata(self) -> bool:
-        """Whether the header holds anything that should not be published."""
-        return bool(self.private)
-
 
 def inspect(source: bytes | ImageReader, *, name: str | None = None) -> ImageFacts:
     """Return format, size, mode, orientation and metadata of an image from its header.

@@ -10,9 +10,9 @@ import io
 import json
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_wan.exceptions import WanDownloadError, WanError, WanInputError, WanStorageError
@@ -23,22 +23,13 @@ from airflow_provider_wan.hooks.gcs import (
     split_gs_uri,
     storage_errors,
 )
-from airflow_provider_wan.images.check import check, explain
 from airflow_provider_wan.images.codecs import BrokenRule, UnusableImageError
-from airflow_provider_wan.images.dataset import DatasetRow, PreparedRow, RowError
-from airflow_provider_wan.images.dataset_reader import Row
+from airflow_provider_wan.images.dataset import DatasetRow, PreparedImage, Row, RowError, RowImage
 from airflow_provider_wan.images.inspect import inspect
-from airflow_provider_wan.images.prepare import fits_as_it_is
-from airflow_provider_wan.images.readers import ImageReader
-from airflow_provider_wan.images.source import (
-    ImageSource,
-    ImageSources,
-    InputCheck,
-    PlacedImage,
-    needs_copy,
-    usable_cores,
-)
+from airflow_provider_wan.images.prepare import check, explain, fits_as_it_is
+from airflow_provider_wan.images.source import ImageSource, ImageSources, InputCheck, usable_cores
 from airflow_provider_wan.model_api.fingerprints import canonical_url
+from airflow_provider_wan.model_api.schema import ImageRules
 from airflow_provider_wan.model_api.video_spec import make_video_spec
 
 if TYPE_CHECKING:
@@ -52,73 +43,49 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """Why one row can't be used.
+class Unusable:
+    """A row that can't be used.
 
-    :param image: address of the image, without signature; the row's place if it names no image.
-    :param row: the row's place in the dataset.
-    :param rule: the rule that it breaks: one of the model (``max_side_px``...), or ``row``, ``inputs``, ``address``,
-        ``reachable``, ``image``, ``decodable``.
-    :param value: the image's or row's value.
-    :param limit: what the rule allows.
-    :param message: value and limit in a sentence.
+    :param problems: why, as lines of the report: ``image`` (its address without signature; the row's place if it names
+        no image), ``row`` (its place in the dataset), ``rule`` (one of the model, such as ``max_side_px``, or ``row``,
+        ``inputs``, ``address``, ``reachable``, ``image``, ``decodable``), ``value`` of the image or row, ``limit``
+        that the rule sets, and ``message``.
     """
 
-    image: str
-    row: str
-    rule: str
-    value: str | float | None
-    limit: str | float | None
-    message: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON values: one line of the report."""
-        return asdict(self)
+    problems: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Unusable:
-    """A row that can't be used, with all its problems."""
+class Usable:
+    """A row that can be used.
 
-    problems: tuple[Problem, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A row that was prepared.
-
-    :param is_fit: whether all its images are sent as they are.
+    :param row: the row; its images are prepared, or in a plan only identified.
+    :param is_fit: whether all its images are sent as they are; else they were fixed, or can be.
     :param was_prepared: whether earlier runs prepared all of them.
     :param notes: remarks about the source images.
+    :param fingerprint: of its video; empty outside a plan.
     """
 
-    row: PreparedRow
+    row: DatasetRow
     is_fit: bool
     was_prepared: bool
     notes: tuple[str, ...] = ()
-
-    @property
-    def image(self) -> str:
-        """Address of the first image."""
-        return self.row.source
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """A row as it was found, before anything is done to it.
+class _UsableImage:
+    """The same of one image."""
 
-    :param is_fit: whether all its images are sent as they are; else they can be fixed.
-    :param was_prepared: whether earlier runs have fixed or passed all of them already.
-    :param notes: remarks about the source images.
-    :param inputs: its inputs, on which the price depends.
-    """
-
-    image: str
-    fingerprint: str
+    image: RowImage
     is_fit: bool
     was_prepared: bool
     notes: tuple[str, ...] = ()
-    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, image: RowImage, prepared: PreparedImage) -> _UsableImage:
+        image = replace(image, prepared=prepared)
+        return cls(image, not prepared.changes, not prepared.is_new, prepared.notes)
 
 
 class Preparation:
@@ -139,134 +106,44 @@ class Preparation:
                 "rules for images, can't be read. image_field= or schema= helps."
             )
 
-    def run(self, rows: Iterable[Row]) -> Iterator[Ready | Unusable]:
+    def run(self, rows: Iterable[Row]) -> Iterator[Usable | Unusable]:
         """Prepare each row.
 
         :raises WanStorageError: a bucket cannot be reached, or not be used, which concerns all images.
         """
         return self._each(rows, self._prepare)
 
-    def plan(self, rows: Iterable[Row]) -> Iterator[Planned | Unusable]:
+    def plan(self, rows: Iterable[Row]) -> Iterator[Usable | Unusable]:
         """Inspect the header of each row's image, and earlier preparations of it; nothing is written."""
         return self._each(rows, self._plan)
 
-    def _each(self, rows: Iterable[Row], function: Any) -> Iterator[Any]:
+    def _each(
+        self, rows: Iterable[Row], function: Callable[[Row], Usable | Unusable]
+    ) -> Iterator[Usable | Unusable]:
         for row, result in map_in_order(function, rows, workers=self._workers):
             if isinstance(result, WanStorageError):
                 raise result
-            if isinstance(result, Exception):
-                yield _unusable(row, "image", str(result))
-            else:
-                yield result
+            yield _unusable(row, "image", result) if isinstance(result, WanError) else result
 
-    def _prepare(self, row: Row) -> Ready | Unusable:
+    def _prepare(self, row: Row) -> Usable | Unusable:
+        source = self._open(row)
+        return source if isinstance(source, Unusable) else self._of_images(source, self._prepare_image)
+
+    def _plan(self, row: Row) -> Usable | Unusable:
         source = self._open(row)
         if isinstance(source, Unusable):
             return source
-        assert isinstance(row, DatasetRow)
-        inputs = dict(row.inputs)
-        images: dict[str, Any] = {}
-        done: list[PreparedRow] = []
-        notes: list[str] = []
-        problems: list[Problem] = []
-        was_prepared = True
-        for placed in source.placed:
-            if self._model.rules_of(placed.input_name) is None:  # a video or audio: nothing to prepare
-                _add(inputs, placed, placed.image.address)
-                continue
-            prepared = placed.image.prepared
-            if prepared is None:
-                try:
-                    prepared, was_before, about = self._prepared(placed)
-                except (WanInputError, WanDownloadError) as error:
-                    problems += _refused(row, error, placed).problems
-                    continue
-                was_prepared = was_prepared and was_before
-                notes += about
-            done.append(prepared)
-            if not placed.is_source:
-                _add(images, placed, prepared)
-        if problems:
-            return Unusable(tuple(problems))
-        if not done:
-            return _unusable(row, "row", "there is no image")
-        first = replace(
-            done[0],
-            inputs=inputs,
-            variation=row.variation,
-            passthrough=dict(row.passthrough),
-            input_name=None if source.image else next(iter(images)),
-            images={
-                name: tuple(image) if isinstance(image, list) else image for name, image in images.items()
-            },
-        )
-        is_fit = not any(image.changes for image in done)
-        return Ready(first, is_fit, was_prepared, tuple(notes))
-
-    def _prepared(self, placed: PlacedImage) -> tuple[PreparedRow, bool, tuple[str, ...]]:
-        """Prepare one image; return it, whether an earlier run had prepared it, and the notes about it."""
-        reader = self._reader(placed)
-        staged, was_prepared = self._sources.prepare(reader, self._sources.recipe(placed.input_name))
-        prepared = PreparedRow(
-            source=reader.address,
-            staged_uri=self._sources.address_of(reader, staged),
-            width=staged.width,
-            height=staged.height,
-            size_bytes=staged.size_bytes,
-            sha256=staged.sha256,
-            changes=staged.changes,
-            identity=reader.identity,
-        )
-        return prepared, was_prepared, staged.notes
-
-    def _plan(self, row: Row) -> Planned | Unusable:
-        source = self._open(row)
-        if isinstance(source, Unusable):
-            return source
-        assert isinstance(row, DatasetRow)
-        is_fit, was_prepared, notes = True, True, list[str]()
-        problems: list[Problem] = []
-        for placed in source.placed:
-            if self._model.rules_of(placed.input_name) is None:
-                continue
-            try:
-                fits, was_before, about = self._planned(placed)
-            except (WanInputError, WanDownloadError) as error:
-                problems += _refused(row, error, placed).problems
-                continue
-            is_fit, was_prepared = is_fit and fits, was_prepared and was_before
-            notes += about
-        if problems:
-            return Unusable(tuple(problems))
+        result = self._of_images(source, self._plan_image)
+        if isinstance(result, Unusable):
+            return result
         spec = make_video_spec(
             self._model.model_id,
-            row.inputs,
+            source.row.inputs,
             image=source.image,
             more_images=source.more_images,
-            variation=row.variation,
+            variation=source.row.variation,
         )
-        return Planned(source.shown, spec.fingerprint, is_fit, was_prepared, tuple(notes), row.inputs)
-
-    def _planned(self, placed: PlacedImage) -> tuple[bool, bool, tuple[str, ...]]:
-        """Inspect one image; return whether it is sent as it is, whether it was prepared before, and notes about it.
-
-        :raises UnusableImageError: it breaks a rule that can't be fixed.
-        """
-        if placed.image.prepared is not None:
-            return not placed.image.prepared.changes, True, ()
-        reader, recipe = self._reader(placed), self._sources.recipe(placed.input_name)
-        found = self._sources.find_prepared(reader, recipe)
-        if found is not None:
-            return not found.changes, True, ()
-        facts = inspect(reader)
-        broken = check(facts, recipe.rules, too_small=recipe.too_small)
-        if hopeless := tuple(rule for rule in broken if not rule.fixable):
-            raise UnusableImageError(explain(facts, hopeless), hopeless)
-        return fits_as_it_is(facts, recipe.rules) and not needs_copy(reader), False, facts.notes
-
-    def _reader(self, placed: PlacedImage) -> ImageReader:
-        assert placed.image.address is not None
-        return self._sources.reader_of(placed.image.address, placed.image.known)
+        return replace(result, fingerprint=spec.fingerprint)
 
     def _open(self, row: Row) -> ImageSource | Unusable:
         """Identify the images of a row, and check its inputs."""
@@ -275,39 +152,99 @@ class Preparation:
         try:
             source = self._sources.open(row)
         except WanInputError as error:
-            return _unusable(row, "address", str(error))
+            return _unusable(row, "address", error)
         problem = self._inputs.problem(row.inputs, source.fields)
-        return source if problem is None else _unusable(row, "inputs", str(problem))
+        return source if problem is None else _unusable(row, "inputs", problem)
+
+    def _of_images(
+        self, source: ImageSource, function: Callable[[RowImage, ImageRules], _UsableImage]
+    ) -> Usable | Unusable:
+        """Apply a function to each image of a row, and collect the results or all problems."""
+        row = source.row
+        images, done, problems = list[RowImage](), list[_UsableImage](), list[dict[str, Any]]()
+        for image in source.images:
+            rules = self._model.rules_of(image.input_name or "")
+            if rules is None:  # a video or audio: nothing to prepare
+                images.append(image)
+                continue
+            try:
+                done.append(function(image, rules))
+                images.append(done[-1].image)
+            except UnusableImageError as error:
+                problems += [_problem(row, rule, image) for rule in error.broken]
+            except WanInputError as error:
+                problems += _unusable(row, "image", error, image).problems
+            except WanDownloadError as error:
+                problems += _unusable(row, "reachable", error, image).problems
+        if problems:
+            return Unusable(tuple(problems))
+        if not done:
+            return _unusable(row, "row", "there is no image")
+        return Usable(
+            replace(row, images=tuple(images)),
+            is_fit=all(each.is_fit for each in done),
+            was_prepared=all(each.was_prepared for each in done),
+            notes=tuple(note for each in done for note in each.notes),
+        )
+
+    def _prepare_image(self, image: RowImage, rules: ImageRules) -> _UsableImage:
+        prepared = image.prepared or self._sources.prepare(self._sources.reader_of(image), rules)
+        return _UsableImage.of(image, prepared)
+
+    def _plan_image(self, image: RowImage, rules: ImageRules) -> _UsableImage:
+        if image.prepared is not None:
+            return _UsableImage.of(image, image.prepared)
+        reader = self._sources.reader_of(image)
+        found = self._sources.find_prepared(reader, rules)
+        if found is not None:
+            return _UsableImage.of(image, found)
+        facts = inspect(reader)
+        broken = check(facts, rules, too_small=self._sources.options.too_small)
+        if hopeless := tuple(rule for rule in broken if not rule.fixable):
+            raise UnusableImageError(explain(facts, hopeless), hopeless)
+        is_fit = fits_as_it_is(facts, rules) and not reader.needs_copy
+        return _UsableImage(image, is_fit, was_prepared=False, notes=facts.notes)
 
 
-def _add(values: dict[str, Any], placed: PlacedImage, value: Any) -> None:
-    """Add what belongs to an image to the values by input; a list for an input that was given a list."""
-    if placed.is_listed:
-        values.setdefault(placed.input_name, []).append(value)
-    else:
-        values[placed.input_name] = value
+def _unusable(row: Row, rule: str, message: object, image: RowImage | None = None) -> Unusable:
+    broken = BrokenRule(rule, None, None, str(message), fixable=False)
+    return Unusable((_problem(row, broken, image),))
 
 
-@dataclass(slots=True)
+def _problem(row: Row, broken: BrokenRule, image: RowImage | None = None) -> dict[str, Any]:
+    address = image.address if image else row.image if isinstance(row, DatasetRow) else None
+    is_named = image is not None and not image.is_source
+    return {
+        "image": canonical_url(address) if address else row.where,
+        "row": row.where,
+        "rule": broken.rule,
+        "value": broken.value,
+        "limit": broken.limit,
+        "message": f"{image.input_name}: {broken.message}" if image and is_named else broken.message,
+    }
+
+
+# -- counts ------------------------------------------------------------------------------------------------
+
+
 class Counts:
     """The result of a preparation or of a plan, in numbers.
 
-    :param fit: usable as they are.
-    :param fixed: usable once fixed.
-    :param unusable: not usable.
-    :param prepared_before: of ``fit`` and ``fixed``: those that an earlier run has prepared.
-    :param bought_before: of them: those whose video was bought before.
-    :param repeated: of them: those that ask for the same video as an earlier row.
-    :param by_rule: how many rows break which rule.
+    :param bought: fingerprints that were bought before.
+    :ivar fit: rows that are usable as they are.
+    :ivar fixed: usable once fixed.
+    :ivar unusable: not usable.
+    :ivar prepared_before: of ``fit`` and ``fixed``: those that an earlier run has prepared.
+    :ivar bought_before: of them: those whose video was bought before.
+    :ivar repeated: of them: those that ask for the same video as an earlier row.
+    :ivar by_rule: how many rows break which rule.
     """
 
-    fit: int = 0
-    fixed: int = 0
-    unusable: int = 0
-    prepared_before: int = 0
-    bought_before: int = 0
-    repeated: int = 0
-    by_rule: Counter[str] = field(default_factory=Counter)
+    def __init__(self, bought: Iterable[str] = ()) -> None:
+        self._bought = {_short(fingerprint) for fingerprint in bought}
+        self._planned: set[int] = set()
+        self.fit = self.fixed = self.unusable = self.prepared_before = self.bought_before = self.repeated = 0
+        self.by_rule: Counter[str] = Counter()
 
     @property
     def total(self) -> int:
@@ -316,18 +253,27 @@ class Counts:
 
     @property
     def to_buy(self) -> int:
-        """Videos that would be bought."""
+        """Videos that would be bought: each once, and none that was bought before."""
         return self.fit + self.fixed - self.bought_before - self.repeated
 
-    def add(self, result: Ready | Planned | Unusable) -> None:
-        """Count one row."""
+    def add(self, result: Usable | Unusable) -> bool:
+        """Count one row; return whether a plan would buy its video."""
         if isinstance(result, Unusable):
             self.unusable += 1
-            self.by_rule.update({problem.rule for problem in result.problems})
-            return
+            self.by_rule.update({problem["rule"] for problem in result.problems})
+            return False
         self.fit += result.is_fit
         self.fixed += not result.is_fit
         self.prepared_before += result.was_prepared
+        if not result.fingerprint:
+            return False
+        short = _short(result.fingerprint)
+        if short in self._planned:
+            self.repeated += 1
+            return False
+        self._planned.add(short)
+        self.bought_before += short in self._bought
+        return short not in self._bought
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
@@ -341,50 +287,9 @@ class Counts:
         }
 
 
-class Purchases:
-    """Which videos of a dataset would be bought: each once, and none that was bought before.
-
-    :param bought: fingerprints that were bought before.
-    """
-
-    def __init__(self, bought: Iterable[str]) -> None:
-        self._bought: Collection[int] = {_short(fingerprint) for fingerprint in bought}
-        self._counted: set[int] = set()
-
-    def add(self, fingerprint: str, counts: Counts) -> bool:
-        """Count one video; return whether it would be bought."""
-        short = _short(fingerprint)
-        if short in self._counted:
-            counts.repeated += 1
-            return False
-        self._counted.add(short)
-        counts.bought_before += short in self._bought
-        return short not in self._bought
-
-
 def _short(fingerprint: str) -> int:
     """Shorten a fingerprint for counting: a hundred thousand whole ones would take 15 MB."""
     return int(fingerprint[:15], 16)
-
-
-def _refused(row: DatasetRow, error: WanInputError | WanDownloadError, placed: PlacedImage) -> Unusable:
-    if isinstance(error, UnusableImageError):
-        return Unusable(tuple(_problem(row, rule, placed) for rule in error.broken))
-    rule = "reachable" if isinstance(error, WanDownloadError) else "image"
-    return Unusable((_problem(row, BrokenRule(rule, None, None, str(error), fixable=False), placed),))
-
-
-def _unusable(row: Row, rule: str, message: str) -> Unusable:
-    return Unusable((_problem(row, BrokenRule(rule, None, None, message, fixable=False)),))
-
-
-def _problem(row: Row, broken: BrokenRule, placed: PlacedImage | None = None) -> Problem:
-    address = placed.image.address if placed else row.image if isinstance(row, DatasetRow) else None
-    image = canonical_url(address) if address else row.where
-    message = (
-        broken.message if placed is None or placed.is_source else f"{placed.input_name}: {broken.message}"
-    )
-    return Problem(image, row.where, broken.rule, broken.value, broken.limit, message)
 
 
 # -- the results in the bucket -----------------------------------------------------------------------------

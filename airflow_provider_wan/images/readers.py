@@ -80,6 +80,11 @@ class ImageReader:
         return None
 
     @property
+    def needs_copy(self) -> bool:
+        """Whether it is sent from a copy in a bucket although it fits: a file, or a link that may not be kept."""
+        return False
+
+    @property
     def size_bytes(self) -> int | None:
         """Its size, if known so far."""
         raise NotImplementedError
@@ -304,8 +309,8 @@ class WebReader(ImageReader):
         self._head = bytearray()
 
     @property
-    def is_signed(self) -> bool:
-        """Whether the address holds more than may be recorded."""
+    def needs_copy(self) -> bool:
+        """Whether the address is signed: it may not be recorded."""
         return self.address != self.url
 
     @property
@@ -423,6 +428,11 @@ class FileReader(ImageReader):
 
     def __init__(self, path: str) -> None:
         self.address = path
+
+    @property
+    def needs_copy(self) -> bool:
+        """Return true."""
+        return True
 
     @cached_property
     def identity(self) -> str:

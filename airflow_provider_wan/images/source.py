@@ -20,17 +20,17 @@ from logging import Logger
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanInputError, WanRefusedError
-from airflow_provider_wan.images.check import TooSmall, check_sent_as_it_is
-from airflow_provider_wan.images.dataset import (
-    Columns,
-    DatasetRow,
-    PreparedRow,
-    RowImage,
-    is_source_list,
-    row_of_cells,
-)
+from airflow_provider_wan.images.codecs import UnusableImageError
+from airflow_provider_wan.images.dataset import Columns, DatasetRow, PreparedImage, RowImage, row_of_cells
 from airflow_provider_wan.images.inspect import ImageFacts, check_whole, inspect
-from airflow_provider_wan.images.prepare import fits_as_it_is, prepare
+from airflow_provider_wan.images.prepare import (
+    TooSmall,
+    check,
+    explain,
+    fits_as_it_is,
+    parse_background,
+    prepare,
+)
 from airflow_provider_wan.images.readers import (
     WEB_MOST_BYTES,
     BucketReader,
@@ -41,8 +41,7 @@ from airflow_provider_wan.images.readers import (
     look_up_object,
     md5_identity,
 )
-from airflow_provider_wan.images.signed_urls import DEFAULT_LIFETIME_S, ObjectLinks
-from airflow_provider_wan.images.staging import Recipe, Staged, Staging
+from airflow_provider_wan.images.staging import DEFAULT_LIFETIME_S, ObjectLinks, Staging, copy_key
 from airflow_provider_wan.model_api.fingerprints import canonical_url
 from airflow_provider_wan.model_api.inputs import validate_inputs
 from airflow_provider_wan.model_api.schema import ImageRules, LazyModel, load_schema
@@ -55,9 +54,10 @@ if TYPE_CHECKING:
 #: Bytes of files that are read and prepared at the same time; a larger file goes alone.
 MOST_BYTES = 256 * 1024 * 1024
 
-
 #: Takes the place of an address that does not exist yet while the other inputs are validated.
 _PLACEHOLDER = "https://storage.googleapis.com/image"
+#: Of each identified image, what a saved plan keeps besides the image itself.
+_SAVED = ("input_name", "is_source", "is_listed", "shown", "identity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,12 @@ class ImageOptions:
 
     :param staging: ``gs://bucket/prefix`` of prepared copies; None: nothing is fixed, and an image that does not fit is
         refused.
-    :param background: the colour behind transparent parts.
+    :param background: the colour behind transparent parts, a colour name or ``#rrggbb``.
     :param too_small: ``"upscale"`` or ``"reject"``.
     :param check: whether an image is checked before the purchase.
     :param allow_private: whether images are read from private addresses too.
     :param link_lifetime_s: how long a signed link works, in seconds.
+    :raises WanInputError: ``background`` is no colour, or ``too_small`` another word.
     """
 
     staging: str | None = None
@@ -80,29 +81,10 @@ class ImageOptions:
     allow_private: bool = False
     link_lifetime_s: float = DEFAULT_LIFETIME_S
 
-
-_NO_ROW = DatasetRow()
-
-
-@dataclass(frozen=True, slots=True)
-class PlacedImage:
-    """An image of a row, and the input that takes it.
-
-    :param is_source: whether the row gives it as the source image, not by the name of its input.
-    :param is_listed: whether it is one of a list.
-    :param shown: its address as it may be shown and recorded, once it is identified.
-    :param identity: the identity of its content, once it is identified; None: its address identifies it.
-    """
-
-    input_name: str
-    image: RowImage = field(repr=False)
-    is_source: bool = False
-    is_listed: bool = False
-    shown: str = ""
-    identity: str | None = None
-
-
-_PLACED = ("input_name", "is_source", "is_listed", "shown", "identity")
+    def __post_init__(self) -> None:
+        parse_background(self.background)
+        if self.too_small not in ("upscale", "reject"):
+            raise WanInputError('too_small must be "upscale" or "reject".')
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,67 +92,68 @@ class ImageSource:
     """The images of one video: identified, and not read before a purchase.
 
     :param row: the row that names them.
-    :param placed: the images, the source image first.
+    :param images: the images, the source image first.
     """
 
     row: DatasetRow = field(repr=False)
-    placed: tuple[PlacedImage, ...]
+    images: tuple[RowImage, ...]
     sources: ImageSources = field(repr=False)
 
     @property
-    def images(self) -> tuple[SourceImage, ...]:
-        """The images as they are sent, the source image first."""
+    def _to_send(self) -> tuple[SourceImage, ...]:
         make = self.sources.make_address
         return tuple(
-            SourceImage(
-                placed.input_name, placed.shown, placed.identity, partial(make, placed), placed.is_listed
-            )
-            for placed in self.placed
+            SourceImage(each.input_name or "", each.shown, each.identity, partial(make, each), each.is_listed)
+            for each in self.images
         )
 
     @property
     def image(self) -> SourceImage | None:
         """The source image; None: the row gives none, or gives it by the name of its input."""
-        return self.images[0] if self.placed and self.placed[0].is_source else None
+        return self._to_send[0] if self.images and self.images[0].is_source else None
 
     @property
     def more_images(self) -> tuple[SourceImage, ...]:
         """The images that the row gives by the name of their input."""
-        return self.images[self.image is not None :]
+        return self._to_send[self.image is not None :]
 
     @property
     def shown(self) -> str:
         """The address of the first image as it may be shown and recorded; without an image, the row's place."""
-        return self.placed[0].shown if self.placed else self.row.where
+        return self.images[0].shown if self.images else self.row.where
 
     @property
     def fields(self) -> dict[str, bool]:
         """The inputs that take the images, and whether each takes a list."""
-        return {placed.input_name: placed.is_listed for placed in self.placed}
+        return {each.input_name or "": each.is_listed for each in self.images}
 
     def without_row(self) -> ImageSource:
         """Return it without its row: a plan of 100,000 videos has what it needs of each row."""
-        return replace(self, row=_NO_ROW if self.placed else DatasetRow(origin=self.row.where))
+        return replace(self, row=_NO_ROW if self.images else DatasetRow(origin=self.row.where))
 
     def addresses(self) -> dict[str, Any]:
         """Check, fix, stage and sign the images; return the address of each by its input, or a list of them.
 
         Call it only immediately before a purchase, and keep the result nowhere.
         """
-        return by_field(self.images, address_to_send)
+        return by_field(self._to_send, address_to_send)
 
     def saved(self) -> list[dict[str, Any]]:
         """Return the images as plain JSON values, for :meth:`ImageSources.restored`."""
-        saved = []
-        for placed in self.placed:
-            address, known, prepared = placed.image.address, placed.image.known, placed.image.prepared
-            image = {
-                "address": address,
-                "known": known and asdict(known),
-                "prepared": prepared and prepared.as_dict(),
+        return [
+            {name: getattr(each, name) for name in _SAVED}
+            | {
+                "image": {
+                    "address": each.address,
+                    "known": each.known and asdict(each.known),
+                    "prepared": each.prepared and each.prepared.as_dict(),
+                }
             }
-            saved.append({name: getattr(placed, name) for name in _PLACED} | {"image": image})
-        return saved
+            for each in self.images
+        ]
+
+
+_NO_ROW = DatasetRow()
 
 
 class ImageSources:
@@ -189,9 +172,6 @@ class ImageSources:
         options: ImageOptions | None = None,
     ) -> None:
         self.options = options or ImageOptions()
-        Recipe(
-            ImageRules(""), self.options.background, self.options.too_small
-        )  # refuses options that are not valid
         self.model = model
         self._log = log
         self._make_client = make_client
@@ -217,32 +197,37 @@ class ImageSources:
                 self._client = self._make_client()
             return self._client
 
-    @property
-    def staging(self) -> Staging | None:
-        """The place of prepared copies."""
-        return Staging(self.client, self.options.staging) if self.options.staging else None
-
-    def recipe(self, field: str) -> Recipe:
-        """Return how the images of an input are prepared: by the model's rules and the user's options.
-
-        :raises WanInputError: the model's rules are not known.
-        """
-        rules = self.model.known.rules_of(field)
-        if rules is None:
-            raise WanInputError(
-                f"The rules of model {self.model.model_id} for images are not known, so none can be prepared for it."
-            )
-        return Recipe(rules, self.options.background, self.options.too_small)
+    # -- which image it is ---------------------------------------------------------------------------------
 
     def open(self, given: str | Mapping[str, Any] | DatasetRow) -> ImageSource:
         """Identify the images of one video, without reading them where their identity is known.
 
         :param given: ``gs://``, ``https://`` or a path; a row of a dataset, or a row or a prepared row as a mapping.
-        :raises WanInputError: it has another form, or there is no such object or file.
+        :raises WanInputError: it has another form, or there is no such object or file; or the input that takes the
+            source image is not known.
         :raises WanStorageError: the bucket cannot be reached.
         """
         row = row_of(given)
-        return ImageSource(row, tuple(map(self._identified, self.placed(row))), self)
+        others = frozenset(each.input_name for each in row.images if each.input_name)
+        has_image = row.image is not None
+        images = []
+        for each in row.images:
+            name = each.input_name or self._image_field(others)
+            # By its name or as the image of the row, the source image of a bundled model is the same video.
+            is_source = not each.is_listed and (
+                not each.input_name or (not has_image and name == self._bundled_field)
+            )
+            images.append(self._identified(replace(each, input_name=name, is_source=is_source)))
+        return ImageSource(row, tuple(sorted(images, key=lambda each: not each.is_source)), self)
+
+    def _identified(self, image: RowImage) -> RowImage:
+        if image.prepared is not None:
+            shown = canonical_url(image.prepared.source)
+            return replace(image, shown=shown, identity=image.prepared.identity)
+        reader = self.reader_of(image)
+        identity = reader.identity
+        known = reader.facts if isinstance(reader, BucketReader) else None  # a purchase reads that generation
+        return replace(image, known=known, shown=reader.address, identity=identity)
 
     def restored(self, saved: Iterable[Mapping[str, Any]], row: str) -> ImageSource:
         """Return a source that was saved: nothing is looked up.
@@ -250,16 +235,18 @@ class ImageSources:
         :param saved: see :meth:`ImageSource.saved`; an address of None is one that may not be saved.
         :param row: the row's place.
         """
-        placed = []
+        images = []
         for line in saved:
-            known, prepared = line["image"]["known"], line["image"]["prepared"]
-            image = RowImage(
-                line["image"]["address"],
-                known and ObjectFacts(**known),
-                prepared and PreparedRow.from_dict(prepared),
+            address, known, prepared = (line["image"][name] for name in ("address", "known", "prepared"))
+            images.append(
+                RowImage(
+                    address,
+                    known=known and ObjectFacts(**known),
+                    prepared=prepared and PreparedImage.from_dict(prepared),
+                    **{name: line[name] for name in _SAVED},
+                )
             )
-            placed.append(PlacedImage(**{**line, "image": image}))
-        return ImageSource(DatasetRow(origin=row), tuple(placed), self)
+        return ImageSource(DatasetRow(origin=row), tuple(images), self)
 
     def columns(
         self,
@@ -282,46 +269,14 @@ class ImageSources:
         inputs = None if bundled is None else {*bundled.fields, *(schema.fields if schema else ())}
         return Columns(inputs, defaults, variation, tuple(passthrough), images, needs_image or bool(required))
 
-    def placed(self, row: DatasetRow) -> list[PlacedImage]:
-        """Return the images of a row with the inputs that take them, the source image first.
-
-        :raises WanInputError: the input that takes the source image is not known.
-        """
-        others = frozenset(name for name, found in row.images.items() if not is_source_list(name, found))
-        placed = []
-        if row.image:
-            image = RowImage(row.image, row.known, row.prepared)
-            placed.append(PlacedImage(self._image_field(others), image, is_source=True))
-        for name, found in row.images.items():
-            if isinstance(found, RowImage):
-                # By its name or as the image of the row, the source image of a bundled model is the same video.
-                is_source = not row.image and name == self._bundled_field
-                placed.append(PlacedImage(name, found, is_source))
-            else:
-                name = self._image_field(others) if is_source_list(name, found) else name
-                placed += [PlacedImage(name, image, is_listed=True) for image in found]
-        return sorted(placed, key=lambda each: not each.is_source)
-
-    def _identified(self, placed: PlacedImage) -> PlacedImage:
-        image = placed.image
-        if image.prepared is not None:  # its own inputs are in the row
-            lean = replace(image.prepared, inputs={}, passthrough={}, images={})
-            shown, identity = canonical_url(lean.source), lean.identity
-            return replace(placed, image=replace(image, prepared=lean), shown=shown, identity=identity)
-        assert image.address is not None
-        reader = self.reader_of(image.address, image.known)
-        identity = reader.identity
-        if isinstance(reader, BucketReader):  # the purchase reads the object that was identified
-            image = replace(image, known=reader.facts)
-        return replace(placed, image=image, shown=reader.address, identity=identity)
-
-    def reader_of(self, address: str, known: ObjectFacts | None = None) -> ImageReader:
+    def reader_of(self, image: RowImage) -> ImageReader:
         """Return a reader of an image.
 
-        :param known: its metadata from a listing, if any.
+        :raises WanInputError: its address has another form, or there is no such object.
         """
+        address = image.address or ""
         if address.startswith("gs://"):
-            return BucketReader(self.client, known or look_up_object(self.client, address))
+            return BucketReader(self.client, image.known or look_up_object(self.client, address))
         if address.startswith(("http://", "https://")):
             return WebReader(address, allow_private=self.options.allow_private)
         if not address or "://" in address or address[:5].lower() == "data:":
@@ -331,108 +286,95 @@ class ImageSources:
             )
         return FileReader(address)
 
-    def prepare(self, reader: ImageReader, recipe: Recipe) -> tuple[Staged, bool]:
-        """Make an image acceptable, and keep the copy in the staging prefix.
+    # -- prepared copies -----------------------------------------------------------------------------------
 
-        :return: the prepared image, and whether an earlier run had prepared it.
+    @cached_property
+    def _staging(self) -> Staging | None:
+        return Staging(self.client, self.options.staging) if self.options.staging else None
+
+    def _copy_key(self, identity: str, rules: ImageRules) -> str:
+        return copy_key(identity, rules, background=self.options.background, too_small=self.options.too_small)
+
+    def find_prepared(self, reader: ImageReader, rules: ImageRules) -> PreparedImage | None:
+        """Return the result of an earlier preparation of an image whose content is known without reading it."""
+        if self._staging is None or reader.identity is None:
+            return None
+        return self._staging.find(self._copy_key(reader.identity, rules), reader)
+
+    def prepare(self, reader: ImageReader, rules: ImageRules) -> PreparedImage:
+        """Make an image acceptable, and keep the copy in the staging prefix, unless an earlier run has done it.
+
         :raises WanInputError: it can't be made acceptable.
         """
-        identity = reader.identity
-        if identity is not None and (found := self._find(identity, recipe, needs_copy(reader))) is not None:
-            return found, True
+        found = self.find_prepared(reader, rules)
+        if found is not None:
+            return found
         with self._limits.holding(reader.size_bytes):
+            return self._prepare_data(reader, reader.read_all(), rules)
+
+    def _prepare_data(self, reader: ImageReader, data: bytes, rules: ImageRules) -> PreparedImage:
+        staging, options = self._staging, self.options
+        assert staging is not None
+        key = self._copy_key(reader.identity or md5_identity(data), rules)
+        if reader.identity is None:  # from the web: only the content shows whether it was prepared before
+            found = staging.find(key, reader)
+            if found is not None:
+                return found
+        with self._limits.decoding:
+            prepared = prepare(
+                data,
+                rules=rules,
+                name=reader.address,
+                background=options.background,
+                too_small=options.too_small,
+            )
+        return staging.put(key, reader, prepared)
+
+    # -- the address that is sent --------------------------------------------------------------------------
+
+    def make_address(self, image: RowImage) -> str:
+        """Check, fix, stage and sign an image, and return the address to send.
+
+        :raises WanInputError: the model would refuse it, or it is not there any more.
+        """
+        if image.address is None:
+            raise WanInputError(
+                f"{image.shown} is not in the dataset any more. Its address was signed, so it was not saved. Nothing "
+                "was bought for it."
+            )
+        if image.prepared is not None:
+            return self._url_of_prepared(image.prepared)
+        reader, rules = self.reader_of(image), self.model.known.rules_of(image.input_name or "")
+        if not (self.options.check or self.options.staging) or rules is None:
+            return self._url_as_it_is(reader)
+        if self.options.staging is None:
+            with self._limits.holding(reader.size_bytes):
+                facts = check_sent_as_it_is(reader, rules, too_small=self.options.too_small)
+            self._warn_of(facts)
+            return self._url_as_it_is(reader)
+        if not isinstance(reader, WebReader):
+            return self._url_of_staged(reader, self.prepare(reader, rules))
+        with self._limits.holding(None):  # read once, to check and to prepare
             data = reader.read_all()
-            if identity is None:  # from the web: only the content shows whether it was prepared before
-                found = self._find(md5_identity(data), recipe, needs_copy(reader))
-                if found is not None:
-                    return found, True
-            return self._prepare_data(reader, data, recipe), False
+            facts = inspect(data, name=reader.address)
+            if fits_as_it_is(facts, rules):
+                check_whole(data, facts)
+                return reader.url
+            prepared = self._prepare_data(reader, data, rules)
+        return self._url_of_staged(reader, prepared)
 
-    def find_prepared(self, reader: ImageReader, recipe: Recipe) -> Staged | None:
-        """Return the result of an earlier preparation of an image whose content is known without reading it."""
-        if self.staging is None or reader.identity is None:
-            return None
-        return self._find(reader.identity, recipe, needs_copy(reader))
-
-    def address_of(self, reader: ImageReader, staged: Staged) -> str:
-        """Return the address of the submitted image, as it may be recorded."""
-        if staged.object_name is None:
-            return reader.address
-        assert self.options.staging is not None
-        return f"gs://{Staging(self.client, self.options.staging).bucket}/{staged.object_name}"
+    def _url_of_staged(self, reader: ImageReader, prepared: PreparedImage) -> str:
+        if prepared.changes and prepared.is_new:
+            self._log.info("Prepared %s: %s.", reader.address, "; ".join(prepared.changes))
+        for note in prepared.notes:
+            self._log.warning("%s: %s.", reader.address, note)
+        address = prepared.staged_uri
+        return self.link_to(address) if address.startswith("gs://") else self._url_as_it_is(reader)
 
     def link_to(self, uri: str) -> str:
         """Sign a link to an object of a bucket."""
         bucket, _, name = uri.removeprefix("gs://").partition("/")
         return ObjectLinks(self.client, lifetime_s=self.options.link_lifetime_s).link_to(bucket, name)
-
-    def _find(self, identity: str, recipe: Recipe, copy: bool) -> Staged | None:
-        staging = self.staging
-        assert staging is not None
-        return staging.find(recipe.key(identity), copy=copy)
-
-    def _prepare_data(self, reader: ImageReader, data: bytes, recipe: Recipe) -> Staged:
-        staging = self.staging
-        assert staging is not None
-        with self._limits.decoding:
-            prepared = prepare(
-                data,
-                rules=recipe.rules,
-                name=reader.address,
-                background=recipe.background,
-                too_small=recipe.too_small,
-            )
-        key = recipe.key(reader.identity or md5_identity(data))
-        return staging.put(key, prepared, copy=needs_copy(reader))
-
-    # -- one image -----------------------------------------------------------------------------------------
-
-    def make_address(self, placed: PlacedImage) -> str:
-        """Check, fix, stage and sign an image, and return the address to send.
-
-        :raises WanInputError: the model would refuse it, or it is not there any more.
-        """
-        field, image = placed.input_name, placed.image
-        if image.address is None:
-            raise WanInputError(
-                f"{placed.shown} is not in the dataset any more. Its address was signed, so it was not saved. Nothing "
-                "was bought for it."
-            )
-        if image.prepared is not None:
-            return self._url_of_prepared(image.prepared)
-        reader = self.reader_of(image.address, image.known)
-        if not (self.options.check or self.options.staging) or self.model.known.rules_of(field) is None:
-            return self._url_as_it_is(reader)
-        recipe = self.recipe(field)
-        if self.options.staging is None:
-            with self._limits.holding(reader.size_bytes):
-                facts = check_sent_as_it_is(reader, recipe.rules, too_small=self.options.too_small)
-            self._warn_of(facts)
-            return self._url_as_it_is(reader)
-        if isinstance(reader, WebReader):
-            return self._web_address(reader, recipe)
-        return self._address_of_prepared(reader, *self.prepare(reader, recipe))
-
-    def _web_address(self, reader: WebReader, recipe: Recipe) -> str:
-        """Return the address itself if the image fits, else that of its copy; it is read once for both."""
-        with self._limits.holding(None):
-            data = reader.read_all()
-            facts = inspect(data, name=reader.address)
-            if fits_as_it_is(facts, recipe.rules):
-                check_whole(data, facts)
-                return reader.url
-            found = self._find(md5_identity(data), recipe, needs_copy(reader))
-            if found is not None:
-                return self._address_of_prepared(reader, found, True)
-            return self._address_of_prepared(reader, self._prepare_data(reader, data, recipe), False)
-
-    def _address_of_prepared(self, reader: ImageReader, staged: Staged, was_prepared: bool) -> str:
-        if staged.changes and not was_prepared:
-            self._log.info("Prepared %s: %s.", reader.address, "; ".join(staged.changes))
-        for note in staged.notes:
-            self._log.warning("%s: %s.", reader.address, note)
-        address = self.address_of(reader, staged)
-        return self.link_to(address) if address.startswith("gs://") else self._url_as_it_is(reader)
 
     def _url_as_it_is(self, reader: ImageReader) -> str:
         if isinstance(reader, WebReader):
@@ -456,20 +398,20 @@ class ImageSources:
         for note in facts.notes:
             self._log.warning("%s: %s.", facts.name, note)
 
-    def _url_of_prepared(self, row: PreparedRow) -> str:
+    def _url_of_prepared(self, image: PreparedImage) -> str:
         """Return the address of a prepared image, if the object has not changed since."""
-        if not row.staged_uri.startswith("gs://"):
-            return row.staged_uri
-        facts = look_up_object(self.client, row.staged_uri)
-        is_source = row.staged_uri == row.source
-        changed = (facts.size_bytes != row.size_bytes and not facts.is_gzip) or (
-            is_source and facts.md5 is not None and row.identity not in (None, f"md5:{facts.md5}")
+        if not image.staged_uri.startswith("gs://"):
+            return image.staged_uri
+        facts = look_up_object(self.client, image.staged_uri)
+        is_source = image.staged_uri == image.source
+        changed = (facts.size_bytes != image.size_bytes and not facts.is_gzip) or (
+            is_source and facts.md5 is not None and image.identity not in (None, f"md5:{facts.md5}")
         )
         if changed:
             raise WanInputError(
-                f"{row.staged_uri} has changed since it was prepared. Nothing was bought. Prepare the images again."
+                f"{image.staged_uri} has changed since it was prepared. Nothing was bought. Prepare the images again."
             )
-        return self.link_to(row.staged_uri)
+        return self.link_to(image.staged_uri)
 
 
 class InputCheck:
@@ -508,9 +450,38 @@ class InputCheck:
         return validate_inputs(self._model.known, {**inputs, **addresses}, is_partial=self._is_partial)
 
 
-def needs_copy(reader: ImageReader) -> bool:
-    """Return whether an image needs a copy in a bucket although it fits: a file, or a link that may not be kept."""
-    return isinstance(reader, FileReader) or (isinstance(reader, WebReader) and reader.is_signed)
+def check_sent_as_it_is(
+    reader: ImageReader, rules: ImageRules, *, too_small: TooSmall = "upscale"
+) -> ImageFacts:
+    """Refuse an image that is sent as it is and that the model would refuse, or that is cut off.
+
+    It is read once: whole, or only its header if its size alone is too large.
+
+    :raises UnusableImageError: the model would refuse it.
+    """
+    limit = rules.max_size_bytes_exclusive
+    if limit is not None and reader.size_bytes is not None and reader.size_bytes >= limit:
+        facts, data = inspect(reader), None
+    else:
+        data = reader.read_all()
+        facts = inspect(data, name=reader.address)
+    broken = check(facts, rules, too_small=too_small)
+    if broken:
+        hint = ' staging="gs://bucket/prefix" does it.' if all(rule.fixable for rule in broken) else ""
+        raise UnusableImageError(explain(facts, broken) + hint, broken)
+    if data is not None:
+        check_whole(data, facts)
+    return facts
+
+
+def check_public_image(url: str, rules: ImageRules, *, allow_private: bool) -> None:
+    """Refuse an image behind a public address that the model would refuse.
+
+    :raises WanInputError: the model would refuse it, or it cannot be read anonymously.
+    :raises WanDownloadError: it cannot be read now.
+    """
+    if url.startswith(("http://", "https://")):
+        check_sent_as_it_is(WebReader(url, allow_private=allow_private), rules)
 
 
 def row_of(given: str | Mapping[str, Any] | DatasetRow) -> DatasetRow:
@@ -523,7 +494,7 @@ def row_of(given: str | Mapping[str, Any] | DatasetRow) -> DatasetRow:
     if isinstance(given, str):
         if not given.strip():
             raise WanInputError("The address of the image is empty. Nothing was bought.")
-        return DatasetRow(given.strip())
+        return DatasetRow((RowImage(given.strip()),))
     try:
         return row_of_cells(given, origin="", line=0, columns=Columns())
     except ValueError as error:

@@ -25,8 +25,8 @@ from airflow_provider_wan.utils.task import bucket_journal
 if TYPE_CHECKING:
     from airflow_provider_wan.durable.journal import BucketJournal
     from airflow_provider_wan.hooks.wan import WanHook
-    from airflow_provider_wan.images.dataset_reader import DatasetReader
-    from airflow_provider_wan.images.preparation import Counts, Planned, Preparation, Ready, Unusable
+    from airflow_provider_wan.images.dataset import DatasetReader
+    from airflow_provider_wan.images.preparation import Counts, Preparation, Unusable, Usable
     from airflow_provider_wan.images.source import ImageSources
     from airflow_provider_wan.model_api.schema import LazyModel
 
@@ -215,10 +215,10 @@ class WanPrepareImagesOperator(BaseOperator):
             if isinstance(result, Unusable):
                 shown.add(result)
                 for problem in result.problems:
-                    written.report(problem.as_dict())
+                    written.report(problem)
             else:
                 notes.add(result)
-                written.add(result.row.as_dict())
+                written.add(result.row.as_prepared())
             if counts.total % _LOG_EVERY == 0:
                 self.log.info("%d images so far, %d of them can't be used.", counts.total, counts.unusable)
         if not counts.total and self.on_empty == "skip":
@@ -274,20 +274,19 @@ class WanPrepareImagesOperator(BaseOperator):
         self, reader: DatasetReader, preparation: Preparation, model: LazyModel, hook: WanHook | None
     ) -> dict[str, Any]:
         from airflow_provider_wan.batch.prices import PriceBook
-        from airflow_provider_wan.images.preparation import Counts, Purchases, Unusable
+        from airflow_provider_wan.images.preparation import Counts, Unusable
 
-        counts, shown, notes, headers_only = Counts(), _Table(), _Notes(), 0
         journal = self._journal()
+        counts, shown, notes, headers_only = Counts(_bought(journal)), _Table(), _Notes(), 0
         prices, to_buy = PriceBook(hook, journal, model, self.log), Counter[str]()
-        purchases = Purchases(_bought(journal))
         for result in preparation.plan(reader.rows(self.dataset)):
-            counts.add(result)
+            is_bought = counts.add(result)
             if isinstance(result, Unusable):
                 shown.add(result)
             else:
                 notes.add(result)
-                if purchases.add(result.fingerprint, counts):
-                    to_buy[prices.key_of(result.inputs)] += 1
+                if is_bought:
+                    to_buy[prices.key_of(result.row.inputs)] += 1
                 headers_only += not result.was_prepared
         price = prices.refreshed_summary(to_buy)
         self._log_counts(counts, shown, notes, "fixable")
@@ -343,7 +342,7 @@ class WanPrepareImagesOperator(BaseOperator):
         )
 
     def _reader(self, sources: ImageSources) -> DatasetReader:
-        from airflow_provider_wan.images.dataset_reader import DatasetReader
+        from airflow_provider_wan.images.dataset import DatasetReader
 
         columns = sources.columns(
             defaults=mapping_of(self.inputs, name="inputs"),
@@ -379,10 +378,10 @@ class _Notes:
         self.lines: list[str] = []
         self.total = 0
 
-    def add(self, result: Ready | Planned) -> None:
+    def add(self, result: Usable) -> None:
         self.total += bool(result.notes)
         if result.notes and len(self.lines) < _SHOWN_PROBLEMS:
-            self.lines.append(f"{result.image}: {'; '.join(result.notes)}")
+            self.lines.append(f"{result.row.images[0].shown}: {'; '.join(result.notes)}")
 
 
 def _bought(journal: BucketJournal | None) -> Iterator[str]:
@@ -413,9 +412,7 @@ class _Table:
     def add(self, result: Unusable) -> None:
         for problem in result.problems:
             if len(self.rows) < _SHOWN_PROBLEMS:
-                self.rows.append(
-                    {name: problem.as_dict()[name] for name in ("image", "rule", "value", "message")}
-                )
+                self.rows.append({name: problem[name] for name in ("image", "rule", "value", "message")})
 
     def text(self, total: int) -> str:
         lines = [("image", "rule", "value", "what")]

@@ -59,15 +59,14 @@ def open_images(
     :param images: as :func:`given_images` returns it.
     :raises WanInputError: the input that takes ``image`` is not known; or an address can't be used.
     """
-    from airflow_provider_wan.images.dataset import DatasetRow, RowImage
+    from airflow_provider_wan.images.dataset import DatasetRow, RowImage, images_of_input
     from airflow_provider_wan.images.source import row_of
 
     row = row_of(image) if image is not None else DatasetRow()
-    more = {
-        field: tuple(map(RowImage, value)) if isinstance(value, list) else RowImage(value)
-        for field, value in images.items()
-    }
-    return sources.open(replace(row, images={**row.images, **more}))
+    found = [each for each in row.images if each.input_name not in images]
+    for field, given in images.items():
+        found += images_of_input(field, given, RowImage)
+    return sources.open(replace(row, images=tuple(found)))
 
 
 def shown_image(image: Any) -> str | None:
@@ -103,8 +102,8 @@ def image_sources(
     :raises WanInputError: the link would not work for as long as the task waits.
     """
     from airflow_provider_wan.hooks.gcs import storage_client
-    from airflow_provider_wan.images.signed_urls import DEFAULT_LIFETIME_S
     from airflow_provider_wan.images.source import ImageOptions, ImageSources
+    from airflow_provider_wan.images.staging import DEFAULT_LIFETIME_S
 
     lifetime_s = max(DEFAULT_LIFETIME_S, waits_for_s) if link_lifetime is None else seconds_of(link_lifetime)
     if lifetime_s < waits_for_s:

@@ -232,7 +232,7 @@ def video_spec_of(
     :param check_image: whether to check the images.
     :raises WanInputError: the inputs are not JSON, or an image is given twice.
     """
-    from airflow_provider_wan.images.check import check_public_image
+    from airflow_provider_wan.images.source import check_public_image
     from airflow_provider_wan.model_api.video_spec import make_video_spec
 
     if source is not None:

@@ -31,7 +31,7 @@ from airflow_provider_wan.durable.journal import BucketJournal, TaskStateJournal
 from airflow_provider_wan.durable.record import Record
 from airflow_provider_wan.get_provider_info import get_provider_info
 from airflow_provider_wan.hooks.gcs import storage_client
-from airflow_provider_wan.images.dataset import DatasetRow, PreparedRow
+from airflow_provider_wan.images.dataset import DatasetRow, PreparedImage, RowImage
 from airflow_provider_wan.images.preparation import Preparation
 from airflow_provider_wan.images.source import ImageSources
 from airflow_provider_wan.model_api.fingerprints import fingerprint
@@ -88,8 +88,8 @@ def row_of(case: Mapping[str, Any], *, is_prepared: bool) -> DatasetRow:
     field = image_field(case)
     inputs = {name: value for name, value in case["inputs"].items() if name != field}
     image, identity, variation = case["inputs"][field], case["identity"], case["variation"]
-    prepared = PreparedRow(image, image, 640, 480, 1, "0" * 64, identity=identity)
-    return DatasetRow(image, inputs, variation, prepared=prepared if is_prepared else None)
+    prepared = PreparedImage(image, image, 640, 480, 1, "0" * 64, identity=identity)
+    return DatasetRow((RowImage(image, prepared=prepared if is_prepared else None),), inputs, variation)
 
 
 def image_field(case: Mapping[str, Any]) -> str:

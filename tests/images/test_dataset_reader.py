@@ -12,8 +12,14 @@ from typing import Any
 import pytest
 
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.images.dataset import Columns, DatasetRow, PreparedRow, RowError
-from airflow_provider_wan.images.dataset_reader import DatasetReader, Row
+from airflow_provider_wan.images.dataset import (
+    Columns,
+    DatasetReader,
+    DatasetRow,
+    PreparedImage,
+    Row,
+    RowError,
+)
 from tests.image_samples import put_gzip
 from tests.sandboxes import Bucket
 
@@ -27,7 +33,7 @@ def read(bucket: Bucket) -> Read:
 
 
 def images(rows: list[Row]) -> list[str]:
-    return [row.image if isinstance(row, DatasetRow) else f"error: {row.message}" for row in rows]
+    return [str(row.image) if isinstance(row, DatasetRow) else f"error: {row.message}" for row in rows]
 
 
 def test_prefix_yields_its_images_with_facts_of_the_listing(bucket: Bucket, read: Read) -> None:
@@ -42,7 +48,10 @@ def test_prefix_yields_its_images_with_facts_of_the_listing(bucket: Bucket, read
         bucket.put(name, b"data")
     rows = read("gs://videos/shoes/")
     assert images(rows) == [f"gs://videos/shoes/{name}" for name in ("a ä.png", "b.JPG", "deep/c.heic")]
-    assert all(isinstance(row, DatasetRow) and row.known and row.known.size_bytes == 4 for row in rows)
+    assert all(
+        isinstance(row, DatasetRow) and row.images[0].known and row.images[0].known.size_bytes == 4
+        for row in rows
+    )
     assert all(isinstance(row, DatasetRow) and row.inputs == {"prompt": "waves"} for row in rows)
 
 
@@ -97,10 +106,9 @@ def test_a_manifest_larger_than_a_block_loses_no_line(bucket: Bucket, read: Read
 
 
 def test_list_mixes_addresses_rows_prefixes_and_manifests(bucket: Bucket, read: Read) -> None:
-    prepared = PreparedRow(
-        "gs://videos/p.jpg", "gs://videos/staged/p.jpg", 640, 480, 9, "ab", inputs={"seed": 3}
-    )
-    bucket.put("chunk.jsonl", json.dumps(prepared.as_dict()).encode())
+    image = PreparedImage("gs://videos/p.jpg", "gs://videos/staged/p.jpg", 640, 480, 9, "ab")
+    prepared = {**image.as_dict(), "inputs": {"seed": 3}, "variation": None}
+    bucket.put("chunk.jsonl", json.dumps(prepared).encode())
     bucket.put("shoes/a.jpg", b"x")
     dataset = [
         "gs://videos/one.jpg",
@@ -111,7 +119,7 @@ def test_list_mixes_addresses_rows_prefixes_and_manifests(bucket: Bucket, read: 
         5,
         "gs://videos/shoes/",
         "gs://videos/chunk.jsonl",
-        prepared.as_dict(),
+        prepared,
     ]
     rows = read(json.dumps(dataset))
     assert images(rows) == [
@@ -127,7 +135,7 @@ def test_list_mixes_addresses_rows_prefixes_and_manifests(bucket: Bucket, read: 
     ]
     for row in rows[-2:]:
         assert isinstance(row, DatasetRow)
-        assert row.prepared == prepared
+        assert row.images[0].prepared == image
         assert row.inputs == {"prompt": "waves", "seed": 3}
 
 

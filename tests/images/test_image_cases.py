@@ -14,9 +14,9 @@ import requests
 from PIL import Image, ImageFile
 
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.images.dataset_reader import DatasetReader
+from airflow_provider_wan.images.dataset import DatasetReader
 from airflow_provider_wan.images.inspect import inspect
-from airflow_provider_wan.images.preparation import Planned, Preparation, Ready, Unusable
+from airflow_provider_wan.images.preparation import Preparation, Unusable, Usable
 from airflow_provider_wan.images.prepare import prepare
 from airflow_provider_wan.images.source import ImageOptions, ImageSources
 from airflow_provider_wan.model_api.schema import LazyModel, Model
@@ -76,15 +76,17 @@ def test_plan_preparation_and_submit_agree(path: Path, bucket: Bucket, sources: 
 
     if isinstance(right, str):
         assert isinstance(prepared, Unusable)
-        assert right in [problem.rule for problem in prepared.problems]
-        assert isinstance(planned, Planned if path.name in BEHIND_THE_HEADER else Unusable)
+        assert right in [problem["rule"] for problem in prepared.problems]
+        assert isinstance(planned, Usable if path.name in BEHIND_THE_HEADER else Unusable)
         for options in ({}, {"staging": "gs://videos/staged"}):
             with pytest.raises(WanInputError, match=r"Upload it again|Nothing was bought"):
                 sources(**options).open(uri).addresses()["img_url"]
         return
-    assert isinstance(planned, Planned)
-    assert isinstance(prepared, Ready)
-    assert (prepared.row.width, prepared.row.height) == right
+    assert isinstance(planned, Usable)
+    assert isinstance(prepared, Usable)
+    image = prepared.row.images[0].prepared
+    assert image is not None
+    assert (image.width, image.height) == right
     sent = requests.get(
         sources(staging="gs://videos/staged").open(uri).addresses()["img_url"], timeout=60
     ).content
@@ -149,7 +151,7 @@ def test_tiny_image_is_taken_by_a_model_without_a_least_side(too_small: str) -> 
     data = (CASES / "tiny_6x6.jpg").read_bytes()
     rules = replace(_rules(), min_side_px=None)
     result = prepare(data, rules=rules, too_small=too_small)  # type: ignore[arg-type]
-    assert (result.width, result.height, result.is_unchanged) == (6, 6, True)
+    assert (result.width, result.height, result.changes) == (6, 6, ())
 
 
 def test_macos_companion_file_is_passed_over_and_counted(bucket: Bucket) -> None:

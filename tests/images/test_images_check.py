@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from airflow_provider_wan.images.check import check, explain, fit_size
 from airflow_provider_wan.images.inspect import ImageFacts
+from airflow_provider_wan.images.prepare import check, explain, fit_size
 from airflow_provider_wan.model_api.schema import ImageRules, Model
 
 (FOUND,) = Model.bundled("wan-ai/wan-2-2/image-to-video").images

@@ -13,7 +13,7 @@ import pytest
 from airflow_provider_wan.exceptions import WanDownloadError, WanInputError
 from airflow_provider_wan.images.codecs import UnusableImageError
 from airflow_provider_wan.images.preparation import map_in_order
-from airflow_provider_wan.images.prepare import PreparedImage, prepare
+from airflow_provider_wan.images.prepare import PreparedFile, prepare
 from airflow_provider_wan.model_api.schema import ImageRules, Model
 from tests import image_samples as samples
 
@@ -26,7 +26,7 @@ def _vanished() -> bytes:
     raise WanDownloadError("gs://shoes/gone.jpg is not there any more.")
 
 
-def _prepared(source: tuple[str, Any]) -> PreparedImage:
+def _prepared(source: tuple[str, Any]) -> PreparedFile:
     name, data = source
     return prepare(data() if callable(data) else data, rules=RULES, name=name)
 
@@ -47,12 +47,12 @@ def test_each_source_gives_its_image_or_its_own_error_in_order() -> None:
     assert [item for item, _ in results] == sources
     kinds = [type(result) for _, result in results]
     assert kinds == [
-        PreparedImage,
+        PreparedFile,
         WanInputError,
-        PreparedImage,
+        PreparedFile,
         WanDownloadError,
         UnusableImageError,
-        PreparedImage,
+        PreparedFile,
     ]
 
 
@@ -62,7 +62,7 @@ def test_threads_give_the_same_bytes_as_one_call() -> None:
     together = [
         result.sha256
         for _, result in map_in_order(partial(prepare, rules=RULES), photos, workers=4)
-        if isinstance(result, PreparedImage)
+        if isinstance(result, PreparedFile)
     ]
     assert together == alone
 

@@ -13,9 +13,8 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.images.check import check
 from airflow_provider_wan.images.inspect import inspect
-from airflow_provider_wan.images.prepare import PreparedImage, prepare
+from airflow_provider_wan.images.prepare import PreparedFile, check, prepare
 from airflow_provider_wan.model_api.schema import ImageRules, Model
 from tests import image_samples as samples
 
@@ -24,27 +23,26 @@ assert FOUND is not None
 RULES: ImageRules = FOUND
 
 
-def _prepared(data: bytes, **options: object) -> PreparedImage:
+def _prepared(data: bytes, **options: object) -> PreparedFile:
     """Prepare an image, and check what must hold for every result."""
     result = prepare(data, rules=RULES, name="pic", **options)  # type: ignore[arg-type]
     facts = inspect(result.data)
     assert check(facts, RULES) == ()
-    assert not facts.has_private_metadata
+    assert not facts.private
     assert (facts.format, facts.width, facts.height) == (result.format, result.width, result.height)
     assert (facts.mode, facts.orientation, facts.is_animated) == ("RGB", 1, False)
     assert result.sha256 == hashlib.sha256(result.data).hexdigest()
-    assert result.size_bytes == len(result.data)
-    assert result.is_unchanged == (result.data == data)
+    assert (not result.changes) == (result.data == data)
     return result
 
 
-def _pixels(result: PreparedImage) -> Image.Image:
+def _pixels(result: PreparedFile) -> Image.Image:
     with Image.open(io.BytesIO(result.data)) as image:
         image.load()
         return image
 
 
-def _colour(result: PreparedImage) -> tuple[int, int, int]:
+def _colour(result: PreparedFile) -> tuple[int, int, int]:
     pixel = _pixels(result).getpixel((result.width // 2, result.height // 2))
     assert isinstance(pixel, tuple)
     return pixel  # type: ignore[return-value]
@@ -298,7 +296,7 @@ def test_quality_goes_down_only_as_far_as_needed_and_ends_in_a_clear_error() -> 
     data = samples.encoded(samples.noise(800, 800), "JPEG", quality=100)
     tight = replace(RULES, max_size_bytes_exclusive=450_000)
     result = prepare(data, rules=tight)
-    assert 250_000 < result.size_bytes < 450_000
+    assert 250_000 < len(result.data) < 450_000
     assert "quality" in result.changes[-1]
     with pytest.raises(WanInputError, match="cannot be written in a format that the model takes"):
         prepare(data, rules=replace(RULES, max_size_bytes_exclusive=1_000), name="pic")
@@ -388,7 +386,7 @@ def test_preparation_is_deterministic() -> None:
 
 def test_prepared_image_is_passed_through_unchanged() -> None:
     once = _prepared(samples.encoded(samples.photo(2600, 1800), "TIFF"))
-    assert _prepared(once.data).is_unchanged
+    assert not _prepared(once.data).changes
 
 
 def test_wrong_suffix_is_reported_and_the_image_unchanged() -> None:

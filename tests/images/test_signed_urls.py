@@ -22,7 +22,7 @@ from google.cloud import storage
 from google.oauth2 import service_account
 
 from airflow_provider_wan.exceptions import WanInputError, WanStorageError
-from airflow_provider_wan.images.signed_urls import ObjectLinks
+from airflow_provider_wan.images.staging import ObjectLinks
 from airflow_provider_wan.model_api.schema import LazyModel
 from airflow_provider_wan.utils.images import image_sources
 from tests.image_samples import encoded, photo

@@ -21,10 +21,9 @@ from google.cloud import storage
 from PIL import Image
 
 from airflow_provider_wan.exceptions import WanDownloadError, WanInputError, WanStorageError
-from airflow_provider_wan.images.dataset import DatasetRow
-from airflow_provider_wan.images.dataset_reader import DatasetReader
+from airflow_provider_wan.images.dataset import DatasetReader, DatasetRow, RowImage
 from airflow_provider_wan.images.inspect import inspect
-from airflow_provider_wan.images.preparation import Planned, Preparation
+from airflow_provider_wan.images.preparation import Preparation, Usable
 from airflow_provider_wan.images.readers import look_up_object
 from airflow_provider_wan.images.source import ImageOptions, ImageSource, ImageSources
 from airflow_provider_wan.model_api.fingerprints import fingerprint
@@ -83,7 +82,7 @@ def test_same_content_is_the_same_image_in_every_place(
         str(tmp_path / "c.jpg"),
     ]
     opened = [sources().open(address) for address in addresses]
-    assert {one.placed[0].identity for one in opened} == {f"md5:{hashlib.md5(fits()).hexdigest()}"}
+    assert {one.images[0].identity for one in opened} == {f"md5:{hashlib.md5(fits()).hexdigest()}"}
     assert len({spec_of(one, PROMPT).fingerprint for one in opened}) == 1
 
 
@@ -254,7 +253,7 @@ def test_image_that_is_stored_compressed_is_read_as_the_image_it_is(bucket: Buck
     (planned,) = Preparation(sources(staging="gs://videos/other"), workers=1).plan(
         DatasetReader(lambda: bucket.client).rows(["gs://videos/fits.jpg"])
     )
-    assert isinstance(planned, Planned)
+    assert isinstance(planned, Usable)
     assert planned.is_fit
 
 
@@ -272,8 +271,8 @@ def test_listing_without_md5_costs_one_metadata_call_and_no_read(bucket: Bucket,
     bucket.put("a.jpg", fits())
     known = replace(look_up_object(bucket.client, "gs://videos/a.jpg"), md5=None)
     bucket.sandbox.bucket_control("calls", method="DELETE")
-    opened = sources().open(DatasetRow("gs://videos/a.jpg", known=known))
-    assert opened.placed[0].identity == f"md5:{hashlib.md5(fits()).hexdigest()}"
+    opened = sources().open(DatasetRow((RowImage("gs://videos/a.jpg", known=known),)))
+    assert opened.images[0].identity == f"md5:{hashlib.md5(fits()).hexdigest()}"
     shown = bucket.sandbox.bucket_control("calls")
     assert (sum(shown["calls"].values()), shown["bytes_read"]) == (1, 0)
 

@@ -276,8 +276,8 @@ def test_unavailable_bucket_is_not_reported_as_bad_images(
 
 
 def test_image_deleted_after_the_listing_is_reported_and_the_others_prepared(bucket: Bucket) -> None:
-    from airflow_provider_wan.images.dataset_reader import DatasetReader
-    from airflow_provider_wan.images.preparation import Preparation, Ready, Unusable
+    from airflow_provider_wan.images.dataset import DatasetReader
+    from airflow_provider_wan.images.preparation import Preparation, Unusable, Usable
     from airflow_provider_wan.images.source import ImageOptions, ImageSources
     from airflow_provider_wan.model_api.schema import LazyModel
 
@@ -289,9 +289,9 @@ def test_image_deleted_after_the_listing_is_reported_and_the_others_prepared(buc
         LazyModel(MODEL), lambda: bucket.client, logging.getLogger(), options=ImageOptions(staging=STAGING)
     )
     done = list(Preparation(sources, workers=2).run(rows))
-    assert [type(one) for one in done] == [Ready, Unusable, Ready]
+    assert [type(one) for one in done] == [Usable, Unusable, Usable]
     assert isinstance(done[1], Unusable)
-    assert "no such object" in done[1].problems[0].message
+    assert "no such object" in done[1].problems[0]["message"]
 
 
 def test_signatures_are_in_no_manifest_xcom_or_log(
