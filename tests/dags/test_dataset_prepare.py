@@ -6,8 +6,6 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-import threading
-import time
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import airflow
 import pytest
 
+from tests.dags.people import person
 from tests.image_samples import encoded, exif_with, photo, quadrants
 from tests.sandboxes import Bucket
 
@@ -74,50 +73,6 @@ def test_a_mixed_dataset_is_planned_and_prepared(bucket: Bucket, monkeypatch: py
     ]
 
 
-def answer(option: str, failures: list[BaseException]) -> threading.Thread:
-    """Answer as a person does, through Airflow's API, as soon as there is a question."""
-
-    def person() -> None:
-        try:
-            _answer(option)
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=person, daemon=True)
-    thread.start()
-    return thread
-
-
-def _answer(option: str) -> None:
-    from airflow.api_fastapi.app import create_app
-    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
-    from fastapi.testclient import TestClient
-
-    app = create_app(apps="core")
-    token = app.state.auth_manager.generate_jwt(SimpleAuthManagerUser(username="anna", role="admin"))
-    with TestClient(app, headers={"Authorization": f"Bearer {token}"}) as client:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            asked = client.get(
-                "/api/v2/dags/~/dagRuns/~/hitlDetails", params={"response_received": False}
-            ).json()
-            waiting = [
-                one
-                for one in asked.get("hitl_details", [])
-                if one["task_instance"]["state"] in ("awaiting_input", "deferred")
-            ]
-            if waiting:
-                ti = waiting[0]["task_instance"]
-                assert "Buy 3 videos for" in waiting[0]["subject"]
-                run = f"/api/v2/dags/{ti['dag_id']}/dagRuns/{ti['dag_run_id']}"
-                path = f"{run}/taskInstances/{ti['task_id']}/-1/hitlDetails"
-                said = client.patch(path, json={"chosen_options": [option]})
-                assert said.status_code == 200, said.text
-                return
-            time.sleep(0.2)
-    raise AssertionError("nobody asked")
-
-
 @pytest.mark.skipif(
     airflow.__version__.startswith(("3.1.", "3.2.")), reason="dag.test() runs no approval before Airflow 3.3"
 )
@@ -127,11 +82,9 @@ def test_person_approves_or_rejects_the_cost(
     option: str, prepared: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dag: DAG = load("wan_dataset_prepare_approved", monkeypatch).dag
-    failures: list[BaseException] = []
-    person = answer(option, failures)
-    run = dag.test(run_conf=CONF)
-    person.join(60)
-    assert not failures
+    with person(lambda *_: [option]) as asked:
+        run = dag.test(run_conf=CONF)
+    assert "Buy 3 videos for" in asked[0]["subject"]
     assert states(run) == {"plan": "success", "approve": "success", "prepare": prepared, "generate": prepared}
     bought = 3 if option == "Approve" else 0
     assert len(rows(bucket)) == len(bucket.sandbox.ledger()["purchases"]) == bought
