@@ -112,5 +112,6 @@ def _ssim(a: _Pixels, b: _Pixels) -> _Pixels:
         a.reshape(windows), b.reshape(windows), axes=(2, 4)
     )
     luminance = (2 * mean_a * mean_b + _C1) / (mean_a**2 + mean_b**2 + _C1)
-    similarity: _Pixels = luminance * (2 * covariance + _C2) / (variance_a + variance_b + _C2)
-    return similarity.mean((1, 2))
+    structure = (2 * covariance + _C2) / (variance_a + variance_b + _C2)
+    means: _Pixels = (luminance * structure).mean((1, 2))
+    return means

@@ -29,7 +29,7 @@ OVER_FOR_GOOD = frozenset({"failed", "success", "skipped", "upstream_failed", "r
 _unfinished: set[asyncio.Task[None]] = set()
 
 
-class WanTrigger(BaseTrigger):
+class BaseWanTrigger(BaseTrigger):
     """A trigger that keeps each of its arguments in an attribute of the same name."""
 
     def serialize(self) -> tuple[str, dict[str, Any]]:

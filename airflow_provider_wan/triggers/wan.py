@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from airflow.triggers.base import TriggerEvent
 
-from airflow_provider_wan.triggers.base import WanTrigger, cancel_if_over, is_over_for_good, load
+from airflow_provider_wan.triggers.base import BaseWanTrigger, cancel_if_over, is_over_for_good, load
 from airflow_provider_wan.triggers.wan_batch import WanBatchTrigger
 from airflow_provider_wan.utils.task import bucket_journal, has_other_owners
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _ON_KILL_S = 60.0
 
 
-class WanRequestTrigger(WanTrigger):
+class WanRequestTrigger(BaseWanTrigger):
     """Waits until a request is finished, or its deadline has passed.
 
     Fires one event, ``{"request_id", "outcome", "fingerprint"}``, without links and without secrets: outcome is

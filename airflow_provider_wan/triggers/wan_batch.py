@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import TriggerEvent
 
-from airflow_provider_wan.triggers.base import WanTrigger, cancel_if_over, load
+from airflow_provider_wan.triggers.base import BaseWanTrigger, cancel_if_over, load
 from airflow_provider_wan.utils.task import bucket_journal
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _MOST_READY = 500
 _MOST_STARTED = 300
 
 
-class WanBatchTrigger(WanTrigger):
+class WanBatchTrigger(BaseWanTrigger):
     """Waits for many requests of one account, and fires when it is worth a worker.
 
     Fires one event, ``{"outcome", "deadline", "ready", "gone", "started", "learned"}``, without links and without

@@ -63,7 +63,7 @@ def test_both_distributions_have_one_version_and_the_extra_pins_it(wheel: Path) 
     assert wan_sandbox.__version__ == airflow_provider_wan.__version__
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     pinned = f"airflow-provider-wan-sandbox=={airflow_provider_wan.__version__}"
-    assert project["optional-dependencies"]["sandbox"] == [pinned]
+    assert project["optional-dependencies"]["sandbox"] == [pinned, "airflow-provider-wan[video]"]
     with zipfile.ZipFile(wheel) as archive:
         (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         requires = Parser().parsestr(archive.read(metadata).decode()).get_all("Requires-Dist") or []
