@@ -32,7 +32,7 @@ from images_prepare import make_photographs
 from airflow_provider_wan.hooks.gcs import storage_client
 from airflow_provider_wan.images.dataset import DatasetReader
 from airflow_provider_wan.images.inspect import inspect
-from airflow_provider_wan.images.preparation import Counts, Preparation
+from airflow_provider_wan.images.preparation import Findings, Preparation
 from airflow_provider_wan.images.prepare import check
 from airflow_provider_wan.images.source import ImageOptions, ImageSources
 from airflow_provider_wan.model_api.schema import LazyModel, Model
@@ -71,7 +71,7 @@ def fill(client: Any, folder: Path, count: int) -> None:
 
 def by_headers(client: Any) -> int:
     sources = ImageSources(LazyModel(MODEL), lambda: client, logging.getLogger(), options=ImageOptions())
-    counts = Counts()
+    counts = Findings()
     rows = DatasetReader(lambda: client).rows("gs://photos/set/")
     for one in Preparation(sources, workers=WORKERS).plan(rows):
         counts.add(one)

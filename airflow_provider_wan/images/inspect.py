@@ -18,7 +18,13 @@ from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images import codecs
 from airflow_provider_wan.images.readers import MAX_SOURCE_BYTES, ImageReader, RangedFile, shown_name
-from airflow_provider_wan.images.strip import exif_orientation, jpeg_frame, private_parts, private_tags
+from airflow_provider_wan.images.strip import (
+    exif_orientation,
+    jpeg_frame,
+    part_kinds,
+    private_parts,
+    private_tags,
+)
 
 #: Read in one request: it holds the whole header of most images.
 BLOCK_BYTES = 16 * 1024
@@ -188,7 +194,7 @@ def _facts(
     elif fmt == "HEIF":
         bits, orientation = int(image.info.get("bit_depth", 8)), 1  # libheif applies rotation and crop
     elif fmt == "WEBP":
-        lossless = b"VP8L" in (head[12:16], *_riff_kinds(head))
+        lossless = b"VP8L" in part_kinds(head, fmt)
     return ImageFacts(
         name=name,
         format=fmt,
@@ -270,15 +276,6 @@ def _notes(name: str, fmt: str, image: Image.Image, orientation: int) -> tuple[s
                     "as it is stored"
                 )
     return tuple(notes)
-
-
-def _riff_kinds(head: bytes) -> list[bytes]:
-    kinds, at = [], 12
-    while at + 8 <= len(head):
-        kinds.append(head[at : at + 4])
-        size = int.from_bytes(head[at + 4 : at + 8], "little")
-        at += 8 + size + size % 2
-    return kinds
 
 
 def _as_tuple(value: Any) -> tuple[int, ...]:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from google.cloud import storage
 
 _SPOOLED_BYTES = 1024 * 1024
+#: So many problems, and notes, are kept to be shown.
+_SHOWN = 20
 _CONTENT_TYPE = "application/x-ndjson"
 
 Item = TypeVar("Item")
@@ -227,8 +229,8 @@ def _problem(row: Row, broken: BrokenRule, image: RowImage | None = None) -> dic
 # -- counts ------------------------------------------------------------------------------------------------
 
 
-class Counts:
-    """The result of a preparation or of a plan, in numbers.
+class Findings:
+    """The result of a preparation or of a plan, in numbers, with the first problems and notes.
 
     :param bought: fingerprints that were bought before.
     :ivar fit: rows that are usable as they are.
@@ -238,13 +240,19 @@ class Counts:
     :ivar bought_before: of them: those whose video was bought before.
     :ivar repeated: of them: those that ask for the same video as an earlier row.
     :ivar by_rule: how many rows break which rule.
+    :ivar problems: the first problems, as in :class:`Unusable`, without ``row`` and ``limit``.
+    :ivar notes: the first notes on usable rows, as lines of text.
+    :ivar noted: how many usable rows have notes.
     """
 
     def __init__(self, bought: Iterable[str] = ()) -> None:
         self._bought = {_short(fingerprint) for fingerprint in bought}
         self._planned: set[int] = set()
         self.fit = self.fixed = self.unusable = self.prepared_before = self.bought_before = self.repeated = 0
+        self.noted = 0
         self.by_rule: Counter[str] = Counter()
+        self.problems: list[dict[str, Any]] = []
+        self.notes: list[str] = []
 
     @property
     def total(self) -> int:
@@ -261,7 +269,13 @@ class Counts:
         if isinstance(result, Unusable):
             self.unusable += 1
             self.by_rule.update({problem["rule"] for problem in result.problems})
+            for problem in result.problems[: _SHOWN - len(self.problems)]:
+                self.problems.append({name: problem[name] for name in ("image", "rule", "value", "message")})
             return False
+        if result.notes:
+            self.noted += 1
+            if len(self.notes) < _SHOWN:
+                self.notes.append(f"{result.row.images[0].shown}: {'; '.join(result.notes)}")
         self.fit += result.is_fit
         self.fixed += not result.is_fit
         self.prepared_before += result.was_prepared
@@ -275,8 +289,22 @@ class Counts:
         self.bought_before += short in self._bought
         return short not in self._bought
 
+    def table(self) -> str:
+        """Return the first problems as a table for the log."""
+        lines = [("image", "rule", "value", "what")]
+        for row in self.problems:
+            value = "" if row["value"] is None else str(row["value"])
+            lines.append((row["image"], row["rule"], value, row["message"]))
+        widths = [min(60, max(len(line[column]) for line in lines)) for column in range(3)]
+        text = "\n".join("  ".join((*map(str.ljust, line, widths), line[3][:200])) for line in lines)
+        return (
+            text
+            if self.unusable <= _SHOWN
+            else f"{text}\n... and more, {self.unusable} in all: see the report"
+        )
+
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
+        """Return the numbers as plain JSON values."""
         return {
             "images": self.total,
             "usable_as_they_are": self.fit,

@@ -14,7 +14,7 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image, ImageCms, ImageColor
 
@@ -77,8 +77,7 @@ def _broken(facts: ImageFacts, rules: ImageRules, too_small: TooSmall) -> Iterat
     missing = codecs.missing_decoder(facts.format)
     if rules.formats and facts.format not in rules.formats:
         taken = ", ".join(rules.formats)
-        hint = f" ({missing})" if missing else ""
-        message = f"it is {facts.format}, the model takes {taken}{hint}"
+        message = f"it is {facts.format}, the model takes {taken}{f' ({missing})' if missing else ''}"
         yield BrokenRule("formats", facts.format, taken, message, missing is None)
     if facts.bits > codecs.MAX_BITS:
         message = (
@@ -88,32 +87,17 @@ def _broken(facts: ImageFacts, rules: ImageRules, too_small: TooSmall) -> Iterat
     if facts.has_alpha and not rules.alpha:
         message = "it has transparency, the model takes none"
         yield BrokenRule("alpha", "transparency", "none", message, missing is None)
-    yield from _broken_sides(facts, rules, too_small)
-    yield from _broken_aspect(facts, rules)
-    limit = rules.max_size_bytes_exclusive
-    if limit is not None and facts.size_bytes is not None and facts.size_bytes >= limit:
-        message = f"it has {facts.size_bytes:,} bytes, the model takes less than {limit:,}"
-        fixable = facts.size_bytes <= MAX_SOURCE_BYTES
-        yield BrokenRule("max_size_bytes_exclusive", facts.size_bytes, limit, message, fixable)
-
-
-def _broken_sides(facts: ImageFacts, rules: ImageRules, too_small: TooSmall) -> Iterator[BrokenRule]:
     width, height = facts.displayed_width, facts.displayed_height
-    short, long = min(width, height), max(width, height)
+    least, most = rules.min_side_px, rules.max_side_px
     reason = fit_size(width, height, rules=rules, too_small=too_small).reason
     why = f", and it cannot be scaled: {reason}" if reason else ""
-    if rules.min_side_px is not None and short < rules.min_side_px:
-        message = f"it is {width}x{height} px, a side must have at least {rules.min_side_px} px{why}"
-        yield BrokenRule("min_side_px", short, rules.min_side_px, message, reason is None)
-    if rules.max_side_px is not None and long > rules.max_side_px:
-        message = f"it is {width}x{height} px, a side may have at most {rules.max_side_px} px{why}"
-        yield BrokenRule("max_side_px", long, rules.max_side_px, message, reason is None)
-
-
-def _broken_aspect(facts: ImageFacts, rules: ImageRules) -> Iterator[BrokenRule]:
-    """Yield the broken rules about width / height: only a person can decide how to crop an image."""
-    width, height = facts.displayed_width, facts.displayed_height
-    aspect = round(width / height, 4)
+    if least is not None and (short := min(width, height)) < least:
+        message = f"it is {width}x{height} px, a side must have at least {least} px{why}"
+        yield BrokenRule("min_side_px", short, least, message, reason is None)
+    if most is not None and (long := max(width, height)) > most:
+        message = f"it is {width}x{height} px, a side may have at most {most} px{why}"
+        yield BrokenRule("max_side_px", long, most, message, reason is None)
+    aspect = round(width / height, 4)  # only a person can decide how to crop an image
     is_it = f"it is {width}x{height} px, and width / height ({aspect:g}) must be at"
     if rules.min_aspect is not None and width < rules.min_aspect * height:
         message = f"{is_it} least {rules.min_aspect:g}: crop it"
@@ -121,6 +105,11 @@ def _broken_aspect(facts: ImageFacts, rules: ImageRules) -> Iterator[BrokenRule]
     if rules.max_aspect is not None and width > rules.max_aspect * height:
         message = f"{is_it} most {rules.max_aspect:g}: crop it"
         yield BrokenRule("max_aspect", aspect, rules.max_aspect, message, fixable=False)
+    limit = rules.max_size_bytes_exclusive
+    if limit is not None and facts.size_bytes is not None and facts.size_bytes >= limit:
+        message = f"it has {facts.size_bytes:,} bytes, the model takes less than {limit:,}"
+        fixable = facts.size_bytes <= MAX_SOURCE_BYTES
+        yield BrokenRule("max_size_bytes_exclusive", facts.size_bytes, limit, message, fixable)
 
 
 def explain(facts: ImageFacts, broken: Iterable[BrokenRule]) -> str:
@@ -220,7 +209,7 @@ def prepare(
     *,
     rules: ImageRules,
     name: str | None = None,
-    background: str | tuple[int, int, int] = "white",
+    background: str = "white",
     too_small: TooSmall = "upscale",
 ) -> PreparedFile:
     """Return an image that keeps the model's rules, changed as little as possible.
@@ -236,16 +225,16 @@ def prepare(
     """
     colour = parse_background(background)
     facts = inspect(data, name=name)
-    hopeless = tuple(rule for rule in check(facts, rules, too_small=too_small) if not rule.fixable)
-    if hopeless:
+    broken = check(facts, rules, too_small=too_small)
+    if hopeless := tuple(rule for rule in broken if not rule.fixable):
         raise UnusableImageError(explain(facts, hopeless), hopeless)
-    fit = fit_size(facts.displayed_width, facts.displayed_height, rules=rules, too_small=too_small)
-    target = fit.width, fit.height
-    if _pixels_fit(facts, rules) and target == (facts.width, facts.height):
+    # A file that is only too large in bytes may fit without its metadata.
+    if _is_plain(facts, rules) and not {rule.rule for rule in broken} - {"max_size_bytes_exclusive"}:
         kept = _keep(data, facts, rules)
         if kept is not None:
             return kept
-    return _render(data, facts, rules, target=target, background=colour)
+    fit = fit_size(facts.displayed_width, facts.displayed_height, rules=rules, too_small=too_small)
+    return _render(data, facts, rules, target=(fit.width, fit.height), background=colour)
 
 
 def fits_as_it_is(facts: ImageFacts, rules: ImageRules) -> bool:
@@ -253,27 +242,17 @@ def fits_as_it_is(facts: ImageFacts, rules: ImageRules) -> bool:
 
     An image can be acceptable and still not fit: turned by its EXIF orientation, or with private metadata.
     """
-    fit = fit_size(facts.displayed_width, facts.displayed_height, rules=rules)
-    limit = rules.max_size_bytes_exclusive
-    return (
-        _pixels_fit(facts, rules)
-        and not facts.private
-        and fit.reason is None
-        and (fit.width, fit.height) == (facts.width, facts.height)
-        and (limit is None or facts.size_bytes is None or facts.size_bytes < limit)
-    )
+    return _is_plain(facts, rules) and not facts.private and not check(facts, rules)
 
 
-def _pixels_fit(facts: ImageFacts, rules: ImageRules) -> bool:
-    """Whether the pixels can stay as they are stored."""
+def _is_plain(facts: ImageFacts, rules: ImageRules) -> bool:
+    """Whether nothing but the rules of the model can be a reason to encode the pixels again."""
     return (
-        (not rules.formats or facts.format in rules.formats)
-        and facts.format in codecs.CONTENT_TYPES
+        facts.format in codecs.CONTENT_TYPES
         and facts.orientation == 1
         and not facts.is_animated
         and facts.bits == 8
         and facts.mode in (("RGB", "RGBA") if rules.alpha else ("RGB",))
-        and (rules.alpha or not facts.has_alpha)
     )
 
 
@@ -372,20 +351,18 @@ def _is_small_enough(data: bytes, rules: ImageRules) -> bool:
     return limit is None or len(data) < limit
 
 
-def _encodings(
-    facts: ImageFacts, rules: ImageRules
-) -> Iterator[tuple[str, dict[str, int | str | bool], str]]:
+def _encodings(facts: ImageFacts, rules: ImageRules) -> Iterator[tuple[str, dict[str, Any], str]]:
     formats = rules.formats or tuple(codecs.CONTENT_TYPES)
     if facts.lossless and "PNG" in formats:
         yield "PNG", {}, "encoded as PNG"
     for fmt in ("JPEG", "WEBP"):
-        if fmt in formats:
-            for quality in _JPEG_QUALITIES:
-                chroma = "4:4:4" if quality >= _FULL_CHROMA_FROM else "4:2:0"
-                options: dict[str, int | str | bool] = {"quality": quality}
-                if fmt == "JPEG":
-                    options["subsampling"] = chroma
-                yield fmt, options, f"encoded as {fmt}, quality {quality}"
+        for quality in _JPEG_QUALITIES if fmt in formats else ():
+            chroma = {"subsampling": "4:4:4" if quality >= _FULL_CHROMA_FROM else "4:2:0"}
+            yield (
+                fmt,
+                {"quality": quality, **(chroma if fmt == "JPEG" else {})},
+                f"encoded as {fmt}, quality {quality}",
+            )
     if "PNG" in formats:
         yield "PNG", {}, "encoded as PNG"
 
@@ -393,21 +370,20 @@ def _encodings(
 # -- colour: any pixels to 8-bit sRGB without alpha, by the ICC profile ----------------------------------------------
 
 
-def parse_background(background: str | tuple[int, int, int]) -> tuple[int, int, int]:
-    """Read a colour: a name, ``#rrggbb``, ``rgb(...)`` or three numbers.
+def parse_background(background: str) -> tuple[int, int, int]:
+    """Read a colour: a name, ``#rrggbb`` or ``rgb(...)``.
 
     :raises WanInputError: it is not a colour.
     """
     try:
-        colour = ImageColor.getrgb(background) if isinstance(background, str) else background
-        red, green, blue = colour[:3]
-        if not all(0 <= part <= 255 for part in (red, green, blue)):
+        red, green, blue = ImageColor.getrgb(background)[:3]
+        if max(red, green, blue) > 255:
             raise ValueError
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, AttributeError):
         raise WanInputError(
             f"background: {background!r} is no colour; use a name such as 'white', or '#rrggbb'."
         ) from None
-    return int(red), int(green), int(blue)
+    return red, green, blue
 
 
 def workable(image: Image.Image) -> Image.Image:

@@ -45,9 +45,17 @@ def private_parts(head: bytes, fmt: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def part_kinds(head: bytes, fmt: str) -> list[bytes]:
+    """Return the markers or chunk types in the start of a file.
+
+    :param fmt: ``JPEG``, ``PNG`` or ``WEBP``.
+    """
+    return [part.kind for part in _WALKS[fmt](head)]
+
+
 def jpeg_frame(head: bytes) -> int:
     """Return the second byte of the JPEG frame marker (SOF0 to SOF15), 0 if it has no such marker."""
-    return next((part.kind[1] for part in _jpeg_parts(head) if part.kind[1:] in _FRAMES), 0)
+    return next((kind[1] for kind in part_kinds(head, "JPEG") if kind[1:] in _FRAMES), 0)
 
 
 def strip_metadata(data: bytes, *, fmt: str) -> tuple[bytes, tuple[str, ...]] | None:

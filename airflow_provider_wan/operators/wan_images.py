@@ -26,11 +26,10 @@ if TYPE_CHECKING:
     from airflow_provider_wan.durable.journal import BucketJournal
     from airflow_provider_wan.hooks.wan import WanHook
     from airflow_provider_wan.images.dataset import DatasetReader
-    from airflow_provider_wan.images.preparation import Counts, Preparation, Unusable, Usable
+    from airflow_provider_wan.images.preparation import Findings, Preparation
     from airflow_provider_wan.images.source import ImageSources
     from airflow_provider_wan.model_api.schema import LazyModel
 
-_SHOWN_PROBLEMS = 20
 _LOG_EVERY = 1000
 #: The default of ``[core] max_map_length``.
 _USUAL_MAP_LENGTH = 1024
@@ -206,28 +205,26 @@ class WanPrepareImagesOperator(BaseOperator):
     def _prepare(
         self, context: Any, sources: ImageSources, reader: DatasetReader, preparation: Preparation
     ) -> list[str]:
-        from airflow_provider_wan.images.preparation import Counts, Manifests, Unusable
+        from airflow_provider_wan.images.preparation import Findings, Manifests, Unusable
 
-        counts, shown, notes = Counts(), _Table(), _Notes()
+        found = Findings()
         written = Manifests(sources.client, self._manifests_uri(context), chunk_size=self.chunk_size)
         for result in preparation.run(reader.rows(self.dataset)):
-            counts.add(result)
+            found.add(result)
             if isinstance(result, Unusable):
-                shown.add(result)
                 for problem in result.problems:
                     written.report(problem)
             else:
-                notes.add(result)
                 written.add(result.row.as_prepared())
-            if counts.total % _LOG_EVERY == 0:
-                self.log.info("%d images so far, %d of them can't be used.", counts.total, counts.unusable)
-        if not counts.total and self.on_empty == "skip":
+            if found.total % _LOG_EVERY == 0:
+                self.log.info("%d images so far, %d of them can't be used.", found.total, found.unusable)
+        if not found.total and self.on_empty == "skip":
             raise AirflowSkipException(f"There is no image in {self.dataset!s:.200}: nothing is prepared.")
         report = written.finish()
-        self._log_counts(counts, shown, notes, "fixed")
-        summary = {**counts.as_dict(), "chunks": len(written.chunks), "report": report}
+        self._log_findings(found, "fixed")
+        summary = {**found.as_dict(), "chunks": len(written.chunks), "report": report}
         context["ti"].xcom_push(key="summary", value={**summary, **_passed_over(reader)})
-        self._check_share(counts, report)
+        self._check_share(found, report)
         if len(written.chunks) > _USUAL_MAP_LENGTH:
             self.log.warning(
                 "%d chunks are more than Airflow maps a task over by default ([core] max_map_length, %d). A larger "
@@ -237,16 +234,16 @@ class WanPrepareImagesOperator(BaseOperator):
             )
         return written.chunks
 
-    def _check_share(self, counts: Counts, report: str) -> None:
+    def _check_share(self, found: Findings, report: str) -> None:
         """Fail if more images are unusable than ``tolerated_share``.
 
         :raises WanInputError: more are.
         """
-        if not counts.unusable:
+        if not found.unusable:
             return
-        share = counts.unusable / counts.total
-        what = f"{counts.unusable} of {counts.total} images ({share:.1%}) can't be used; see {report}."
-        if counts.unusable == counts.total:
+        share = found.unusable / found.total
+        what = f"{found.unusable} of {found.total} images ({share:.1%}) can't be used; see {report}."
+        if found.unusable == found.total:
             raise WanInputError(f"{what} No usable image is left.")
         if self.on_invalid == "fail":
             raise WanInputError(
@@ -274,38 +271,33 @@ class WanPrepareImagesOperator(BaseOperator):
         self, reader: DatasetReader, preparation: Preparation, model: LazyModel, hook: WanHook | None
     ) -> dict[str, Any]:
         from airflow_provider_wan.batch.prices import PriceBook
-        from airflow_provider_wan.images.preparation import Counts, Unusable
+        from airflow_provider_wan.images.preparation import Findings, Usable
 
         journal = self._journal()
-        counts, shown, notes, headers_only = Counts(_bought(journal)), _Table(), _Notes(), 0
+        found = Findings(_bought(journal))
         prices, to_buy = PriceBook(hook, journal, model, self.log), Counter[str]()
         for result in preparation.plan(reader.rows(self.dataset)):
-            is_bought = counts.add(result)
-            if isinstance(result, Unusable):
-                shown.add(result)
-            else:
-                notes.add(result)
-                if is_bought:
-                    to_buy[prices.key_of(result.row.inputs)] += 1
-                headers_only += not result.was_prepared
+            if found.add(result) and isinstance(result, Usable):
+                to_buy[prices.key_of(result.row.inputs)] += 1
         price = prices.refreshed_summary(to_buy)
-        self._log_counts(counts, shown, notes, "fixable")
+        headers_only = found.fit + found.fixed - found.prepared_before
+        self._log_findings(found, "fixable")
         plan = {
             "model_id": self.model_id,
-            **counts.as_dict(),
+            **found.as_dict(),
             "headers_only": headers_only,
-            "bought_before": counts.bought_before,
-            "repeated": counts.repeated,
-            "videos_to_buy": counts.to_buy,
+            "bought_before": found.bought_before,
+            "repeated": found.repeated,
+            "videos_to_buy": found.to_buy,
             "expected_cost_usd": price.pop("cost_usd"),
             **price,
-            "problems": shown.rows,
+            "problems": found.problems,
             **_passed_over(reader),
         }
         self.log.info(
             "%d videos of model %s would be bought, for %s. %d images were judged by their header alone: a file that "
             "is cut off behind it is refused before its purchase.",
-            counts.to_buy,
+            found.to_buy,
             self.model_id,
             "an unknown price"
             if plan["expected_cost_usd"] is None
@@ -354,34 +346,21 @@ class WanPrepareImagesOperator(BaseOperator):
         may_be_empty = self.on_empty == "skip"
         return DatasetReader(lambda: sources.client, columns, suffixes, may_be_empty)
 
-    def _log_counts(self, counts: Counts, shown: _Table, notes: _Notes, fixed: str) -> None:
+    def _log_findings(self, found: Findings, fixed: str) -> None:
         self.log.info(
             "%d images for model %s: %d usable as they are, %d %s, %d not usable; %d of them prepared before.",
-            counts.total,
+            found.total,
             self.model_id,
-            counts.fit,
-            counts.fixed,
+            found.fit,
+            found.fixed,
             fixed,
-            counts.unusable,
-            counts.prepared_before,
+            found.unusable,
+            found.prepared_before,
         )
-        if counts.unusable:
-            self.log.warning("Not usable:\n%s", shown.text(counts.unusable))
-        if notes.total:
-            self.log.warning("Notes on %d images:\n%s", notes.total, "\n".join(notes.lines))
-
-
-class _Notes:
-    """The first notes on images that can be used."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.total = 0
-
-    def add(self, result: Usable) -> None:
-        self.total += bool(result.notes)
-        if result.notes and len(self.lines) < _SHOWN_PROBLEMS:
-            self.lines.append(f"{result.row.images[0].shown}: {'; '.join(result.notes)}")
+        if found.unusable:
+            self.log.warning("Not usable:\n%s", found.table())
+        if found.noted:
+            self.log.warning("Notes on %d images:\n%s", found.noted, "\n".join(found.notes))
 
 
 def _bought(journal: BucketJournal | None) -> Iterator[str]:
@@ -401,33 +380,6 @@ def _passed_over(reader: DatasetReader) -> dict[str, Any]:
         "passed_over_by_kind": dict(sorted(found.kinds.items())),
         "passed_over_first": list(found.names),
     }
-
-
-class _Table:
-    """The first problems, as a table for the log."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def add(self, result: Unusable) -> None:
-        for problem in result.problems:
-            if len(self.rows) < _SHOWN_PROBLEMS:
-                self.rows.append({name: problem[name] for name in ("image", "rule", "value", "message")})
-
-    def text(self, total: int) -> str:
-        lines = [("image", "rule", "value", "what")]
-        lines += [
-            (row["image"], row["rule"], "" if row["value"] is None else str(row["value"]), row["message"])
-            for row in self.rows
-        ]
-        widths = [min(60, max(len(line[column]) for line in lines)) for column in range(3)]
-        text = "\n".join(
-            "  ".join(
-                (*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[3][:200])
-            )
-            for line in lines
-        )
-        return text if total <= _SHOWN_PROBLEMS else f"{text}\n... and more, {total} in all: see the report"
 
 
 def _safe(part: str) -> str:
