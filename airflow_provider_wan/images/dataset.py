@@ -448,6 +448,14 @@ class PassedOver:
         """All of them."""
         return sum(self.kinds.values())
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {
+            "passed_over": self.total,
+            "passed_over_by_kind": dict(sorted(self.kinds.items())),
+            "passed_over_first": list(self.names),
+        }
+
     def __str__(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
         more = ", ..." if self.total > len(self.names) else ""

@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from airflow_provider_wan.durable.record import Record
     from airflow_provider_wan.durable.submission import SubmitResult
     from airflow_provider_wan.hooks.wan import WanHook
-    from airflow_provider_wan.images.source import ImageSources
     from airflow_provider_wan.model_api.schema import LazyModel
     from airflow_provider_wan.model_api.video_spec import VideoSpec
 
@@ -300,7 +299,15 @@ class WanSubmitOperator(BaseOperator):
     ) -> VideoSpec:
         image, images = given_image(self.image), given_images(self.images)
         with self._skips_invalid(task):
-            source = open_images(self._image_sources(hook, model), image, images)
+            sources = image_sources(
+                self,
+                hook,
+                model,
+                check_image=self.check_image,
+                link_lifetime=self.link_lifetime,
+                waits_for_s=seconds_of(self.timeout) if self.wait_for_completion else 0.0,
+            )
+            source = open_images(sources, image, images)
             return video_spec_of(
                 given,
                 model=model,
@@ -310,21 +317,6 @@ class WanSubmitOperator(BaseOperator):
                 hook=hook,
                 owner=task.owner,
             )
-
-    def _image_sources(self, hook: WanHook, model: LazyModel) -> ImageSources:
-        return image_sources(
-            model,
-            log=self.log,
-            allow_private=hook.settings.allow_private_images,
-            gcp_conn_id=self.gcp_conn_id,
-            impersonation_chain=self.impersonation_chain,
-            staging=self.staging,
-            background=self.background,
-            too_small=self.too_small,
-            check_image=self.check_image,
-            link_lifetime=self.link_lifetime,
-            waits_for_s=seconds_of(self.timeout) if self.wait_for_completion else 0.0,
-        )
 
     def _obtain(
         self, task: TaskRequest, hook: WanHook, model: LazyModel, journal: Journal | None, spec: VideoSpec

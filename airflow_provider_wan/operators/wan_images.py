@@ -188,12 +188,14 @@ class WanPrepareImagesOperator(BaseOperator):
 
     def execute(self, context: Any) -> Any:
         """Prepare the dataset, or plan it."""
+        from airflow_provider_wan.hooks.wan import WanHook
         from airflow_provider_wan.images.preparation import Preparation
 
         with as_airflow_errors(context):
             is_dry_run = flag_of(self.dry_run, name="dry_run")
-            hook = self._hook()
-            sources = self._sources(hook)
+            conn_id = given_or_none(self.wan_conn_id)
+            hook = WanHook(conn_id) if conn_id else None
+            sources = image_sources(self, hook, model_of(self, hook), workers=self.workers)
             reader = self._reader(sources)
             preparation = Preparation(sources, workers=self.workers)
             if is_dry_run:
@@ -223,7 +225,7 @@ class WanPrepareImagesOperator(BaseOperator):
         report = written.finish()
         self._log_findings(found, "fixed")
         summary = {**found.as_dict(), "chunks": len(written.chunks), "report": report}
-        context["ti"].xcom_push(key="summary", value={**summary, **_passed_over(reader)})
+        context["ti"].xcom_push(key="summary", value={**summary, **reader.passed_over.as_dict()})
         self._check_share(found, report)
         if len(written.chunks) > _USUAL_MAP_LENGTH:
             self.log.warning(
@@ -273,7 +275,12 @@ class WanPrepareImagesOperator(BaseOperator):
         from airflow_provider_wan.batch.prices import PriceBook
         from airflow_provider_wan.images.preparation import Findings, Usable
 
-        journal = self._journal()
+        uri = given_or_none(self.journal)
+        journal = None
+        if uri:
+            journal = bucket_journal(
+                uri, gcp_conn_id=self.gcp_conn_id, impersonation_chain=self.impersonation_chain
+            )
         found = Findings(_bought(journal))
         prices, to_buy = PriceBook(hook, journal, model, self.log), Counter[str]()
         for result in preparation.plan(reader.rows(self.dataset)):
@@ -292,7 +299,7 @@ class WanPrepareImagesOperator(BaseOperator):
             "expected_cost_usd": price.pop("cost_usd"),
             **price,
             "problems": found.problems,
-            **_passed_over(reader),
+            **reader.passed_over.as_dict(),
         }
         self.log.info(
             "%d videos of model %s would be bought, for %s. %d images were judged by their header alone: a file that "
@@ -306,32 +313,7 @@ class WanPrepareImagesOperator(BaseOperator):
         )
         return plan
 
-    def _journal(self) -> BucketJournal | None:
-        uri = given_or_none(self.journal)
-        if uri is None:
-            return None
-        return bucket_journal(uri, gcp_conn_id=self.gcp_conn_id, impersonation_chain=self.impersonation_chain)
-
     # -- both ----------------------------------------------------------------------------------------------
-
-    def _hook(self) -> WanHook | None:
-        from airflow_provider_wan.hooks.wan import WanHook
-
-        conn_id = given_or_none(self.wan_conn_id)
-        return WanHook(conn_id) if conn_id else None
-
-    def _sources(self, hook: WanHook | None) -> ImageSources:
-        return image_sources(
-            model_of(self, hook),
-            log=self.log,
-            allow_private=hook.settings.allow_private_images if hook else False,
-            gcp_conn_id=self.gcp_conn_id,
-            impersonation_chain=self.impersonation_chain,
-            staging=self.staging,
-            background=self.background,
-            too_small=self.too_small,
-            workers=self.workers,
-        )
 
     def _reader(self, sources: ImageSources) -> DatasetReader:
         from airflow_provider_wan.images.dataset import DatasetReader
@@ -370,16 +352,6 @@ def _bought(journal: BucketJournal | None) -> Iterator[str]:
     for summary in journal.listing() if journal else ():
         if summary.stage in (Stage.SUBMITTED, Stage.SUCCEEDED, Stage.LANDED):
             yield summary.fingerprint
-
-
-def _passed_over(reader: DatasetReader) -> dict[str, Any]:
-    """Return the objects of prefixes that are no images, as plain JSON values."""
-    found = reader.passed_over
-    return {
-        "passed_over": found.total,
-        "passed_over_by_kind": dict(sorted(found.kinds.items())),
-        "passed_over_first": list(found.names),
-    }
 
 
 def _safe(part: str) -> str:

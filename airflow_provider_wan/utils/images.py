@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from logging import Logger
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.utils.params import given_or_none, mapping_of, seconds_of
 
 if TYPE_CHECKING:
+    from airflow_provider_wan.hooks.wan import WanHook
     from airflow_provider_wan.images.source import ImageSource, ImageSources
     from airflow_provider_wan.model_api.schema import LazyModel
 
@@ -79,16 +80,25 @@ def shown_image(image: Any) -> str | None:
     return canonical_url(str(given)) if given else None
 
 
+class ImagesTask(Protocol):
+    """An operator that reads source images, with its parameters for that."""
+
+    gcp_conn_id: str | None
+    impersonation_chain: str | Sequence[str] | None
+    staging: str | None
+    background: str
+    too_small: TooSmall
+
+    @property
+    def log(self) -> Logger:
+        """The task's log."""
+
+
 def image_sources(
+    task: ImagesTask,
+    hook: WanHook | None,
     model: LazyModel,
     *,
-    log: Logger,
-    allow_private: bool,
-    gcp_conn_id: str | None,
-    impersonation_chain: str | Sequence[str] | None,
-    staging: str | None = None,
-    background: str = "white",
-    too_small: TooSmall = "upscale",
     check_image: bool = True,
     link_lifetime: timedelta | float | None = None,
     waits_for_s: float = 0.0,
@@ -96,6 +106,8 @@ def image_sources(
 ) -> ImageSources:
     """Return the image sources of a task; a connection is opened only when it is needed.
 
+    :param hook: its connection says whether private addresses are read; None: they are not.
+    :param check_image: whether an image is checked before the purchase.
     :param link_lifetime: how long a signed link works; None: 12 hours, or as long as the task waits.
     :param waits_for_s: the most that the task waits for a result, in seconds.
     :param workers: threads that use it.
@@ -112,16 +124,17 @@ def image_sources(
             f"{lifetime_s / 3600:.4g}: a request that is queued for longer would be paid for and find no image. "
             "Nothing was bought. Make link_lifetime at least as long as timeout."
         )
+    options = ImageOptions(
+        staging=given_or_none(task.staging),
+        background=task.background,
+        too_small=task.too_small,
+        check=check_image,
+        allow_private=hook is not None and hook.settings.allow_private_images,
+        link_lifetime_s=lifetime_s,
+    )
     return ImageSources(
         model,
-        lambda: storage_client(gcp_conn_id, impersonation_chain, pool_size=workers),
-        log,
-        options=ImageOptions(
-            staging=given_or_none(staging),
-            background=background,
-            too_small=too_small,
-            check=check_image,
-            allow_private=allow_private,
-            link_lifetime_s=lifetime_s,
-        ),
+        lambda: storage_client(task.gcp_conn_id, task.impersonation_chain, pool_size=workers),
+        task.log,
+        options=options,
     )
