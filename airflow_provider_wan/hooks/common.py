@@ -7,10 +7,9 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import tenacity
@@ -24,12 +23,9 @@ from airflow_provider_wan.exceptions import (
 )
 from airflow_provider_wan.hooks.connection import WanSettings
 from airflow_provider_wan.http.transport import check_proxy, reason_of
-from airflow_provider_wan.model_api import calls, values
 from airflow_provider_wan.model_api.faults import RetryPolicy, error_of_no_reply
-from airflow_provider_wan.model_api.schema import ModelInfo, ModelPage
 from airflow_provider_wan.model_api.values import Call, Reply
 
-T = TypeVar("T")
 #: A longer answer than this is not one of the API's.
 MAX_REPLY_BYTES = 8 * 1024 * 1024
 #: A request id that cannot exist; asking for it costs nothing and shows whether the token works.
@@ -42,65 +38,6 @@ HEADERS: Mapping[str, str] = {
     "Accept-Encoding": "identity",
     "User-Agent": "airflow-provider-wan",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Operation(Generic[T]):
-    """One call of the Model API, and how its answer is read.
-
-    :param call: the call to send.
-    :param what: the subject, as a noun, for messages.
-    :param read: turns the answer into a typed value, or raises.
-    :param request_id: the request that it is about, if any.
-    """
-
-    call: Call
-    what: str
-    read: Callable[[Reply], T]
-    request_id: str | None = None
-
-    @property
-    def is_submit(self) -> bool:
-        """Whether this is the call that costs money."""
-        return self.call.method == "POST" and self.call.path.startswith("/v1/models/")
-
-
-def submit_of(model_id: str, inputs: Mapping[str, Any]) -> Operation[values.SubmittedRequest]:
-    """Return the one operation that costs money."""
-    call = calls.submit_call(model_id, inputs)
-    return Operation(call, f"submit to model {model_id}", lambda reply: calls.read_submit(reply, model_id))
-
-
-def status_of(request_id: str) -> Operation[values.RequestStatus]:
-    """Return the operation for the status of a request."""
-    call = calls.status_call(request_id)
-    return Operation(call, "status", lambda reply: calls.read_status(reply, request_id), request_id)
-
-
-def result_of(request_id: str) -> Operation[values.RequestResult]:
-    """Return the operation for the result of a request."""
-    call = calls.result_call(request_id)
-    return Operation(call, "result", lambda reply: calls.read_result(reply, request_id), request_id)
-
-
-def cancellation_of(request_id: str) -> Operation[values.CancelOutcome]:
-    """Return the operation that cancels a queued request."""
-    call = calls.cancel_call(request_id)
-    return Operation(call, "cancel", lambda reply: calls.read_cancel(reply, request_id), request_id)
-
-
-def model_of(model_id: str) -> Operation[ModelInfo]:
-    """Return the operation for the page of a model."""
-    return Operation(calls.model_call(model_id), "model", calls.read_model)
-
-
-def models_of(search: str | None, category: str | None, offset: int) -> Operation[ModelPage]:
-    """Return the operation that asks for a page of the catalogue."""
-    call = calls.models_call(search=search, category=category, limit=MODELS_PER_PAGE, offset=offset)
-    return Operation(call, "list of models", calls.read_models)
-
-
-BALANCE: Operation[values.Balance] = Operation(calls.balance_call(), "balance", calls.read_balance)
 
 
 class Pacer:
@@ -166,22 +103,20 @@ def origin_of(host: str, settings: WanSettings) -> str:
     return settings.account_origin if host == "account" else settings.api_origin
 
 
-def _peer_of(call: Call, settings: WanSettings) -> str:
+def _peer_of(call: Call[Any], settings: WanSettings) -> str:
     # An origin is a scheme and a host.
     return f"connection {settings.conn_id!r} (host {origin_of(call.host, settings).partition('://')[2]})"
 
 
 def reply_of(
-    operation: Operation[Any], settings: WanSettings, status: int, headers: Mapping[str, str], body: bytes
+    call: Call[Any], settings: WanSettings, status: int, headers: Mapping[str, str], body: bytes
 ) -> Reply:
     """Return an answer, from which the token is removed where the server repeats it."""
-    peer = _peer_of(operation.call, settings)
+    peer = _peer_of(call, settings)
     return Reply(status, headers, body, received_at=datetime.now(UTC), peer=peer, secret=settings.token)
 
 
-def error_of_failure(
-    failure: Exception, operation: Operation[Any], settings: WanSettings, *, sent: bool
-) -> WanError:
+def error_of_failure(failure: Exception, call: Call[Any], settings: WanSettings, *, sent: bool) -> WanError:
     """Return the error to raise for an exchange that gave no answer.
 
     Raise it outside of the ``except`` block: the original exception holds the request with its token, and would stay
@@ -192,10 +127,10 @@ def error_of_failure(
     error = error_of_no_reply(
         reason_of(failure),
         sent=sent,
-        what=operation.what,
-        request_id=operation.request_id,
-        submit=operation.is_submit,
-        peer=_peer_of(operation.call, settings),
+        what=call.what,
+        request_id=call.request_id,
+        submit=call.is_submit,
+        peer=_peer_of(call, settings),
     )
     error.__cause__ = OSError(f"{type(failure).__name__}: {failure}".replace(settings.token, "***"))
     return error

@@ -22,15 +22,17 @@ from airflow.sdk import BaseHook
 
 from airflow_provider_wan.exceptions import WanAuthError, WanError, WanInputError, WanTransientError
 from airflow_provider_wan.hooks import common
-from airflow_provider_wan.hooks.common import Operation, pacer_of
+from airflow_provider_wan.hooks.common import pacer_of
 from airflow_provider_wan.hooks.connection import WanSettings, read_settings
 from airflow_provider_wan.hooks.wan_async import WanAsyncHook
 from airflow_provider_wan.http import transport
+from airflow_provider_wan.model_api import calls
 from airflow_provider_wan.model_api.dialect import model_of_page, read_schema
 from airflow_provider_wan.model_api.faults import RetryPolicy
 from airflow_provider_wan.model_api.schema import Model, ModelInfo, load_schema
 from airflow_provider_wan.model_api.values import (
     Balance,
+    Call,
     CancelOutcome,
     RequestResult,
     RequestStatus,
@@ -191,7 +193,7 @@ class WanHook(BaseHook):
         :raises WanTransientError: it certainly did not get through; nothing was bought.
         :raises WanUnknownSubmissionError: it may have been bought; it must not be resent automatically.
         """
-        return self._call(common.submit_of(model_id, inputs), self.retry if retry else common.ONCE, send_by)
+        return self._call(calls.submit_call(model_id, inputs), self.retry if retry else common.ONCE, send_by)
 
     def get_status(self, request_id: str, *, retry: bool = True) -> RequestStatus:
         """Ask for the status of a request. A terminal word means only that :meth:`get_result` knows more.
@@ -200,7 +202,7 @@ class WanHook(BaseHook):
         :raises WanTransientError: no usable answer.
         :raises WanRefusedError: the API refused it; :class:`WanNotFoundError` if it does not know the request.
         """
-        return self._read(common.status_of(request_id), retry)
+        return self._read(calls.status_call(request_id), retry)
 
     def get_result(self, request_id: str, *, retry: bool = True) -> RequestResult:
         """Ask for the result of a request, with output links and cost; one that has not ended says so.
@@ -209,7 +211,7 @@ class WanHook(BaseHook):
         :raises WanTransientError: no usable answer.
         :raises WanRefusedError: the API refused it; :class:`WanNotFoundError` if it does not know the request.
         """
-        return self._read(common.result_of(request_id), retry)
+        return self._read(calls.result_call(request_id), retry)
 
     def cancel(self, request_id: str, *, retry: bool = True) -> CancelOutcome:
         """Cancel a request that is still queued; one that runs continues and is charged.
@@ -218,7 +220,7 @@ class WanHook(BaseHook):
         :raises WanTransientError: no usable answer.
         :raises WanRefusedError: the API refused it.
         """
-        return self._read(common.cancellation_of(request_id), retry)
+        return self._read(calls.cancel_call(request_id), retry)
 
     def get_model(self, model_id: str) -> ModelInfo:
         """Return a model's name, price and input schema, as its page states them.
@@ -240,7 +242,7 @@ class WanHook(BaseHook):
         key = (settings.conn_id, settings.api_origin, settings.account_origin, model_id)
         page, expires_at = _pages.get(key, (None, 0.0))
         if page is None or time.monotonic() > expires_at:
-            page = self._read(common.model_of(model_id), retry)
+            page = self._read(calls.model_call(model_id), retry)
             _pages[key] = (page, time.monotonic() + _PAGE_LIFETIME_S)
         return page
 
@@ -254,7 +256,9 @@ class WanHook(BaseHook):
         found: dict[str, ModelInfo] = {}
         offset = 0
         while True:
-            page = self._read(common.models_of(search, category, offset))
+            page = self._read(
+                calls.models_call(search, category, limit=common.MODELS_PER_PAGE, offset=offset)
+            )
             offset += len(page.models)
             is_new = any(model.model_id not in found for model in page.models)
             found |= {model.model_id: model for model in page.models}
@@ -304,7 +308,7 @@ class WanHook(BaseHook):
 
         :raises WanError: no usable answer.
         """
-        return self._read(common.BALANCE)
+        return self._read(calls.balance_call())
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask for the status of a request that cannot exist: 404001 means that the token works. Free."""
@@ -318,23 +322,23 @@ class WanHook(BaseHook):
             return common.verdict_on_test(error, settings)
         return common.verdict_on_test(None, settings)
 
-    def _read(self, operation: Operation[_T], retry: bool = True) -> _T:
+    def _read(self, call: Call[_T], retry: bool = True) -> _T:
         """Make a call that costs nothing; repeat it with a refreshed token if the cached one is refused."""
         policy = self.retry if retry else common.ONCE
         settings = self.settings
         try:
-            return self._call(operation, policy)
+            return self._call(call, policy)
         except WanAuthError:
             if not self.refresh(settings):
                 raise
-            return self._call(operation, policy)
+            return self._call(call, policy)
 
-    def _call(self, operation: Operation[_T], policy: RetryPolicy, send_by: float | None = None) -> _T:
+    def _call(self, call: Call[_T], policy: RetryPolicy, send_by: float | None = None) -> _T:
         retrying = tenacity.Retrying(sleep=time.sleep, **common.retry_rules(policy))
-        result: _T = retrying(self._call_once, operation, send_by)
+        result: _T = retrying(self._call_once, call, send_by)
         return result
 
-    def _call_once(self, operation: Operation[_T], send_by: float | None) -> _T:
+    def _call_once(self, call: Call[_T], send_by: float | None) -> _T:
         settings = self.settings
         if send_by is None:
             self.take_turn()
@@ -342,15 +346,13 @@ class WanHook(BaseHook):
         with contextlib.ExitStack() as stack:
             exchange = stack.enter_context(transport.track_exchange(send_by=send_by, ends_by=deadline))
             # On a kept connection, one that the server closed while it was idle looks just like a lost answer.
-            session = (
-                stack.enter_context(transport.bounded_session()) if operation.is_submit else self._session
-            )
+            session = stack.enter_context(transport.bounded_session()) if call.is_submit else self._session
             try:
                 with session.request(
-                    operation.call.method,
-                    common.origin_of(operation.call.host, settings) + operation.call.path,
-                    params=dict(operation.call.query),
-                    json=operation.call.json,
+                    call.method,
+                    common.origin_of(call.host, settings) + call.path,
+                    params=dict(call.query),
+                    json=call.json,
                     headers=dict(common.HEADERS),
                     auth=_Bearer(settings.token),
                     timeout=(min(transport.CONNECT_TIMEOUT_S, settings.timeout_s), settings.timeout_s),
@@ -360,9 +362,9 @@ class WanHook(BaseHook):
                     body = transport.read_body(
                         response, limit_bytes=common.MAX_REPLY_BYTES, deadline=deadline
                     )
-                    reply = common.reply_of(operation, settings, response.status_code, response.headers, body)
+                    reply = common.reply_of(call, settings, response.status_code, response.headers, body)
             except (requests.RequestException, OSError, ValueError) as error:
                 failure = error
             else:
-                return operation.read(reply)
-        raise common.error_of_failure(failure, operation, settings, sent=exchange.sent)
+                return call.read(reply)
+        raise common.error_of_failure(failure, call, settings, sent=exchange.sent)

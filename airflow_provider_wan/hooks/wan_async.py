@@ -24,12 +24,13 @@ from yarl import URL
 
 from airflow_provider_wan.exceptions import WanAuthError, WanError
 from airflow_provider_wan.hooks import common
-from airflow_provider_wan.hooks.common import Operation, pacer_of
+from airflow_provider_wan.hooks.common import pacer_of
 from airflow_provider_wan.hooks.connection import WanSettings, read_settings
 from airflow_provider_wan.http import transport
+from airflow_provider_wan.model_api import calls
 from airflow_provider_wan.model_api.faults import RetryPolicy
 from airflow_provider_wan.model_api.schema import ModelInfo
-from airflow_provider_wan.model_api.values import Balance, CancelOutcome, RequestResult, RequestStatus
+from airflow_provider_wan.model_api.values import Balance, Call, CancelOutcome, RequestResult, RequestStatus
 
 _T = TypeVar("_T")
 #: A trigger that starts later than this after the last look-up reads the connection again, in seconds.
@@ -188,23 +189,23 @@ class WanAsyncHook:
 
     async def get_status(self, request_id: str, *, retry: bool = True) -> RequestStatus:
         """Ask for the status of a request; see :meth:`WanHook.get_status`."""
-        return await self._read(common.status_of(request_id), retry)
+        return await self._read(calls.status_call(request_id), retry)
 
     async def get_result(self, request_id: str, *, retry: bool = True) -> RequestResult:
         """Ask for the result of a request; see :meth:`WanHook.get_result`."""
-        return await self._read(common.result_of(request_id), retry)
+        return await self._read(calls.result_call(request_id), retry)
 
     async def cancel(self, request_id: str, *, retry: bool = True) -> CancelOutcome:
         """Cancel a request that is still queued; see :meth:`WanHook.cancel`."""
-        return await self._read(common.cancellation_of(request_id), retry)
+        return await self._read(calls.cancel_call(request_id), retry)
 
     async def get_model(self, model_id: str) -> ModelInfo:
         """Ask for a model's name, price and input schema; see :meth:`WanHook.get_model`."""
-        return await self._read(common.model_of(model_id))
+        return await self._read(calls.model_call(model_id))
 
     async def get_balance(self) -> Balance:
         """Ask for the account's balance; see :meth:`WanHook.get_balance`."""
-        return await self._read(common.BALANCE)
+        return await self._read(calls.balance_call())
 
     async def test_connection(self) -> tuple[bool, str]:
         """Test the token for free; see :meth:`WanHook.test_connection`."""
@@ -218,31 +219,31 @@ class WanAsyncHook:
             return common.verdict_on_test(error, settings)
         return common.verdict_on_test(None, settings)
 
-    async def _read(self, operation: Operation[_T], retry: bool = True) -> _T:
+    async def _read(self, call: Call[_T], retry: bool = True) -> _T:
         """Make a call; repeat it with a refreshed token if the cached one is refused."""
-        call = self._call if retry else self._call_once
+        make = self._call if retry else self._call_once
         settings = await self.get_settings()
         try:
-            return await call(operation)
+            return await make(call)
         except WanAuthError:
             if not await self.refresh(settings):
                 raise
-            return await call(operation)
+            return await make(call)
 
-    async def _call(self, operation: Operation[_T]) -> _T:
+    async def _call(self, call: Call[_T]) -> _T:
         retrying = tenacity.AsyncRetrying(sleep=asyncio.sleep, **common.retry_rules(self.retry))
-        return await retrying(self._call_once, operation)
+        return await retrying(self._call_once, call)
 
     def _client(self) -> _SharedClient:
         if self._shared is None:
             raise RuntimeError("WanAsyncHook is used outside of `async with`")
         return self._shared
 
-    async def _call_once(self, operation: Operation[_T]) -> _T:
+    async def _call_once(self, call: Call[_T]) -> _T:
         settings = await self.get_settings()
         if (pause_s := pacer_of(settings).reserve()) > 0:
             await asyncio.sleep(pause_s)
-        call, client = operation.call, self._client()
+        client = self._client()
         try:
             route = client.route_to(call.host, settings)
             async with (
@@ -259,12 +260,12 @@ class WanAsyncHook:
                 ) as response,
             ):
                 body = await _body_of(response)
-                reply = common.reply_of(operation, settings, response.status, response.headers, body)
+                reply = common.reply_of(call, settings, response.status, response.headers, body)
         except (aiohttp.ClientError, OSError, ValueError, asyncio.IncompleteReadError) as error:
             failure = error
         else:
-            return operation.read(reply)
-        raise common.error_of_failure(failure, operation, settings, sent=True)
+            return call.read(reply)
+        raise common.error_of_failure(failure, call, settings, sent=True)
 
 
 async def _body_of(response: aiohttp.ClientResponse) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from airflow_provider_wan.exceptions import WanTransientError
@@ -49,74 +50,76 @@ API_HOST = "https://model-api.runcomfy.net"
 ACCOUNT_HOST = "https://api.runcomfy.net"
 
 
-def submit_call(model_id: str, inputs: Mapping[str, Any]) -> Call:
+def submit_call(model_id: str, inputs: Mapping[str, Any]) -> Call[SubmittedRequest]:
     """Return the one call that costs money; its body is the flat model input.
 
     :param model_id: the model, such as ``wan-ai/wan-2-2/image-to-video``.
     :param inputs: the inputs, already validated.
     :raises WanInputError: the model id is not valid.
     """
-    return Call("POST", f"/v1/models/{check_model_id(model_id)}", json=dict(inputs))
+    path = f"/v1/models/{check_model_id(model_id)}"
+    read = partial(read_submit, model_id=model_id)
+    return Call("POST", path, f"submit to model {model_id}", read, json=dict(inputs))
 
 
-def status_call(request_id: str) -> Call:
+def status_call(request_id: str) -> Call[RequestStatus]:
     """Return the call for the status of a request.
 
     :raises WanInputError: the request id is not valid.
     """
-    return Call("GET", f"/v1/requests/{check_request_id(request_id)}/status")
+    path = f"/v1/requests/{check_request_id(request_id)}/status"
+    return Call("GET", path, "status", partial(read_status, request_id=request_id), request_id)
 
 
-def result_call(request_id: str, include_cost: bool = True) -> Call:
-    """Return the call for the result of a request.
+def result_call(request_id: str) -> Call[RequestResult]:
+    """Return the call for the result of a request, with its cost.
 
-    :param include_cost: ask for the cost too, default true.
     :raises WanInputError: the request id is not valid.
     """
-    query = {"include_cost": "true"} if include_cost else {}
-    return Call("GET", f"/v1/requests/{check_request_id(request_id)}/result", query=query)
+    path = f"/v1/requests/{check_request_id(request_id)}/result"
+    read = partial(read_result, request_id=request_id)
+    return Call("GET", path, "result", read, request_id, query={"include_cost": "true"})
 
 
-def cancel_call(request_id: str) -> Call:
+def cancel_call(request_id: str) -> Call[CancelOutcome]:
     """Return the call that cancels a queued request.
 
     :raises WanInputError: the request id is not valid.
     """
-    return Call("POST", f"/v1/requests/{check_request_id(request_id)}/cancel")
+    path = f"/v1/requests/{check_request_id(request_id)}/cancel"
+    return Call("POST", path, "cancel", partial(read_cancel, request_id=request_id), request_id)
 
 
-def model_call(model_id: str) -> Call:
+def model_call(model_id: str) -> Call[ModelInfo]:
     """Return the call for one model of the catalogue.
 
     :raises WanInputError: the model id is not valid.
     """
-    return Call("GET", f"/v1/models/{check_model_id(model_id)}")
+    return Call("GET", f"/v1/models/{check_model_id(model_id)}", "model", read_model)
 
 
-def models_call(
-    *,
-    search: str | None = None,
-    category: str | None = None,
-    limit: int | None = None,
-    offset: int | None = None,
-    include_schema: bool = True,
-) -> Call:
-    """Return the call for a page of the catalogue.
+def models_call(search: str | None, category: str | None, *, limit: int, offset: int) -> Call[ModelPage]:
+    """Return the call for a page of the catalogue, with the schema of each model's inputs.
 
-    :param search: words to search for.
-    :param category: a category of the catalogue.
+    :param search: words to search for; None: all.
+    :param category: a category of the catalogue; None: all.
     :param limit: how many models at most.
     :param offset: how many models to skip.
-    :param include_schema: whether to include the schema of each model's inputs, default true.
     """
-    given = {"search": search, "category": category, "limit": limit, "offset": offset}
-    given |= {"include_schema": "true" if include_schema else None}
-    return Call("GET", "/v1/models", query={k: str(v) for k, v in given.items() if v is not None})
+    given = {
+        "search": search,
+        "category": category,
+        "limit": limit,
+        "offset": offset,
+        "include_schema": "true",
+    }
+    query = {name: str(value) for name, value in given.items() if value is not None}
+    return Call("GET", "/v1/models", "list of models", read_models, query=query)
 
 
-def balance_call() -> Call:
+def balance_call() -> Call[Balance]:
     """Return the call for the account's balance, which goes to another host."""
-    return Call("GET", "/prod/v2/balance", host="account")
+    return Call("GET", "/prod/v2/balance", "balance", read_balance, host="account")
 
 
 def read_submit(reply: Reply, model_id: str) -> SubmittedRequest:

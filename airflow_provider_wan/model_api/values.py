@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.model_api.bodies import clean_text, without_secret
 from airflow_provider_wan.model_api.states import State, is_over_word, is_success_word
 
+T = TypeVar("T")
 REQUEST_ID = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 MODEL_ID_MAX_CHARS = 256
 _MODEL_ID = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
@@ -52,24 +53,6 @@ def check_model_id(model_id: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """An HTTP call, for either hook to make.
-
-    :param method: ``GET`` or ``POST``.
-    :param path: the absolute path, safe to append to the host as it is.
-    :param query: query parameters, not yet encoded.
-    :param json: the JSON body, ``None`` for no body.
-    :param host: which of the connection's two hosts it goes to.
-    """
-
-    method: Literal["GET", "POST"]
-    path: str
-    query: Mapping[str, str] = field(default_factory=dict)
-    json: Mapping[str, Any] | None = None
-    host: Literal["api", "account"] = "api"
-
-
-@dataclass(frozen=True, slots=True)
 class Reply:
     """An HTTP answer.
 
@@ -94,6 +77,35 @@ class Reply:
             headers = {name: value.replace(secret, "***") for name, value in headers.items()}
             object.__setattr__(self, "body", without_secret(self.body, secret))
         object.__setattr__(self, "headers", headers)
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One call of the Model API, for either hook to make.
+
+    :param method: ``GET`` or ``POST``.
+    :param path: the absolute path, safe to append to the host as it is.
+    :param what: its subject, as a noun, for messages.
+    :param read: turns the answer into a typed value, or raises.
+    :param request_id: the request that it is about, if any.
+    :param query: query parameters, not yet encoded.
+    :param json: the JSON body, ``None`` for no body.
+    :param host: which of the connection's two hosts it goes to.
+    """
+
+    method: Literal["GET", "POST"]
+    path: str
+    what: str
+    read: Callable[[Reply], T] = field(compare=False)
+    request_id: str | None = None
+    query: Mapping[str, str] = field(default_factory=dict)
+    json: Mapping[str, Any] | None = None
+    host: Literal["api", "account"] = "api"
+
+    @property
+    def is_submit(self) -> bool:
+        """Whether this is the call that costs money."""
+        return self.method == "POST" and self.path.startswith("/v1/models/")
 
 
 @dataclass(frozen=True, slots=True)

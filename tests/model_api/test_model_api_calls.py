@@ -31,19 +31,32 @@ X = "https://files.runcomfy.net/abc?x=1"
 
 
 def test_calls_have_the_method_path_and_query_of_the_contract() -> None:
-    assert calls.submit_call(MODEL, {"prompt": "p"}) == Call(
-        "POST", "/v1/models/wan-ai/wan-2-2/image-to-video", json={"prompt": "p"}
+    def sent(call: Call[Any]) -> tuple[Any, ...]:
+        return call.host, call.method, call.path, dict(call.query), call.json
+
+    assert sent(calls.submit_call(MODEL, {"prompt": "p"})) == (
+        "api", "POST", "/v1/models/wan-ai/wan-2-2/image-to-video", {}, {"prompt": "p"}
+    )  # fmt: skip
+    assert sent(calls.status_call("r-1")) == ("api", "GET", "/v1/requests/r-1/status", {}, None)
+    cost = {"include_cost": "true"}
+    assert sent(calls.result_call("r-1")) == ("api", "GET", "/v1/requests/r-1/result", cost, None)
+    assert sent(calls.cancel_call("r-1")) == ("api", "POST", "/v1/requests/r-1/cancel", {}, None)
+    assert sent(calls.model_call("a/b")) == ("api", "GET", "/v1/models/a/b", {}, None)
+    query = {"search": "wan", "limit": "5", "offset": "0", "include_schema": "true"}
+    assert sent(calls.models_call("wan", None, limit=5, offset=0)) == (
+        "api",
+        "GET",
+        "/v1/models",
+        query,
+        None,
     )
-    assert calls.status_call("r-1") == Call("GET", "/v1/requests/r-1/status")
-    assert calls.result_call("r-1") == Call("GET", "/v1/requests/r-1/result", query={"include_cost": "true"})
-    assert calls.result_call("r-1", include_cost=False) == Call("GET", "/v1/requests/r-1/result")
-    assert calls.cancel_call("r-1") == Call("POST", "/v1/requests/r-1/cancel")
-    assert calls.model_call("a/b") == Call("GET", "/v1/models/a/b")
-    assert calls.models_call() == Call("GET", "/v1/models", query={"include_schema": "true"})
-    assert calls.models_call(search="wan", limit=5, offset=0, include_schema=False) == Call(
-        "GET", "/v1/models", query={"search": "wan", "limit": "5", "offset": "0"}
-    )
-    assert calls.balance_call() == Call("GET", "/prod/v2/balance", host="account")
+    assert sent(calls.balance_call()) == ("account", "GET", "/prod/v2/balance", {}, None)
+
+
+def test_only_the_submit_counts_as_the_call_that_costs_money() -> None:
+    free = [calls.status_call("r"), calls.result_call("r"), calls.cancel_call("r"), calls.model_call("a/b")]
+    assert calls.submit_call(MODEL, {}).is_submit
+    assert not any(call.is_submit for call in [*free, calls.balance_call()])
 
 
 @pytest.mark.parametrize(
