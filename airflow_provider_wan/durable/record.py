@@ -282,6 +282,6 @@ def new_claim() -> str:
     return uuid4().hex
 
 
-def utc_text(at: datetime | None = None) -> str:
-    """Return a time as ISO 8601 in UTC with milliseconds; now by default."""
-    return (at or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="milliseconds")
+def utc_text() -> str:
+    """Return the time now as ISO 8601 in UTC with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -442,7 +442,8 @@ class Submission:
                     self._doubts[self._hook.api_origin] = time.monotonic()
                 is_as_before, held = self._take_back(claimed, held)
                 attempt += 1
-                delay = self._delay(attempt, error, spent_s=time.monotonic() - started)
+                spent_s = time.monotonic() - started
+                delay = self._retry.delay_s(attempt, error, rnd=random.random(), spent_s=spent_s)
                 if delay is None or not is_as_before:
                     raise
                 self._log.warning("%s Trying again in %.1f s.", error, delay)
@@ -490,11 +491,6 @@ class Submission:
             intent, stage=Stage.SUBMITTED, request_id=submitted.request_id, submitted_at=utc_text()
         )
         return self._write_id(record, claimed)
-
-    def _delay(
-        self, attempt: int, error: WanRefusedError | WanTransientError, *, spent_s: float
-    ) -> float | None:
-        return self._retry.delay_s(attempt, error, rnd=random.random(), spent_s=spent_s)
 
     def _claim(self, intent: Record, held: VersionedRecord | None) -> VersionedRecord | None:
         """Write the intent.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _SHOWN_CHARS = 80
 _SHOWN_VALUES = 20
-#: The largest request that may be sent, with a ``data:`` URI in it (RunComfy's own nodes: 64 MiB).
+#: The largest request that may be sent (as in RunComfy's own nodes).
 _REQUEST_MAX_BYTES = 64 * 1024 * 1024
 
 
@@ -43,15 +43,11 @@ def coerce_inputs(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return coerce_fields(model.schema, inputs)
 
 
-def validate_inputs(
-    model: Model, inputs: Mapping[str, Any], *, allow_data_uri: bool = False, is_partial: bool = False
-) -> dict[str, Any]:
+def validate_inputs(model: Model, inputs: Mapping[str, Any], *, is_partial: bool = False) -> dict[str, Any]:
     """Return the inputs to send: coerced, without fields that were left out, and within every rule of the model.
 
     :param model: the model.
     :param inputs: the inputs as given; ``None`` means left out.
-    :param allow_data_uri: take an image as a ``data:`` URI too; RunComfy does not document that for every
-        model, so it is off by default.
     :param is_partial: whether required inputs may be missing, because another task supplies them; default False.
     :raises WanInputError: rules are broken; the message names all of them, with field and value.
     """
@@ -64,7 +60,7 @@ def validate_inputs(
     broken = _broken_form(coerced)
     if not broken and schema is not None:
         broken = [*_unknown_fields(schema, inputs), *_broken_rules(schema, coerced, is_partial=is_partial)]
-        broken += _broken_urls(schema, coerced, allow_data_uri=allow_data_uri)
+        broken += _broken_urls(schema, coerced)
     elif not broken and not coerced and not is_partial:
         broken = ["there are no inputs; give at least one"]
     if broken:
@@ -190,27 +186,16 @@ def _rule(error: ValidationError) -> str:
             return f"breaks the rule {name}: {_shown(limit)}"
 
 
-def _broken_urls(schema: ModelSchema, inputs: Mapping[str, Any], *, allow_data_uri: bool) -> Iterator[str]:
+def _broken_urls(schema: ModelSchema, inputs: Mapping[str, Any]) -> Iterator[str]:
     for name in schema.media_fields:
         given = inputs.get(name)
-        values = given if isinstance(given, list) else [given]
-        for value in (
-            value for value in values if isinstance(value, str) and value and not is_http_url(value)
-        ):
-            if problem := _problem_of_url(value, allow_data_uri=allow_data_uri):
-                yield f"{name!r}: {problem}"
-
-
-def _problem_of_url(value: str, *, allow_data_uri: bool) -> str | None:
-    if value.startswith(("http://", "https://")) and (odd := invisible_character(value)):
-        return f"{_shown(value)} contains {odd}; remove it or percent-encode it"
-    if value[:5].lower() != "data:":
-        return f"{_shown(value)} must be a public http:// or https:// URL"
-    if not allow_data_uri:
-        return "a data: URI is not documented for this model; allow it on purpose or give a URL"
-    if value[:11].lower() != "data:image/" or ";base64," not in value[:100].lower():
-        return f"{_shown(value)} must be a data:image/...;base64,... URI"
-    return None
+        for value in given if isinstance(given, list) else [given]:
+            if not isinstance(value, str) or not value or is_http_url(value):
+                continue
+            if value.startswith(("http://", "https://")) and (odd := invisible_character(value)):
+                yield f"{name!r}: {_shown(value)} contains {odd}; remove it or percent-encode it"
+            else:
+                yield f"{name!r}: {_shown(value)} must be a public http:// or https:// URL"
 
 
 def _shown(value: Any) -> str:

@@ -125,23 +125,16 @@ def test_all_broken_rules_are_named_at_once() -> None:
 def test_long_and_signed_values_are_cut_in_messages() -> None:
     assert "x" * 81 not in refusal(GOOD | {"prompt": "x" * 900})
     assert "abc" not in refusal(GOOD | {"seed": "https://h/a?X-Goog-Signature=abc"})
-    assert len(refusal(GOOD | {"img_url": "data:text/plain," + "A" * 10_000}, allow_data_uri=True)) < 400
+    assert len(refusal(GOOD | {"img_url": "data:text/plain," + "A" * 10_000})) < 400
 
 
-@pytest.mark.parametrize("uri", ["data:image/png;base64,AAAA", "DATA:image/jpeg;charset=x;base64,AAAA"])
-def test_data_uri_is_accepted_only_on_purpose(uri: str) -> None:
-    assert validate_inputs(WAN, GOOD | {"img_url": uri}, allow_data_uri=True)["img_url"] == uri
+@pytest.mark.parametrize("uri", ["data:image/png;base64,AAAA", "DATA:text/html,x", "data:"])
+def test_data_uri_is_refused(uri: str) -> None:
     assert "'img_url'" in refusal(GOOD | {"img_url": uri})
 
 
-@pytest.mark.parametrize("uri", ["data:text/html;base64,AAAA", "data:image/png,AAAA", "data:"])
-def test_data_uri_without_an_image_is_refused(uri: str) -> None:
-    assert "base64" in refusal(GOOD | {"img_url": uri}, allow_data_uri=True)
-
-
 def test_request_that_is_too_large_is_refused() -> None:
-    uri = "data:image/png;base64," + "A" * (64 * 1024 * 1024)
-    assert "bytes" in refusal(GOOD | {"img_url": uri}, allow_data_uri=True)
+    assert "bytes" in refusal(GOOD | {"img_url": "https://h/" + "A" * (64 * 1024 * 1024)})
 
 
 def test_model_without_a_schema_accepts_any_json() -> None:
