@@ -94,7 +94,7 @@ class Batch:
         self._on_progress = on_progress
         self._listener = listener
         self._journal = BucketJournal(client, spec.journal)
-        self._files = BatchFiles(client, spec.journal, owner)
+        self._files = BatchFiles(self._journal, owner)
         self._sources = sources
         self._planner = Planner(spec, client, self._journal, sources, log)
         self._prices = PriceBook(

@@ -15,26 +15,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from logging import Logger
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from airflow_provider_wan.batch.plan import Item, Plan
 from airflow_provider_wan.batch.report import ImageResult
+from airflow_provider_wan.durable.journal import BucketJournal
 from airflow_provider_wan.exceptions import WanError
-from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors, upload
 from airflow_provider_wan.images.source import ImageSources
 from airflow_provider_wan.model_api.fingerprints import without_signatures
 from airflow_provider_wan.model_api.schema import Model, ModelInfo, ModelSchema
 
-if TYPE_CHECKING:
-    from google.cloud import storage
-
-_IN_MEMORY_BYTES = 4 * 1024 * 1024
 _NOT_IN_NAMES = re.compile(r"[^\w.:+=-]+")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 _NOT_SAVED = {"address": None, "known": None, "prepared": None}
@@ -278,44 +273,41 @@ def _item_line(item: Item) -> dict[str, Any]:
 class BatchFiles:
     """Reads and writes the objects of one batch.
 
-    :param client: a Cloud Storage client.
-    :param journal: ``gs://bucket/prefix``; the objects are in subfolders that no listing of records includes.
+    :param journal: they are beside its records, in subfolders that no listing of records includes.
     :param owner: the name of the task instance in records.
     """
 
-    def __init__(self, client: storage.Client, journal: str, owner: str) -> None:
-        self._client = client
-        self._bucket, prefix = split_gs_uri(journal, name="journal")
-        folder = prefix.rstrip("/") + "/" if prefix else ""
-        stem = f"{folder}_notes/{hashlib.sha256(owner.encode()).hexdigest()[:24]}"
+    def __init__(self, journal: BucketJournal, owner: str) -> None:
+        self._journal = journal
+        stem = f"_notes/{hashlib.sha256(owner.encode()).hexdigest()[:24]}"
         self._checkpoint, self._status, self._plan = f"{stem}.json", f"{stem}.jsonl", f"{stem}.plan.jsonl"
         parts = (_NOT_IN_NAMES.sub("_", part) for part in owner.split("/"))
-        self._manifest = f"{folder}_manifests/{'/'.join(parts)}.jsonl"
+        self._manifest = f"_manifests/{'/'.join(parts)}.jsonl"
 
     @property
     def status_uri(self) -> str:
         """The address of the status file, which says how far each image is."""
-        return f"gs://{self._bucket}/{self._status}"
+        return self._journal.uri_of(self._status)
 
     def write_manifest(self, results: Iterable[ImageResult]) -> str:
         """Write the result of every image, one a line; return the address."""
-        self._write_lines(self._manifest, (result.to_json() for result in results))
-        return f"gs://{self._bucket}/{self._manifest}"
+        self._journal.write_lines(self._manifest, (result.to_json() for result in results))
+        return self._journal.uri_of(self._manifest)
 
     def write_status(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Write the state of each image, one a line."""
         plain = (json.dumps(line, separators=(",", ":")) for line in lines)
-        self._write_lines(self._status, plain, retry_for_s=10.0)
+        self._journal.write_lines(self._status, plain, retry_for_s=10.0)
 
     def write_plan(self, plan: Plan, owner: str, model: Model) -> None:
         """Write the plan, one video a line."""
         lines = plan_lines(plan, owner, model)
-        self._write_lines(self._plan, (json.dumps(line, default=str) for line in lines))
+        self._journal.write_lines(self._plan, (json.dumps(line, default=str) for line in lines))
 
     def read_plan(self, log: Logger) -> SavedPlan | None:
         """Return the plan of this task instance; None if it is missing or unusable."""
         try:
-            body = self._read(self._plan)
+            body, _ = self._journal.read_object(self._plan)
             return None if body is None else SavedPlan(json.loads(line) for line in body.splitlines())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("The saved plan of this task can't be used: %s", error)
@@ -323,40 +315,13 @@ class BatchFiles:
 
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write the checkpoint."""
-        blob = self._client.bucket(self._bucket).blob(self._checkpoint)
-        with storage_errors(f"Writing gs://{self._bucket}/{self._checkpoint}"):
-            upload(blob, json.dumps(checkpoint.as_dict()).encode(), content_type="application/json")
+        self._journal.write_json(self._checkpoint, checkpoint.as_dict())
 
     def read_checkpoint(self, log: Logger) -> Checkpoint | None:
         """Return the checkpoint; None if it is missing or unusable."""
         try:
-            body = self._read(self._checkpoint)
-            return None if body is None else Checkpoint.from_dict(json.loads(body))
+            body, _ = self._journal.read_json(self._checkpoint)
+            return None if body is None else Checkpoint.from_dict(body)
         except (WanError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("The checkpoint of this batch can't be used: %s", error)
             return None
-
-    def _read(self, name: str) -> bytes | None:
-        from google.api_core.exceptions import NotFound
-
-        blob = self._client.bucket(self._bucket).blob(name)
-        with storage_errors(f"Reading gs://{self._bucket}/{name}"):
-            try:
-                return bytes(blob.download_as_bytes(timeout=TIMEOUT_S, retry=retry_policy()))
-            except NotFound:
-                return None
-
-    def _write_lines(self, name: str, lines: Iterable[str], *, retry_for_s: float | None = None) -> None:
-        with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as file:
-            for line in lines:
-                file.write(line.encode() + b"\n")
-            size = file.tell()
-            blob = self._client.bucket(self._bucket).blob(name)
-            with storage_errors(f"Writing gs://{self._bucket}/{name}"):
-                upload(
-                    blob,
-                    file,
-                    size_bytes=size,
-                    content_type="application/x-ndjson",
-                    retry_for_s=retry_for_s,
-                )

@@ -15,9 +15,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 #: A listing counts the purchases of this many task instances; the record itself has all.
 _MARKS = 100
+_IN_MEMORY_BYTES = 4 * 1024 * 1024
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
@@ -114,7 +116,7 @@ class BucketJournal:
     def read(self, fingerprint: str) -> VersionedRecord | None:
         """Read the record of a fingerprint."""
         name = f"{fingerprint}.json"
-        body, generation = self._download(name, f"Reading the journal record {self._uri(name)}")
+        body, generation = self.read_object(name, what="the journal record ")
         if body is None:
             return None
         try:
@@ -123,7 +125,7 @@ class BucketJournal:
                 raise ValueError(f"it is about fingerprint {record.fingerprint}")
         except ValueError as error:
             raise WanRecordError(
-                f"The journal record {self._uri(name)} can't be read: {error}. Nothing is bought "
+                f"The journal record {self.uri_of(name)} can't be read: {error}. Nothing is bought "
                 "while it exists. Correct it, or delete it if you are sure that nothing was bought."
             ) from error
         return VersionedRecord(record, generation)
@@ -139,7 +141,7 @@ class BucketJournal:
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
         name = f"{record.fingerprint}.json"
-        with storage_errors(f"Writing the journal record {self._uri(name)}", request_id=record.request_id):
+        with storage_errors(f"Writing the journal record {self.uri_of(name)}", request_id=record.request_id):
             try:
                 generation = self._upload(
                     name,
@@ -168,7 +170,7 @@ class BucketJournal:
 
         name = f"{held.record.fingerprint}.json"
         blob = self._bucket.blob(self._prefix + name)
-        with storage_errors(f"Deleting the journal record {self._uri(name)}"):
+        with storage_errors(f"Deleting the journal record {self.uri_of(name)}"):
             try:
                 blob.delete(if_generation_match=held.version, timeout=TIMEOUT_S, retry=retry_policy())
             except (NotFound, PreconditionFailed):
@@ -180,7 +182,7 @@ class BucketJournal:
         endpoint = self._client.api_endpoint or "https://storage.googleapis.com"
         path = f"b/{self._bucket.name}/o/{quote(self._prefix + name, safe='')}"
         url = f"{endpoint}/storage/v1/{path}?fields=generation,updated"
-        with storage_errors(f"Reading the journal record {self._uri(name)}"):
+        with storage_errors(f"Reading the journal record {self.uri_of(name)}"):
             response = self._client._http.request("GET", url, timeout=TIMEOUT_S[1])
             about: dict[str, Any] = response.json() if response.ok else {}
         if int(about.get("generation", 0)) != held.version or "Date" not in response.headers:
@@ -238,12 +240,12 @@ class BucketJournal:
 
         :raises ValueError: it is not a JSON object.
         """
-        text, generation = self._download(name, f"Reading {self._uri(name)}")
+        text, generation = self.read_object(name)
         if text is None:
             return None, 0
         body = json.loads(text)
         if not isinstance(body, dict):
-            raise ValueError(f"{self._uri(name)} is not a JSON object")
+            raise ValueError(f"{self.uri_of(name)} is not a JSON object")
         return body, generation
 
     def write_json(self, name: str, body: Mapping[str, Any], *, replaces: int | None = None) -> bool:
@@ -254,7 +256,7 @@ class BucketJournal:
         """
         from google.api_core.exceptions import PreconditionFailed
 
-        with storage_errors(f"Writing {self._uri(name)}"):
+        with storage_errors(f"Writing {self.uri_of(name)}"):
             try:
                 self._upload(name, json.dumps(body), replaces=replaces)
             except PreconditionFailed:
@@ -292,7 +294,8 @@ class BucketJournal:
 
     # -- objects -------------------------------------------------------------------------------------------
 
-    def _uri(self, name: str) -> str:
+    def uri_of(self, name: str) -> str:
+        """Return the address of an object."""
         return f"gs://{self._bucket.name}/{self._prefix}{name}"
 
     def _list(self, field_name: str) -> Iterator[storage.Blob]:
@@ -306,17 +309,36 @@ class BucketJournal:
                 retry=retry_policy(),
             )
 
-    def _download(self, name: str, what: str) -> tuple[bytes | None, int]:
+    def read_object(self, name: str, *, what: str = "") -> tuple[bytes | None, int]:
         """Return the content of an object and its generation; ``(None, 0)``: it is missing."""
         from google.api_core.exceptions import NotFound
 
         blob = self._bucket.blob(self._prefix + name)
-        with storage_errors(what):
+        with storage_errors(f"Reading {what}{self.uri_of(name)}"):
             try:
                 body: bytes = blob.download_as_bytes(timeout=TIMEOUT_S, retry=retry_policy())
             except NotFound:
                 return None, 0
         return body, int(blob.generation)
+
+    def write_lines(self, name: str, lines: Iterable[str], *, retry_for_s: float | None = None) -> None:
+        """Write an object in a subfolder, line by line, in place of any other.
+
+        :param retry_for_s: for how long the call is retried, in seconds; None (default): as usual.
+        """
+        with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as file:
+            for line in lines:
+                file.write(line.encode() + b"\n")
+            size = file.tell()
+            blob = self._bucket.blob(self._prefix + name)
+            with storage_errors(f"Writing {self.uri_of(name)}"):
+                upload(
+                    blob,
+                    file,
+                    size_bytes=size,
+                    content_type="application/x-ndjson",
+                    retry_for_s=retry_for_s,
+                )
 
     def _upload(
         self, name: str, body: str, *, replaces: int | None, metadata: Mapping[str, str] | None = None
