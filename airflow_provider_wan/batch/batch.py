@@ -26,16 +26,8 @@ from airflow_provider_wan.batch.plan import Item, Plan
 from airflow_provider_wan.batch.planner import Planner
 from airflow_provider_wan.batch.pool import BatchWork
 from airflow_provider_wan.batch.prices import PriceBook
-from airflow_provider_wan.batch.report import (
-    SHOWN_ERRORS,
-    BatchListener,
-    Outcome,
-    Progress,
-    Report,
-    all_results,
-    error_of,
-    summary_of,
-)
+from airflow_provider_wan.batch.report import SHOWN_ERRORS, Report, all_results, error_of, summary_of
+from airflow_provider_wan.batch.results import BatchListener, Outcome, Progress
 from airflow_provider_wan.batch.spec import BatchSpec
 from airflow_provider_wan.batch.state import BatchState
 from airflow_provider_wan.durable.journal import BucketJournal, VersionedRecord

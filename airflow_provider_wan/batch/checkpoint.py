@@ -23,7 +23,7 @@ from logging import Logger
 from typing import Any, NamedTuple, Self
 
 from airflow_provider_wan.batch.plan import Item, Plan
-from airflow_provider_wan.batch.report import ImageResult
+from airflow_provider_wan.batch.results import ImageResult
 from airflow_provider_wan.durable.journal import BucketJournal
 from airflow_provider_wan.exceptions import WanError
 from airflow_provider_wan.images.source import ImageSources

@@ -18,7 +18,7 @@ from typing import Any
 
 from airflow_provider_wan.batch.landings import Landings
 from airflow_provider_wan.batch.pool import BatchWork, Completion, WorkerPool
-from airflow_provider_wan.batch.report import ImageResult, Progress
+from airflow_provider_wan.batch.results import ImageResult, Progress
 from airflow_provider_wan.batch.spec import BatchLimits
 from airflow_provider_wan.batch.state import BatchState
 from airflow_provider_wan.batch.submits import Submits

@@ -9,7 +9,7 @@ from functools import partial
 from logging import Logger
 
 from airflow_provider_wan.batch.pool import BatchWork, WorkerPool
-from airflow_provider_wan.batch.report import Landed, Outcome
+from airflow_provider_wan.batch.results import Landed, Outcome
 from airflow_provider_wan.batch.spec import BatchLimits
 from airflow_provider_wan.batch.state import BatchState
 from airflow_provider_wan.exceptions import (

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from airflow_provider_wan.batch.report import ImageResult, Outcome
+from airflow_provider_wan.batch.results import ImageResult, Outcome
 from airflow_provider_wan.durable.journal import RecordSummary
 from airflow_provider_wan.durable.record import Stage
 from airflow_provider_wan.exceptions import WanInputError, WanRefusedError

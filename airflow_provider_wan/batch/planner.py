@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_wan.batch.checkpoint import SavedPlan
 from airflow_provider_wan.batch.plan import Item, Plan, open_rows, plan_rows
-from airflow_provider_wan.batch.report import Outcome
+from airflow_provider_wan.batch.results import Outcome
 from airflow_provider_wan.batch.spec import BatchSpec
 from airflow_provider_wan.durable.journal import BucketJournal, RecordSummary, as_listed
 from airflow_provider_wan.durable.record import Stage

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from airflow_provider_wan.batch.plan import Item
 from airflow_provider_wan.batch.prices import PriceBook
-from airflow_provider_wan.batch.report import Landed
+from airflow_provider_wan.batch.results import Landed
 from airflow_provider_wan.batch.spec import BatchLimits
 from airflow_provider_wan.durable.journal import Journal, RecordConflict, VersionedRecord
 from airflow_provider_wan.durable.reconcile import amend, with_result

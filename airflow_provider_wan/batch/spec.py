@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_provider_wan.batch.budget import BudgetLimits, GivenPrice
-from airflow_provider_wan.batch.report import MaxFailures
+from airflow_provider_wan.batch.results import MaxFailures
 from airflow_provider_wan.durable.decide import OnUnknownSubmission
 from airflow_provider_wan.landing.checks import VideoChecks
 from airflow_provider_wan.landing.landing import IfExists

@@ -21,7 +21,7 @@ from airflow_provider_wan.batch.budget import Budget
 from airflow_provider_wan.batch.checkpoint import Checkpoint, RetryState, pause_after_s
 from airflow_provider_wan.batch.plan import Item, Plan
 from airflow_provider_wan.batch.prices import PriceBook
-from airflow_provider_wan.batch.report import BatchListener, Outcome, Progress
+from airflow_provider_wan.batch.results import BatchListener, Outcome, Progress
 from airflow_provider_wan.durable.journal import RecordSummary
 from airflow_provider_wan.durable.record import Record, Stage
 from airflow_provider_wan.exceptions import WanBudgetError, WanError

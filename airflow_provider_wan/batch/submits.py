@@ -16,7 +16,7 @@ from airflow_provider_wan.batch.checkpoint import ApiState, RetryState, pause_af
 from airflow_provider_wan.batch.plan import Item
 from airflow_provider_wan.batch.pool import BatchWork, WorkerPool
 from airflow_provider_wan.batch.prices import Learning, PriceNotLearned
-from airflow_provider_wan.batch.report import Outcome
+from airflow_provider_wan.batch.results import Outcome
 from airflow_provider_wan.batch.spec import BatchLimits
 from airflow_provider_wan.batch.state import BatchState, unix
 from airflow_provider_wan.durable.record import Record, Stage

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import IO, Any
 
-from airflow_provider_wan.batch.report import Progress
+from airflow_provider_wan.batch.results import Progress
 from airflow_provider_wan.gallery.cards import (
     TASK_OVER,
     Card,

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import Asset, AssetAlias
 
-from airflow_provider_wan.batch.report import ImageResult, Outcome
+from airflow_provider_wan.batch.results import ImageResult, Outcome
 from airflow_provider_wan.durable.record import LandedVideo, Record
 
 #: Up to this many videos are named one by one, in an asset event and in lineage.

@@ -13,7 +13,7 @@ from openlineage.client.event_v2 import InputDataset, OutputDataset
 from openlineage.client.facet_v2 import RunFacet, external_query_run, output_statistics_output_dataset
 
 from airflow_provider_wan import __version__
-from airflow_provider_wan.batch.report import Outcome
+from airflow_provider_wan.batch.results import Outcome
 from airflow_provider_wan.durable.record import Record
 from airflow_provider_wan.lineage.assets import BatchEnd, places_of
 

@@ -36,7 +36,8 @@ from airflow_provider_wan.utils.task import LinkState, TaskRequest
 if TYPE_CHECKING:
     from airflow_provider_wan.batch.batch import Batch
     from airflow_provider_wan.batch.engine import BatchEngine, Pause
-    from airflow_provider_wan.batch.report import Progress, Report
+    from airflow_provider_wan.batch.report import Report
+    from airflow_provider_wan.batch.results import Progress
     from airflow_provider_wan.batch.spec import BatchSpec
     from airflow_provider_wan.lineage.assets import BatchEnd
 
@@ -418,7 +419,7 @@ class WanBatchOperator(BaseOperator):
         return batch
 
     def _spec(self, task: TaskRequest, deadline: float) -> BatchSpec:
-        from airflow_provider_wan.batch.report import MaxFailures
+        from airflow_provider_wan.batch.results import MaxFailures
         from airflow_provider_wan.batch.spec import BatchLimits, BatchSpec
         from airflow_provider_wan.hooks.gcs import split_gs_uri
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Literal
 
 from airflow_provider_wan import metrics
-from airflow_provider_wan.batch.report import BatchListener, Landed
+from airflow_provider_wan.batch.results import BatchListener, Landed
 from airflow_provider_wan.exceptions import WanCancelledError, WanError
 
 

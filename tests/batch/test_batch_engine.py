@@ -14,7 +14,7 @@ from google.cloud import storage
 
 from airflow_provider_wan.batch.budget import BudgetLimits
 from airflow_provider_wan.batch.engine import Pause
-from airflow_provider_wan.batch.report import MaxFailures
+from airflow_provider_wan.batch.results import MaxFailures
 from airflow_provider_wan.durable.journal import BucketJournal
 from airflow_provider_wan.exceptions import (
     WanAuthError,

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_wan.batch.report import MaxFailures, Report
+from airflow_provider_wan.batch.report import Report
+from airflow_provider_wan.batch.results import MaxFailures
 from airflow_provider_wan.exceptions import WanBalanceError
 from airflow_provider_wan.landing.checks import VideoChecks
 from airflow_provider_wan.model_api.fingerprints import take_of

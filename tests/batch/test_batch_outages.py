@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_wan.batch.report import MaxFailures
+from airflow_provider_wan.batch.results import MaxFailures
 from airflow_provider_wan.exceptions import WanDownloadError, WanStorageError, WanTransientError
 from tests.batch.batch_support import (
     addresses,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_wan.batch.report import ImageResult, MaxFailures, Outcome, Progress
+from airflow_provider_wan.batch.results import ImageResult, MaxFailures, Outcome, Progress
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from google.cloud import storage
 
 from airflow_provider_wan.batch.budget import BudgetLimits
-from airflow_provider_wan.batch.report import MaxFailures
+from airflow_provider_wan.batch.results import MaxFailures
 from airflow_provider_wan.exceptions import WanBatchError
 from airflow_provider_wan.landing.checks import VideoChecks
 from tests.batch.batch_support import (

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_wan.batch.report import Outcome, Progress
+from airflow_provider_wan.batch.results import Outcome, Progress
 from airflow_provider_wan.gallery.batches import (
     MANIFEST,
     BatchCards,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_wan.batch.report import ImageResult, Outcome, count_outcomes
+from airflow_provider_wan.batch.results import ImageResult, Outcome, count_outcomes
 from airflow_provider_wan.lineage.assets import (
     FEW,
     MAX_PLACES,
