@@ -23,15 +23,14 @@ from airflow_provider_wan.exceptions import (
     WanTransientError,
     WanUnknownSubmissionError,
 )
-from airflow_provider_wan.model_api import calls
 from airflow_provider_wan.model_api.bodies import json_of
 from airflow_provider_wan.model_api.faults import (
     RetryPolicy,
     error_of_no_reply,
     error_of_reply,
-    is_auth_error,
     retry_after_s,
 )
+from airflow_provider_wan.model_api.values import Reply
 from tests.model_api.model_api_replies import STEADY, reply
 
 HTML = b"<html><body>Bad gateway</body></html>"
@@ -280,7 +279,7 @@ TOKEN = 'wan/"s3cret"-token'
     ],
 )
 def test_token_repeated_by_the_server_is_replaced(body: bytes) -> None:
-    answer = calls.Reply(400, {"Location": f"/{TOKEN}"}, body, secret=TOKEN)
+    answer = Reply(400, {"Location": f"/{TOKEN}"}, body, secret=TOKEN)
     assert "s3cret" not in str(error_of_reply(answer, what="status"))
     assert "s3cret" not in repr(answer)
     assert "s3cret" not in json.dumps(json_of(answer.body))
@@ -288,13 +287,8 @@ def test_token_repeated_by_the_server_is_replaced(body: bytes) -> None:
 
 def test_answer_without_the_token_is_unchanged() -> None:
     body = json.dumps({"message": "caf\u00e9 \\ / token"}).encode()
-    assert calls.Reply(200, {}, body, secret=TOKEN).body == body
-    assert calls.Reply(200, {}, body, secret="").body == body
-
-
-def test_only_an_auth_error_refreshes_the_connection() -> None:
-    assert is_auth_error(of_get(401, b""))
-    assert not is_auth_error(of_get(403, b""))
+    assert Reply(200, {}, body, secret=TOKEN).body == body
+    assert Reply(200, {}, body, secret="").body == body
 
 
 JSON = st.recursive(
