@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_wan.batch.budget import Budget
 from airflow_provider_wan.batch.checkpoint import BatchFiles, Checkpoint
 from airflow_provider_wan.batch.engine import BatchEngine, Pause
+from airflow_provider_wan.batch.metrics import BatchMetrics
 from airflow_provider_wan.batch.plan import Item, Plan
 from airflow_provider_wan.batch.planner import Planner
 from airflow_provider_wan.batch.pool import BatchWork
 from airflow_provider_wan.batch.prices import PriceBook
 from airflow_provider_wan.batch.report import SHOWN_ERRORS, Report, all_results, error_of, summary_of
-from airflow_provider_wan.batch.results import BatchListener, Outcome, Progress
+from airflow_provider_wan.batch.results import Outcome, Progress
 from airflow_provider_wan.batch.spec import BatchSpec
 from airflow_provider_wan.batch.state import BatchState
 from airflow_provider_wan.durable.journal import BucketJournal, VersionedRecord
@@ -61,7 +62,7 @@ class Batch:
     :param owner: the name of the task instance in records.
     :param stop: set to end early.
     :param on_progress: called at intervals with the progress figures.
-    :param listener: receives the events.
+    :param tags: the tags of its metrics.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Batch:
         owner: str,
         stop: threading.Event | None = None,
         on_progress: Callable[[Progress], None] | None = None,
-        listener: BatchListener | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         self._spec = spec
         self._hook = hook
@@ -84,7 +85,7 @@ class Batch:
         self._owner = owner
         self._stop = stop or threading.Event()
         self._on_progress = on_progress
-        self._listener = listener
+        self._tags = tags or {}
         self._journal = BucketJournal(client, spec.journal)
         self._files = BatchFiles(self._journal, owner)
         self._sources = sources
@@ -253,7 +254,7 @@ class Batch:
             started=started or {},
             prices=self._prices,
             rebuy_rejected=spec.rebuy_rejected,
-            listener=self._listener,
+            metrics=BatchMetrics(self._tags),
         )
 
         def on_progress(progress: Progress) -> None:

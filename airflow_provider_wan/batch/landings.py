@@ -95,7 +95,7 @@ class Landings:
         if record.cost_usd is not None:
             state.budget.settle(fingerprint, record.cost_usd)
         running_since = state.running_since.pop(request_id, None)
-        state.listener.on_landed(replace(landed, running_since=running_since))
+        state.metrics.on_landed(replace(landed, running_since=running_since))
         state.mark_landed(fingerprint, Outcome.LANDED, record)
 
     def _on_failed(
@@ -106,7 +106,7 @@ class Landings:
         state.inherited.discard(fingerprint)
         state.failures[fingerprint] += not is_inherited
         cost_usd = self._settle(fingerprint, request_id)
-        state.listener.on_no_video(error, cost_usd)
+        state.metrics.on_no_video(error, cost_usd)
         may_retry = is_inherited or state.failures[fingerprint] <= self._limits.retries_per_image
         if may_retry and not state.halted:
             self._log.info("%s It is tried again.", error)

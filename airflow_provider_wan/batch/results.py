@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How each image of a batch ends, the figures while it runs, and its events for metrics."""
+"""How each image of a batch ends, and the figures while it runs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 from airflow_provider_wan.durable.record import Record
-from airflow_provider_wan.exceptions import WanError
 
 
 class Outcome(StrEnum):
@@ -243,39 +242,6 @@ class Landed:
     took_s: float
     is_first_seen: bool = True
     running_since: float | None = None
-
-
-class BatchListener:
-    """Receives the events of a batch, each once and on one thread; this one ignores them.
-
-    A batch that continues in another process after a wait does not repeat the events before the wait.
-    """
-
-    def on_start(self, *, adopted: int, reused: int, refused: int) -> None:
-        """A try begins.
-
-        :param adopted: requests that an earlier try left in flight.
-        :param reused: videos that are there already.
-        :param refused: rows that can't be used.
-        """
-
-    def on_request(self, how: Literal["submitted", "adopted", "reused"]) -> None:
-        """A request for an image was submitted or adopted."""
-
-    def on_refused(self) -> None:
-        """An image breaks a rule; nothing was bought."""
-
-    def on_unknown(self) -> None:
-        """The answer to a submit was lost."""
-
-    def on_no_video(self, error: WanError, cost_usd: float | None) -> None:
-        """A request failed or was cancelled; another may follow it.
-
-        :param cost_usd: the charge despite the failure, if known.
-        """
-
-    def on_landed(self, landed: Landed) -> None:
-        """A video is in the bucket."""
 
 
 def count_outcomes(outcomes: Counter[Outcome]) -> dict[str, int]:

@@ -19,9 +19,10 @@ from typing import Any
 
 from airflow_provider_wan.batch.budget import Budget
 from airflow_provider_wan.batch.checkpoint import Checkpoint, RetryState, pause_after_s
+from airflow_provider_wan.batch.metrics import BatchMetrics
 from airflow_provider_wan.batch.plan import Item, Plan
 from airflow_provider_wan.batch.prices import PriceBook
-from airflow_provider_wan.batch.results import BatchListener, Outcome, Progress
+from airflow_provider_wan.batch.results import Outcome, Progress
 from airflow_provider_wan.durable.journal import RecordSummary
 from airflow_provider_wan.durable.record import Record, Stage
 from airflow_provider_wan.exceptions import WanBudgetError, WanError
@@ -37,7 +38,7 @@ class BatchState:
     :param started: when requests in flight began to run, as far as known.
     :param prices: what each request costs.
     :param rebuy_rejected: how many further takes follow a rejected one, at most.
-    :param listener: receives the events.
+    :param metrics: counts the events.
     """
 
     def __init__(
@@ -52,13 +53,13 @@ class BatchState:
         started: Mapping[str, float],
         prices: PriceBook,
         rebuy_rejected: int = 0,
-        listener: BatchListener | None = None,
+        metrics: BatchMetrics,
     ) -> None:
         self.plan = plan
         self.prices = prices
         self.budget = budget
         self.poller = poller
-        self.listener = listener or BatchListener()
+        self.metrics = metrics
         self.failures = checkpoint.failures
         self.inherited = checkpoint.inherited
         self.retries = checkpoint.retries
@@ -90,7 +91,7 @@ class BatchState:
         self._restore_retries()
         if checkpoint.done_before is None:
             checkpoint.done_before = sum(result.outcome.is_there for result in self.results.values())
-            self.listener.on_start(
+            self.metrics.on_start(
                 adopted=len(self.in_flight), reused=checkpoint.done_before, refused=len(plan.refused)
             )
 
@@ -305,7 +306,7 @@ class BatchState:
 
     def refuse(self, fingerprint: str, error: WanError) -> None:
         """Record that an image breaks a rule; nothing was bought."""
-        self.listener.on_refused()
+        self.metrics.on_refused()
         self.end(fingerprint, Outcome.REFUSED, error=str(error))
 
     def halt(self, error: WanError, *, instead_of: WanError | None = None) -> None:

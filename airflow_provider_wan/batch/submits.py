@@ -400,7 +400,7 @@ class Submits:
         if other := state.other_holder_of(obtained.request_id, fingerprint):
             state.end_as_shared(fingerprint, obtained.request_id, other)
             return
-        state.listener.on_request(obtained.how)
+        state.metrics.on_request(obtained.how)
         if record.stage is Stage.LANDED:
             if self._has_just_landed(fingerprint, record):
                 state.mark_landed(fingerprint, Outcome.REUSED, record)
@@ -435,7 +435,7 @@ class Submits:
         request_id = getattr(error, "request_id", None)
         match error:
             case WanUnknownSubmissionError() | WanRecordError():
-                state.listener.on_unknown()
+                state.metrics.on_unknown()
                 state.end(fingerprint, Outcome.UNKNOWN, error=str(error))
                 self._log.error("%s: %s", item.source.shown, error)
                 if was_sent:
@@ -443,7 +443,7 @@ class Submits:
             case WanJournalError() if request_id is not None:
                 # It is paid for: poll it, and buy nothing more until its id is written.
                 self._log.error("%s: %s", item.source.shown, error)
-                state.listener.on_request("submitted")
+                state.metrics.on_request("submitted")
                 state.unwritten[fingerprint] = request_id
                 state.mark_submitted(request_id, fingerprint, now)
             case WanJournalError():
@@ -478,7 +478,7 @@ class Submits:
                 self._refuse(item, error)
             case _:
                 self._log.error("%s: %s", item.source.shown, error, exc_info=error)
-                state.listener.on_unknown()
+                state.metrics.on_unknown()
                 state.end(fingerprint, Outcome.UNKNOWN, error=f"{type(error).__name__}: {error}")
                 if was_sent:
                     self._on_lost_answer(now)

@@ -393,7 +393,6 @@ class WanBatchOperator(BaseOperator):
         from airflow_provider_wan.batch.batch import Batch
         from airflow_provider_wan.hooks.gcs import storage_client
         from airflow_provider_wan.hooks.wan import WanHook
-        from airflow_provider_wan.utils.batch_metrics import BatchMetrics
 
         hook = WanHook(self.wan_conn_id)
         threads = self.parallel_submits + self.parallel_landings + 16
@@ -414,7 +413,7 @@ class WanBatchOperator(BaseOperator):
             owner=task.owner,
             stop=self._stop,
             on_progress=lambda progress: self._show(task, batch, progress),
-            listener=BatchMetrics(task.tags(self.model_id)),
+            tags=task.tags(self.model_id),
         )
         return batch
 
