@@ -13,8 +13,8 @@ connection of its own.
 the landing run in turn in one process, with new connections each time, and each landing is compared with the baseline
 right before or after it, so that the load of the machine cancels out. ``eight`` lands eight videos of 25 MB
 concurrently, compared with the baseline one after another, and in eight threads, by their medians.
-``memory`` lands one video of 500 MB, and compares the peak memory of the process with its memory before the
-landing.
+``memory`` lands one video of 500 MB, and four of 100 MB at once as a batch does, and compares the peak memory of the
+process with its memory before the landing.
 """
 
 from __future__ import annotations
@@ -40,9 +40,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from batch import BUCKET, MODEL, sandbox
 from shaped_links import shaped_links
-
-LONG_VIDEO_BYTES = 500_000_000
-
 
 # -- the two ways to land ------------------------------------------------------------------------------------
 
@@ -269,11 +266,12 @@ def eight(where: Environment, video_mb: float, rounds: int) -> None:
     )
 
 
-def memory(where: Environment) -> None:
-    result = where.run("land", 1)
+def memory(where: Environment, count: int, video_mb: int) -> None:
+    result = where.run("land-at-once", count)
     print(
-        f"one video of {LONG_VIDEO_BYTES / 1e6:.0f} MB in {result['seconds']:.1f} s: peak {result['peak_mb']:.0f} MB, "
-        f"{result['idle_mb']:.0f} MB before: + {result['peak_mb'] - result['idle_mb']:.0f} MB (goal: 64 at most)"
+        f"{count} of {video_mb} MB at once in {result['seconds']:.1f} s: peak {result['peak_mb']:.0f} MB, "
+        f"{result['idle_mb']:.0f} MB before: + {result['peak_mb'] - result['idle_mb']:.0f} MB "
+        f"(goal: {64 * count} at most)"
     )
 
 
@@ -311,8 +309,9 @@ def main() -> None:
         with environment(25_000_000, 8, **shape) as where:
             eight(where, 25, max(1, options.rounds // 5))
     if "memory" in what:
-        with environment(LONG_VIDEO_BYTES, 1, **shape) as where:
-            memory(where)
+        for count, video_mb in ((1, 500), (4, 100)):
+            with environment(video_mb * 10**6, count, **shape) as where:
+                memory(where, count, video_mb)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
+import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from logging import Logger
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from airflow_provider_wan.durable.record import Record
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 
 #: FFmpeg reads a compressed frame into memory: a video with a larger one is not decoded.
 _FRAME_BYTES = 16 * 1024 * 1024
+_COPY_PREFIX = "airflow-wan-"
 #: A source image is compared only if it can be read this cheaply.
 _IMAGE_BYTES, _IMAGE_SECONDS = 32 * 1024 * 1024, 10.0
 
@@ -119,20 +124,49 @@ class VideoInspector:
         if not functions:
             return {}
         found: dict[str, str] = {}
-        with tempfile.NamedTemporaryFile(suffix=suffix) as named:
-            file.seek(0)
-            shutil.copyfileobj(file, named)
-            named.flush()
+        with _named_copy(file, suffix) as path:
             for check in functions:
                 name = getattr(check, "__name__", type(check).__name__)
                 try:
-                    answer = check(named.name, facts.as_dict(), record.as_dict())
+                    answer = check(path, facts.as_dict(), record.as_dict())
                 except Exception:
                     self._log.exception("The check %s failed for request %s.", name, record.request_id)
                     continue
                 if answer is False or (isinstance(answer, str) and answer):
                     found[name] = (answer or f"the check {name} refuses it")[:DETAIL_CHARACTERS]
         return found
+
+
+@contextlib.contextmanager
+def _named_copy(file: IO[bytes], suffix: str) -> Iterator[str]:
+    """Copy a video to a file with a path, which the user's checks need.
+
+    All other temporary files have no name and end with their process. Such a copy stays behind if its process is
+    killed: its owner holds a lock on it, and the next copy removes those that nobody holds.
+    """
+    with _locked_folder() as folder:
+        for left in folder.glob(f"{_COPY_PREFIX}*"):
+            with contextlib.suppress(OSError), left.open("rb") as other:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+        named = tempfile.NamedTemporaryFile(prefix=_COPY_PREFIX, suffix=suffix)  # noqa: SIM115  # closed below
+        fcntl.flock(named, fcntl.LOCK_EX)
+    with named:
+        file.seek(0)
+        shutil.copyfileobj(file, named)
+        named.flush()
+        yield named.name
+
+
+@contextlib.contextmanager
+def _locked_folder() -> Iterator[Path]:
+    """Hold a lock on the temporary directory, so that no copy is found between its creation and its lock."""
+    folder = os.open(tempfile.gettempdir(), os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield Path(tempfile.gettempdir())
+    finally:
+        os.close(folder)
 
 
 class _SourceImages:

@@ -14,7 +14,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,7 +47,8 @@ _GIVE_UP_S = 60.0
 
 
 @pytest.fixture
-def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+def sandbox(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    """A sandbox, and a connection to it whose timeout is the parameter in seconds, default 1: a claim lasts as long."""
     with Sandbox(
         speed=100,
         concurrency=20,
@@ -55,16 +59,19 @@ def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
     ) as started:
         for name, value in started.env().items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(started, timeout=1))
+        monkeypatch.setenv(
+            "AIRFLOW_CONN_WAN_DEFAULT", connection(started, timeout=getattr(request, "param", 1))
+        )
         yield started
 
 
 @pytest.fixture
-def workers(sandbox: Sandbox) -> Iterator[subprocess.Popen[str]]:
+def workers(sandbox: Sandbox, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start workers that share no files with this process."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.batch.batch_worker"],
         cwd=ROOT,
-        env=dict(os.environ),
+        env={**os.environ, "TMPDIR": str(tmp_path)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -72,6 +79,29 @@ def workers(sandbox: Sandbox) -> Iterator[subprocess.Popen[str]]:
     ) as started:
         yield started
         started.kill()
+
+
+def start_worker(workers: subprocess.Popen[str], images: int, rebuys: int = 0) -> int:
+    """Start a batch in a worker; return its process id."""
+    assert workers.stdin is not None
+    assert workers.stdout is not None
+    workers.stdin.write(f"{images} dag/run/task/-1 {rebuys}\n")
+    workers.stdin.flush()
+    return int(next(line for line in workers.stdout if line.strip().isdigit()))
+
+
+def until(is_time: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _GIVE_UP_S
+    while not is_time():
+        assert time.monotonic() < deadline, f"the moment of the kill did not come in {_GIVE_UP_S:.0f} s"
+        time.sleep(0.01)
+
+
+def kill(workers: subprocess.Popen[str], worker: int) -> None:
+    assert workers.stdout is not None
+    with suppress(ProcessLookupError):
+        os.kill(worker, signal.SIGKILL)
+    next(line for line in workers.stdout if line.strip() == "over")
 
 
 def kill_worker_when(
@@ -83,23 +113,20 @@ def kill_worker_when(
     rebuys: int = 0,
 ) -> None:
     """Run a worker until it is time and a bit longer, then kill it."""
-    assert workers.stdin is not None
-    assert workers.stdout is not None
-    workers.stdin.write(f"{images} dag/run/task/-1 {rebuys}\n")
-    workers.stdin.flush()
-    worker = int(next(line for line in workers.stdout if line.strip().isdigit()))
-    deadline = time.monotonic() + _GIVE_UP_S
-    while not is_time():
-        assert time.monotonic() < deadline, f"the moment of the kill did not come in {_GIVE_UP_S:.0f} s"
-        time.sleep(0.01)
+    worker = start_worker(workers, images, rebuys)
+    until(is_time)
     time.sleep(then_s)
-    os.kill(worker, signal.SIGKILL)
-    next(line for line in workers.stdout if line.strip() == "over")
+    kill(workers, worker)
 
 
 def submits_seen(sandbox: Sandbox, count: int) -> Callable[[], bool]:
     """Return whether the sandbox has seen so many submits, when it is called."""
     return lambda: sandbox.control("ledger?summary=1")["submits_seen"] >= count
+
+
+def has_hit(sandbox: Sandbox, rule: Any) -> Callable[[], bool]:
+    """Return whether a fault has happened, when it is called."""
+    return lambda: any(each["id"] == rule and each["hits"] for each in sandbox.control("faults")["faults"])
 
 
 def test_ten_kills_at_random_moments_buy_each_image_once(
@@ -141,12 +168,8 @@ def test_a_kill_between_verdict_and_next_purchase_loses_nothing_and_buys_nothing
     first = make_video_spec(DEFAULT_MODEL_ID, {"prompt": "waves", "img_url": addresses(1)[0]}).fingerprint
     _, second = take_of(first, 2)
     name, skip = (first, 2) if moment == "before the verdict is in the journal" else (second, 0)
-    sandbox.add_fault("bucket.upload", "hang", object_contains=name, skip=skip)
-
-    def hangs() -> bool:
-        return any(rule["fault"] == "hang" and rule["hits"] for rule in sandbox.control("faults")["faults"])
-
-    kill_worker_when(workers, hangs, images=1, rebuys=1)
+    hangs = sandbox.add_fault("bucket.upload", "hang", object_contains=name, skip=skip)
+    kill_worker_when(workers, has_hit(sandbox, hangs), images=1, rebuys=1)
     sandbox.clear_faults()
     assert list(takes_per_image(sandbox).values()) == [1]
     for _ in range(2):
@@ -179,6 +202,59 @@ def test_kills_at_random_moments_buy_each_take_once(sandbox: Sandbox, workers: s
     assert len(videos(prefix="out/_rejected/")) == len([line for line in manifest(report) if line["takes"]])
     submits = len(sandbox.ledger()["submits"])
     assert submits <= report.summary["bought"] <= submits + ended["unknown"]
+
+
+@dataclass(frozen=True)
+class Eviction:
+    """An eviction of a pod: SIGTERM, and SIGKILL after a grace period.
+
+    :param at: the call at which it is told to end, and the fault that holds this call; None: while it submits.
+    :param most_unknown: images whose submit may have an unknown outcome afterwards.
+    """
+
+    grace_s: float
+    most_unknown: int
+    at: tuple[str, str] | None = None
+
+
+@pytest.mark.parametrize(
+    ("sandbox", "eviction"),
+    [
+        pytest.param(60, Eviction(_GIVE_UP_S, most_unknown=0), id="with enough grace"),
+        pytest.param(1, Eviction(0.2, 8, ("submit", "hang_after")), id="while a POST is in flight"),
+        pytest.param(1, Eviction(0.2, 8, ("media", "stall")), id="while a video is downloaded"),
+    ],
+    indirect=["sandbox"],
+)
+def test_evicted_pod_buys_each_image_once_and_its_successor_lands_them(
+    sandbox: Sandbox, workers: subprocess.Popen[str], tmp_path: Path, eviction: Eviction
+) -> None:
+    images = addresses(60)
+    is_time = submits_seen(sandbox, len(images) // 2)
+    if eviction.at is not None:
+        is_time = has_hit(sandbox, sandbox.add_fault(*eviction.at, count=1))
+    worker = start_worker(workers, len(images))
+    until(is_time)
+    os.kill(worker, signal.SIGTERM)
+    killed_at = time.monotonic() + eviction.grace_s
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < killed_at:
+        time.sleep(0.01)
+    assert eviction.at is not None or not Path(f"/proc/{worker}").exists(), "it ends within its grace"
+    kill(workers, worker)
+    bought_before = set(purchases_per_image(sandbox))
+    assert bought_before
+    assert list(tmp_path.iterdir()) == []
+
+    report = run(images, max_failures=MaxFailures(share=1.0), deadline_s=300)
+
+    unknown = {line["image"] for line in manifest(report) if line["outcome"] == "unknown"}
+    assert report.error is None
+    assert len(unknown) <= eviction.most_unknown
+    assert (
+        outcomes(report)["landed"] + outcomes(report)["reused"] == len(images) - len(unknown) == len(videos())
+    )
+    assert bought_before - unknown <= set(purchases_per_image(sandbox))
+    assert set(purchases_per_image(sandbox).values()) == {1}
 
 
 def test_two_runs_through_outages_and_an_empty_balance_buy_each_image_once(
