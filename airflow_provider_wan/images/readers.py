@@ -386,27 +386,23 @@ class WebReader(ImageReader):
 
     def _error_of(self, error: FetchError) -> WanDownloadError | WanInputError:
         name = shown_name(self.url)
-        answers = f"{name} answers an anonymous reader with {error}. Nothing was bought."
-        if error.status is not None and 400 <= error.status < 500 and not error.is_transient:
-            return WanInputError(
-                f"{answers} Give a public or signed address, or image= with a gs:// address."
-            )
+        about = f"{name}: {error}. Nothing was bought."
         if error.status is not None:
-            return WanDownloadError(answers, retry_after_s=error.retry_after_s)
+            about = f"{name} answers an anonymous reader with {error}. Nothing was bought."
+            if error.is_transient or not 400 <= error.status < 500:
+                return WanDownloadError(about, retry_after_s=error.retry_after_s)
+            return WanInputError(f"{about} Give a public or signed address, or image= with a gs:// address.")
         if error.kind == "broken":
             return WanDownloadError(
                 f"{name} could not be read ({error}). Nothing was bought. RunComfy needs to read it too: check that "
                 "it is public."
             )
         if error.kind == "refused":
-            return WanDownloadError(f"{name}: {error}. Nothing was bought.", retry_helps=False)
+            return WanDownloadError(about, retry_helps=False)
         if error.kind == "unusable":
-            return WanDownloadError(
-                f"{name}: {error}. Nothing was bought. Put the image on another server, or give image= with a gs:// "
-                "address.",
-                retry_helps=False,
-            )
-        return WanInputError(f"{name}: {error}. Nothing was bought.")
+            advice = "Put the image on another server, or give image= with a gs:// address."
+            return WanDownloadError(f"{about} {advice}", retry_helps=False)
+        return WanInputError(about)
 
     def close(self) -> None:
         """Close the connections; the time of the next read starts anew."""
