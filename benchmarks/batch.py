@@ -86,22 +86,17 @@ def run_batch(
     from airflow_provider_wan.batch.spec import BatchLimits, BatchSpec
     from airflow_provider_wan.hooks.gcs import storage_client
     from airflow_provider_wan.hooks.wan import WanHook
+    from airflow_provider_wan.images.source import ImageOptions, ImageSources
     from airflow_provider_wan.landing.checks import VideoChecks
     from airflow_provider_wan.model_api.schema import LazyModel
-    from airflow_provider_wan.utils.images import image_sources
 
     log = logging.getLogger("batch")
     log.setLevel(logging.ERROR)
     stop = threading.Event()
     hook = WanHook("wan_default")
     client = storage_client(pool_size=28)
-    sources = image_sources(
-        LazyModel(MODEL),
-        log=log,
-        allow_private=True,
-        gcp_conn_id=None,
-        impersonation_chain=None,
-        check_image=False,
+    sources = ImageSources(
+        LazyModel(MODEL), lambda: client, log, options=ImageOptions(check=False, allow_private=True)
     )
     spec = BatchSpec(
         images=images,

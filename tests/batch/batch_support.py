@@ -21,9 +21,8 @@ from airflow_provider_wan.batch.report import Report
 from airflow_provider_wan.batch.spec import BatchLimits, BatchSpec
 from airflow_provider_wan.hooks.gcs import storage_client
 from airflow_provider_wan.hooks.wan import WanHook
-from airflow_provider_wan.images.source import ImageSources
+from airflow_provider_wan.images.source import ImageOptions, ImageSources
 from airflow_provider_wan.triggers.wan_batch import WanBatchTrigger
-from airflow_provider_wan.utils.images import image_sources
 from airflow_provider_wan.utils.params import DEFAULT_MODEL_ID, model_of
 from wan_sandbox.server import Sandbox
 
@@ -78,15 +77,11 @@ def batch(
         hook,
         storage_client(pool_size=24),
         sources
-        or image_sources(
+        or ImageSources(
             model_of(SimpleNamespace(model_id=model_id, log=LOG, **{**_MODEL, **(model or {})}), hook),
-            log=LOG,
-            allow_private=True,
-            gcp_conn_id=None,
-            impersonation_chain=None,
-            staging=staging,
-            check_image=check_images,
-            workers=24,
+            lambda: storage_client(pool_size=24),
+            LOG,
+            options=ImageOptions(staging, check=check_images, allow_private=True),
         ),
         LOG,
         owner=owner,

@@ -16,10 +16,12 @@ import requests
 from airflow_provider_wan.batch.report import Report
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.hooks import wan as hooks
+from airflow_provider_wan.hooks.gcs import storage_client
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.images.inspect import inspect
+from airflow_provider_wan.images.source import ImageOptions, ImageSources
 from airflow_provider_wan.operators.wan_images import WanPrepareImagesOperator
-from airflow_provider_wan.utils.images import image_sources, open_images
+from airflow_provider_wan.utils.images import open_images
 from airflow_provider_wan.utils.params import model_of, video_spec_of
 from tests.batch.batch_support import LOG, batch, connection, manifest, outcomes, run
 from tests.image_samples import encoded, exif_with, photo
@@ -300,7 +302,7 @@ def test_a_single_submit_of_the_same_images_is_the_same_video(model_id: str, buc
     row, table, hook = row_of(model_id), MODELS[model_id], WanHook("wan_default")
     task = SimpleNamespace(model_id=model_id, log=LOG, image_field=None, schema=None, require_schema=False)
     model = model_of(task, hook)
-    sources = image_sources(model, log=LOG, allow_private=True, gcp_conn_id=None, impersonation_chain=None)
+    sources = ImageSources(model, storage_client, LOG, options=ImageOptions(allow_private=True))
     second = {table.second: row[table.second]} if table.second else {}
     spec = video_spec_of(
         {"prompt": "waves", **dict(table.inputs)},

@@ -8,6 +8,7 @@ import hashlib
 import json
 import socket
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -186,18 +187,12 @@ def test_links_without_credentials_point_only_to_an_emulator(
 
 
 def test_a_wait_longer_than_the_link_is_refused_before_anything_is_opened() -> None:
-    import logging
-
     def make(link_lifetime: timedelta | None, waits_for_s: float) -> float:
-        return image_sources(
-            LazyModel(MODEL),
-            log=logging.getLogger(__name__),
-            allow_private=False,
-            gcp_conn_id=None,
-            impersonation_chain=None,
-            link_lifetime=link_lifetime,
-            waits_for_s=waits_for_s,
-        ).options.link_lifetime_s
+        task: Any = SimpleNamespace(staging=None, background="white", too_small="upscale", log=None)
+        sources = image_sources(
+            task, None, LazyModel(MODEL), link_lifetime=link_lifetime, waits_for_s=waits_for_s
+        )
+        return sources.options.link_lifetime_s
 
     assert make(None, 6 * HOUR_S) == 12 * HOUR_S
     assert make(None, 24 * HOUR_S) == 24 * HOUR_S
