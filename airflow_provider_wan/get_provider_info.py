@@ -116,6 +116,14 @@ def get_provider_info() -> dict[str, Any]:
                         "example": None,
                         "default": "True",
                     },
+                    "gallery_operators": {
+                        "description": "Class names of further operators, separated by commas. From Airflow 3.4 on, "
+                        "Dags with one of them, or of this provider, have the tab; * gives it to all Dags.",
+                        "version_added": None,
+                        "type": "string",
+                        "example": "MyWanOperator, PythonOperator",
+                        "default": "",
+                    },
                 },
             },
         },

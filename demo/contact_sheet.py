@@ -6,8 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from airflow_provider_wan.gallery.cards import Card, CardState, CardVideo, XComRef
+from airflow_provider_wan.gallery.media import thumbnail_of
 from airflow_provider_wan.gallery.pages import render_contact_sheet, with_thumbnail
-from airflow_provider_wan.gallery.thumbnails import thumbnail_of
 from demo.daily_content import PROMPTS
 from demo.gallery import PHOTOS
 from demo.table import Row

@@ -14,38 +14,35 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+from urllib.parse import quote
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import requires_access_dag
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, StreamingResponse
+from pydantic import BeforeValidator
 
 from airflow_provider_wan.exceptions import WanError
-from airflow_provider_wan.gallery.batches import (
-    MANIFEST,
-    BatchLines,
-    BatchStatus,
-    batches_of,
-    problems_of,
-    with_record,
-)
+from airflow_provider_wan.gallery.card_list import CardList, PageQuery, RunView
 from airflow_provider_wan.gallery.cards import (
-    RUN_OVER,
+    MANIFEST,
+    BatchStatus,
     Card,
     CardState,
     TaskInstanceKey,
     XComRef,
     cards_of,
+    file_name,
     image_at,
     image_of_fields,
+    problems_of,
     video_at,
+    with_record,
 )
-from airflow_provider_wan.gallery.live import RequestStates
-from airflow_provider_wan.gallery.media import Answer, Media, VideoVersion
-from airflow_provider_wan.gallery.pages import PageQuery, RunView, render_message, render_page
-from airflow_provider_wan.gallery.run_data import RunData
-from airflow_provider_wan.gallery.thumbnails import Access, ThumbnailCache
+from airflow_provider_wan.gallery.media import Access, Answer, Media, ThumbnailCache, VideoVersion
+from airflow_provider_wan.gallery.pages import render_message, render_page
+from airflow_provider_wan.gallery.run_data import RequestStates, RunData
 from airflow_provider_wan.gallery.workers import BoundedExecutor, QueueFullError
 
 log = logging.getLogger(__name__)
@@ -62,29 +59,33 @@ _PICTURE_WAIT_S = 0.5
 _may_read_xcoms = Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM))
 
 RunId = Annotated[str, Query(min_length=1, max_length=250)]
-State = Literal[
-    "all", "landed", "rejected", "open", "todo", "not_landed", "unknown", "failed", "refused", "left"
-]
-View = Literal["", "cards", "models"]
+Text = Annotated[str, Query(max_length=250)]
+#: An empty field of a form is 0.
+Least = Annotated[float, BeforeValidator(lambda given: given or 0), Query(ge=0, allow_inf_nan=False)]
 Key = Literal["", "return_value", "request", "failed", "refused", "manifest"]
 
 
 async def _asked_page(
     dag_id: str,
     run_id: RunId,
-    state: State = "all",
+    state: Text = "all",
     page: Annotated[int, Query(ge=1, le=100_000)] = 1,
-    name: Annotated[str, Query(max_length=200)] = "",
-    view: View = "",
+    name: Text = "",
+    view: Literal["", "cards", "table", "models"] = "",
+    model: Text = "",
+    verdict: Literal["", "good", "bad", "none"] = "",
+    cost: Least = 0.0,
+    seconds: Least = 0.0,
+    sort: Text = "",
 ) -> PageQuery:
-    return PageQuery(dag_id, run_id, state, page, name.strip(), view)
+    return PageQuery(dag_id, run_id, state, page, name.strip(), view, model, verdict, cost, seconds, sort)
 
 
 async def _asked_xcom(
     task_id: Annotated[str, Query(min_length=1, max_length=250)],
     map_index: Annotated[int, Query(ge=-1)] = -1,
     key: Key = "return_value",
-    index: Annotated[int, Query(ge=0)] = 0,
+    index: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
 ) -> XComRef:
     return XComRef(task_id, map_index, key, index)
 
@@ -148,15 +149,13 @@ async def show_videos(session: SessionDep, query: AskedPage) -> HTMLResponse:
 
 def _render(session: Any, query: PageQuery, nonce: str) -> str:
     data = RunData(session, query.dag_id, query.run_id)
-    run_state = data.state()
-    if run_state is None:
+    if data.state() is None:
         # Airflow 3.1 puts a run id into the address as it is, and there a plus sign means a blank.
         query = replace(query, run_id=query.run_id.replace(" ", "+"))
         data = RunData(session, query.dag_id, query.run_id)
-        run_state = data.state()
-    if run_state is None:
+    if data.state() is None:
         raise HTTPException(404, "There is no such Dag run.")
-    run = _read_run(session, data, run_state, with_inputs=bool(query.name))
+    run = _read_run(session, data, query)
     shown, total = run.page(query)
     shown = data.completed(shown)
     fields = data.rendered(card.ref.task for card in shown if card.record)
@@ -165,32 +164,27 @@ def _render(session: Any, query: PageQuery, nonce: str) -> str:
     return render_page(run, shown, query=query, total=total, nonce=nonce)
 
 
-def _read_run(session: Any, data: RunData, run_state: str, *, with_inputs: bool = False) -> RunView:
-    """Read the XComs and batch files of a run. The database connection is released before a bucket is read.
-
-    :param with_inputs: whether all cards need their image, because they are searched.
-    """
-    entries, tasks = data.entries(), data.tasks()
-    batches = batches_of(entries, tasks)
-    is_over = run_state in RUN_OVER
-    cards = cards_of(entries, tasks, batches={batch.task for batch in batches}, run_is_over=is_over)
-    if with_inputs:
+def _read_run(session: Any, data: RunData, query: PageQuery) -> RunView:
+    """Read the XComs and batch files of a run. The database connection is released before a bucket is read."""
+    entries, tasks, is_over = data.entries(), data.tasks(), data.is_over()
+    batches = data.batches(entries, tasks)
+    cards = cards_of(entries, tasks, batches={batch.task for batch, _ in batches}, run_is_over=is_over)
+    if query.is_narrow or query.sort:  # all cards need the image and the model that their task was given
         cards = data.completed(cards)
-    fields = data.rendered(batch.task for batch in batches)
     session.close()
-    batches = [replace(batch, model_id=fields[batch.task].get("model_id") or None) for batch in batches]
-    lines = _readers.map(lambda batch: _lines(batch, fields[batch.task]), batches)
-    problems = problems_of(batches, entries)
-    return RunView.of(cards, zip(batches, lines, strict=True), is_over=is_over, problems=problems)
+    images = list(_readers.map(lambda batch: _images(*batch), batches))
+    return RunView.of(
+        cards,
+        [(batch, found) for (batch, _), found in zip(batches, images, strict=True)],
+        is_over=is_over,
+        problems=problems_of([batch for batch, _ in batches], entries),
+        uses_provider=bool(tasks or entries),
+    )
 
 
-def _lines(batch: BatchStatus, fields: Mapping[str, Any]) -> BatchLines | None:
-    return _read_lines(batch.uri, fields) if batch.uri else None
-
-
-def _read_lines(uri: str, fields: Mapping[str, Any]) -> BatchLines | None:
+def _images(batch: BatchStatus, fields: Mapping[str, Any]) -> CardList | None:
     try:
-        return Access.of_fields(fields).media().lines(uri)
+        return Access.of_fields(fields).media().images(batch) if batch.uri else None
     except Exception as error:  # no such connection here: the page states that nothing could be read
         log.warning("The file of a batch cannot be read: %s", type(error).__name__)
         return None
@@ -218,7 +212,7 @@ async def show_progress(session: SessionDep, query: AskedPage) -> JSONResponse:
 
 def _progress(session: Any, query: PageQuery) -> dict[str, Any]:
     data = RunData(session, query.dag_id, query.run_id)
-    run = _read_run(session, data, data.state() or "", with_inputs=bool(query.name))
+    run = _read_run(session, data, query)
     shown, _ = run.page(query)
     waiting = [card for card in shown if card.state is CardState.OPEN and card.request_id]
     fields = data.rendered(card.ref.task for card in waiting)
@@ -238,50 +232,63 @@ def _progress(session: Any, query: PageQuery) -> dict[str, Any]:
 
 @app.get("/dags/{dag_id}/video")
 async def show_video(
-    session: SessionDep, request: Request, dag_id: str, run_id: RunId, ref: AskedXCom
+    session: SessionDep, request: Request, dag_id: str, run_id: RunId, ref: AskedXCom, download: bool = False
 ) -> Response:
-    """Redirect the browser to a signed address of a video, or stream the video."""
+    """Redirect the browser to a signed address of a video, or stream the video.
+
+    :param download: whether the browser saves it as a file instead of playing it.
+    """
     ranges = request.headers.get("range"), request.headers.get("if-range")
-    found = await _work(_find_video, session, RunData(session, dag_id, run_id), ref, *ranges)
+
+    def find(video: VideoVersion, media: Media) -> tuple[str, str | Answer]:
+        name = quote(file_name(video.uri), safe="")
+        disposition = f"attachment; filename*=UTF-8''{name}" if download else "inline"
+        found = media.signed_address(video, disposition=disposition)
+        return disposition, found or media.part(video, range_header=ranges[0], if_range=ranges[1])
+
+    disposition, found = await _work(_of_video, session, RunData(session, dag_id, run_id), ref, find)
     if isinstance(found, str):
         return RedirectResponse(found, 307, headers=_PRIVATE)
-    headers = {
-        **_PRIVATE,
-        **found.headers,
-        "Cache-Control": "private, max-age=300",
-        "Content-Disposition": "inline",
-    }
+    headers = {**_PRIVATE, **found.headers, "Content-Disposition": disposition}
+    headers["Cache-Control"] = "private, max-age=300"
     return StreamingResponse(_stream(found), found.status, headers=headers, media_type="video/mp4")
 
 
-def _find_video(
-    session: Any, data: RunData, ref: XComRef, range_header: str | None, if_range: str | None
-) -> str | Answer:
-    """Return the signed address of a video, or a part of it."""
-    value, fields = data.xcom(ref), data.rendered([ref.task])[ref.task]
+@app.get("/dags/{dag_id}/poster")
+async def show_poster(session: SessionDep, dag_id: str, run_id: RunId, ref: AskedXCom) -> Response:
+    """Send the poster frame of a video: the picture beside it that was made when it landed."""
+    data = RunData(session, dag_id, run_id)
+    jpeg = await _work(_of_video, session, data, ref, lambda video, media: media.poster(video))
+    if jpeg is None:
+        raise HTTPException(404, "This video has no poster frame.")
+    return _picture(jpeg)
+
+
+def _of_video(session: Any, data: RunData, ref: XComRef, find: Callable[[VideoVersion, Media], T]) -> T:
+    """Call a function with a video that this run names and that the provider landed."""
+    of_batch = ref.key == MANIFEST
+    found, fields = data.batch(ref.task) if of_batch else data.xcom(ref), data.rendered([ref.task])[ref.task]
     session.close()
     try:
         media = Access.of_fields(fields).media()
-        video = _video_at(media, ref, value)
+        if of_batch:
+            images = media.images(found) if found else None
+            card = images.card(ref.index) if images else None
+            video = None
+            if card and card.videos and card.request_id:
+                video = media.find_landed(card.videos[0].uri, card.request_id)
+        else:
+            plain = video_at(found, ref.index)
+            video = VideoVersion.of(plain) if plain else None
         if video is None:
             raise HTTPException(404, "This run has no such video.")
         if not media.is_what_landed(video):
             raise HTTPException(404, "The video that landed is not in the bucket any more.")
-        return media.signed_address(video) or media.part(video, range_header=range_header, if_range=if_range)
+        return find(video, media)
     except ValueError as error:
         raise HTTPException(404, str(error)) from error
     except WanError as error:
         raise HTTPException(502, str(error)) from error
-
-
-def _video_at(media: Media, ref: XComRef, value: Any) -> VideoVersion | None:
-    if ref.key == MANIFEST:
-        lines = media.lines(value) if value else None
-        line = lines.line(ref.index) if lines else {}
-        known = line.get("uri") and line.get("request_id")
-        return media.find_landed(line["uri"], line["request_id"]) if known else None
-    plain = video_at(value, ref.index)
-    return VideoVersion.of(plain) if plain else None
 
 
 async def _stream(answer: Answer) -> AsyncIterator[bytes]:
@@ -305,19 +312,25 @@ async def show_image(session: SessionDep, dag_id: str, run_id: RunId, ref: Asked
         raise HTTPException(503, "The picture is not ready yet.", {"Retry-After": "2"}) from error
     if jpeg is None:
         raise HTTPException(404, "There is no picture of it.")
+    return _picture(jpeg)
+
+
+def _picture(jpeg: bytes) -> Response:
     headers = {**_PRIVATE, "Cache-Control": "private, max-age=3600"}
     return Response(jpeg, media_type="image/jpeg", headers=headers)
 
 
 def _find_image(session: Any, data: RunData, ref: XComRef) -> tuple[str, Access]:
     """Return the address of a source image, and how the task may read it."""
-    value, fields = data.xcom(ref), data.rendered([ref.task])[ref.task]
+    of_batch = ref.key == MANIFEST
+    found, fields = data.batch(ref.task) if of_batch else data.xcom(ref), data.rendered([ref.task])[ref.task]
     session.close()
-    if ref.key == MANIFEST:
-        lines = _read_lines(str(value), fields) if value else None
-        uri = str((lines.line(ref.index) if lines else {}).get("image") or "")
+    if of_batch:
+        images = _images(found, fields) if found else None
+        card = images.card(ref.index) if images else None
+        uri = (card and card.image) or ""
     else:
-        uri = image_at(value, ref.index) or ""
+        uri = image_at(found, ref.index) or ""
     access = Access.of_fields(fields)
     uri = uri or image_of_fields(fields)
     return uri, replace(access, allow_private=access.reads_private_images()) if uri else access

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.resources import files
 from statistics import median
@@ -16,26 +17,24 @@ from urllib.parse import quote, unquote, urlencode
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from airflow_provider_wan.gallery.batches import BatchCards, BatchLines, BatchStatus
+from airflow_provider_wan.gallery.card_list import SORTS, VERDICTS, PageQuery, RunView, Totals, pages_of
 from airflow_provider_wan.gallery.cards import (
     FILTERS,
-    LIVE,
+    RARE_FILTERS,
+    BatchStatus,
     Card,
-    CardList,
     CardState,
     CardVideo,
     TaskInstanceKey,
-    Totals,
     XComRef,
     facts_of,
     image_at,
-    image_key,
     split_address,
     state_of_videos,
     task_name,
 )
 
-PAGE_SIZE = 24
+_REVERSED = {"-cost": "cost, highest first", "-time": "time, longest first"}
 _CONSOLE = "https://console.cloud.google.com/storage/browser/_details/"
 
 
@@ -48,66 +47,22 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {
-        "duration": duration,
-        "link": outside_link,
-        "task_name": task_name,
-    }
+    found.filters |= {"duration": duration, "link": outside_link, "task_name": task_name}
     templates = files("airflow_provider_wan.gallery") / "templates"
-    found.globals["css"] = Markup((templates / "gallery.css").read_text(encoding="utf-8"))
-    found.globals["script"] = Markup((templates / "gallery.js").read_text(encoding="utf-8"))
+    script = (templates / "gallery.js").read_text(encoding="utf-8")
+    found.globals |= {
+        "css": Markup((templates / "gallery.css").read_text(encoding="utf-8")),
+        "script": Markup(script),
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "sorts": [("", "order of the run"), *((name, name) for name in SORTS), *_REVERSED.items()],
+        "verdicts": [("", "all"), *VERDICTS.items()],
+    }
     return found
 
 
 def render_message(text: str) -> str:
     """Render a page with one message."""
     return _environment().get_template("message.html").render(text=text)
-
-
-# -- what a card shows -------------------------------------------------------------------------------------
-
-
-class SheetLinks:
-    """The addresses on a page that is a file: relative links to videos, embedded pictures, no Airflow."""
-
-    def thumbnail(self, card: Card) -> str:
-        """Return the address of a small source image; empty: none."""
-        return card.thumbnail
-
-    def video(self, video: CardVideo) -> str:
-        """Return the address of a video."""
-        return video.src
-
-    def tasks(self, card: Card) -> Iterable[tuple[str, TaskInstanceKey, str]]:
-        """Yield the task instances of a card: label, task instance and address."""
-        return ()
-
-
-class TabLinks(SheetLinks):
-    """The addresses in the tab: routes of the gallery, and pages of Airflow."""
-
-    def __init__(self, query: PageQuery) -> None:
-        self._query = query
-
-    def thumbnail(self, card: Card) -> str:  # noqa: D102
-        return self._route("image", card.ref) if card.image else ""
-
-    def video(self, video: CardVideo) -> str:  # noqa: D102
-        return self._route("video", video.ref) if video.ref else ""
-
-    def tasks(self, card: Card) -> Iterable[tuple[str, TaskInstanceKey, str]]:  # noqa: D102
-        for label, task in (("task", card.ref.task), ("failed in", card.failed_in)):
-            if task and task[0]:
-                yield label, task, self._page_of(task)
-
-    def _route(self, route: str, ref: XComRef) -> str:
-        return f"{route}?" + urlencode({"run_id": self._query.run_id, **asdict(ref)})
-
-    def _page_of(self, task: TaskInstanceKey) -> str:
-        task_id, map_index = task
-        parts = (self._query.dag_id, "runs", self._query.run_id, "tasks", task_id)
-        path = "/".join(quote(part, safe="") for part in parts)
-        return f"../../../dags/{path}" + (f"/mapped/{map_index}" if map_index >= 0 else "")
 
 
 def outside_link(address: str | None) -> str:
@@ -131,148 +86,6 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-# -- the tab -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class PageQuery:
-    """Which part of a run to show.
-
-    :param number: of the page, from 1.
-    :param name: part of the name of an image or video.
-    :param view: ``cards``, ``models`` (side by side), or empty: side by side if the run uses several models.
-    """
-
-    dag_id: str
-    run_id: str
-    state: str = "all"
-    number: int = 1
-    name: str = ""
-    view: str = ""
-
-    def address(self, *, state: str | None = None, number: int = 1, view: str | None = None) -> str:
-        """Return the relative address of another part of the same run."""
-        more = {"name": self.name, "view": self.view if view is None else view}
-        asked = {"run_id": self.run_id, "state": state or self.state, "page": number}
-        return "?" + urlencode(asked | {name: value for name, value in more.items() if value})
-
-
-@dataclass(frozen=True, slots=True)
-class RunView:
-    """The cards of a run, and the messages about the run as a whole.
-
-    :param sources: the cards.
-    :param is_over: whether the run has ended.
-    :param progress: how far its running batches are, a line each.
-    :param problems: why batches failed, and which files could not be read.
-    """
-
-    sources: Sequence[CardList | BatchCards]
-    is_over: bool = False
-    progress: Sequence[str] = ()
-    problems: Sequence[str] = ()
-    totals: Totals = field(default_factory=Totals)
-
-    @classmethod
-    def of(
-        cls,
-        cards: Sequence[Card],
-        batches: Iterable[tuple[BatchStatus, BatchLines | None]] = (),
-        *,
-        is_over: bool = False,
-        problems: Iterable[str] = (),
-    ) -> RunView:
-        """Join cards and batches.
-
-        :param batches: with the lines of their file; None: not read.
-        """
-        batches = list(batches)
-        sources: list[CardList | BatchCards] = [CardList(cards)]
-        sources += [
-            BatchCards(replace(status, is_over=status.is_over or is_over), lines)
-            for status, lines in batches
-            if lines
-        ]
-        totals = sum((source.totals for source in sources), Totals())
-        unread = [
-            f"{task_name(status.task)}: nothing could be read in {status.uri}."
-            for status, lines in batches
-            if status.uri and not lines
-        ]
-        progress = [
-            f"{task_name(status.task)}: {status.progress}"
-            for status, _ in batches
-            if status.progress and not is_over
-        ]
-        return cls(sources, is_over, progress, [*problems, *unread], totals)
-
-    @property
-    def version(self) -> str:
-        """A text that changes when an open page should be loaded again."""
-        counts = [self.count(name) for name in FILTERS]
-        return "-".join(map(str, [*counts, self.totals.requests, self.is_over]))
-
-    @property
-    def is_live(self) -> bool:
-        """Whether anything can still change."""
-        return any(self.totals.counts[state] for state in LIVE)
-
-    def count(self, filter_name: str) -> int:
-        """Return the number of cards that a filter shows."""
-        return sum(self.totals.counts[state] for state in FILTERS[filter_name].states)
-
-    @property
-    def summary(self) -> str:
-        """The counts of all filters and the known costs, as one line."""
-        parts = [
-            f"{self.count(name):,} {choice.label}"
-            for name, choice in FILTERS.items()
-            if name != "all" and self.count(name)
-        ]
-        return ", ".join([*parts, *_costs(self.totals)])
-
-    def is_side_by_side(self, query: PageQuery) -> bool:
-        """Return whether the page has a row for each image, with a column for each model."""
-        return query.view == "models" or (not query.view and len(self.totals.models) > 1)
-
-    def page(self, query: PageQuery) -> tuple[list[Card], int]:
-        """Return the cards of a page, and the number of matching cards; side by side, that of their images."""
-        states = FILTERS[query.state].states
-        found = [source.find(states, query.name) for source in self.sources]
-        if self.is_side_by_side(query):
-            return self._page_of_images(query, found)
-        total = sum(map(len, found))
-        first = (min(query.number, pages_of(total)) - 1) * PAGE_SIZE
-        last = first + PAGE_SIZE
-        shown: list[Card] = []
-        for source, numbers in zip(self.sources, found, strict=True):
-            shown += source.cards(numbers[max(0, first) : max(0, last)])
-            first, last = first - len(numbers), last - len(numbers)
-        return shown, total
-
-    def _page_of_images(self, query: PageQuery, found: Sequence[Sequence[int]]) -> tuple[list[Card], int]:
-        images: dict[int, list[tuple[CardList | BatchCards, int]]] = {}
-        for source, numbers in zip(self.sources, found, strict=True):
-            for number in numbers:
-                images.setdefault(source.image_key(number), []).append((source, number))
-        first = (min(query.number, pages_of(len(images))) - 1) * PAGE_SIZE
-        of_page = list(images.values())[first : first + PAGE_SIZE]
-        return [source.cards([n])[0] for places in of_page for source, n in places], len(images)
-
-
-def pages_of(total: int) -> int:
-    """Return the number of pages for so many cards or images."""
-    return max(1, -(-total // PAGE_SIZE))
-
-
-def _costs(totals: Totals) -> list[str]:
-    """Return the costs, and those of a usable video; nothing while no cost is known."""
-    if not totals.cost_usd:
-        return []
-    per_video = [f"{totals.cost_usd / totals.usable:,.2f} USD per usable video"] if totals.usable else []
-    return [f"{totals.cost_usd:,.2f} USD", *per_video]
-
-
 # -- models side by side -----------------------------------------------------------------------------------
 
 
@@ -291,10 +104,10 @@ class Comparison:
 def comparison_of(cards: Sequence[Card]) -> Comparison:
     """Sort cards into a table: images in the order of their first card, models by id."""
     by_model: dict[str, list[Card]] = {}
-    by_image: dict[int, list[Card]] = {}
+    by_image: dict[str, list[Card]] = {}
     for card in cards:
         by_model.setdefault(card.model_id or "", []).append(card)
-        by_image.setdefault(image_key(card), []).append(card)
+        by_image.setdefault(card.image_key, []).append(card)
     models = sorted(by_model, key=lambda model: (not model, model))
     rows = []
     for row in by_image.values():
@@ -307,11 +120,12 @@ def comparison_of(cards: Sequence[Card]) -> Comparison:
 def figures_of(cards: Sequence[Card]) -> str:
     """Return how many of these videos are usable, their cost, and how long one took."""
     totals = Totals.of(cards)
-    parts = [f"{totals.usable:,} of {len(cards):,} usable", *_costs(totals)]
     seconds = [card.seconds for card in cards if card.seconds is not None]
-    if seconds:
-        parts.append(f"{duration(median(seconds))} each")
-    return ", ".join(parts)
+    took = [f"{duration(median(seconds))} each"] if seconds else []
+    return ", ".join([f"{totals.usable:,} of {len(cards):,} usable", *totals.costs, *took])
+
+
+# -- the tab -----------------------------------------------------------------------------------------------
 
 
 def render_page(run: RunView, shown: Sequence[Card], *, query: PageQuery, total: int, nonce: str) -> str:
@@ -321,49 +135,79 @@ def render_page(run: RunView, shown: Sequence[Card], *, query: PageQuery, total:
     :param total: number of cards that match the query.
     :param nonce: allows the page's own style and script, and no other.
     """
-    filters = [
-        (choice.label, run.count(name), query.address(state=name), name == query.state)
-        for name, choice in FILTERS.items()
-        if not choice.is_rare or run.count(name) or name == query.state
-    ]
-    pages = pages_of(total)
-    side_by_side = run.is_side_by_side(query)
+
+    def address_of(task: TaskInstanceKey) -> str:
+        task_id, map_index = task
+        parts = (query.dag_id, "runs", query.run_id, "tasks", task_id)
+        path = "/".join(quote(part, safe="") for part in parts)
+        return f"../../../dags/{path}" + (f"/mapped/{map_index}" if map_index >= 0 else "")
+
+    pages, view = pages_of(total), run.view(query)
+    shown = [_with_routes(card, query.run_id) for card in shown]
+    filters = [name for name in FILTERS if name not in RARE_FILTERS or run.count(name) or name == query.state]
     return (
         _environment()
         .get_template("page.html")
         .render(
             run=run,
             cards=shown,
-            links=TabLinks(query),
-            comparison=comparison_of(shown) if side_by_side else None,
-            other_view=query.address(view="cards" if side_by_side else "models")
-            if len(run.totals.models) > 1
-            else "",
+            view=view,
+            views=["cards", "table", *(["models"] if view == "models" or len(run.totals.models) > 1 else [])],
+            comparison=comparison_of(shown) if view == "models" else None,
+            address_of=address_of,
             filters=filters,
             query=query,
-            here=FILTERS[query.state],
-            number=min(query.number, pages),
+            number=min(query.page, pages),
             pages=pages,
             total=total,
             nonce=nonce,
-            live="live" + query.address(number=query.number) if run.is_live else "",
+            live="live" + query.address(page=query.page) if run.is_live else "",
         )
     )
+
+
+def _with_routes(card: Card, run_id: str) -> Card:
+    """Return a card of the tab with the addresses of its picture and its videos: routes of the gallery."""
+
+    def route(name: str, ref: XComRef | None, **more: Any) -> str:
+        return f"{name}?" + urlencode({"run_id": run_id, **asdict(ref), **more}) if ref else ""
+
+    videos = [
+        replace(
+            video,
+            src=route("video", video.ref),
+            poster=route("poster", video.ref) if video.poster else "",
+            download=route("video", video.ref, download=1),
+        )
+        for video in card.videos
+    ]
+    return replace(card, thumbnail=route("image", card.ref) if card.image else "", videos=tuple(videos))
 
 
 # -- the contact sheet -------------------------------------------------------------------------------------
 
 
 def render_contact_sheet(cards: Sequence[Card], *, title: str) -> str:
-    """Render cards as a page that needs only the videos next to it: no server, no script, relative links.
+    """Render cards as a page that needs only the videos next to it: no server, relative links.
 
     :param cards: with ``videos[].src`` relative to the page, and ``thumbnail`` as a ``data:`` address or empty.
     """
-    run = RunView.of(cards)
-    comparison = comparison_of(cards) if len(run.totals.models) > 1 else None
-    template = _environment().get_template("contact_sheet.html")
-    return template.render(
-        cards=cards, links=SheetLinks(), title=title, summary=run.summary, comparison=comparison
+    run = RunView.of(cards, is_over=True)
+    models = len(run.totals.models) > 1
+    return (
+        _environment()
+        .get_template("contact_sheet.html")
+        .render(
+            run=run,
+            cards=cards,
+            title=title,
+            view="models" if models else "cards",
+            views=["models" if models else "cards", "table"],
+            comparison=comparison_of(cards) if models else None,
+            address_of=None,
+            filters=[name for name in FILTERS if name == "all" or run.count(name)],
+            query=PageQuery("", ""),
+        )
     )
 
 
@@ -373,11 +217,13 @@ def card_of_record(record: Mapping[str, Any], *, page: str) -> Card:
     :param record: the JSON object of ``{object_name}.json``.
     :param page: object name of the page, to which the links are relative.
     """
-    videos = [
-        CardVideo.of(video, src=relative_address(str(video["object_name"]), page=page))
-        for video in record.get("videos") or ()
-        if isinstance(video, Mapping)
-    ]
+    videos = []
+    for plain in record.get("videos") or ():
+        if isinstance(plain, Mapping):
+            video = CardVideo.of(plain)
+            src = relative_address(str(plain["object_name"]), page=page)
+            poster = relative_address(video.poster, page=page) if video.poster else ""
+            videos.append(replace(video, src=src, poster=poster))
     return Card(
         state_of_videos(videos) if videos else CardState.FAILED,
         XComRef(""),
@@ -387,17 +233,6 @@ def card_of_record(record: Mapping[str, Any], *, page: str) -> Card:
         videos=tuple(videos),
         **facts_of(record),
     )
-
-
-def cards_without_video(lines: BatchLines, model_id: str | None = None) -> list[Card]:
-    """Return the cards of those images of an ended batch that have no video.
-
-    :param lines: of its manifest.
-    :param model_id: its model, if that is known.
-    """
-    source = BatchCards(BatchStatus("", -1, None, None, is_over=True, model_id=model_id), lines)
-    numbers = source.find(FILTERS["all"].states - {CardState.LANDED, CardState.REJECTED})
-    return [replace(card, videos=()) for card in source.cards(numbers)]
 
 
 def with_thumbnail(card: Card, jpeg: bytes | None) -> Card:
@@ -411,3 +246,15 @@ def relative_address(object_name: str, *, page: str) -> str:
     """Return the address of an object relative to a page in the same bucket or folder."""
     path = posixpath.relpath("/" + object_name, posixpath.dirname("/" + page))
     return "./" + quote(path)
+
+
+def cards_without_video(manifest: bytes, model_id: str | None = None) -> list[Card]:
+    """Return the cards of those images of an ended batch that have no video.
+
+    :param manifest: a JSON object for each image, on a line each.
+    :param model_id: its model, if that is known.
+    """
+    batch = BatchStatus(is_over=True, model_id=model_id)
+    cards = (card for _, _, card in batch.cards(manifest.splitlines()))
+    with_video = (CardState.LANDED, CardState.REJECTED)
+    return [replace(card, videos=()) for card in cards if card.state not in with_video]

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read the facts about a run's videos from Airflow's database. Runs in the API server, which has a session for it."""
+"""Read the facts about a run: from Airflow's database, and the state of its requests from RunComfy.
+
+Runs in the API server, which has a session of the database. Polling is free, and bounded here.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import random
+import time
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +20,25 @@ from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from sqlalchemy import select, tuple_
 
-from airflow_provider_wan.gallery.batches import FILE_KEYS, MANIFEST, file_of
+from airflow_provider_wan.gallery import OPERATORS
 from airflow_provider_wan.gallery.cards import (
-    BUYS_NOTHING,
+    FILE_KEYS,
     KEYS,
-    SUBMITTERS,
+    MANIFEST,
+    RUN_OVER,
+    BatchStatus,
     Card,
     Entry,
     RunTask,
     TaskInstanceKey,
     XComRef,
+    batches_of,
     image_of_fields,
 )
+from airflow_provider_wan.gallery.workers import SharedCache
 from airflow_provider_wan.model_api import INPUT_PARAMETERS
+from airflow_provider_wan.model_api.states import State
+from airflow_provider_wan.model_api.values import RequestStatus
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -54,43 +66,61 @@ class RunData:
         state = self._session.scalar(query)
         return None if state is None else str(state)
 
-    def entries(self) -> list[Entry]:
-        """Return the XComs that cards are made from."""
+    def is_over(self) -> bool:
+        """Return whether the run has ended."""
+        return self.state() in RUN_OVER
+
+    def entries(self, keys: Collection[str] = KEYS, task: TaskInstanceKey | None = None) -> list[Entry]:
+        """Return the XComs that cards are made from.
+
+        :param task: only those of this task instance.
+        """
         query = select(XComModel.task_id, XComModel.map_index, XComModel.key, XComModel.value).where(
-            XComModel.dag_id == self._dag_id, XComModel.run_id == self._run_id, XComModel.key.in_(KEYS)
+            *self._of_run(XComModel, task), XComModel.key.in_(keys)
         )
         return [
             Entry(task_id, map_index, key, _plain(value))
             for task_id, map_index, key, value in self._session.execute(query)
         ]
 
-    def tasks(self) -> list[RunTask]:
-        """Return the task instances of this provider's operators."""
-        query = select(
-            TaskInstance.task_id, TaskInstance.map_index, TaskInstance.state, TaskInstance.operator
-        ).where(
-            TaskInstance.dag_id == self._dag_id,
-            TaskInstance.run_id == self._run_id,
-            TaskInstance.operator.in_(SUBMITTERS | BUYS_NOTHING),
+    def tasks(self, task: TaskInstanceKey | None = None) -> list[RunTask]:
+        """Return the task instances of this provider's operators.
+
+        :param task: only this one.
+        """
+        table = TaskInstance
+        query = select(table.task_id, table.map_index, table.state, table.operator).where(
+            *self._of_run(table, task), table.operator.in_(OPERATORS)
         )
         return [
             RunTask(task_id, map_index, None if state is None else str(state), operator)
             for task_id, map_index, state, operator in self._session.execute(query)
         ]
 
+    def _of_run(self, table: Any, task: TaskInstanceKey | None) -> list[Any]:
+        conditions = [table.dag_id == self._dag_id, table.run_id == self._run_id]
+        return conditions + ([table.task_id == task[0], table.map_index == task[1]] if task else [])
+
+    def batches(
+        self, entries: Iterable[Entry], tasks: Iterable[RunTask]
+    ) -> list[tuple[BatchStatus, Mapping[str, Any]]]:
+        """Return batches, each with the rendered fields of its task."""
+        found = batches_of(entries, tasks, run_is_over=self.is_over())
+        fields = self.rendered(batch.task for batch in found)
+        return [
+            (replace(batch, model_id=fields[batch.task].get("model_id") or None), fields[batch.task])
+            for batch in found
+        ]
+
+    def batch(self, task: TaskInstanceKey) -> BatchStatus | None:
+        """Return the batch of a task instance."""
+        found = self.batches(self.entries(FILE_KEYS, task), self.tasks(task))
+        return found[0][0] if found else None
+
     def xcom(self, ref: XComRef) -> Any:
-        """Return the value of one XCom, for a batch the address of its file; None if it does not exist."""
-        if ref.key == MANIFEST:
-            named = (file_of(key, self.xcom(replace(ref, key=key))) for key in reversed(FILE_KEYS))
-            return next(filter(None, named), None)
-        query = select(XComModel.value).where(
-            XComModel.dag_id == self._dag_id,
-            XComModel.run_id == self._run_id,
-            XComModel.task_id == ref.task_id,
-            XComModel.map_index == ref.map_index,
-            XComModel.key == ref.key,
-        )
-        return _plain(self._session.scalar(query)) if ref.key in KEYS else None
+        """Return the value of one XCom; None if it does not exist."""
+        found = self.entries({ref.key} & set(KEYS), ref.task)
+        return found[0].value if found else None
 
     def rendered(self, tasks: Iterable[TaskInstanceKey]) -> dict[TaskInstanceKey, Mapping[str, Any]]:
         """Return the template fields of task instances as they were rendered, secrets masked."""
@@ -98,10 +128,9 @@ class RunData:
         found: dict[TaskInstanceKey, Mapping[str, Any]] = {key: {} for key in keys}
         table = RenderedTaskInstanceFields
         for first in range(0, len(keys), _TASKS_A_QUERY):
+            some = keys[first : first + _TASKS_A_QUERY]
             query = select(table.task_id, table.map_index, table.rendered_fields).where(
-                table.dag_id == self._dag_id,
-                table.run_id == self._run_id,
-                tuple_(table.task_id, table.map_index).in_(keys[first : first + _TASKS_A_QUERY]),
+                *self._of_run(table, None), tuple_(table.task_id, table.map_index).in_(some)
             )
             for task_id, map_index, fields in self._session.execute(query):
                 if isinstance(fields, Mapping):
@@ -139,3 +168,60 @@ def _with_fields(card: Card, fields: Mapping[str, Any] | None) -> Card:
         image = image.split("?")[0]  # the signature of a link
     model_id = card.model_id or fields.get("model_id") or None
     return replace(card, inputs=inputs, image=image or None, model_id=model_id)
+
+
+# -- the state at RunComfy ---------------------------------------------------------------------------------------
+
+_FRESH_S = 8.0
+_POLLS_AT_ONCE = 6
+_POLL_FOR_S = 3.0
+_KEPT = 5000
+
+#: Connection id and request id.
+RequestKey = tuple[str, str]
+
+
+class RequestStates:
+    """Polls requests, each at most every 8 seconds in this process, however many viewers there are.
+
+    :param poll_for_s: seconds that one page may wait for it.
+    """
+
+    def __init__(self, poll_for_s: float = _POLL_FOR_S) -> None:
+        self._poll_for_s = poll_for_s
+        self._texts = SharedCache(_KEPT, fresh_s=_FRESH_S)
+
+    def texts(self, requests: Iterable[RequestKey]) -> dict[str, str]:
+        """Return the text for each request by its id, without those that could not be polled in time."""
+        from airflow_provider_wan.hooks.wan import WanHook
+
+        requests = list(requests)
+        random.shuffle(requests)  # with too many for the time, each gets its turn
+        hooks = {conn_id: WanHook(conn_id) for conn_id, _ in requests}
+        deadline = time.monotonic() + self._poll_for_s
+
+        def poll(request: RequestKey) -> str:
+            if time.monotonic() >= deadline:
+                return ""
+            hook = hooks[request[0]]
+
+            def load(earlier: str | None) -> str:
+                try:
+                    return text_of(hook.get_status(request[1], retry=False))
+                except Exception:  # no answer, or no such connection here: the page keeps the earlier text
+                    return earlier or ""
+
+            return self._texts.get(request, load)
+
+        with ThreadPoolExecutor(_POLLS_AT_ONCE, "wan-gallery-poll") as pool:
+            found = zip(requests, pool.map(poll, requests), strict=True)
+            return {request_id: text for (_, request_id), text in found if text}
+
+
+def text_of(status: RequestStatus) -> str:
+    """Return a status as the page shows it."""
+    if status.is_over:
+        return "finished, landing next"
+    if status.state is State.QUEUED and status.queue_position is not None:
+        return f"queued, position {status.queue_position}"
+    return str(status.state).lower()

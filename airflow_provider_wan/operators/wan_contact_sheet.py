@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -96,7 +97,7 @@ class WanContactSheetOperator(BaseOperator):
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Read the records and write the page."""
-        from airflow_provider_wan.gallery.media import read_lines
+        from airflow_provider_wan.gallery.media import read_whole
         from airflow_provider_wan.gallery.pages import (
             card_of_record,
             cards_without_video,
@@ -116,11 +117,11 @@ class WanContactSheetOperator(BaseOperator):
                 return client.bucket(manifest_bucket).blob(manifest_name)
 
             def card_of(record: storage.Blob) -> Card | None:
-                lines = read_lines(record)
-                if len(lines) != 1:
+                try:
+                    return add_picture(card_of_record(json.loads(read_whole(record)), page=name))
+                except (ValueError, TypeError, KeyError, AttributeError):
                     self.log.warning("gs://%s/%s is not a record and is left out.", bucket, record.name)
                     return None
-                return add_picture(card_of_record(lines.line(0), page=name))
 
             with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
                 cards = [card for card in pool.map(card_of, self._records(client, bucket, prefix)) if card]
@@ -128,7 +129,7 @@ class WanContactSheetOperator(BaseOperator):
                 missing = [
                     card
                     for uri, model_id in _manifests(self.manifest)
-                    for card in cards_without_video(read_lines(blob_at(uri)), model_id)
+                    for card in cards_without_video(read_whole(blob_at(uri)), model_id)
                 ]
                 if len(missing) > self.max_videos:
                     self.log.warning("%d images have no video; %d are shown.", len(missing), self.max_videos)
@@ -149,9 +150,8 @@ class WanContactSheetOperator(BaseOperator):
 
     def _add_picture(self, client: storage.Client) -> Callable[[Card], Card]:
         """Return a function that adds a small picture of its source image to a card."""
-        from airflow_provider_wan.gallery.media import Media
+        from airflow_provider_wan.gallery.media import Access, Media, read_image, thumbnail_of
         from airflow_provider_wan.gallery.pages import with_thumbnail
-        from airflow_provider_wan.gallery.thumbnails import Access, read_image, thumbnail_of
 
         media = Media(client)
         allow_private = self.thumbnails and Access(self.wan_conn_id, None, None).reads_private_images()

@@ -2,7 +2,7 @@
 """The tab "Videos" on the page of a Dag run.
 
 Airflow imports this in every process that reads plugins, so it has only the tab's name and address. The API server
-imports the pages (``airflow_provider_wan.gallery``) when one is opened.
+imports the pages (``airflow_provider_wan.gallery.app``) when one is opened.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 from airflow.configuration import conf
 from airflow.providers.common.compat.sdk import AirflowPlugin
+
+from airflow_provider_wan.gallery import OPERATORS
 
 URL_PREFIX = "/wan"
 
@@ -22,27 +24,27 @@ async def gallery_app(scope: Any, receive: Any, send: Any) -> None:
     await app(scope, receive, send)
 
 
-def _is_enabled() -> bool:
-    return bool(conf.getboolean("wan", "gallery", fallback=True))
+def _tab() -> dict[str, Any]:
+    view: dict[str, Any] = {
+        "name": "Videos",
+        # Without a leading slash: relative to wherever Airflow is served from.
+        "href": f"{URL_PREFIX.lstrip('/')}/dags/{{DAG_ID}}/videos?run_id={{RUN_ID}}",
+        "destination": "dag_run",
+        "url_route": "wan-videos",
+    }
+    named = {name.strip() for name in conf.get("wan", "gallery_operators", fallback="").split(",")} - {""}
+    if "*" not in named:
+        # Airflow 3.4 and later show the tab only on Dags with one of these operators; earlier ones ignore it.
+        view["applies_to"] = {"operators": sorted(OPERATORS | named)}
+    return view
 
 
 class WanGalleryPlugin(AirflowPlugin):
     """Adds the tab; ``[wan] gallery = False`` removes it."""
 
     name = "wan_gallery"
-    fastapi_apps: ClassVar[list[dict[str, Any]]] = (
-        [{"app": gallery_app, "url_prefix": URL_PREFIX, "name": "Wan videos"}] if _is_enabled() else []
-    )
-    external_views: ClassVar[list[dict[str, Any]]] = (
-        [
-            {
-                "name": "Videos",
-                # Without a leading slash: relative to wherever Airflow is served from.
-                "href": f"{URL_PREFIX.lstrip('/')}/dags/{{DAG_ID}}/videos?run_id={{RUN_ID}}",
-                "destination": "dag_run",
-                "url_route": "wan-videos",
-            }
-        ]
-        if _is_enabled()
-        else []
-    )
+    fastapi_apps: ClassVar[list[dict[str, Any]]] = []
+    external_views: ClassVar[list[dict[str, Any]]] = []
+    if conf.getboolean("wan", "gallery", fallback=True):
+        fastapi_apps.append({"app": gallery_app, "url_prefix": URL_PREFIX, "name": "Wan videos"})
+        external_views.append(_tab())

@@ -29,6 +29,7 @@ DAG_ID, BATCH_DAG_ID = "photos_one_by_one", "photos_in_a_batch"
 BATCH_SIZE = 30
 GOOD = ("astronaut.jpg", "coffee.jpg", "hubble_deep_field.jpg")
 MODEL = "wan-ai/wan-2-2/image-to-video"
+OTHER_MODEL = "wan-ai/wan-3.0/image-to-video"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script> & a slow pan"
 #: The longest that any condition may take, on a busy machine too.
 PATIENCE_MS = 240_000
@@ -133,45 +134,57 @@ class Site:
         )
         return run_id
 
-    def write_crowd(self, count: int) -> str:
-        """Write a run with so many copies of one landed video, and return its id."""
+    def _landed_xcoms(self) -> list[list[Entry]]:
+        """Return the XComs of each landed video: of the tasks that submitted it and landed it."""
         from airflow.models.xcom import XComModel
         from airflow.utils.session import create_session
         from sqlalchemy import select
 
-        tasks = ("make_video.submit", "make_video.wait", "make_video.land")
+        found: dict[int, list[Entry]] = {}
+        query = select(XComModel.task_id, XComModel.map_index, XComModel.value).where(
+            XComModel.run_id == self.run_id, XComModel.key == "return_value"
+        )
         with create_session() as session:
-            stored = {
-                (task, map_index): value
-                for task, map_index, value in session.execute(
-                    select(XComModel.task_id, XComModel.map_index, XComModel.value).where(
-                        XComModel.run_id == self.run_id, XComModel.key == "return_value"
-                    )
-                )
-            }
-        place = next(map_index for task, map_index in stored if task == tasks[-1])
-        values = {task: stored[task, place] for task in tasks}
-        entries = []
-        for task, value in values.items():
-            text = value if isinstance(value, str) else json.dumps(value)
-            plain = json.loads(text)
-            request_id = (plain[0] if isinstance(plain, list) else plain)["request_id"]
-            entries += [
-                Entry(
-                    task,
-                    number,
-                    "return_value",
-                    json.loads(text.replace(request_id, f"00000000-0000-4000-8000-{number:012d}")),
-                )
-                for number in range(count)
-            ]
+            for task_id, map_index, value in session.execute(query):
+                plain = json.loads(value) if isinstance(value, str) else value
+                found.setdefault(map_index, []).append(Entry(task_id, map_index, "return_value", plain))
+        return [entries for _, entries in sorted(found.items()) if len(entries) == 2]
+
+    def write_crowd(self, count: int) -> str:
+        """Write a run with so many copies of one landed video, and return its id."""
+        one = self._landed_xcoms()[0]
         run_id = f"crowd_{count}"
+        entries = [_copy(entry, number) for number in range(count) for entry in one]
         write_run(run_id, entries, state="success", dag_id=DAG_ID)
         return run_id
+
+    def write_takes(self) -> str:
+        """Write a run with each landed video twice, the second time of another model, and return its id."""
+        entries = []
+        for number, takes in enumerate(self._landed_xcoms()):
+            for entry in takes:
+                other = _copy(entry, 100 + number)
+                if isinstance(other.value, dict):
+                    other.value["model_id"] = OTHER_MODEL
+                entries += [entry, other]
+        write_run("takes", entries, state="success", dag_id=DAG_ID)
+        return "takes"
+
+    def api(self, run_id: str, dag_id: str = DAG_ID) -> str:
+        """Return the address of a run in Airflow's API."""
+        return f"{self.url}/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"
 
     def run_page(self, run_id: str, dag_id: str = DAG_ID) -> str:
         """Return the address of a run's page."""
         return f"{self.url}/dags/{dag_id}/runs/{quote(run_id, safe='')}"
+
+
+def _copy(entry: Entry, number: int) -> Entry:
+    """Return the XCom of another map index about another request."""
+    text = json.dumps(entry.value)
+    request_id = (entry.value[0] if isinstance(entry.value, list) else entry.value)["request_id"]
+    value = json.loads(text.replace(request_id, f"00000000-0000-4000-8000-{number:012d}"))
+    return Entry(entry.task_id, number, entry.key, value)
 
 
 def _import_dags() -> dict[str, Any]:
@@ -228,8 +241,12 @@ class Windows:
     def gallery(self, run_id: str, dag_id: str = DAG_ID, page: Page | None = None) -> Page:
         """Open what the tab shows, without Airflow's page around it, which takes seconds to load."""
         page = page or self()
-        page.goto(f"{self._site.url}/wan/dags/{dag_id}/videos?run_id={quote(run_id, safe='')}")
+        page.goto(self.address(run_id, dag_id))
         return page
+
+    def address(self, run_id: str, dag_id: str = DAG_ID) -> str:
+        """Return the address of what the tab shows."""
+        return f"{self._site.url}/wan/dags/{dag_id}/videos?run_id={quote(run_id, safe='')}"
 
     def close_pages(self) -> None:
         """Close what a test has opened."""

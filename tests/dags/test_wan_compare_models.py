@@ -12,7 +12,7 @@ import pendulum
 import pytest
 
 from tests.dag_runs import Run, run_example
-from tests.gallery.test_pages import Tags
+from tests.gallery.test_contact_sheet import sheet
 from tests.sandboxes import MODEL, Bucket
 from wan_sandbox.server import Sandbox
 
@@ -61,7 +61,7 @@ def test_every_image_becomes_a_video_of_every_model_once(
         assert videos(bucket) == folders
         assert Counter(one["model_id"] for one in sandbox.ledger()["purchases"]) == dict.fromkeys(MODELS, 2)
 
-    html = Tags(bucket.read("compare/index.html").decode())
+    html = sheet(bucket, "compare/index.html")
     assert (len(html.all("tr")), len(html.all("td")), len(html.all("video"))) == (1 + 2, 2 * 3, 6)
     for model in MODELS:
         assert f"{model} 2 of 2 usable" in html.words
@@ -79,5 +79,5 @@ def test_limit_is_shared_by_the_models_and_what_is_left_is_shown(
         MODELS[2]: 2,
     }
     assert sandbox.ledger()["charged_usd"] == pytest.approx(1.2)
-    html = Tags(bucket.read("compare/index.html").decode())
+    html = sheet(bucket, "compare/index.html")
     assert len(html.all("video")) == 5

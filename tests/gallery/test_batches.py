@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable
 from dataclasses import replace
@@ -12,19 +11,23 @@ from typing import Any
 import pytest
 
 from airflow_provider_wan.batch.results import Outcome, Progress
-from airflow_provider_wan.gallery.batches import (
+from airflow_provider_wan.gallery.card_list import PAGE_SIZE, CardList, PageQuery, RunView
+from airflow_provider_wan.gallery.cards import (
+    FILTERS,
+    LIVE,
     MANIFEST,
-    BatchCards,
-    BatchLines,
     BatchStatus,
+    Card,
+    CardState,
+    Entry,
+    RunTask,
     batches_of,
-    file_of,
+    cards_of,
     problems_of,
     progress_of,
     with_record,
 )
-from airflow_provider_wan.gallery.cards import FILTERS, LIVE, Card, CardState, Entry, RunTask, cards_of
-from airflow_provider_wan.gallery.pages import PAGE_SIZE, PageQuery, RunView, render_page
+from airflow_provider_wan.gallery.pages import render_page
 from tests.gallery.entries import IMAGE, MODEL, failed, request_id
 
 MANIFEST_URI = "gs://videos/_journal/_manifests/a.jsonl"
@@ -33,7 +36,7 @@ JOURNAL = "gs://videos/_journal"
 RUNNING = BatchStatus("batch", 3, STATUS_URI, JOURNAL)
 ENDED = BatchStatus("batch", 3, MANIFEST_URI, JOURNAL, is_over=True)
 FINGERPRINT = "ab" * 32
-ALL = frozenset(CardState)
+ALL = PageQuery("dag", "run")
 
 
 def progress(**more: Any) -> dict[str, Any]:
@@ -57,14 +60,12 @@ def summary() -> dict[str, Any]:
     return {"total": 30, "manifest": MANIFEST_URI, "journal": JOURNAL}
 
 
-def lines(values: Iterable[Any]) -> BatchLines:
-    body = "".join(json.dumps(value) + "\n" for value in values)
-    return BatchLines(io.BytesIO(body.encode()))
+def images(values: Iterable[Any], status: BatchStatus = RUNNING) -> CardList:
+    return CardList.of_lines(status, [json.dumps(value) for value in values])
 
 
 def cards(values: Iterable[Any], status: BatchStatus = RUNNING) -> list[Card]:
-    source = BatchCards(status, lines(values))
-    return source.cards(source.find(ALL))
+    return images(values, status).cards(ALL)
 
 
 def test_running_batch_is_read_from_its_status_file() -> None:
@@ -104,7 +105,6 @@ def test_chunks_are_in_the_order_of_map_indexes() -> None:
     ],
 )
 def test_file_is_read_only_if_a_batch_names_it(key: str, value: object, uri: str | None) -> None:
-    assert file_of(key, value) == uri
     assert [batch.uri for batch in batches_of([Entry("batch", -1, key, value)])] == ([uri] if uri else [])
 
 
@@ -148,7 +148,7 @@ def test_every_outcome_has_a_state_and_every_state_one_filter() -> None:
     for outcome in Outcome:
         assert len(cards([{"outcome": str(outcome)}])) == 1
     for state in CardState:
-        assert sum(state in choice.states for name, choice in FILTERS.items() if name != "all") == 1
+        assert sum(state in states for name, states in FILTERS.items() if name != "all") == 1
 
 
 def test_ended_states_do_not_keep_a_page_polling() -> None:
@@ -159,7 +159,7 @@ def test_ended_states_do_not_keep_a_page_polling() -> None:
     "line", [None, 5, "text", {"image": {"a": 1}, "cost_usd": "much", "request_id": ["x"]}]
 )
 def test_line_of_another_shape_breaks_nothing(line: object) -> None:
-    run = RunView.of([], [(RUNNING, lines([line]))])
+    run = RunView.of([], [(RUNNING, images([line], RUNNING))])
     query = PageQuery("dag", "run")
     shown, total = run.page(query)
     assert "<html" in render_page(run, shown, query=query, total=total, nonce="n")
@@ -170,18 +170,18 @@ def test_only_the_lines_of_a_page_are_parsed_again() -> None:
         {"image": f"gs://in/{n:06d}.jpg", "outcome": "failed" if n % 1000 == 7 else "to_do", "error": "no"}
         for n in range(20_000)
     ]
-    run = RunView.of([], [(RUNNING, lines(values[:5_000])), (RUNNING, lines(values[5_000:]))])
+    run = RunView.of([], [(RUNNING, images(values[:5_000])), (RUNNING, images(values[5_000:]))])
     names = {
-        number: [card.name for card in run.page(PageQuery("d", "r", number=number))[0]]
+        number: [card.title for card in run.page(PageQuery("d", "r", page=number))[0]]
         for number in (1, 209, 834)
     }
     assert names[1] == [f"{n:06d}.jpg" for n in range(PAGE_SIZE)]
     assert names[209] == [f"{n:06d}.jpg" for n in range(208 * PAGE_SIZE, 209 * PAGE_SIZE)]  # over both files
     assert names[834] == [f"{n:06d}.jpg" for n in range(833 * PAGE_SIZE, 20_000)]
-    assert [card.name for card in run.page(PageQuery("d", "r", "failed"))[0]] == [
+    assert [card.title for card in run.page(PageQuery("d", "r", "failed"))[0]] == [
         f"{n:06d}.jpg" for n in range(7, 20_000, 1000)
     ]
-    assert [card.name for card in run.page(PageQuery("d", "r", name="19999"))[0]] == ["019999.jpg"]
+    assert [card.title for card in run.page(PageQuery("d", "r", name="19999"))[0]] == ["019999.jpg"]
     assert run.page(PageQuery("d", "r", "failed", name="19999")) == ([], 0)
 
 
@@ -189,7 +189,7 @@ def test_defects_are_shown_and_the_cost_counts_usable_videos_only() -> None:
     line = {"outcome": "landed", "uri": "gs://videos/a.mp4", "request_id": request_id(), "cost_usd": 0.2}
     bad = {**line, "verdict": "bad", "reasons": ["black", "short"]}
     values = [line, bad, {**bad, "outcome": "rejected"}, {**line, "fingerprint": FINGERPRINT}]
-    run = RunView.of([], [(ENDED, lines(values))])
+    run = RunView.of([], [(ENDED, images(values, ENDED))])
     assert run.summary == "3 landed, 1 rejected, 0.80 USD, 0.40 USD per usable video"
     shown, _ = run.page(PageQuery("dag", "run"))
     assert [card.videos[0].defect for card in shown] == ["", "black, short", "black, short", ""]
@@ -198,16 +198,29 @@ def test_defects_are_shown_and_the_cost_counts_usable_videos_only() -> None:
     assert [video.defect for video in with_record(shown[1], record).videos] == ["its frames are black"]
 
 
+def test_rejected_takes_before_a_video_count_in_the_cost() -> None:
+    takes = [{"cost_usd": 0.3}, {"cost_usd": 0.4}, {"cost_usd": None}, 5]
+    line = {"outcome": "landed", "uri": "gs://videos/a.mp4", "cost_usd": 0.2, "takes": takes}
+    run = RunView.of([], [(ENDED, images([line, {**line, "takes": 7}], ENDED))])
+    assert run.summary == "2 landed, 1.10 USD, 0.55 USD per usable video"
+    shown, total = run.page(ALL)
+    page = render_page(run, shown, query=ALL, total=total, nonce="n")
+    assert page.count("<dt>rejected takes</dt><dd>0.7 USD</dd>") == 1
+
+
 def test_batches_of_several_models_are_joined_by_image() -> None:
     values = [{"image": f"gs://in/{name}.jpg", "outcome": "landed", "cost_usd": 0.2} for name in "abc"]
     batches = [
-        (replace(ENDED, map_index=number, model_id=model), lines(values[number:]))
+        (
+            replace(ENDED, map_index=number, model_id=model),
+            images(values[number:], replace(ENDED, map_index=number, model_id=model)),
+        )
         for number, model in enumerate(["a/one", "a/two"])
     ]
     run = RunView.of([], batches)
     shown, total = run.page(PageQuery("dag", "run"))
     assert total == 3
-    assert [(card.name, card.model_id) for card in shown] == [
+    assert [(card.title, card.model_id) for card in shown] == [
         ("a.jpg", "a/one"),
         ("b.jpg", "a/one"),
         ("b.jpg", "a/two"),
@@ -267,8 +280,8 @@ def test_progress_of_all_batches_is_shown_above_the_cards() -> None:
 
 
 def test_rare_filters_are_shown_if_they_select_something() -> None:
-    run = RunView.of([], [(RUNNING, lines([{"outcome": "to_do"}] * 3 + [{"outcome": "landed"}]))])
-    query = PageQuery("dag", "run", "todo")
+    run = RunView.of([], [(RUNNING, images([{"outcome": "to_do"}] * 3 + [{"outcome": "landed"}], RUNNING))])
+    query = PageQuery("dag", "run", "to do")
     shown, total = run.page(query)
     assert len(shown) == total == 3
     page = render_page(run, shown, query=query, total=total, nonce="n")

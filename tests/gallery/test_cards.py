@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_provider_wan.gallery.cards import CardList, CardState, Entry, RunTask, cards_of, image_at
+from airflow_provider_wan.gallery.card_list import CardList, PageQuery
+from airflow_provider_wan.gallery.cards import CardState, Entry, RunTask, cards_of, image_at
 from tests.gallery.entries import IMAGE, MODEL, failed, landed, refused, request_id, submitted, waited
 
 
@@ -78,7 +79,7 @@ def test_card_joins_the_xcoms_of_three_tasks() -> None:
     (card,) = cards_of([landed(), waited(), submitted()])
 
     assert (card.inputs["prompt"], card.inputs["seed"], card.model_id) == ("a slow wave", 7, MODEL)
-    assert (card.image, card.name) == (IMAGE, "a.jpg")
+    assert (card.image, card.title) == (IMAGE, "a.jpg")
     assert (card.cost_usd, card.seconds, card.request_id) == (0.2, 134.0, request_id())
     assert [video.uri for video in card.videos] == ["gs://videos/0.mp4"]
     assert card.videos[0].ref is not None
@@ -137,11 +138,15 @@ def test_search_finds_names_of_images_and_videos() -> None:
     cards = cards_of(
         [submitted(0, image="https://in.example.com/Ada%20one.PNG"), submitted(1), landed(1), refused(2)]
     )
-    found = CardList(cards)
-    assert found.find(frozenset(CardState), "ada one") == [0]
-    assert found.find(frozenset(CardState), "1.MP4") == [1]
-    assert found.find({CardState.REFUSED}, "a.jpg") == [2]
-    assert found.find(frozenset(CardState), "example.com") == []
+    listed = CardList.of_cards(cards)
+
+    def find(name: str, state: str = "all") -> list[int]:
+        return [number for _, number, _ in listed.find(PageQuery("d", "r", state, name=name))]
+
+    assert find("Ada one") == [0]
+    assert find("1.MP4") == [1]
+    assert find("a.jpg", "refused") == [2]
+    assert find("example.com") == []
 
 
 @pytest.mark.parametrize(

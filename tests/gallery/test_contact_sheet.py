@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_provider_wan.gallery.batches import BatchLines
 from airflow_provider_wan.gallery.cards import cards_of
 from airflow_provider_wan.gallery.pages import (
+    card_of_record,
     cards_without_video,
     relative_address,
     render_contact_sheet,
@@ -47,7 +49,8 @@ def land(prompt: str, object_name: str, image: str, **more: Any) -> None:
 
 
 def sheet(bucket: Bucket, name: str) -> Tags:
-    return Tags(bucket.read(name).decode())
+    """Return what is shown without a script: the page without its table."""
+    return Tags(bucket.read(name).decode().partition('data-view="table"')[0])
 
 
 @pytest.fixture
@@ -74,7 +77,7 @@ def test_page_is_written_beside_the_videos_and_links_to_them(bucket: Bucket, ima
     assert {video["src"] for video in html.all("video")} == {"./first%20take.mp4", "./more/second.mp4"}
     assert {video["preload"] for video in html.all("video")} == {"none"}
     assert HOSTILE in html.text
-    assert html.all("script") == []
+    assert (len(html.all("script")), html.all("script")[0].get("src")) == (1, None)
     pictures = [picture["src"] or "" for picture in html.all("img")]
     assert len(pictures) == 2
     assert all(one.startswith("data:image/jpeg;base64,") and len(one) < 20_000 for one in pictures)
@@ -160,12 +163,28 @@ def test_links_to_videos_are_relative(object_name: str, page: str, address: str)
     assert relative_address(object_name, page=page) == address
 
 
-def test_page_of_cards_needs_no_bucket() -> None:
+def test_page_of_cards_needs_no_bucket_and_runs_no_other_script() -> None:
     refused = {"image": "b.png", "outcome": "refused", "error": HOSTILE}
     cards = [
         *cards_of([submitted(), landed()]),
-        *cards_without_video(BatchLines(io.BytesIO(json.dumps(refused).encode()))),
+        *cards_without_video(json.dumps(refused).encode()),
     ]
-    html = Tags(render_contact_sheet(cards, title=HOSTILE))
-    assert html.text.count(HOSTILE) == 3
+    page = render_contact_sheet(cards, title=HOSTILE)
+    html = Tags(page)
+    assert html.text.count(HOSTILE) == 4  # the title, its heading, and the error as a card and in the table
     assert len(html.all("li")) == 2
+    assert len(html.all("script")) == 1
+    script = page.partition("<script>")[2].partition("</script>")[0]
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policies = [tag["content"] or "" for tag in html.all("meta") if tag.get("http-equiv")]
+    assert [f"script-src 'sha256-{allowed}'" in policy for policy in policies] == [True]
+
+
+def test_poster_frame_beside_a_video_is_linked() -> None:
+    facts = {"width": 640, "height": 360, "poster": "2026/takes/a b.poster.jpg"}
+    video = {"uri": "gs://videos/2026/takes/a b.mp4", "object_name": "2026/takes/a b.mp4", "facts": facts}
+    card = card_of_record({"request_id": "r", "videos": [video]}, page="2026/index.html")
+    html = Tags(render_contact_sheet([card], title="takes"))
+    assert {tag["poster"] for tag in html.all("video")} == {"./takes/a%20b.poster.jpg"}
+    assert {tag["src"] for tag in html.all("video")} == {"./takes/a%20b.mp4"}
+    assert {tag["href"] for tag in html.all("a") if "download" in tag} == {"./takes/a%20b.mp4"}

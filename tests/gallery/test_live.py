@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from airflow_provider_wan.gallery.live import RequestStates
+from airflow_provider_wan.gallery.run_data import RequestStates
 
 if TYPE_CHECKING:
     from wan_sandbox.server import Sandbox

@@ -6,9 +6,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from airflow_provider_wan.gallery.cards import BatchStatus
 from airflow_provider_wan.gallery.media import Media, VideoVersion
 
 if TYPE_CHECKING:
@@ -103,11 +105,13 @@ def test_credentials_with_a_key_give_a_signed_address(bucket: Bucket, video: Vid
     client = storage.Client(
         project="p", credentials=credentials, client_options={"api_endpoint": bucket.sandbox.bucket_url}
     )
-    address = Media(client).signed_address(video)
+    disposition = "attachment; filename*=UTF-8''a.mp4"
+    address = Media(client).signed_address(video, disposition=disposition)
     assert address is not None
     assert "X-Goog-Signature=" in address
     assert "X-Goog-Expires=900" in address or "X-Goog-Expires=899" in address
     assert f"generation={video.generation}" in address
+    assert parse_qs(urlsplit(address).query)["response-content-disposition"] == [disposition]
 
 
 def test_video_of_a_batch_is_found_by_address_and_request(
@@ -119,22 +123,25 @@ def test_video_of_a_batch_is_found_by_address_and_request(
 
 
 def test_file_of_a_batch_is_read_once_for_all_viewers(media: Media, bucket: Bucket) -> None:
-    uri = "gs://videos/_manifests/a.jsonl"
+    batch = BatchStatus("batch", -1, "gs://videos/_manifests/a.jsonl")
     bucket.put("_manifests/a.jsonl", b'{"outcome":"landed"}\n{"outcome":"left"}\n', "application/x-ndjson")
     before = bucket.calls()
     with ThreadPoolExecutor(8) as viewers:
-        found = list(viewers.map(lambda _: media.lines(uri), range(24)))
+        found = list(viewers.map(lambda _: media.images(batch), range(24)))
     assert len(set(map(id, found))) == 1
     assert found[0] is not None
-    assert [found[0].line(number) for number in (0, 1, 2)] == [{"outcome": "landed"}, {"outcome": "left"}, {}]
+    cards = [found[0].card(number) for number in (0, 1, 2)]
+    assert [card and card.state for card in cards] == ["landed", "left undone", None]
     assert bucket.calls()["bucket.get"] - before.get("bucket.get", 0) == 1
 
 
-def test_unreadable_file_of_a_batch_has_no_lines(media: Media, bucket: Bucket) -> None:
+def test_unreadable_file_of_a_batch_has_no_images(media: Media, bucket: Bucket) -> None:
     bucket.put("_manifests/b.jsonl", b"not json", "application/x-ndjson")
-    assert len(media.lines("gs://videos/_manifests/b.jsonl") or []) == 0
-    assert media.lines("gs://videos/_manifests/none.jsonl") is None
-    assert media.lines("no address") is None
+    unread = media.images(BatchStatus("batch", -1, "gs://videos/_manifests/b.jsonl"))
+    assert unread is not None
+    assert unread.totals.counts == {}
+    assert media.images(BatchStatus("batch", -1, "gs://videos/_manifests/none.jsonl")) is None
+    assert media.images(BatchStatus("batch", -1, "no address")) is None
 
 
 def test_record_is_read_if_it_is_an_object(media: Media, bucket: Bucket) -> None:

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from airflow_provider_wan.gallery.cards import FILTERS, Card, Entry, RunTask, cards_of
-from airflow_provider_wan.gallery.pages import PAGE_SIZE, PageQuery, RunView, outside_link, render_page
+from airflow_provider_wan.gallery.card_list import PAGE_SIZE, CardList, PageQuery, RunView
+from airflow_provider_wan.gallery.cards import BatchStatus, Card, Entry, RunTask, cards_of
+from airflow_provider_wan.gallery.pages import outside_link, render_page
 from tests.gallery.entries import MODEL, failed, landed, refused, submitted, waited
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'>&"
@@ -44,9 +46,11 @@ class Tags(HTMLParser):
         return [attributes for _, attributes in self.tags if name in (attributes.get("class") or "").split()]
 
 
-def page(cards: Sequence[Card], *, is_over: bool = False, **query: object) -> Tags:
+def page(
+    cards: Sequence[Card], *, is_over: bool = False, uses_provider: bool = True, **query: object
+) -> Tags:
     what = PageQuery("a dag", "run+1", **query)  # type: ignore[arg-type]
-    run = RunView.of(cards, is_over=is_over)
+    run = RunView.of(cards, is_over=is_over, uses_provider=uses_provider)
     shown, total = run.page(what)
     return Tags(render_page(run, shown, query=what, total=total, nonce="n0nce"))
 
@@ -133,7 +137,7 @@ def test_only_web_pages_and_objects_become_links(address: str | None, link: str)
 
 def test_thousand_videos_are_shown_in_pages() -> None:
     cards = landed_videos(1000)
-    first, last, beyond = page(cards), page(cards, number=42), page(cards, number=900)
+    first, last, beyond = page(cards), page(cards, page=42), page(cards, page=900)
     assert len(first.all("video")) == PAGE_SIZE
     assert len(last.all("video")) == len(beyond.all("video")) == 1000 - 41 * PAGE_SIZE
     assert "page 42 of 42" in beyond.text
@@ -141,8 +145,8 @@ def test_thousand_videos_are_shown_in_pages() -> None:
 
 
 def test_form_jumps_to_a_page_of_the_same_search() -> None:
-    html = page(landed_videos(100), state="landed", name="MP4", number=2)
-    jump = [tag for tag in html.all("input") if tag.get("type") == "number"]
+    html = page(landed_videos(100), state="landed", name="MP4", page=2)
+    jump = [tag for tag in html.all("input") if tag.get("name") == "page"]
     assert [(tag["name"], tag["max"]) for tag in jump] == [("page", "5")]
     hidden = {(tag["name"], tag["value"]) for tag in html.all("input") if tag.get("type") == "hidden"}
     assert hidden == {("run_id", "run+1"), ("state", "landed"), ("name", "MP4")}
@@ -156,11 +160,11 @@ def test_form_jumps_to_a_page_of_the_same_search() -> None:
     [
         ("all", 7),
         ("landed", 1),
-        ("open", 1),
+        ("in progress", 1),
         ("failed", 2),
         ("refused", 1),
-        ("unknown", 1),
-        ("not_landed", 1),
+        ("may have been bought", 1),
+        ("paid but not landed", 1),
     ],
 )
 def test_filters_show_as_many_cards_as_they_and_the_summary_say(state: str, count: int) -> None:
@@ -169,10 +173,9 @@ def test_filters_show_as_many_cards_as_they_and_the_summary_say(state: str, coun
     entries += [failed(5, kind="WanUnknownSubmissionError", request=None)]
     entries += [failed(6, kind="WanStorageError", task="land")]
     html = page(cards_of(entries), state=state)
-    label = FILTERS[state].label
     assert len(html.all("li")) == count
-    assert f"{label} ({count})" in html.words
-    assert state == "all" or f"{count} {label}" in html.words.partition("USD")[0]
+    assert f"{state} ({count})" in html.words
+    assert state == "all" or f"{count} {state}" in html.words.partition("USD")[0]
 
 
 def test_only_a_page_with_running_requests_is_updated() -> None:
@@ -225,7 +228,7 @@ def test_comparison_is_filtered_and_paged_by_image() -> None:
         entries.append(submitted(number + 100, image=f"{number}.jpg", model_id=OTHER_MODEL))
     cards = cards_of(entries)
     assert len(page(cards).all("tr")) == 1 + PAGE_SIZE
-    last = page(cards, number=2)
+    last = page(cards, page=2)
     assert len(last.all("tr")) == 1 + 2
     assert "page 2 of 2" in last.words
     assert len(page(cards, name="7.jpg").all("tr")) == 1 + 2  # 7 and 17
@@ -235,6 +238,7 @@ def test_comparison_is_filtered_and_paged_by_image() -> None:
 @pytest.mark.parametrize(
     ("query", "is_over", "text"),
     [
+        ({"model": "none"}, False, "No video of this run matches."),
         ({}, False, "No video yet."),
         ({}, True, "This run has ended and made no video."),
         ({"state": "failed"}, True, "None is failed."),
@@ -243,6 +247,118 @@ def test_comparison_is_filtered_and_paged_by_image() -> None:
 )
 def test_empty_page_says_why(query: dict[str, str], is_over: bool, text: str) -> None:
     assert text in page([], is_over=is_over, **query).words
+
+
+def test_run_without_a_task_of_the_provider_says_why_its_tab_is_empty() -> None:
+    html = page([], uses_provider=False)
+    assert "No task of this run uses the Wan provider" in html.words
+    assert html.all("form") == []
+
+
+def takes() -> list[Card]:
+    """Return the cards of four takes, of different models, checks, costs and times."""
+    entries = []
+    for number, (model, status, cost, second) in enumerate(
+        [
+            (MODEL, "good", 0.2, 30),
+            (MODEL, "bad", 0.5, 10),
+            (OTHER_MODEL, "good", 0.9, 20),
+            (MODEL, "", None, None),
+        ]
+    ):
+        finished = second and f"2026-01-15T00:00:{second}+00:00"
+        times = {"created_at": "2026-01-15T00:00:00+00:00", "finished_at": finished}
+        entries += [submitted(number, model_id=model, image=f"{number}.jpg")]
+        entries += [waited(number, model_id=model, cost_usd=cost, **times)]
+        entries += [landed(number, verdict={"status": status, "detail": "it is black"} if status else None)]
+    return cards_of(entries)
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ({}, "0 1 2 3"),
+        ({"sort": "-name"}, "3 2 1 0"),
+        ({"sort": "cost"}, "0 1 2 3"),
+        ({"sort": "-cost"}, "2 1 0 3"),
+        ({"sort": "time"}, "1 2 0 3"),
+        ({"sort": "-time"}, "0 2 1 3"),
+        ({"sort": "checks"}, "1 0 2 3"),
+        ({"sort": "model"}, "0 1 3 2"),
+        ({"sort": "nothing"}, "0 1 2 3"),
+        ({"model": MODEL}, "0 1 3"),
+        ({"verdict": "good"}, "0 2"),
+        ({"verdict": "bad"}, "1"),
+        ({"verdict": "none"}, "3"),
+        ({"cost": 0.5}, "1 2"),
+        ({"seconds": 20.0}, "0 2"),
+        ({"seconds": 20.0, "model": MODEL, "sort": "-cost"}, "0"),
+    ],
+)
+@pytest.mark.parametrize("view", ["cards", "table"])
+def test_cards_are_filtered_and_sorted(query: dict[str, str], names: str, view: str) -> None:
+    html = page(takes(), view=view, **query)
+    shown = [tag["data-name"] for _, tag in html.tags if "data-clip" in tag]
+    assert shown == [f"{name}.jpg" for name in names.split()]
+
+
+def test_order_holds_over_pages_and_batches() -> None:
+    def batch(first: int) -> tuple[BatchStatus, CardList]:
+        status = BatchStatus("batch", first, "gs://videos/a.jsonl", is_over=True)
+        lines = (
+            {"outcome": "landed", "cost_usd": n % 977, "image": f"{n}.jpg"} for n in range(first, 10_000, 2)
+        )
+        return status, CardList.of_lines(status, map(json.dumps, lines))
+
+    run = RunView.of([], [batch(0), batch(1)])
+    costs = []
+    for number in (1, 2, 3, 400):
+        shown, total = run.page(PageQuery("d", "r", page=number, sort="-cost"))
+        assert (len(shown), total) == (PAGE_SIZE, 10_000)
+        costs.append([card.cost_usd for card in shown])
+    expected = sorted((n % 977 for n in range(10_000)), reverse=True)
+    assert costs[0] + costs[1] + costs[2] == expected[: 3 * PAGE_SIZE]
+    assert costs[3] == expected[399 * PAGE_SIZE : 400 * PAGE_SIZE]
+
+
+def test_table_has_a_sortable_column_for_each_fact() -> None:
+    html = page(takes(), view="table", sort="cost", verdict="good")
+    assert html.all("li") == []
+    heads = [tag.get("aria-sort") for tag in html.all("th") if tag.get("scope") == "col"]
+    assert [head for head in heads if head] == ["ascending"]
+    sorts = [
+        parse_qs(urlsplit(tag["href"] or "").query) for tag in html.all("a") if tag.get("data-key") == "sort"
+    ]
+    assert [query["sort"] for query in sorts] == [
+        ["name"],
+        ["state"],
+        ["model"],
+        ["checks"],
+        ["-cost"],
+        ["time"],
+    ]
+    assert {(query["view"][0], query["verdict"][0]) for query in sorts} == {("table", "good")}
+
+
+def test_form_keeps_the_view_and_shows_what_is_chosen() -> None:
+    html = page(takes(), view="table", state="landed", model=OTHER_MODEL, cost=0.5, sort="-cost")
+    hidden = {(tag["name"], tag["value"]) for tag in html.all("input") if tag.get("type") == "hidden"}
+    assert hidden == {("run_id", "run+1"), ("view", "table"), ("state", "landed")}
+    assert [tag["value"] for tag in html.all("option") if "selected" in tag] == [OTHER_MODEL, "", "-cost"]
+    assert [tag["value"] for tag in html.all("input") if tag.get("name") in ("cost", "seconds")] == [
+        "0.5",
+        "",
+    ]
+
+
+def test_video_has_a_download_link_and_its_poster_frame() -> None:
+    with_poster = landed(1, facts={"poster": "1.poster.jpg"})
+    html = page(cards_of([submitted(0), landed(0), submitted(1), with_poster]))
+    assert [tag.get("poster", "").partition("?")[0] for tag in html.all("video")] == ["", "poster"]
+    downloads = [tag["href"] or "" for tag in html.all("a") if "download" in tag]
+    assert [(link.partition("?")[0], parse_qs(link)["download"]) for link in downloads] == [
+        ("video", ["1"])
+    ] * 2
 
 
 def test_paid_requests_that_will_not_land_are_announced() -> None:

@@ -10,9 +10,13 @@ import threading
 import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.providers.common.compat.sdk import BaseOperator
 from PIL import Image
 
 from airflow_provider_wan.gallery.cards import Entry, RunTask
@@ -46,6 +50,26 @@ def run(airflow: AirflowServer, bucket: Bucket) -> str:
     found = run_id()
     write_run(found, [submitted(), waited(), landed(generation=generation, crc32c=crc32c)])
     return found
+
+
+def test_tab_names_the_operators_of_this_provider(airflow: AirflowServer) -> None:
+    """Airflow 3.4 and later show it only on Dags that have one of them."""
+    plugins = airflow.as_user("ADMIN").get("/api/v2/plugins").json()["plugins"]
+    (view,) = [view for plugin in plugins for view in plugin["external_views"] if view["name"] == "Videos"]
+    found = {
+        name
+        for module in _modules_of("operators", "sensors", "transfers", "decorators")
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, BaseOperator) and value.__module__ == module.__name__
+        if not name.startswith("_")
+    }
+    assert set(view["applies_to"]["operators"]) == found
+
+
+def _modules_of(*packages: str) -> Iterator[ModuleType]:
+    for package in map(import_module, (f"airflow_provider_wan.{name}" for name in packages)):
+        for module in iter_modules(package.__path__, f"{package.__name__}."):
+            yield import_module(module.name)
 
 
 class SlowHost:
@@ -125,6 +149,40 @@ def test_video_is_passed_on_in_ranges(airflow: AirflowServer, run: str) -> None:
     assert (whole.status_code, whole.content) == (200, VIDEO)
     assert (part.status_code, part.content) == (206, VIDEO[100:200])
     assert part.headers["Content-Type"] == "video/mp4"
+
+
+def test_video_is_saved_under_its_own_name(airflow: AirflowServer, run: str) -> None:
+    where = {"task_id": "land", "map_index": 0}
+    shown, saved = airflow.get("video", run, **where), airflow.get("video", run, **where, download=1)
+    assert shown.headers["Content-Disposition"] == "inline"
+    assert saved.headers["Content-Disposition"] == "attachment; filename*=UTF-8''0.mp4"
+    assert saved.content == VIDEO
+
+
+def test_poster_is_the_picture_beside_a_landed_video(
+    airflow: AirflowServer, bucket: Bucket, run: str
+) -> None:
+    where = {"task_id": "land", "map_index": 0}
+    assert airflow.get("poster", run, **where).status_code == 404
+    bucket.put("0.poster.jpg", jpeg("red"), "image/jpeg", **{"wan-request-id": request_id(9)})
+    assert airflow.get("poster", run, **where).status_code == 404
+    bucket.put("0.poster.jpg", jpeg(), "image/jpeg", **{"wan-request-id": request_id()})
+    answer = airflow.get("poster", run, **where)
+    assert (answer.content, answer.headers["Content-Type"]) == (jpeg(), "image/jpeg")
+    assert airflow.get("poster", run, role="", **where).status_code == 403
+    generation = bucket.put("secret.mp4", b"not yours", "video/mp4")
+    bucket.put("secret.poster.jpg", jpeg(), "image/jpeg", **{"wan-request-id": request_id()})
+    other = run_id()
+    write_run(other, [landed(uri="gs://videos/secret.mp4", generation=generation)])
+    assert airflow.get("poster", other, **where).status_code == 404
+
+
+def test_empty_fields_of_the_form_select_everything(airflow: AirflowServer, run: str) -> None:
+    empty = dict.fromkeys(("name", "model", "verdict", "cost", "seconds", "sort", "view"), "")
+    answer = airflow.get("videos", run, **empty)
+    assert answer.status_code == 200
+    assert len(Tags(answer.text).all("li")) == 1
+    assert airflow.get("videos", run, cost="-1").status_code == 422
 
 
 def test_object_that_is_not_the_landed_video_is_not_given(airflow: AirflowServer, bucket: Bucket) -> None:

@@ -8,7 +8,6 @@ from airflow.sdk import DAG, Param, task, task_group
 from airflow_provider_wan.operators.wan import WanSubmitOperator
 from airflow_provider_wan.operators.wan_batch import WanBatchOperator
 from airflow_provider_wan.operators.wan_contact_sheet import WanContactSheetOperator
-from airflow_provider_wan.sensors.wan import WanRequestSensor
 from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
 
 with DAG("photos_one_by_one", schedule=None, params={"images": Param([], type="array")}):
@@ -20,10 +19,14 @@ with DAG("photos_one_by_one", schedule=None, params={"images": Param([], type="a
     @task_group
     def make_video(img_url: str, prompt: str, object_name: str) -> None:
         submit = WanSubmitOperator(
-            task_id="submit", img_url=img_url, prompt=prompt, variation="first take", on_invalid="skip"
+            task_id="submit",
+            img_url=img_url,
+            prompt=prompt,
+            variation="first take",
+            on_invalid="skip",
+            wait_for_completion=True,
         )
-        wait = WanRequestSensor(task_id="wait", request=submit.output)
-        WanToGCSOperator(task_id="land", request=wait.output, bucket_name="videos", object_name=object_name)
+        WanToGCSOperator(task_id="land", request=submit.output, bucket_name="videos", object_name=object_name)
 
     make_video.expand_kwargs(list_images())
 
