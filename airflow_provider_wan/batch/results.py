@@ -55,6 +55,8 @@ class ImageResult:
     :param row: the position in the source manifest.
     :param uri: of the first video.
     :param size_bytes: of all videos of the request, where known.
+    :param created_at: when RunComfy took the request, by its clock; known of what this batch landed.
+    :param finished_at: when it finished, by the same clock.
     :param takes: the results of the rejected takes before this one, oldest first, as JSON values.
     """
 
@@ -69,6 +71,8 @@ class ImageResult:
     row: str | None = None
     verdict: str | None = None
     reasons: tuple[str, ...] | None = None
+    created_at: str | None = None
+    finished_at: str | None = None
     takes: tuple[Mapping[str, Any], ...] | None = None
 
     @property

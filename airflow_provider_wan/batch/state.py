@@ -269,6 +269,8 @@ class BatchState:
             uri=record.videos[0].uri if record.videos else None,
             size_bytes=sum(video.size_bytes for video in record.videos),
             cost_usd=record.cost_usd,
+            created_at=record.created_at or record.submitted_at,
+            finished_at=record.finished_at,
         )
         if record.is_rejected:
             self._buy_again(fingerprint)

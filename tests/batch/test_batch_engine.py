@@ -52,6 +52,7 @@ def test_every_image_becomes_one_video(sandbox: Sandbox) -> None:
     assert purchases_per_image(sandbox) == dict.fromkeys(addresses(40), 1)
     lines = manifest(report)
     assert [line["image"] for line in lines] == addresses(40)
+    assert all(line["finished_at"] >= line["created_at"] > "2" for line in lines)
     assert sorted(line["uri"].rpartition("/")[2] for line in lines) == [
         name.rpartition("/")[2] for name in videos()
     ]
