@@ -166,6 +166,10 @@ class Site:
                 other = _copy(entry, 100 + number)
                 if isinstance(other.value, dict):
                     other.value["model_id"] = OTHER_MODEL
+                else:
+                    del other.value[0]["facts"][
+                        "poster"
+                    ]  # the object beside the video is of the first request
                 entries += [entry, other]
         write_run("takes", entries, state="success", dag_id=DAG_ID)
         return "takes"
