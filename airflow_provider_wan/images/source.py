@@ -371,10 +371,14 @@ class ImageSources:
         address = prepared.staged_uri
         return self.link_to(address) if address.startswith("gs://") else self._url_as_it_is(reader)
 
+    @cached_property
+    def _links(self) -> ObjectLinks:  # kept: it holds the token with which IAM is asked to sign
+        return ObjectLinks(self.client, lifetime_s=self.options.link_lifetime_s)
+
     def link_to(self, uri: str) -> str:
         """Sign a link to an object of a bucket."""
         bucket, _, name = uri.removeprefix("gs://").partition("/")
-        return ObjectLinks(self.client, lifetime_s=self.options.link_lifetime_s).link_to(bucket, name)
+        return self._links.link_to(bucket, name)
 
     def _url_as_it_is(self, reader: ImageReader) -> str:
         if isinstance(reader, WebReader):

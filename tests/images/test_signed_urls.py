@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import socket
 from datetime import timedelta
 from types import SimpleNamespace
@@ -23,8 +24,10 @@ from google.cloud import storage
 from google.oauth2 import service_account
 
 from airflow_provider_wan.exceptions import WanInputError, WanStorageError
+from airflow_provider_wan.images.source import ImageSources
 from airflow_provider_wan.images.staging import ObjectLinks
 from airflow_provider_wan.model_api.schema import LazyModel
+from airflow_provider_wan.model_api.video_spec import make_video_spec
 from airflow_provider_wan.utils.images import image_sources
 from tests.image_samples import encoded, photo
 from tests.raw_servers import RawServer, read_request, reply
@@ -115,14 +118,17 @@ class Machine(google_credentials.Credentials):
         super().__init__()
         self.service_account_email = "default"
         self.scopes: tuple[str, ...] = ()
+        self.refreshed: list[str] = []
 
     def with_scopes(self, scopes: Any, default_scopes: Any = None) -> Machine:
         scoped = Machine()
         scoped.scopes = tuple(scopes)
+        scoped.refreshed = self.refreshed
         return scoped
 
     def refresh(self, request: Any) -> None:
         assert self.scopes == ("https://www.googleapis.com/auth/cloud-platform",)
+        self.refreshed.append("once more")
         self.token = "machine-token"
         self.service_account_email = EMAIL
 
@@ -201,12 +207,23 @@ def test_a_wait_longer_than_the_link_is_refused_before_anything_is_opened() -> N
         make(timedelta(hours=1), 6 * HOUR_S)
 
 
+def test_all_links_of_a_task_are_signed_with_one_token(
+    bucket: Bucket, key: rsa.RSAPrivateKey, iam_url: Any
+) -> None:
+    machine = Machine()
+    client = client_with(machine, bucket)
+    client._http_internal = requests.Session()  # reads go to the emulator, which asks for no token
+    sources = ImageSources(LazyModel(MODEL), lambda: client, logging.getLogger(__name__))
+    for name in "abc":
+        bucket.put(f"{name}.jpg", encoded(photo(640, 480), "JPEG"))
+    with RawServer(Iam(key)) as server:
+        iam_url(server)
+        links = [sources.open(f"gs://videos/{name}.jpg").addresses()["img_url"] for name in "abc"]
+    assert all(is_signed_by(key, link) for link in links)
+    assert len(machine.refreshed) == 1
+
+
 def test_record_of_a_signed_image_has_no_signature(bucket: Bucket, key: rsa.RSAPrivateKey) -> None:
-    import logging
-
-    from airflow_provider_wan.images.source import ImageSources
-    from airflow_provider_wan.model_api.video_spec import make_video_spec
-
     bucket.put("a.jpg", encoded(photo(640, 480), "JPEG"))
     signing = client_with(account(key), bucket)
     signing._credentials.token = "t"  # reads go to the emulator, which asks for none
