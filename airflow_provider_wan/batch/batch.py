@@ -356,9 +356,3 @@ class Batch:
         with suppress(WanRecordError):  # an unreadable object: the result of its image names it
             return self._journal.read(fingerprint)
         return None
-
-
-def finish(batch: Batch, engine: BatchEngine) -> Report:
-    """Run a batch in this process, to its end."""
-    engine.run(may_pause=False)
-    return batch.report(engine)

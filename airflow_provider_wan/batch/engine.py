@@ -163,7 +163,7 @@ class BatchEngine:
     def _begin_polls(self, now: float) -> None:
         for request_id in self._poller.due(now, self._limits.poll_threads - len(self._polling)):
             self._polling.add(request_id)
-            self._pool.run("poll", request_id, partial(self._work.status, request_id))
+            self._pool.run("poll", request_id, partial(self._work.hook.get_status, request_id, retry=False))
 
     def _on_poll(self, request_id: str, outcome: Any, now: float) -> None:
         self._polling.discard(request_id)

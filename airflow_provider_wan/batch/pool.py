@@ -37,7 +37,6 @@ from airflow_provider_wan.hooks.connection import WanSettings
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.landing.landing import Destination, IfExists, Landing, as_landed
 from airflow_provider_wan.model_api.faults import error_of_result
-from airflow_provider_wan.model_api.values import RequestStatus
 from airflow_provider_wan.model_api.video_spec import VideoSpec, make_video_spec
 
 Kind = Literal["submit", "land", "poll", "check", "write", "price"]
@@ -157,11 +156,6 @@ class BatchWork:
         with contextlib.suppress(WanRefusedError):  # any definite answer shows that the API works
             self.hook.get_status(TEST_REQUEST_ID, retry=False)
 
-    @property
-    def settings(self) -> WanSettings:
-        """The connection, as it was last read."""
-        return self.hook.settings
-
     def refresh(self, refused: WanSettings) -> bool:
         """Read the connection again, as after a rotated token; return whether the token has changed.
 
@@ -174,10 +168,6 @@ class BatchWork:
             return False
 
     # -- polls and landings --------------------------------------------------------------------------------
-
-    def status(self, request_id: str) -> RequestStatus:
-        """Poll a request once."""
-        return self.hook.get_status(request_id, retry=False)
 
     def land(self, item: Item, request_id: str) -> Landed:
         """Land the videos of a request.

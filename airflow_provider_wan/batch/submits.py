@@ -314,7 +314,7 @@ class Submits:
 
     def _begin_one(self, item: Item, *, is_new: bool) -> None:
         self._state.submitting.add(item.fingerprint)
-        self._settings[item.fingerprint] = self._work.settings
+        self._settings[item.fingerprint] = self._work.hook.settings
         takes_over = self.prices.may_take_over(item)
         obtain = partial(
             _obtain, self._work, self._state.budget, self._check, item, is_new=is_new, takes_over=takes_over

@@ -15,7 +15,7 @@ from typing import Any
 
 from google.cloud import storage
 
-from airflow_provider_wan.batch.batch import Batch, finish
+from airflow_provider_wan.batch.batch import Batch
 from airflow_provider_wan.batch.engine import Pause
 from airflow_provider_wan.batch.report import Report
 from airflow_provider_wan.batch.spec import BatchLimits, BatchSpec
@@ -97,7 +97,9 @@ def bad_first_take(path: str, facts: Mapping[str, Any], record: Mapping[str, Any
 def run(images: Any, **more: Any) -> Report:
     """Run a whole batch."""
     one = batch(images, **more)
-    return finish(one, one.begin())
+    engine = one.begin()
+    engine.run(may_pause=False)
+    return one.report(engine)
 
 
 def wait(pause: Pause, deadline_s: float = 60.0) -> dict[str, Any]:
