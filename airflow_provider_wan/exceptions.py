@@ -7,22 +7,32 @@ The layers below ``utils`` raise these. ``utils.errors`` turns them into Airflow
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 
 class WanError(Exception):
     """Base of all errors of this provider.
 
     :param message: what happened and what to do now.
     :param request_id: the request concerned, if there is one.
+    :param retry_helps: whether another try of the same task can succeed without any change; None (default): as its
+        class says.
+    :param retry_after_s: how long the server asked to wait, in seconds, already bounded; None (default): it did not.
     """
 
-    #: Whether another try of the same task can succeed without any change.
-    retry_helps: ClassVar[bool] = False
+    retry_helps: bool = False
 
-    def __init__(self, message: str, *, request_id: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        request_id: str | None = None,
+        retry_helps: bool | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.request_id = request_id
+        self.retry_after_s = retry_after_s
+        if retry_helps is not None:
+            self.retry_helps = retry_helps
 
 
 class WanRefusedError(WanError):
@@ -59,24 +69,11 @@ class WanUnknownSubmissionError(WanError):
         a person settles it, on RunComfy's Generations page.
     """
 
-    def __init__(self, message: str, *, request_id: str | None = None, retry_helps: bool = False) -> None:
-        super().__init__(message, request_id=request_id)
-        self.retry_helps = retry_helps  # type: ignore[misc]
-
 
 class WanTransientError(WanError):
-    """An outage, overload or no connection: nothing is lost, and a later try may work.
-
-    :param retry_after_s: how long the server asked to wait, in seconds, already bounded.
-    """
+    """An outage, overload or no connection: nothing is lost, and a later try may work."""
 
     retry_helps = True
-
-    def __init__(
-        self, message: str, *, request_id: str | None = None, retry_after_s: float | None = None
-    ) -> None:
-        super().__init__(message, request_id=request_id)
-        self.retry_after_s = retry_after_s
 
 
 class WanGenerationFailedError(WanError):
@@ -100,22 +97,11 @@ class WanTimeoutError(WanError):
 class WanDownloadError(WanError):
     """A file from outside (a video, an image) could not be fetched whole, or has unexpected content.
 
-    :param retry_helps: true for a temporary fault (cut, stalled, server error), false if the address itself is not
-        acceptable.
-    :param retry_after_s: how long the server asked to wait, in seconds.
+    :param retry_helps: true (default) for a temporary fault (cut, stalled, server error), false if the address itself
+        is not acceptable.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        request_id: str | None = None,
-        retry_helps: bool = True,
-        retry_after_s: float | None = None,
-    ) -> None:
-        super().__init__(message, request_id=request_id)
-        self.retry_helps = retry_helps  # type: ignore[misc]
-        self.retry_after_s = retry_after_s
+    retry_helps = True
 
 
 class WanNoOutputError(WanError):
@@ -133,13 +119,6 @@ class WanStorageError(WanError):
     """
 
     retry_helps = True
-
-    def __init__(
-        self, message: str, *, request_id: str | None = None, retry_helps: bool | None = None
-    ) -> None:
-        super().__init__(message, request_id=request_id)
-        if retry_helps is not None:
-            self.retry_helps = retry_helps  # type: ignore[misc]
 
 
 class WanConflictError(WanStorageError):
@@ -172,7 +151,3 @@ class WanBatchError(WanError):
 
     :param retry_helps: false if every failure is a refusal.
     """
-
-    def __init__(self, message: str, *, retry_helps: bool) -> None:
-        super().__init__(message)
-        self.retry_helps = retry_helps  # type: ignore[misc]

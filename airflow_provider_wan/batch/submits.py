@@ -500,7 +500,7 @@ class Submits:
             )
             self._state.halt(error)
             return
-        asked_s = getattr(error, "retry_after_s", None) or 0.0
+        asked_s = error.retry_after_s or 0.0
         if now < before.at:  # several threads report the same outage: it counts once
             self._retries.submits = before._replace(at=max(before.at, now + asked_s))
             return

@@ -150,7 +150,7 @@ class WanRequestSensor(BaseSensorOperator):
                 there, result = read_state(wait.hook, request_id)
             except (WanTransientError, WanAuthError) as error:
                 self.log.warning("%s", error)
-                self._asked_to_wait_s = getattr(error, "retry_after_s", None) or 0.0
+                self._asked_to_wait_s = error.retry_after_s or 0.0
                 return False
             if there is RemoteState.RESULT_GONE:
                 raise wait.paid_and_gone("")

@@ -85,8 +85,7 @@ class AwaitedRequest:
             is_typed = self.ref.fingerprint is None
             if is_typed and is_about_the_id(error) and not isinstance(error, WanNotFoundError):
                 raise
-            asked_s = error.retry_after_s if isinstance(error, WanTransientError) else None
-            return None, time.time() + asked_s if asked_s else None
+            return None, time.time() + error.retry_after_s if error.retry_after_s else None
         return (result if result.state.is_terminal else None), None
 
     def wait_here(
@@ -155,7 +154,7 @@ class AwaitedRequest:
             )
         if (failure := error_of_result(known)) is not None:
             if not self.submits:
-                failure.retry_helps = False  # type: ignore[misc]  # it would find the same request again
+                failure.retry_helps = False  # it would find the same request again
             raise failure
         learn_price(self.hook, self.journal, ref, known.cost_usd)
         return result_as_xcom(known, ref)
