@@ -153,7 +153,7 @@ class AwaitedRequest:
                 self.task.log,
             )
         if (failure := error_of_result(known)) is not None:
-            if not self.submits:
+            if not self.submits and known.state.is_terminal:
                 failure.retry_helps = False  # it would find the same request again
             raise failure
         learn_price(self.hook, self.journal, ref, known.cost_usd)

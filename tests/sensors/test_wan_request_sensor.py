@@ -24,6 +24,7 @@ from airflow_provider_wan.exceptions import (
     WanNotFoundError,
     WanRefusedError,
     WanTimeoutError,
+    WanTransientError,
 )
 from airflow_provider_wan.model_api.faults import RetryPolicy
 from airflow_provider_wan.operators.wan import WanSubmitOperator
@@ -182,6 +183,15 @@ def test_soft_fail_skips_a_failed_request(sandbox: Sandbox, mode: dict[str, Any]
     with pytest.raises(AirflowSkipException):
         wait(request, soft_fail=True, **mode)
     assert sandbox.ledger()["cancels"] == []
+
+
+def test_request_that_only_seemed_finished_lets_the_sensor_be_retried(sandbox: Sandbox) -> None:
+    sandbox.control("speed", {"generation_seconds": 3600})
+    request = submit_request()
+    event = {"request_id": request["request_id"], "outcome": "succeeded"}
+    with pytest.raises(WanTransientError, match="is not finished") as error:
+        sensor(request).execute_complete(make_context(task_id="wait"), event)
+    assert not isinstance(error.value, AirflowFailException)
 
 
 def test_soft_fail_skips_after_the_triggerer_too(sandbox: Sandbox) -> None:
