@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.providers.common.compat.sdk import AirflowSkipException, BaseOperator
 
-from airflow_provider_wan.exceptions import WanInputError
+from airflow_provider_wan.exceptions import WanInputError, WanRefusedError
 from airflow_provider_wan.utils.errors import as_airflow_errors
 from airflow_provider_wan.utils.images import TooSmall, image_sources
 from airflow_provider_wan.utils.params import (
@@ -25,11 +26,12 @@ from airflow_provider_wan.utils.task import bucket_journal
 if TYPE_CHECKING:
     from airflow_provider_wan.durable.journal import BucketJournal
     from airflow_provider_wan.hooks.wan import WanHook
-    from airflow_provider_wan.images.dataset import DatasetReader
+    from airflow_provider_wan.images.dataset import DatasetReader, Row
     from airflow_provider_wan.images.preparation import Findings, Preparation
     from airflow_provider_wan.images.source import ImageSources
     from airflow_provider_wan.model_api.schema import LazyModel
 
+_FINGERPRINT = re.compile("[0-9a-f]{64}")
 _LOG_EVERY = 1000
 #: The default of ``[core] max_map_length``.
 _USUAL_MAP_LENGTH = 1024
@@ -82,6 +84,10 @@ class WanPrepareImagesOperator(BaseOperator):
         any other word is refused. (templated)
     :param journal: the journal of earlier runs: the plan counts earlier purchases. Use the
         same ``inputs`` and ``variation`` as the submitting task. (templated)
+    :param skip_landed: whether to leave out rows whose video has landed by ``journal``, without a look at their images:
+        a rerun of a dataset that is complete prepares nothing, returns no chunk, and maps no task. Use the same
+        ``inputs`` and ``variation`` as the submitting task. Default False: the batch tells them apart, and makes a
+        video again that is missing in the bucket. Also a word, as for ``dry_run``. (templated)
     :param workers: threads, default 8. At most as many images are decoded at once as there are cores, and 256 MiB of
         files are in memory.
     :param model_id: the model whose rules apply, as its page at RunComfy states them; default
@@ -106,6 +112,7 @@ class WanPrepareImagesOperator(BaseOperator):
         "background",
         "dry_run",
         "journal",
+        "skip_landed",
         "model_id",
         "image_field",
         "schema",
@@ -137,6 +144,7 @@ class WanPrepareImagesOperator(BaseOperator):
         on_empty: Literal["fail", "skip"] = "fail",
         dry_run: bool | str = False,
         journal: str | None = None,
+        skip_landed: bool | str = False,
         workers: int = 8,
         model_id: str = DEFAULT_MODEL_ID,
         image_field: str | None = None,
@@ -171,6 +179,7 @@ class WanPrepareImagesOperator(BaseOperator):
         self.on_empty = on_empty
         self.dry_run = dry_run  # replaces an Airflow method that Airflow 3 does not call
         self.journal = journal
+        self.skip_landed = skip_landed
         self.workers = workers
         self.model_id = model_id
         self.image_field = image_field
@@ -211,7 +220,8 @@ class WanPrepareImagesOperator(BaseOperator):
 
         found = Findings()
         written = Manifests(sources.client, self._manifests_uri(context), chunk_size=self.chunk_size)
-        for result in preparation.run(reader.rows(self.dataset)):
+        landed = _Landed(self._landed(), sources)
+        for result in preparation.run(landed.without(reader.rows(self.dataset))):
             found.add(result)
             if isinstance(result, Unusable):
                 for problem in result.problems:
@@ -220,11 +230,13 @@ class WanPrepareImagesOperator(BaseOperator):
                 written.add(result.row.as_prepared())
             if found.total % _LOG_EVERY == 0:
                 self.log.info("%d images so far, %d of them can't be used.", found.total, found.unusable)
-        if not found.total and self.on_empty == "skip":
+        if landed.left_out:
+            self.log.info("%d images are left out: their videos have landed before.", landed.left_out)
+        if not found.total and not landed.left_out and self.on_empty == "skip":
             raise AirflowSkipException(f"There is no image in {self.dataset!s:.200}: nothing is prepared.")
         report = written.finish()
         self._log_findings(found, "fixed")
-        summary = {**found.as_dict(), "chunks": len(written.chunks), "report": report}
+        summary = {**found.as_dict(), **landed.as_dict(), "chunks": len(written.chunks), "report": report}
         context["ti"].xcom_push(key="summary", value={**summary, **reader.passed_over.as_dict()})
         self._check_share(found, report)
         if len(written.chunks) > _USUAL_MAP_LENGTH:
@@ -235,6 +247,29 @@ class WanPrepareImagesOperator(BaseOperator):
                 _USUAL_MAP_LENGTH,
             )
         return written.chunks
+
+    def _journal(self) -> BucketJournal | None:
+        uri = given_or_none(self.journal)
+        if uri is None:
+            return None
+        return bucket_journal(uri, gcp_conn_id=self.gcp_conn_id, impersonation_chain=self.impersonation_chain)
+
+    def _landed(self) -> frozenset[bytes]:
+        """Return the fingerprints of the rows to leave out; 100,000 of them take 10 MB."""
+        from airflow_provider_wan.durable.record import QUARANTINE, Stage
+
+        if not flag_of(self.skip_landed, name="skip_landed"):
+            return frozenset()
+        journal = self._journal()
+        if journal is None:
+            raise WanInputError("skip_landed needs the journal= of the submitting task.")
+        return frozenset(
+            bytes.fromhex(summary.fingerprint)
+            for summary in journal.listing()
+            if summary.stage is Stage.LANDED
+            and f"/{QUARANTINE}/" not in (summary.uri or "")  # the batch may buy a rejected video again
+            and _FINGERPRINT.fullmatch(summary.fingerprint)
+        )
 
     def _check_share(self, found: Findings, report: str) -> None:
         """Fail if more images are unusable than ``tolerated_share``.
@@ -275,12 +310,7 @@ class WanPrepareImagesOperator(BaseOperator):
         from airflow_provider_wan.batch.prices import PriceBook
         from airflow_provider_wan.images.preparation import Findings, Usable
 
-        uri = given_or_none(self.journal)
-        journal = None
-        if uri:
-            journal = bucket_journal(
-                uri, gcp_conn_id=self.gcp_conn_id, impersonation_chain=self.impersonation_chain
-            )
+        journal = self._journal()
         found = Findings(_bought(journal))
         prices, to_buy = PriceBook(hook, journal, model, self.log), Counter[str]()
         for result in preparation.plan(reader.rows(self.dataset)):
@@ -343,6 +373,44 @@ class WanPrepareImagesOperator(BaseOperator):
             self.log.warning("Not usable:\n%s", found.table())
         if found.noted:
             self.log.warning("Notes on %d images:\n%s", found.noted, "\n".join(found.notes))
+
+
+class _Landed:
+    """Leaves out the rows whose video has landed.
+
+    :param fingerprints: of landed videos.
+    """
+
+    def __init__(self, fingerprints: Collection[bytes], sources: ImageSources) -> None:
+        self._fingerprints = fingerprints
+        self._sources = sources
+        self.left_out = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the figure for the summary, if rows can be left out."""
+        return {"landed_before": self.left_out} if self._fingerprints else {}
+
+    def without(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Yield the other rows, in order; one that can't be identified is for the preparation to report."""
+        from airflow_provider_wan.batch.plan import open_rows, spec_of
+        from airflow_provider_wan.images.dataset import RowError
+
+        if not self._fingerprints:
+            yield from rows
+            return
+        for source in open_rows(rows, self._sources):
+            if isinstance(source, RowError):
+                yield source
+                continue
+            try:
+                fingerprint = spec_of(source, self._sources.model.model_id).fingerprint
+            except (WanRefusedError, ValueError, TypeError):
+                yield source.row
+                continue
+            if bytes.fromhex(fingerprint) in self._fingerprints:
+                self.left_out += 1
+            else:
+                yield source.row
 
 
 def _bought(journal: BucketJournal | None) -> Iterator[str]:

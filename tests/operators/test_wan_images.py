@@ -17,6 +17,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from PIL import Image
 
 from airflow_provider_wan.exceptions import WanInputError, WanStorageError
+from airflow_provider_wan.operators.wan_batch import WanBatchOperator
 from airflow_provider_wan.operators.wan_images import WanPrepareImagesOperator
 from tests.image_samples import (
     animation,
@@ -30,6 +31,7 @@ from tests.image_samples import (
     sixteen_bit_png,
 )
 from tests.sandboxes import MODEL, Bucket
+from tests.task_runs import make_context
 
 STAGING = "gs://videos/staged"
 Run = Callable[..., Any]
@@ -383,6 +385,26 @@ def test_a_plan_knows_what_was_prepared_and_bought_before(
     assert (plan["prepared_before"], plan["bought_before"], plan["videos_to_buy"]) == (2, 1, 1)
     other = run("gs://videos/in/", dry_run=True, inputs={"prompt": "rain"}, journal="gs://videos/journal")
     assert other["videos_to_buy"] == 2
+
+
+def test_rows_whose_video_has_landed_are_left_out_of_the_chunks(
+    bucket: Bucket, run: Run, pushed: dict[str, Any]
+) -> None:
+    bucket.put("in/a.jpg", fits())
+    bucket.put("in/b.jpg", turned())
+    inputs, journal = {"prompt": "waves"}, "gs://videos/journal"
+    chunks = run("gs://videos/in/", inputs=inputs, chunk_size=1)
+    batch = {"bucket_name": "videos", "object_name": "out/", "journal": journal, "deferrable": False}
+    for number, chunk in enumerate(chunks):
+        task = WanBatchOperator(task_id=f"batch{number}", images=chunk, check_image=False, **batch)
+        task.execute(make_context(task_id=task.task_id))
+        left = run("gs://videos/in/", inputs=inputs, journal=journal, skip_landed=True)
+        assert [len(lines(bucket, uri)) for uri in left] == [1 - number] * (1 - number)
+        assert pushed["summary"]["landed_before"] == number + 1
+    other = run("gs://videos/in/", inputs={"prompt": "rain"}, journal=journal, skip_landed=True)
+    assert [len(lines(bucket, uri)) for uri in other] == [2]
+    with pytest.raises(AirflowFailException, match="journal="):
+        run("gs://videos/in/", inputs=inputs, skip_landed=True)
 
 
 @pytest.mark.parametrize(
