@@ -55,12 +55,12 @@ def land(
     from airflow_provider_wan.hooks.gcs import storage_client
     from airflow_provider_wan.hooks.wan import WanHook
     from airflow_provider_wan.landing.checks import VideoChecks
-    from airflow_provider_wan.landing.download import Downloader, DownloadPolicy
+    from airflow_provider_wan.landing.download import Downloader, video_rules
     from airflow_provider_wan.landing.landing import Destination, Landing
 
     log = logging.getLogger("landing")
     hook = WanHook("wan_default")
-    downloader = Downloader(DownloadPolicy(hook.settings.download_hosts), log)
+    downloader = Downloader(video_rules(hook.settings.download_hosts), log)
     checks = VideoChecks() if decode else VideoChecks(())
     landing = Landing(hook, storage_client(pool_size=8), downloader, log, checks=checks)
 

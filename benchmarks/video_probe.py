@@ -80,7 +80,7 @@ def landings(lines: int, rounds: int) -> dict[str, float]:
     from airflow_provider_wan.hooks.gcs import storage_client
     from airflow_provider_wan.hooks.wan import WanHook
     from airflow_provider_wan.landing.checks import VideoChecks
-    from airflow_provider_wan.landing.download import Downloader, DownloadPolicy
+    from airflow_provider_wan.landing.download import Downloader, video_rules
     from airflow_provider_wan.landing.landing import Destination, Landing
     from airflow_provider_wan.model_api.states import State
     from wan_sandbox.server import Sandbox
@@ -94,7 +94,7 @@ def landings(lines: int, rounds: int) -> dict[str, float]:
         request_id = hook.submit(model, inputs).request_id
         while hook.get_result(request_id).state is not State.SUCCEEDED:
             time.sleep(0.1)
-        downloader = Downloader(DownloadPolicy(hook.settings.download_hosts), log)
+        downloader = Downloader(video_rules(hook.settings.download_hosts), log)
         record = Record("f" * 64, model, Stage.SUBMITTED, inputs=inputs, request_id=request_id)
         for number in range(rounds):
             for way, checks in (("without checks", VideoChecks(checks=())), ("with checks", VideoChecks())):

@@ -37,7 +37,7 @@ from airflow_provider_wan.durable.submission import Submission
 from airflow_provider_wan.exceptions import WanError, WanRecordError, WanStorageError
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.images.source import ImageSources
-from airflow_provider_wan.landing.download import Downloader, DownloadPolicy
+from airflow_provider_wan.landing.download import Downloader, video_rules
 from airflow_provider_wan.landing.landing import Landing
 from airflow_provider_wan.landing.table import leave_records
 from airflow_provider_wan.model_api.faults import RetryPolicy
@@ -285,7 +285,7 @@ class Batch:
             retry=RetryPolicy(tries=1),  # the engine pauses all submits together instead
             is_retry=True,  # one free call before the first claim: an API that is down puts no image in doubt
         )
-        policy = DownloadPolicy(
+        rules = video_rules(
             hook.settings.download_hosts,
             max_size_bytes=spec.max_size_bytes,
             stall_s=min(30.0, hook.settings.timeout_s),
@@ -294,7 +294,7 @@ class Batch:
             hook=hook,
             journal=self._journal,
             submission=submission,
-            landing=Landing(hook, self._client, Downloader(policy, self._log), self._log, checks=spec.checks),
+            landing=Landing(hook, self._client, Downloader(rules, self._log), self._log, checks=spec.checks),
             log=self._log,
             model_id=spec.model_id,
             bucket_name=spec.bucket_name,

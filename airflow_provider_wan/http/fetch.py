@@ -21,6 +21,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import io
 import random
 import re
 import time
@@ -80,7 +81,7 @@ class FetchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FetchRules:
-    """Which addresses may be fetched, and time limits for the body.
+    """Which addresses may be fetched, and the bounds of a download.
 
     :param check_address: raises :class:`AddressRefusedError` for an address that may not be fetched; called with the
         first one and with that of every redirect.
@@ -89,6 +90,9 @@ class FetchRules:
     :param head_s: the most that a server may take to begin its answer, in seconds, default 15.
     :param stall_s: a body that brings less than ``stall_bytes`` in this many seconds has stalled, default 30.
     :param stall_bytes: see ``stall_s``, default 16 KiB.
+    :param max_size_bytes: a longer download is refused, default 2 GiB.
+    :param total_s: the most that one download may take in seconds, resumes included, default 1800.
+    :param tries: connections of a download in a row that may break off without coming further, default 6.
     """
 
     check_address: Callable[[str], None]
@@ -97,6 +101,9 @@ class FetchRules:
     head_s: float = 15.0
     stall_s: float = 30.0
     stall_bytes: int = 16 * 1024
+    max_size_bytes: int = 2 * 1024**3
+    total_s: float = 1800.0
+    tries: int = 6
 
 
 class FilePart:
@@ -181,30 +188,23 @@ class FilePart:
 
 
 @dataclass(frozen=True, slots=True)
-class DownloadLimits:
-    """Bounds of one download.
-
-    :param max_size_bytes: a longer file is refused, default 2 GiB.
-    :param total_s: the most that it may take in seconds, resumes included, default 1800.
-    :param tries: connections in a row that may break off without coming further, default 6.
-    """
-
-    max_size_bytes: int = 2 * 1024**3
-    total_s: float = 1800.0
-    tries: int = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Downloaded:
-    """A file that was downloaded whole.
+class Download:
+    """A file that was downloaded whole, as far as its length and checksums show; close it.
 
     :param crc32c: base64, as Cloud Storage writes it.
     :param length_was_promised: whether the server gave a length, which agreed with the file's.
     """
 
+    file: IO[bytes]
     size_bytes: int
     crc32c: str
     length_was_promised: bool
+
+    def __enter__(self) -> Download:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.file.close()
 
 
 class Fetcher:
@@ -269,30 +269,21 @@ class Fetcher:
 
         :param deadline: ``time.monotonic()`` by which it must be there.
         :param limit_bytes: a larger file is not loaded.
-        :raises FetchError: as in :meth:`open`, or it is too large, was cut off, or differs from a checksum of the
+        :raises FetchError: as in :meth:`open`, or it is too large, empty or cut off, or differs from a checksum of the
             server's.
         """
-        too_large = FetchError("too large", f"it has more than {limit_bytes:,} bytes, which are not loaded")
-        with self.open(url, deadline=deadline) as part:
-            if part.length is not None and part.length > limit_bytes:
-                raise too_large
-            data = part.read(limit_bytes + 1)
-        if len(data) > limit_bytes:
-            raise too_large
-        if part.length is not None and len(data) != part.length:
-            raise FetchError("broken", f"it was cut off after {len(data):,} of {part.length:,} bytes")
-        _check_sums(data, part.checksums)
-        return data
+        file = io.BytesIO()
+        self._continue(url, _Progress(file, limit_bytes, deadline), lambda part: None)
+        return file.getvalue()
 
     def download(
         self,
         url: str,
         file: IO[bytes],
-        limits: DownloadLimits,
         log: Logger,
         *,
         check_head: Callable[[FilePart], None] = lambda part: None,
-    ) -> Downloaded:
+    ) -> Download:
         """Download a file whole; where it breaks off it is resumed, if it is still the same file.
 
         :param file: an empty file; what it holds after an error is undefined.
@@ -301,7 +292,8 @@ class Fetcher:
         :raises FetchError: it could not be downloaded whole; with the wait that the server asked for.
         :raises OSError: the file could not be written.
         """
-        progress = _Progress(file, limits)
+        rules = self._rules
+        progress = _Progress(file, rules.max_size_bytes, time.monotonic() + rules.total_s)
         while True:
             try:
                 self._continue(url, progress, check_head)
@@ -314,7 +306,7 @@ class Fetcher:
                 if not error.is_transient:
                     raise
                 is_too_long = asked_s > _LONGEST_ASKED_S or time.monotonic() + wait_s > progress.deadline
-                if progress.failures >= limits.tries or is_too_long:
+                if progress.failures >= rules.tries or is_too_long:
                     raise progress.gave_up(error) from error
                 log.info("The download broke off at byte %d (%s); resuming.", progress.size, error)
             self._sleep(wait_s)
@@ -397,7 +389,8 @@ class _Progress:
     """How far a download has come."""
 
     file: IO[bytes]
-    limits: DownloadLimits
+    limit_bytes: int
+    deadline: float
     size: int = 0
     furthest: int = 0
     failures: int = 0
@@ -406,10 +399,6 @@ class _Progress:
     started: float = field(default_factory=time.monotonic)
     hashes: dict[str, Any] = field(default_factory=dict)
     expected: Mapping[str, bytes] = field(default_factory=dict)
-
-    @property
-    def deadline(self) -> float:
-        return self.started + self.limits.total_s
 
     def count_failure(self) -> None:
         """Count a connection that broke off; one that made progress starts the count again."""
@@ -446,8 +435,11 @@ class _Progress:
         self._check_size(self.size)
 
     def _check_size(self, size: int) -> None:
-        if size > self.limits.max_size_bytes:
-            raise FetchError("too large", f"{size} bytes so far or promised")
+        if size > self.limit_bytes:
+            raise FetchError(
+                "too large",
+                f"it has at least {size:,} bytes; more than {self.limit_bytes:,} bytes are refused",
+            )
 
     def check_whole(self) -> None:
         """Check length and checksums against those of the server."""
@@ -475,22 +467,9 @@ class _Progress:
             retry_after_s=error.retry_after_s,
         )
 
-    def result(self) -> Downloaded:
+    def result(self) -> Download:
         crc32c = base64.b64encode(self.hashes["crc32c"].digest()).decode()
-        return Downloaded(self.size, crc32c, self.promised is not None)
-
-
-def _check_sums(data: bytes, expected: Mapping[str, bytes]) -> None:
-    """Compare a whole body with the checksums that the server gives."""
-    import google_crc32c
-
-    for name, digest in expected.items():
-        if name == "crc32c":
-            found = google_crc32c.value(data).to_bytes(4, "big")
-        else:
-            found = hashlib.new(name, data, usedforsecurity=False).digest()
-        if found != digest:
-            raise FetchError("broken", f"its {name} differs from the one that the server gives")
+        return Download(self.file, self.size, crc32c, self.promised is not None)
 
 
 def _checksums(headers: Mapping[str, str]) -> dict[str, bytes]:

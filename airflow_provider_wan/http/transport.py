@@ -30,6 +30,7 @@ does, has the read timeout for each receive.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import math
@@ -273,36 +274,15 @@ def _end_of(timeout_s: Any) -> float:
     return time.monotonic() + timeout_s if isinstance(timeout_s, int | float) else math.inf
 
 
-class _BoundedHTTP(_BoundedConnection, HTTPConnection):
-    pass
-
-
-class _BoundedHTTPS(_BoundedConnection, HTTPSConnection):
-    pass
-
-
-class _PublicHTTP(_BoundedHTTP):
-    refuse_private = True
-
-
-class _PublicHTTPS(_BoundedHTTPS):
-    refuse_private = True
-
-
-class _HTTPPool(HTTPConnectionPool):
-    ConnectionCls = _BoundedHTTP
-
-
-class _HTTPSPool(HTTPSConnectionPool):
-    ConnectionCls = _BoundedHTTPS
-
-
-class _PublicHTTPPool(HTTPConnectionPool):
-    ConnectionCls = _PublicHTTP
-
-
-class _PublicHTTPSPool(HTTPSConnectionPool):
-    ConnectionCls = _PublicHTTPS
+@functools.cache
+def _bounded_pools(*, refuse_private: bool) -> dict[str, type]:
+    """Return urllib3's pool classes by scheme, with bounded connections."""
+    pools: dict[str, type] = {}
+    for pool, connection in ((HTTPConnectionPool, HTTPConnection), (HTTPSConnectionPool, HTTPSConnection)):
+        of = {"refuse_private": refuse_private}
+        bounded = type(f"Bounded{connection.__name__}", (_BoundedConnection, connection), of)
+        pools[pool.scheme] = type(f"Bounded{pool.__name__}", (pool,), {"ConnectionCls": bounded})
+    return pools
 
 
 class BoundedAdapter(HTTPAdapter):
@@ -317,11 +297,7 @@ class BoundedAdapter(HTTPAdapter):
         super().__init__(pool_connections=pool_size, pool_maxsize=pool_size, max_retries=0)
 
     def _use_bounded_pools(self, manager: Any) -> Any:
-        manager.pool_classes_by_scheme = (
-            {"http": _PublicHTTPPool, "https": _PublicHTTPSPool}
-            if self._refuse_private
-            else {"http": _HTTPPool, "https": _HTTPSPool}
-        )
+        manager.pool_classes_by_scheme = _bounded_pools(refuse_private=self._refuse_private)
         return manager
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:

@@ -8,13 +8,12 @@ import functools
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from logging import Logger
 from typing import IO
 
 from airflow_provider_wan.exceptions import WanDownloadError
 from airflow_provider_wan.http.addresses import check_link
-from airflow_provider_wan.http.fetch import DownloadLimits, Fetcher, FetchError, FetchRules, FilePart
+from airflow_provider_wan.http.fetch import Download, Fetcher, FetchError, FetchRules, FilePart
 
 _IN_MEMORY_BYTES = 4 * 1024 * 1024
 _VIDEO_TYPES = ("video/", "application/octet-stream", "binary/octet-stream", "application/mp4")
@@ -25,68 +24,37 @@ class LinkExpiredError(WanDownloadError):
     """The link does not work any more: a fresh one is in ``/result``."""
 
 
-@dataclass(frozen=True, slots=True)
-class DownloadPolicy:
-    """Bounds of one download.
+def video_rules(
+    hosts: Sequence[str], *, max_size_bytes: int = 2 * 1024**3, stall_s: float = 30.0
+) -> FetchRules:
+    """Return the rules and bounds of downloads of videos.
 
     :param hosts: host patterns or whole origins that videos may come from.
     :param max_size_bytes: a longer file is refused, default 2 GiB.
-    :param stall_s: a download that brings less than ``stall_bytes`` in this many seconds has stalled, default 30.
-    :param stall_bytes: see ``stall_s``, default 16 KiB.
-    :param total_s: the most that one file may take in seconds, resumes included, default 1800.
-    :param tries: connections in a row that may break off without bringing the file further, default 6.
+    :param stall_s: for so many seconds a server may send nothing, or too little, default 30.
     """
-
-    hosts: Sequence[str]
-    max_size_bytes: int = 2 * 1024**3
-    stall_s: float = 30.0
-    stall_bytes: int = 16 * 1024
-    total_s: float = 1800.0
-    tries: int = 6
-
-
-@dataclass(slots=True)
-class Download:
-    """A video that was downloaded whole, as far as its length and checksums show; close it.
-
-    :param file: at its beginning; in memory while small, else on disk.
-    :param crc32c: base64, as Cloud Storage writes it.
-    :param length_was_promised: whether the server gave a length, which agreed with the file's.
-    """
-
-    file: IO[bytes]
-    size_bytes: int
-    crc32c: str
-    length_was_promised: bool
-
-    def __enter__(self) -> Download:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.file.close()
+    return FetchRules(
+        check_address=functools.partial(check_link, hosts=hosts),
+        accept="video/*, application/octet-stream",
+        head_s=stall_s,
+        stall_s=stall_s,
+        max_size_bytes=max_size_bytes,
+    )
 
 
 class Downloader:
     """Downloads videos over one pool of connections without credentials.
 
-    :param policy: the bounds.
+    :param rules: see :func:`video_rules`.
     :param log: each resume is logged.
     :param sleep: waits between the tries.
     """
 
     def __init__(
-        self, policy: DownloadPolicy, log: Logger, *, sleep: Callable[[float], None] = time.sleep
+        self, rules: FetchRules, log: Logger, *, sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        self._max_size_bytes = policy.max_size_bytes
-        self._limits = DownloadLimits(policy.max_size_bytes, policy.total_s, policy.tries)
+        self._rules = rules
         self._log = log
-        rules = FetchRules(
-            check_address=functools.partial(check_link, hosts=policy.hosts),
-            accept="video/*, application/octet-stream",
-            head_s=policy.stall_s,
-            stall_s=policy.stall_s,
-            stall_bytes=policy.stall_bytes,
-        )
         self._fetcher = Fetcher(rules, sleep=sleep)
 
     def fetch(self, url: str, *, request_id: str) -> Download:
@@ -100,9 +68,10 @@ class Downloader:
         file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115  # returned
         try:
             done = self._fetcher.download(
-                url, file, self._limits, self._log, check_head=functools.partial(_check_type, request_id)
+                url, file, self._log, check_head=functools.partial(_check_type, request_id)
             )
             file.seek(0)  # what is still buffered goes to the disk now
+            return done
         except FetchError as error:
             file.close()
             raise self._error_of(error, request_id) from error
@@ -119,7 +88,6 @@ class Downloader:
             with contextlib.suppress(OSError):
                 file.close()
             raise
-        return Download(file, done.size_bytes, done.crc32c, done.length_was_promised)
 
     def _error_of(self, error: FetchError, request_id: str) -> WanDownloadError:
         video = f"The video of request {request_id}"
@@ -130,7 +98,7 @@ class Downloader:
             )
         if error.kind == "too large":
             return WanDownloadError(
-                f"{video} is larger than max_size_bytes={self._max_size_bytes} ({error}). {nothing} Raise "
+                f"{video} is larger than max_size_bytes={self._rules.max_size_bytes}: {error}. {nothing} Raise "
                 "max_size_bytes if the size is right.",
                 request_id=request_id,
                 retry_helps=False,

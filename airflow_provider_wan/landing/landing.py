@@ -27,8 +27,9 @@ from airflow_provider_wan.exceptions import (
     WanTransientError,
 )
 from airflow_provider_wan.hooks.gcs import META_REQUEST, TIMEOUT_S, retry_policy, storage_errors
+from airflow_provider_wan.http.fetch import Download
 from airflow_provider_wan.landing.checks import VideoChecks
-from airflow_provider_wan.landing.download import Download, Downloader, LinkExpiredError
+from airflow_provider_wan.landing.download import Downloader, LinkExpiredError
 from airflow_provider_wan.landing.inspector import Inspection, VideoInspector
 from airflow_provider_wan.landing.objects import (
     AI_GENERATED,

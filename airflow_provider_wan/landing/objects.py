@@ -22,7 +22,7 @@ from airflow_provider_wan.hooks.gcs import (
     storage_errors,
     upload,
 )
-from airflow_provider_wan.landing.download import Download
+from airflow_provider_wan.http.fetch import Download
 from airflow_provider_wan.landing.inspector import Inspection
 
 if TYPE_CHECKING:

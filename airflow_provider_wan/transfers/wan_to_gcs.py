@@ -145,7 +145,7 @@ class WanToGCSOperator(BaseOperator):
         from airflow_provider_wan.exceptions import WanInputError
         from airflow_provider_wan.hooks.gcs import split_gs_uri, storage_client
         from airflow_provider_wan.hooks.wan import WanHook
-        from airflow_provider_wan.landing.download import Downloader, DownloadPolicy
+        from airflow_provider_wan.landing.download import Downloader, video_rules
         from airflow_provider_wan.landing.landing import Destination, Landing, as_landed
         from airflow_provider_wan.landing.table import leave_records
         from airflow_provider_wan.lineage.assets import emit_hook_lineage
@@ -157,7 +157,7 @@ class WanToGCSOperator(BaseOperator):
                 f"bucket_name={self.bucket_name!r}: the path {path!r} belongs into object_name."
             )
         destination = Destination(bucket_name, self.object_name, self.if_exists)
-        policy = DownloadPolicy(
+        rules = video_rules(
             hook.settings.download_hosts,
             max_size_bytes=self.max_size_bytes,
             stall_s=min(30.0, hook.settings.timeout_s),
@@ -167,7 +167,7 @@ class WanToGCSOperator(BaseOperator):
         found = journal.read(ref.fingerprint) if journal is not None and ref.fingerprint else None
         known = found.record if found is not None and found.record.request_id == ref.request_id else None
         checks = VideoChecks.of(self.checks, self.on_bad_video)
-        landing = Landing(hook, client, Downloader(policy, self.log), self.log, checks=checks)
+        landing = Landing(hook, client, Downloader(rules, self.log), self.log, checks=checks)
         landed = landing.land(known or _record_of(ref), destination)
         emit_hook_lineage(hook, landed, self.log)
         if journal is not None and ref.fingerprint:

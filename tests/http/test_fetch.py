@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_wan.http.addresses import AddressRefusedError, refuse_private_literal
-from airflow_provider_wan.http.fetch import DownloadLimits, Fetcher, FetchError, FetchRules, FilePart
+from airflow_provider_wan.http.fetch import Fetcher, FetchError, FetchRules, FilePart
 from tests.raw_servers import RawServer, always, read_head, reply
 
 FILE = bytes(range(256)) * 40
@@ -142,5 +142,5 @@ def test_download_waits_as_long_as_retry_after() -> None:
     with RawServer(answer) as server:
         fetcher = Fetcher(FetchRules(lambda url: None), sleep=waited.append)
         file = io.BytesIO()
-        done = fetcher.download(server.url, file, DownloadLimits(), LOG)
+        done = fetcher.download(server.url, file, LOG)
     assert (file.getvalue(), done.size_bytes, waited) == (FILE, len(FILE), [40.0])

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from airflow_provider_wan.durable.record import Record, Stage
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.landing.checks import VideoChecks
-from airflow_provider_wan.landing.download import Downloader, DownloadPolicy
+from airflow_provider_wan.landing.download import Downloader, video_rules
 from airflow_provider_wan.landing.landing import Destination, Landing
 from airflow_provider_wan.model_api.faults import RetryPolicy
 from tests.raw_servers import RawServer, read_head
@@ -37,13 +37,13 @@ def landing(
     *,
     sleep: Callable[[float], None] = lambda _: None,
     checks: VideoChecks | None = None,
-    **policy: Any,
+    **bounds: Any,
 ) -> Landing:
     """Give a landing that does not pause between its tries unless told to."""
     hook = WanHook(retry=QUICK)
-    bounds = DownloadPolicy(hosts or hook.settings.download_hosts, stall_s=10)
+    rules = video_rules(hosts or hook.settings.download_hosts, stall_s=10)
     return Landing(
-        hook, bucket.client, Downloader(replace(bounds, **policy), LOG, sleep=sleep), LOG, checks=checks
+        hook, bucket.client, Downloader(replace(rules, **bounds), LOG, sleep=sleep), LOG, checks=checks
     )
 
 
