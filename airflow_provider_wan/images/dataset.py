@@ -633,24 +633,19 @@ def read_manifest(file: IO[bytes], *, origin: str, columns: Columns) -> Iterator
     """Yield the rows of a manifest, in order.
 
     :param file: its content; CSV and JSON lines in UTF-8, with any line ends.
-    :param origin: its address or path: the suffix ``.csv``, ``.jsonl``, ``.ndjson`` or ``.parquet`` says what it is,
-        and relative addresses of images are relative to it.
+    :param origin: its address or path: the suffix ``.csv`` or ``.parquet`` says what it is, any other is JSON lines;
+        relative addresses of images are relative to it.
     :param columns: the columns that it may have. An empty or null cell means the task's value.
-    :raises WanInputError: the file as a whole is wrong: of another kind, without an ``image`` column, or with an
-        unknown column in a table's header. (In JSONL an unknown column is an error of its row.)
+    :raises WanInputError: the file as a whole is wrong: damaged, without an ``image`` column, or with an unknown
+        column in a table's header. (In JSON lines an unknown column is an error of its row.)
     """
     shown = shown_name(origin)
-    suffix = shown.rpartition(".")[2].lower()
-    if suffix == "parquet":
+    if shown.lower().endswith(".parquet"):
         raw = _read_parquet(file, shown, columns)
-    elif suffix == "csv":
+    elif shown.lower().endswith(".csv"):
         raw = _read_csv(_lines(file, shown), shown, columns)
-    elif suffix in ("jsonl", "ndjson"):
-        raw = _read_jsonl(_lines(file, shown), columns)
     else:
-        raise WanInputError(
-            f"{shown} is not a manifest that can be read: use .csv, .jsonl, .ndjson or .parquet."
-        )
+        raw = _read_jsonl(_lines(file, shown), columns)
     return rows_of(raw, shown, columns)
 
 

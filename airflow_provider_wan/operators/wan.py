@@ -37,7 +37,6 @@ from airflow_provider_wan.utils.params import (
     model_of,
     request_of,
     seconds_of,
-    shown_url,
     timeout_of,
     video_spec_of,
 )
@@ -412,9 +411,11 @@ class WanSubmitOperator(BaseOperator):
         except WanInputError as error:
             if self.on_invalid != "skip":
                 raise
+            from airflow_provider_wan.model_api.fingerprints import canonical_url
+
             metrics.count(metrics.REFUSED, tags=task.tags(self.model_id))
-            url = shown_url(given_inputs(self).get("img_url"))
-            image = {"img_url": url} if url else {"image": shown_image(self.image)}
+            url = given_inputs(self).get("img_url")
+            image = {"img_url": canonical_url(str(url))} if url else {"image": shown_image(self.image)}
             task.ti.xcom_push(key="refused", value=[{**image, "rule": str(error)}])
             raise AirflowSkipException(str(error)) from None
 

@@ -259,10 +259,3 @@ def video_spec_of(
         return spec.make_inputs()
 
     return replace(spec, make_inputs=make_inputs)
-
-
-def shown_url(url: Any) -> str | None:
-    """Return the address of an image without its signature."""
-    from airflow_provider_wan.model_api.fingerprints import canonical_url
-
-    return canonical_url(str(url)) if url else None
