@@ -115,7 +115,12 @@ class AirflowSettings:
                 "print_stats_interval": 0,
                 "dag_version_inflation_check_level": "off",
             },
-            "workers": {"min_heartbeat_interval": 1, "missing_dag_retry_delay": 1},
+            "workers": {
+                "min_heartbeat_interval": 1,
+                "missing_dag_retry_delay": 1,
+                # The first call builds the API, which takes more than the default of 5 s on a busy machine.
+                "execution_api_timeout": 60,
+            },
             "triggerer": {"job_heartbeat_sec": 1},
         }
 

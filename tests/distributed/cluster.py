@@ -12,10 +12,12 @@ from demo.airflow_client import TaskKey, wait_until
 from demo.local_airflow import LocalAirflow
 from demo.processes import OwnProcess, free_port, stop_all
 
+CHUNKS = "backfill_chunks"
+"""The Dag of ``dags/chunks.py``."""
 SLOTS = 3
 """Tasks that a worker runs at the same time."""
-VISIBILITY_TIMEOUT_S = 20
-"""Seconds after which Redis gives a task that has not ended to a worker once more."""
+QUEUED_TIMEOUT_S = 45
+"""``[scheduler] task_queued_timeout``: when a message counts as lost, and when the token in it expires."""
 START_S = 240
 """For one process to start, on a machine that is busy with other things."""
 
@@ -82,12 +84,13 @@ class CeleryAirflow(LocalAirflow):
             "CELERY__RESULT_BACKEND": f"db+{database}",
             "CELERY__WORKER_CONCURRENCY": SLOTS,
             "CELERY__SYNC_PARALLELISM": 1,
-            "CELERY_BROKER_TRANSPORT_OPTIONS__VISIBILITY_TIMEOUT": VISIBILITY_TIMEOUT_S,
             # Scheduled and asset-triggered runs.
             "SCHEDULER__USE_JOB_SCHEDULE": True,
-            # A message that the broker lost is sent again soon, and as often as it takes on a busy machine.
-            "SCHEDULER__TASK_QUEUED_TIMEOUT": 45,
+            # When a lost scheduler's queued tasks get another scheduler.
+            "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": 60,
+            "SCHEDULER__TASK_QUEUED_TIMEOUT": QUEUED_TIMEOUT_S,
             "SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": 5,
+            # As often as it takes on a busy machine.
             "SCHEDULER__NUM_STUCK_IN_QUEUED_RETRIES": 20,
         }
         super().__init__(
@@ -150,6 +153,18 @@ class CeleryAirflow(LocalAirflow):
         """Wait until a task runs, and return its worker."""
         session = os.getsid(self.pid_of_task(task, timeout_s=START_S))
         return next(worker for worker in self.workers if worker.pid == session)
+
+    def redeliver(self) -> None:
+        """Let the broker deliver tasks again that have not ended, as each worker does after a visibility timeout."""
+        from kombu import Connection
+
+        with Connection(self.redis.url, transport_options={"visibility_timeout": 0}) as connection:
+            connection.default_channel.qos.restore_visible()
+
+    def said(self, *texts: str) -> bool:
+        """Whether the output of a worker has one of these texts."""
+        outputs = [worker.log_path.read_text(errors="replace") for worker in self.workers]
+        return any(text in output for text in texts for output in outputs)
 
     def kill(self, process: OwnProcess) -> None:
         """SIGKILL a process with its descendants, and no longer expect it to run."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from demo.sandbox_process import SandboxProcess
-from tests.distributed.cluster import CeleryAirflow, Redis
+from tests.distributed.cluster import CHUNKS, START_S, CeleryAirflow, Redis
 from tests.live import conftest
 from tests.live.harness_live import Live
 from tests.live.postgres import Postgres
@@ -36,4 +36,8 @@ def airflow(
 @pytest.fixture(scope="session")
 def live(airflow: CeleryAirflow, live_sandbox: SandboxProcess) -> Live:
     """The interface of a scenario to the cluster and the sandbox."""
-    return Live(airflow=airflow, sandbox=live_sandbox)
+    live = Live(airflow=airflow, sandbox=live_sandbox)
+    live.client.api("POST", "/pools", {"name": "wan", "slots": 8, "include_deferred": True})
+    airflow.wait_for_dags(CHUNKS, timeout_s=START_S)
+    live.client.unpause(CHUNKS)
+    return live

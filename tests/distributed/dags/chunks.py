@@ -11,7 +11,7 @@ CHANGES = {
     "catchup=False,": 'catchup=False, end_date=pendulum.datetime(2026, 3, 31, tz="UTC"),',
     '"retries": 2, "retry_delay": pendulum.duration(seconds=30)': '"retries": 3, "retry_delay": 0',
     "chunk_size=300": "chunk_size=1",
-    "resume_after=60": "resume_after=2",
+    "resume_after=60": "resume_after=2, price_usd=0.2",  # with an unknown price, one clip is bought first
 }
 
 source = EXAMPLE.read_text()
