@@ -14,8 +14,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +32,7 @@ from airflow_provider_wan.batch.state import BatchState
 from airflow_provider_wan.durable.journal import BucketJournal, VersionedRecord
 from airflow_provider_wan.durable.record import Record
 from airflow_provider_wan.durable.submission import Submission
-from airflow_provider_wan.exceptions import WanError, WanRecordError, WanStorageError
+from airflow_provider_wan.exceptions import WanError, WanStorageError
 from airflow_provider_wan.hooks.wan import WanHook
 from airflow_provider_wan.images.source import ImageSources
 from airflow_provider_wan.landing.download import Downloader, video_rules
@@ -47,7 +45,6 @@ from airflow_provider_wan.polling.schedule import policy_of
 if TYPE_CHECKING:
     from google.cloud import storage
 
-_READ_THREADS = 16
 #: The status file of a larger batch is not written at every wait, but at most this many lines a second.
 _STATUS_ALWAYS_UP_TO, _STATUS_LINES_PER_SECOND = 2_000, 200.0
 #: Outcomes that the checkpoint leaves out: the journal has the first two, and the last is submitted again,
@@ -199,22 +196,15 @@ class Batch:
         self._prices.load_page()
         plan = self._planner.plan()
         self._prices.load(plan, self._usable(plan))
-        check = self._planner.check
-        to_do = plan.to_do()
-        refused = [item for item in to_do if check.problem(item.inputs, item.source.fields) is not None]
-        for item in refused[:SHOWN_ERRORS]:
-            self._log.warning(
-                "%s would be refused: %s", item.source.shown, check.problem(item.inputs, item.source.fields)
-            )
-        usable = self._usable(plan)
+        to_do, usable = plan.to_do(), self._usable(plan, shows=SHOWN_ERRORS)
         to_buy = [item for item in usable if not plan.is_in_journal(item.fingerprint)]
         summary = {
             "dry_run": True,
             "model_id": self._spec.model_id,
             "total": plan.total,
             "reused": len(plan.items) - len(to_do),
-            "in_journal": len(to_do) - len(refused) - len(to_buy),
-            "refused": len(plan.refused) + len(refused),
+            "in_journal": len(usable) - len(to_buy),
+            "refused": len(plan.refused) + len(to_do) - len(usable),
             "to_buy": len(to_buy),
             "journal": self._spec.journal,
             **self._prices.summary(Counter(self._prices.key_of(item.inputs) for item in to_buy)),
@@ -233,12 +223,20 @@ class Batch:
         cost_usd = self._prices.summary(counts)["cost_usd"]
         return {"to_buy_at_most": counts.total(), "cost_at_most_usd": cost_usd}
 
-    def _usable(self, plan: Plan) -> list[Item]:
-        return [
-            item
-            for item in plan.to_do()
-            if self._planner.check.problem(item.inputs, item.source.fields) is None
-        ]
+    def _usable(self, plan: Plan, *, shows: int = 0) -> list[Item]:
+        """Return the items that are not done, and whose inputs are valid.
+
+        :param shows: of how many others the problem is logged.
+        """
+        usable = []
+        for item in plan.to_do():
+            problem = self._planner.check.problem(item.inputs, item.source.fields)
+            if problem is None:
+                usable.append(item)
+            elif shows > 0:
+                shows -= 1
+                self._log.warning("%s would be refused: %s", item.source.shown, problem)
+        return usable
 
     def _engine(
         self, plan: Plan, poller: RequestPoller, *, started: Mapping[str, float] | None = None
@@ -347,12 +345,6 @@ class Batch:
                 result.request_id and result.outcome is not Outcome.REUSED
             ):
                 names.append(item.fingerprint)
-        with ThreadPoolExecutor(_READ_THREADS, "wan-read") as pool:
-            for found in pool.map(self._readable_record, dict.fromkeys(names)):
-                if found is not None and found.record.buyer == self._owner:
-                    yield found.record
-
-    def _readable_record(self, fingerprint: str) -> VersionedRecord | None:
-        with suppress(WanRecordError):  # an unreadable object: the result of its image names it
-            return self._journal.read(fingerprint)
-        return None
+        for _, found in self._journal.read_each(dict.fromkeys(names)):
+            if isinstance(found, VersionedRecord) and found.record.buyer == self._owner:
+                yield found.record

@@ -157,15 +157,13 @@ class Planner:
         return known | {summary.fingerprint: summary for summary in self._read_each(missing)}
 
     def _read_each(self, fingerprints: Iterable[str]) -> list[RecordSummary]:
-        with ThreadPoolExecutor(_READ_THREADS, "wan-read") as pool:
-            return [summary for summary in pool.map(self._read, fingerprints) if summary is not None]
-
-    def _read(self, fingerprint: str) -> RecordSummary | None:
-        try:
-            found = self._journal.read(fingerprint)
-        except WanRecordError:  # an unreadable object: its own image fails when its turn comes
-            return RecordSummary(fingerprint, Stage.INTENT)
-        return None if found is None else as_listed(found.record)
+        summaries = []
+        for fingerprint, found in self._journal.read_each(fingerprints):
+            if isinstance(found, WanRecordError):  # its own image fails when its turn comes
+                summaries.append(RecordSummary(fingerprint, Stage.INTENT))
+            elif found is not None and (summary := as_listed(found.record)) is not None:
+                summaries.append(summary)
+        return summaries
 
     # -- the destination -----------------------------------------------------------------------------------
 

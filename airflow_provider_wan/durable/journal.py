@@ -19,10 +19,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote
 from uuid import uuid4
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 #: A listing counts the purchases of this many task instances; the record itself has all.
 _MARKS = 100
+_READ_THREADS, _READ_AT_ONCE = 16, 2000
 _IN_MEMORY_BYTES = 4 * 1024 * 1024
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
@@ -129,6 +132,22 @@ class BucketJournal:
                 "while it exists. Correct it, or delete it if you are sure that nothing was bought."
             ) from error
         return VersionedRecord(record, generation)
+
+    def read_each(
+        self, fingerprints: Iterable[str]
+    ) -> Iterator[tuple[str, VersionedRecord | WanRecordError | None]]:
+        """Read many records, some at a time; return each with its fingerprint, or the error of an unreadable one."""
+
+        def read(fingerprint: str) -> tuple[str, VersionedRecord | WanRecordError | None]:
+            try:
+                return fingerprint, self.read(fingerprint)
+            except WanRecordError as error:
+                return fingerprint, error
+
+        remaining = iter(fingerprints)
+        with ThreadPoolExecutor(_READ_THREADS, "wan-read") as pool:
+            while some := list(islice(remaining, _READ_AT_ONCE)):
+                yield from pool.map(read, some)
 
     def write(self, record: Record, *, replaces: VersionedRecord | None) -> VersionedRecord:
         """Write a record.

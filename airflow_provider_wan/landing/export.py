@@ -11,22 +11,17 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_wan.durable.journal import BucketJournal
-from airflow_provider_wan.exceptions import WanConflictError, WanRecordError
-from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
+from airflow_provider_wan.durable.journal import BucketJournal, VersionedRecord
+from airflow_provider_wan.exceptions import WanConflictError
+from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors, upload
 from airflow_provider_wan.landing.table import day_of, line_of, table_schema
 
 if TYPE_CHECKING:
     from google.cloud import storage
-
-_READ_THREADS, _READ_AT_ONCE = 16, 2000
 
 
 @dataclass(slots=True)
@@ -72,15 +67,20 @@ class JournalExport:
         for name in removed:
             days[state.pop(name)[1]].gone.add(name)
         unreadable = 0
-        for name, version, day, row in self._rows(changed):
+        for name, found in self._journal.read_each(changed):
             before = state.get(name)
-            if day is None or row is None:
+            if not isinstance(found, VersionedRecord):
                 unreadable += 1
+                if (
+                    found is not None
+                ):  # else it was deleted since the listing: the next export removes its line
+                    self._log.warning("%s It is left out of the table.", found)
                 continue
+            day = day_of(found.record)
             if before is not None and before[1] != day:
                 days[before[1]].gone.add(name)
-            days[day].rows[name] = row
-            state[name] = [version, day]
+            days[day].rows[name] = line_of(found.record)
+            state[name] = [found.version, day]
         for day, changes in days.items():
             self._write_day(day, changes)
         if days or not state_generation:
@@ -93,23 +93,6 @@ class JournalExport:
             "unreadable": unreadable,
             "days": sorted(days),
         }
-
-    def _rows(self, names: list[str]) -> Iterator[tuple[str, int, str | None, str | None]]:
-        """Read records, many at a time; return name, generation, day and line of each."""
-        remaining = iter(names)
-        with ThreadPoolExecutor(_READ_THREADS, "wan-export") as pool:
-            while some := list(islice(remaining, _READ_AT_ONCE)):
-                yield from pool.map(self._row, some)
-
-    def _row(self, name: str) -> tuple[str, int, str | None, str | None]:
-        try:
-            versioned = self._journal.read(name)
-        except WanRecordError as error:
-            self._log.warning("%s It is left out of the table.", error)
-            return name, 0, None, None
-        if versioned is None:  # deleted since the listing: the next export removes its line
-            return name, 0, None, None
-        return name, versioned.version, day_of(versioned.record), line_of(versioned.record)
 
     def _write_day(self, day: str, changes: _Day) -> None:
         """Merge the changes of a day into its file."""
@@ -143,13 +126,7 @@ class JournalExport:
         uri = f"gs://{self._bucket.name}/{blob.name}"
         with storage_errors(f"Writing {uri}"):
             try:
-                blob.upload_from_string(
-                    body.encode(),
-                    content_type=content_type,
-                    if_generation_match=replaces,
-                    timeout=TIMEOUT_S,
-                    retry=retry_policy(),
-                )
+                upload(blob, body.encode(), content_type=content_type, if_generation_match=replaces)
             except PreconditionFailed as error:
                 if self._read(name)[0] == body:  # our own write whose acknowledgement was lost
                     return

@@ -16,7 +16,7 @@ from logging import Logger
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.durable.record import Record, Stage
-from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
+from airflow_provider_wan.hooks.gcs import split_gs_uri, storage_errors, upload
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -138,12 +138,8 @@ def leave_records(
         for day, lines in days.items():
             blob = client.bucket(bucket).blob(f"{folder}/dt={day}/{file}")
             with storage_errors(f"Writing gs://{bucket}/{blob.name}"):
-                blob.upload_from_string(
-                    "".join(f"{line}\n" for line in lines).encode(),
-                    content_type="application/x-ndjson",
-                    timeout=TIMEOUT_S,
-                    retry=retry_policy(_RETRY_FOR_S),
-                )
+                body = "".join(f"{line}\n" for line in lines).encode()
+                upload(blob, body, content_type="application/x-ndjson", retry_for_s=_RETRY_FOR_S)
             log.info("%d records are in gs://%s/%s.", len(lines), bucket, blob.name)
     except Exception as error:  # whatever it is, it must not fail a task that has done its work
         log.warning(

@@ -9,14 +9,14 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 from google.cloud import storage
 
 from airflow_provider_wan.batch.batch import Batch
-from airflow_provider_wan.batch.engine import Pause
+from airflow_provider_wan.batch.engine import BatchEngine, Pause
 from airflow_provider_wan.batch.report import Report
 from airflow_provider_wan.batch.spec import BatchLimits, BatchSpec
 from airflow_provider_wan.hooks.gcs import storage_client
@@ -97,9 +97,27 @@ def bad_first_take(path: str, facts: Mapping[str, Any], record: Mapping[str, Any
 def run(images: Any, **more: Any) -> Report:
     """Run a whole batch."""
     one = batch(images, **more)
-    engine = one.begin()
+    return finish(one, one.begin())
+
+
+def finish(one: Batch, engine: BatchEngine) -> Report:
+    """Run a batch in this process, to its end."""
     engine.run(may_pause=False)
     return one.report(engine)
+
+
+def run_over_a_wait(sandbox: Sandbox, images: Any, meanwhile: Callable[[], Any], **more: Any) -> Report:
+    """Start a batch, let something happen while it waits, and finish it in another process."""
+    sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
+    one = batch(images, **more)
+    engine = one.begin()
+    pause = engine.run(may_pause=True)
+    assert pause is not None
+    one.save(engine)
+    meanwhile()
+    sandbox.control("speed", {"speed": 100_000})
+    again = batch(images, **more)
+    return finish(again, again.resume({"ready": list(pause.request_ids), "learned": pause.learned}))
 
 
 def wait(pause: Pause, deadline_s: float = 60.0) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,7 @@ from airflow_provider_wan.images.source import ImageOptions, ImageSources
 from airflow_provider_wan.operators.wan_images import WanPrepareImagesOperator
 from airflow_provider_wan.utils.images import open_images
 from airflow_provider_wan.utils.params import model_of, video_spec_of
-from tests.batch.batch_support import LOG, batch, connection, manifest, outcomes, run
+from tests.batch.batch_support import LOG, connection, manifest, outcomes, run, run_over_a_wait
 from tests.image_samples import encoded, exif_with, photo
 from tests.sandboxes import Bucket
 from wan_sandbox.server import Sandbox
@@ -395,6 +395,12 @@ def test_an_image_for_a_text_to_video_model_is_refused(sandbox: Sandbox) -> None
 # -- pages that can't be read ------------------------------------------------------------------------------
 
 
+def over_a_wait(sandbox: Sandbox, images: Any, meanwhile: Callable[[], Any], **more: Any) -> Report:
+    """Generate two videos one after the other, so that the second is submitted after a wait."""
+    given: dict[str, Any] = {"model_id": WAN_3, "check_images": True, "limits": {"max_in_flight": 1}}
+    return run_over_a_wait(sandbox, images, meanwhile, **given, **more)
+
+
 @pytest.mark.parametrize("meanwhile", ["down", "other rules"])
 def test_a_batch_keeps_the_rules_that_it_began_with_over_its_waits(
     meanwhile: str, sandbox: Sandbox, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
@@ -403,28 +409,17 @@ def test_a_batch_keeps_the_rules_that_it_began_with_over_its_waits(
     for name in ("a", "c"):
         bucket.put(f"in/{name}.jpg", image(800 + ord(name), 600))
     rows = [row_of(WAN_3, f"gs://videos/in/{name}.jpg") for name in ("a", "c")]
-    given: dict[str, Any] = {
-        "model_id": WAN_3,
-        "check_images": True,
-        "staging": STAGING,
-        "limits": {"max_in_flight": 1},
-    }
-    sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
-    one = batch(rows, **given)
-    engine = one.begin()
-    pause = engine.run(may_pause=True)
-    assert pause is not None
-    one.save(engine)
-    monkeypatch.setattr(hooks, "_pages", {})  # another process has no cached page
-    if meanwhile == "down":
-        sandbox.add_fault("model", "status", status=503)
-    else:
-        monkeypatch.setattr(hooks.WanHook, "model", lambda *args, **kwargs: pytest.fail("the page was read"))
-    sandbox.control("speed", {"speed": 100_000})
-    again = batch(rows, **given)
-    engine = again.resume({"ready": list(pause.request_ids), "learned": pause.learned})
-    engine.run(may_pause=False)
-    report = again.report(engine)
+
+    def other_process() -> None:
+        monkeypatch.setattr(hooks, "_pages", {})  # it has no cached page
+        if meanwhile == "down":
+            sandbox.add_fault("model", "status", status=503)
+        else:
+            monkeypatch.setattr(
+                hooks.WanHook, "model", lambda *args, **kwargs: pytest.fail("the page was read")
+            )
+
+    report = over_a_wait(sandbox, rows, other_process, staging=STAGING)
     assert outcomes(report) == {"landed": 2}, manifest(report)
     assert all(each["end_image_url"].endswith("/videos/b.jpg") for each in submitted(sandbox))
 
@@ -433,19 +428,8 @@ def test_prepared_images_outlive_their_dataset_over_a_wait(sandbox: Sandbox, buc
     bucket.put("a.jpg", image(exif=exif_with(gps=True)))
     bucket.put("b.jpg", image(820, 600, exif=exif_with(gps=True)))
     (chunk,), _ = prepare([row_of(WAN_3), row_of(WAN_3, "gs://videos/b.jpg")], WAN_3)
-    given: dict[str, Any] = {"model_id": WAN_3, "check_images": True, "limits": {"max_in_flight": 1}}
-    sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
-    one = batch(chunk, **given)
-    engine = one.begin()
-    pause = engine.run(may_pause=True)
-    assert pause is not None
-    one.save(engine)
-    bucket.client.bucket("videos").blob(chunk.removeprefix("gs://videos/")).delete()
-    sandbox.control("speed", {"speed": 100_000})
-    again = batch(chunk, **given)
-    engine = again.resume({"ready": list(pause.request_ids), "learned": pause.learned})
-    engine.run(may_pause=False)
-    report = again.report(engine)
+    blob = bucket.client.bucket("videos").blob(chunk.removeprefix("gs://videos/"))
+    report = over_a_wait(sandbox, chunk, blob.delete)
     assert outcomes(report) == {"landed": 2}, manifest(report)
 
 

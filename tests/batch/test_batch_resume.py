@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from google.cloud import storage
 
 from airflow_provider_wan.batch.budget import BudgetLimits
-from airflow_provider_wan.batch.report import Report
 from airflow_provider_wan.exceptions import WanBudgetError
-from tests.batch.batch_support import addresses, batch, manifest, outcomes, purchases_per_image, run
+from tests.batch.batch_support import (
+    addresses,
+    manifest,
+    outcomes,
+    purchases_per_image,
+    run,
+    run_over_a_wait,
+)
 from tests.batch_runs import IMAGES, TaskInstance, run_try
 from wan_sandbox.server import Sandbox
 
@@ -24,29 +28,13 @@ def put(rows: list[str], prompt: str = "waves") -> None:
     storage.Client().bucket("videos").blob("set.csv").upload_from_string("\n".join(lines))
 
 
-def wait_and_resume(sandbox: Sandbox, meanwhile: Any, **more: Any) -> Report:
-    """Start a batch, let something happen while it waits, and finish it in another process."""
-    sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
-    one = batch(SET, **more)
-    engine = one.begin()
-    pause = engine.run(may_pause=True)
-    assert pause is not None
-    one.save(engine)
-    meanwhile()
-    sandbox.control("speed", {"speed": 100_000})
-    again = batch(SET, **more)
-    engine = again.resume({"ready": list(pause.request_ids), "learned": pause.learned})
-    engine.run(may_pause=False)
-    return again.report(engine)
-
-
 # -- the plan ----------------------------------------------------------------------------------------------
 
 
 def test_a_dataset_that_changes_during_a_wait_does_not_change_the_batch(sandbox: Sandbox) -> None:
     put(addresses(3))
     limits = BudgetLimits(max_requests=3)
-    report = wait_and_resume(sandbox, lambda: put(addresses(5), "snow"), budget=limits)
+    report = run_over_a_wait(sandbox, SET, lambda: put(addresses(5), "snow"), budget=limits)
     assert report.error is None
     assert [line["image"] for line in manifest(report)] == addresses(3)
     assert outcomes(report) == {"landed": 3}
@@ -55,8 +43,9 @@ def test_a_dataset_that_changes_during_a_wait_does_not_change_the_batch(sandbox:
 
 def test_a_dataset_deleted_during_a_wait_loses_nothing(sandbox: Sandbox) -> None:
     put([*addresses(2), "not an address"])
-    report = wait_and_resume(
+    report = run_over_a_wait(
         sandbox,
+        SET,
         lambda: storage.Client().bucket("videos").blob("set.csv").delete(),
         limits={"max_in_flight": 1},
     )
@@ -78,7 +67,7 @@ def test_a_signed_address_is_not_saved_and_is_looked_up_again(
         if not stays:
             put(addresses(1, first=7))
 
-    report = wait_and_resume(sandbox, meanwhile, limits={"max_in_flight": 1})
+    report = run_over_a_wait(sandbox, SET, meanwhile, limits={"max_in_flight": 1})
     assert outcomes(report) == ends
     assert "not in the dataset any more" in str([line["error"] for line in manifest(report)]) or stays
 
