@@ -238,7 +238,7 @@ class BatchWork:
                 found = self.journal.read(fingerprint)
                 if found is None or found.record.request_id != request_id:
                     return False
-                if found.record.stage is Stage.LANDED or set(found.record.watchers) - {self.owner}:
+                if found.record.stage is Stage.LANDED or found.record.is_needed_by_others(self.owner):
                     return False
                 return self.hook.cancel(request_id).cancelled
             except Exception as error:  # of one request, such as an outage of the secrets backend

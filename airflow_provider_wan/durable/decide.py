@@ -129,7 +129,8 @@ def _about_an_intent(record: Record, policy: Policy) -> Decision:
         return Decision(Action.SUBMIT, why="The lost submission was settled as resubmit: it is sent again.")
     if _is_an_id_for(record, policy.resolution):
         assert policy.resolution is not None
-        return _settled_as(policy.resolution)
+        why = f"The lost submission was settled as request {policy.resolution}."
+        return Decision(Action.SETTLE, policy.resolution, why)
     if policy.on_unknown_submission == "resubmit":
         return Decision(
             Action.SUBMIT,
@@ -144,10 +145,6 @@ def _is_an_id_for(record: Record, resolution: str | None) -> bool:
     if resolution is None or is_resubmit_word(resolution):
         return False
     return resolution not in record.earlier_request_ids
-
-
-def _settled_as(request_id: str) -> Decision:
-    return Decision(Action.SETTLE, request_id, f"The lost submission was settled as request {request_id}.")
 
 
 def _about_a_request(record: Record, there: RemoteState | None) -> Decision:

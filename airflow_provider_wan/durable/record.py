@@ -202,9 +202,9 @@ class Record:
             return self
         return replace(self, watchers=(*self.watchers, owner))
 
-    def other_owners(self, *owners: str) -> set[str]:
-        """Return the owners apart from these."""
-        return set(self.watchers) - set(owners)
+    def is_needed_by_others(self, *owners: str) -> bool:
+        """Return whether another task than these may depend on the request, so that it must not be cancelled."""
+        return self.taken_over or bool(set(self.watchers) - set(owners))
 
     @property
     def is_bad(self) -> bool:

@@ -400,7 +400,7 @@ class Submission:
 
     def _cancel_former(self, record: Record, owner: str) -> None:
         assert record.request_id is not None
-        if record.other_owners(owner) or record.taken_over:
+        if record.is_needed_by_others(owner):
             self._log.warning("Request %s is not cancelled: other tasks depend on it.", record.request_id)
             return
         outcome = self._hook.cancel(record.request_id)

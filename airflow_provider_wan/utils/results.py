@@ -192,10 +192,6 @@ class AwaitedRequest:
         about = "" if request_id in message else f"Request {request_id}: "
         return WanTimeoutError(f"{about}{message} {outcome}", request_id=request_id)
 
-    def _has_other_owners(self) -> bool:
-        assert self.journal is not None
-        return has_other_owners(self.journal, self.ref.fingerprint, self.task.owners(self.ref))
-
     def _how_to_continue(self) -> str:
         return f"Run the task again, or pass request={self.ref.request_id!r}, to wait for it."
 
@@ -207,8 +203,8 @@ class AwaitedRequest:
                 "It was not cancelled: without a journal it is not known whether another task waits for it. "
                 f"{self._how_to_continue()}"
             )
-        is_shared = self.ref.journal is not None and self.journal is not None
-        if is_shared and self._has_other_owners():
+        journal = self.journal if self.ref.journal is not None else None
+        if journal and has_other_owners(journal, self.ref.fingerprint, self.task.owners(self.ref)):
             return f"Other tasks depend on it, so it was not cancelled. {self._how_to_continue()}"
         try:
             outcome = self.hook.cancel(request_id)

@@ -202,4 +202,4 @@ def has_other_owners(journal: Journal, fingerprint: str | None, owners: Sequence
         held = journal.read(fingerprint)
     except WanStorageError:
         return True
-    return held is not None and (held.record.taken_over or bool(held.record.other_owners(*owners)))
+    return held is not None and held.record.is_needed_by_others(*owners)
