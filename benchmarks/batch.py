@@ -240,27 +240,30 @@ def memory(land: int) -> None:
     )
 
 
-def rerun(count: int) -> None:
+def seed_landed(bucket_url: str, images: list[str], prefix: str) -> None:
+    """Put the videos of images and their records into the bucket, as far as a listing shows them."""
     from airflow_provider_wan.model_api.fingerprints import fingerprint
 
+    for start in range(0, len(images), 3000):
+        objects: dict[str, dict[str, str]] = {}
+        for image in images[start : start + 3000]:
+            print_of = fingerprint(MODEL, {"prompt": "waves", "img_url": image})
+            video = f"{prefix}/{image.rpartition('/')[2].removesuffix('.jpg')}-{print_of[:12]}.mp4"
+            metadata = {
+                "stage": "landed",
+                "request_id": f"earlier-{print_of[:12]}",
+                "cost_usd": "0.2",
+                "uri": f"gs://{BUCKET}/{video}",
+            }
+            objects |= {f"{prefix}/_journal/{print_of}.json": metadata, video: {}, f"{video}.json": {}}
+        control(bucket_url, "seed", {"bucket": BUCKET, "objects": objects, "text": "{}"})
+
+
+def rerun(count: int) -> None:
     images = addresses(count)
     done = [one for number, one in enumerate(images) if number % 100]
-    objects: dict[str, dict[str, str]] = {}
-    for one in done:
-        print_of = fingerprint(MODEL, {"prompt": "waves", "img_url": one})
-        video = f"batch/{one.rpartition('/')[2].removesuffix('.jpg')}-{print_of[:12]}.mp4"
-        metadata = {
-            "stage": "landed",
-            "request_id": "earlier",
-            "cost_usd": "0.2",
-            "uri": f"gs://{BUCKET}/{video}",
-        }
-        objects |= {f"batch/_journal/{print_of}.json": metadata, video: {}, f"{video}.json": {}}
     with sandbox("--speed", "600", "--concurrency", "100", "--video-bytes", "20000") as state:
-        names = list(objects)
-        for start in range(0, len(names), 10_000):
-            some = {name: objects[name] for name in names[start : start + 10_000]}
-            control(state["bucket_url"], "seed", {"bucket": BUCKET, "objects": some, "text": "{}"})
+        seed_landed(state["bucket_url"], done, "batch")
         before = time.time()
         run = in_own_process(
             "decoding", state["env"], "--images", str(count), "--in-flight", str(IN_FLIGHT), "--land", "5"
