@@ -3,18 +3,14 @@
 
 from __future__ import annotations
 
-import base64
 import io
-import json
 import logging
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import IO, TYPE_CHECKING, Any
-from uuid import uuid4
 
 from airflow_provider_wan.exceptions import WanInputError, WanStorageError
 from airflow_provider_wan.model_api.bodies import clean_text
@@ -28,9 +24,6 @@ TIMEOUT_S = (10.0, 60.0)
 RETRY_FOR_S = 120.0
 #: The metadata key of every object that belongs to a landed video: the id of its request.
 META_REQUEST = "wan-request-id"
-#: A larger object is uploaded in several requests that can be resumed, as the client does.
-_ONE_REQUEST_BYTES = 8 * 1024 * 1024
-_PIECE_BYTES = 256 * 1024
 _LOG_EVERY_S = 60.0
 _LOG = logging.getLogger(__name__)
 _SCOPES = ("https://www.googleapis.com/auth/devstorage.read_write",)
@@ -136,31 +129,6 @@ def retry_policy(for_s: float | None = None) -> Any:
     return Retry(predicate=DEFAULT_RETRY._predicate, timeout=for_s, on_error=log_once_a_minute)
 
 
-class _RelatedBody:
-    """The body of an upload in one request: the object's metadata, then its bytes, which are read piece by piece."""
-
-    def __init__(self, about: Mapping[str, Any], body: bytes | IO[bytes], size_bytes: int) -> None:
-        boundary = uuid4().hex
-        self.content_type = f"multipart/related; boundary={boundary}"
-        json_part = f"content-type: application/json; charset=UTF-8\r\n\r\n{json.dumps(about)}"
-        self._head = f"--{boundary}\r\n{json_part}\r\n--{boundary}\r\n\r\n".encode()
-        self._tail = f"\r\n--{boundary}--".encode()
-        self._body = body
-        self._size_bytes = size_bytes
-
-    def __len__(self) -> int:
-        return len(self._head) + self._size_bytes + len(self._tail)
-
-    def __iter__(self) -> Iterator[bytes]:
-        if isinstance(self._body, bytes):
-            yield b"".join((self._head, self._body, self._tail))
-            return
-        self._body.seek(0)  # a try after another starts over
-        yield self._head
-        yield from iter(partial(self._body.read, _PIECE_BYTES), b"")
-        yield self._tail
-
-
 def upload(
     blob: storage.Blob,
     body: bytes | IO[bytes],
@@ -172,58 +140,23 @@ def upload(
 ) -> None:
     """Write an object; the blob has the properties of the written one afterwards.
 
-    The client's own upload in one request copies the bytes five times in memory. An object that is larger than one
-    request should be takes the client's resumable upload.
-
-    :param blob: with the metadata that the object gets; a ``crc32c`` in it is checked by Cloud Storage.
-    :param body: the whole object; a file is read from its beginning.
+    :param blob: with the metadata that the object gets.
+    :param body: the whole object; a file is read from its beginning. Cloud Storage checks its checksum.
     :param size_bytes: the size of a file; default: that of ``body``, which is bytes.
     :param if_generation_match: the generation that it replaces; 0: none may exist; None (default): any.
     :param retry_for_s: see :func:`retry_policy`.
     :raises google.api_core.exceptions.GoogleAPICallError: the bucket refused.
     """
-    size_bytes = len(body) if isinstance(body, bytes) else int(size_bytes or 0)
-    if size_bytes > _ONE_REQUEST_BYTES:
-        file = io.BytesIO(body) if isinstance(body, bytes) else body
-        blob.upload_from_file(
-            file,
-            rewind=True,
-            size=size_bytes,
-            content_type=content_type,
-            if_generation_match=if_generation_match,
-            checksum="crc32c",
-            timeout=TIMEOUT_S,
-            retry=retry_policy(retry_for_s),
-        )
-        return
-    about = blob._get_writable_metadata() | {"contentType": content_type}
-    if isinstance(body, bytes):
-        about["crc32c"] = crc32c_of(body)
-    parts = _RelatedBody(about, body, size_bytes)
-    query = {
-        "uploadType": "multipart",
-        "ifGenerationMatch": if_generation_match,
-        "userProject": blob.user_project,
-    }
-    connection = blob.client._connection
-    answer = connection.api_request(
-        method="POST",
-        path=f"{blob.bucket.path}/o",
-        query_params={name: value for name, value in query.items() if value is not None},
-        api_base_url=f"{connection.get_api_base_url_for_mtls()}/upload",
-        data=parts,
-        content_type=parts.content_type,
+    blob.upload_from_file(
+        io.BytesIO(body) if isinstance(body, bytes) else body,
+        rewind=True,
+        size=len(body) if isinstance(body, bytes) else size_bytes,
+        content_type=content_type,
+        if_generation_match=if_generation_match,
+        checksum="crc32c",
         timeout=TIMEOUT_S,
         retry=retry_policy(retry_for_s),
     )
-    blob._set_properties(answer)
-
-
-def crc32c_of(data: bytes) -> str:
-    """Return the checksum of bytes as Cloud Storage writes it, in base64."""
-    import google_crc32c
-
-    return base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
 
 
 @contextmanager
