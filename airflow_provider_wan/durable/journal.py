@@ -304,12 +304,15 @@ class BucketJournal:
             if summary is not None:
                 yield summary
 
-    def generations(self) -> Iterator[tuple[str, int]]:
-        """List fingerprint and generation of each record, to find those that have changed."""
-        for blob in self._list("generation"):
+    def generations(self) -> Iterator[tuple[str, int, str]]:
+        """List fingerprint, generation and time of the submit of each record, to find those that have changed.
+
+        The time is in ISO 8601; it is empty where the listing does not have it.
+        """
+        for blob in self._list("generation,metadata/submitted_at"):
             name = blob.name.removeprefix(self._prefix).removesuffix(".json")
             if _FINGERPRINT.fullmatch(name):
-                yield name, int(blob.generation)
+                yield name, int(blob.generation), (blob.metadata or {}).get("submitted_at", "")
 
     # -- objects -------------------------------------------------------------------------------------------
 

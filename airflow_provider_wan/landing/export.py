@@ -60,38 +60,48 @@ class JournalExport:
         """
         text, state_generation = self._read("_state.json")
         state: dict[str, list[Any]] = json.loads(text or "{}")
-        now = dict(self._journal.generations())
-        changed = [name for name, generation in now.items() if state.get(name, [None])[0] != generation]
-        removed = state.keys() - now.keys()
+        names: set[str] = set()
+        changed: defaultdict[str, list[str]] = defaultdict(list)
+        for name, generation, submitted_at in self._journal.generations():
+            names.add(name)
+            if state.get(name, [None])[0] != generation:
+                changed[submitted_at[:10]].append(name)
+        removed = state.keys() - names
         days: defaultdict[str, _Day] = defaultdict(_Day)
+        written: set[str] = set()
         for name in removed:
             days[state.pop(name)[1]].gone.add(name)
         unreadable = 0
-        for name, found in self._journal.read_each(changed):
-            before = state.get(name)
-            if not isinstance(found, VersionedRecord):
-                unreadable += 1
-                if (
-                    found is not None
-                ):  # else it was deleted since the listing: the next export removes its line
-                    self._log.warning("%s It is left out of the table.", found)
-                continue
-            day = day_of(found.record)
-            if before is not None and before[1] != day:
-                days[before[1]].gone.add(name)
-            days[day].rows[name] = line_of(found.record)
-            state[name] = [found.version, day]
+        for some in changed.values():  # those of one day at a time, to hold few rows
+            for name, found in self._journal.read_each(some):
+                before = state.get(name)
+                if not isinstance(found, VersionedRecord):
+                    unreadable += 1
+                    if (
+                        found is not None
+                    ):  # else it was deleted since the listing: the next export removes its line
+                        self._log.warning("%s It is left out of the table.", found)
+                    continue
+                day = day_of(found.record)
+                if before is not None and before[1] != day:
+                    days[before[1]].gone.add(name)
+                days[day].rows[name] = line_of(found.record)
+                state[name] = [found.version, day]
+            for day in [day for day, changes in days.items() if changes.rows]:
+                self._write_day(day, days.pop(day))
+                written.add(day)
         for day, changes in days.items():
             self._write_day(day, changes)
-        if days or not state_generation:
+            written.add(day)
+        if written or not state_generation:
             self._write("_schema.json", json.dumps(table_schema(), indent=1), "application/json", None)
             self._write("_state.json", json.dumps(state), "application/json", state_generation)
         return {
-            "records": len(now),
-            "changed": len(changed) - unreadable,
+            "records": len(names),
+            "changed": sum(map(len, changed.values())) - unreadable,
             "removed": len(removed),
             "unreadable": unreadable,
-            "days": sorted(days),
+            "days": sorted(written),
         }
 
     def _write_day(self, day: str, changes: _Day) -> None:

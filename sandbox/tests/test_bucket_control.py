@@ -117,3 +117,13 @@ def test_files_of_large_objects_are_deleted_with_the_object_and_the_server(
 @pytest.mark.parametrize("path", ["storage/v1/x", "storage/v1/b/videos/acl", "upload/storage/v1/b/videos/o"])
 def test_unknown_control_path_is_refused(server: BucketServer, path: str) -> None:
     assert requests.post(f"{server.url}/{path}", timeout=20).status_code in {400, 404, 405}
+
+
+def test_seeded_objects_may_have_a_content_of_their_own(server: BucketServer) -> None:
+    order = {
+        "bucket": BUCKET,
+        "objects": {"a": {}, "b": {"stage": "landed"}},
+        "texts": {"a": "one", "b": "two"},
+    }
+    assert server.control("POST", "seed", order) == {"created": 2}
+    assert [server.bucket().blob(name).download_as_bytes() for name in "ab"] == [b"one", b"two"]

@@ -122,7 +122,7 @@ async def seed(emulator: Emulator, request: web.Request) -> dict[str, Any]:
 
     ``{bucket, prefix, count, size, suffix, content_type, metadata, text}``: names are the prefix, a number
     with six digits and the suffix; alternatively ``objects`` maps names to their metadata. All share one
-    content: ``text`` or ``size`` bytes.
+    content: ``text`` or ``size`` bytes. ``texts`` maps names to a text of their own.
     """
     body = read_json(await request.read())
     try:
@@ -137,7 +137,9 @@ async def seed(emulator: Emulator, request: web.Request) -> dict[str, Any]:
     metadata = body.get("metadata") or {}
     objects = body.get("objects") or {f"{prefix}{number:06d}{suffix}": metadata for number in range(count)}
     fields = {name: {"contentType": body.get("content_type"), "metadata": objects[name]} for name in objects}
-    made = emulator.store.seed(str(body.get("bucket") or "sandbox"), fields, content)
+    texts = body.get("texts") or {}
+    own = {name: _content(emulator, 0, str(text).encode()) for name, text in texts.items()}
+    made = emulator.store.seed(str(body.get("bucket") or "sandbox"), fields, content, own)
     return {"created": made}
 
 

@@ -236,10 +236,18 @@ class Store:
             raise mutation_rate(home.name, name)
         home.changed_at[name] = now
 
-    def seed(self, bucket: str, objects: Mapping[str, Mapping[str, Any]], content: Content) -> int:
-        """Create many objects that share one content, quickly; existing names are kept.
+    def seed(
+        self,
+        bucket: str,
+        objects: Mapping[str, Mapping[str, Any]],
+        content: Content,
+        own: Mapping[str, Content] | None = None,
+    ) -> int:
+        """Create many objects quickly; existing names are kept.
 
         :param objects: names, each with its fields.
+        :param content: of all objects.
+        :param own: other contents, by name.
         """
         home = self.buckets.get(bucket) or self.create_bucket(bucket)
         now, count = datetime.now(UTC), 0
@@ -247,7 +255,9 @@ class Store:
             if name in home.objects:
                 continue
             generation = self.next_generation()
-            home.objects[name] = StoredObject(bucket, name, content, generation, now, now, 1, fields)
+            home.objects[name] = StoredObject(
+                bucket, name, (own or {}).get(name, content), generation, now, now, 1, fields
+            )
             home.writes[name] += 1
             count += 1
         home.names = sorted(home.objects)
