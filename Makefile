@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint test-unit test-live test-distributed test-compat docs benchmark-imports clean
+.PHONY: help setup demo test lint test-unit test-live test-distributed test-compat docs release-check benchmark-imports clean
 
 # The first Python that is new enough; PYTHON=... chooses another.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -58,6 +58,9 @@ test-compat:  ## The suite under other Airflows: AIRFLOW="3.1.8 3.2.2", or any v
 	done
 	@$(STEP) "The suite under the next Airflow, which may fail" \
 		timeout --signal=INT --kill-after=60 1200 sh .ci/compat "$(PYTHON)" prerelease || true
+
+release-check: setup  ## Build both distributions twice, check them, and write an SBOM and the licences of all dependencies
+	@$(STEP) "Release files, SBOM and licences" sh .ci/release "$(BIN)/python"
 
 docs: setup  ## Build the documentation into docs/_build/html
 	@$(STEP) "Documentation" $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html

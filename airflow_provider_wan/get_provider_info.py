@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 _INTEGRATION = "Wan (RunComfy)"
+#: Pages of the documentation that start from a task.
+_HOW_TO = ("submit", "wait", "land", "batch", "check-videos", "cancel", "table", "gallery", "production")
 
 #: The fields of a connection's extra, with the form of each.
 CONN_FIELDS: dict[str, dict[str, Any]] = {
@@ -68,7 +70,8 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "integration-name": _INTEGRATION,
                 "external-doc-url": "https://docs.runcomfy.com/",
-                "tags": ["service"],
+                "how-to-guide": [f"/docs/howto/{page}.md" for page in _HOW_TO],
+                "tags": ["service", "generative-ai"],
             },
             {
                 "integration-name": "Google Cloud Storage (GCS)",

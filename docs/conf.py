@@ -27,6 +27,7 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"airflow-provider-wan {release}"
 html_static_path = ["_static"]
+html_logo = "_static/logo.svg"
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3

@@ -116,7 +116,7 @@ def uv_pip(venv: Path, *arguments: str | Path) -> str:
     return _run(uv, "pip", command, "--python", venv / "bin" / "python", *rest, cwd=venv.parent, env=env)
 
 
-def _build(source: Path, out: Path) -> Path:
+def build(source: Path, out: Path) -> Path:
     """Build a wheel from the source distribution, as for a release."""
     _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source, cwd=ROOT, env=os.environ)
     (built,) = out.glob("*.whl")
@@ -126,13 +126,13 @@ def _build(source: Path, out: Path) -> Path:
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of the provider."""
-    return _build(ROOT, tmp_path_factory.mktemp("dist"))
+    return build(ROOT, tmp_path_factory.mktemp("dist"))
 
 
 @pytest.fixture(scope="session")
 def sandbox_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of the sandbox."""
-    return _build(ROOT / "sandbox", tmp_path_factory.mktemp("dist-sandbox"))
+    return build(ROOT / "sandbox", tmp_path_factory.mktemp("dist-sandbox"))
 
 
 @pytest.fixture(scope="session")
