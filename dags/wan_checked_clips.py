@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make videos, check them, and keep a table of all clips: what was made, at what cost, and whether it is usable.
 
-A video that a check rejects lands in ``_rejected/``, and one more take of it is bought within the budget. The export
-brings the journal's records into ``gs://{bucket}/tables/clips``, which BigQuery reads as an external table.
+A video that a check rejects lands in ``_rejected/``, and one more take of it is bought within the budget. The batch
+leaves the records of its requests in ``gs://{bucket}/tables/clips/runs``, and the export brings those of the whole
+journal into ``gs://{bucket}/tables/clips``. BigQuery reads either as an external table.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ with DAG(
         checks=["black", "frozen", "short", not_too_heavy],
         on_bad_video="reject",
         rebuy_rejected=1,  # one more take of a rejected video, within the budget
+        records="gs://{{ params.bucket }}/tables/clips",
     )
     # [END howto_checks]
     # [START howto_operator_wan_export]

@@ -29,8 +29,9 @@ def test_a_rejected_clip_gets_another_take_and_the_table_has_both(
         bucket.sandbox.add_fault("result", "link", url=f"{server.url}/v.mp4")
         run = run_example("wan_checked_clips", {"images": "gs://videos/photos/", "bucket": "videos"})
     assert run.states() == {"generate": "success", "export": "success"}
-    [table] = [name for name in bucket.objects("tables/clips/dt=") if name.endswith("records.jsonl")]
-    rows = [json.loads(line) for line in bucket.read(table).decode().splitlines()]
-    assert [row["reasons"] for row in rows] == [["black"], ["black"]]
-    assert {row["rejected"] for row in rows} == {True}
+    for folder in ("tables/clips/dt=", "tables/clips/runs/dt="):
+        [table] = bucket.objects(folder)
+        rows = [json.loads(line) for line in bucket.read(table).decode().splitlines()]
+        assert [row["reasons"] for row in rows] == [["black"], ["black"]]
+        assert {row["rejected"] for row in rows} == {True}
     assert len(bucket.sandbox.ledger()["purchases"]) == 2
