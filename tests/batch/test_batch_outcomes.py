@@ -73,7 +73,8 @@ def progress(**changes: Any) -> Progress:
         (
             {"bad": 3, "rejected": 4, "further_takes": 9, "usable": 374},
             "412 of 1,000 done (31 were there); 5 failed; 3 bad; 4 rejected; 9 rejected before and bought "
-            "again; 62 running, 38 queued, 483 to submit; 24.1 videos/min; 82.40 USD, 0.220 USD for each usable video; about 24 min left",
+            "again; 62 running, 38 queued, 483 to submit; 24.1 videos/min; 82.40 USD, 0.220 USD for each usable "
+            "video; about 24 min left",
         ),
         (
             {"done": 0, "before": 0, "failed": 0, "elapsed_s": 0.0, "cost_is_exact": False, "ready": 2},
