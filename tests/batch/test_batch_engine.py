@@ -317,7 +317,15 @@ def test_a_refused_token_ends_the_batch_before_it_buys(
 def test_queued_requests_are_cancelled_at_the_deadline(sandbox: Sandbox) -> None:
     sandbox.control("account", {"concurrency": 2})
     sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
-    report = run(addresses(10), deadline_s=4.0)
+    one = batch(addresses(10))
+    engine = one.begin()
+    pause = engine.run(may_pause=True)  # all are submitted
+    assert isinstance(pause, Pause)
+    one.save(engine)
+    late = batch(addresses(10), deadline_s=0.0)
+    engine = late.resume({"ready": [], "learned": pause.learned})
+    engine.run(may_pause=False)
+    report = late.report(engine)
     assert isinstance(report.error, WanTimeoutError)
     assert outcomes(report) == {"left": 10}
     assert sandbox.ledger()["states"] == {"running": 2, "cancelled": 8}
