@@ -13,7 +13,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
@@ -40,10 +40,13 @@ from airflow_provider_wan.gallery.cards import (
     video_at,
     with_record,
 )
-from airflow_provider_wan.gallery.media import Access, Answer, Media, ThumbnailCache, VideoVersion
+from airflow_provider_wan.gallery.media import Access, Media, ThumbnailCache, VideoVersion
 from airflow_provider_wan.gallery.pages import render_message, render_page
 from airflow_provider_wan.gallery.run_data import RequestStates, RunData
 from airflow_provider_wan.gallery.workers import BoundedExecutor, QueueFullError
+
+if TYPE_CHECKING:
+    from requests import Response as HttpResponse
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +58,8 @@ _PRIVATE = {
 _MEDIA_SOURCES = "'self' https://storage.googleapis.com https://*.storage.googleapis.com"
 #: How long a picture may keep a connection of the browser, which has six for all of Airflow.
 _PICTURE_WAIT_S = 0.5
+_PIECE_BYTES = 256 * 1024
+_PASSED_ON = ("Content-Length", "Content-Range")
 
 _may_read_xcoms = Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM))
 
@@ -173,7 +178,7 @@ def _read_run(session: Any, data: RunData, query: PageQuery) -> RunView:
         cards = data.completed(cards)
     session.close()
     images = list(_readers.map(lambda batch: _images(*batch), batches))
-    return RunView.of(
+    return RunView(
         cards,
         [(batch, found) for (batch, _), found in zip(batches, images, strict=True)],
         is_over=is_over,
@@ -238,20 +243,20 @@ async def show_video(
 
     :param download: whether the browser saves it as a file instead of playing it.
     """
-    ranges = request.headers.get("range"), request.headers.get("if-range")
 
-    def find(video: VideoVersion, media: Media) -> tuple[str, str | Answer]:
+    def find(video: VideoVersion, media: Media) -> Response:
         name = quote(file_name(video.uri), safe="")
         disposition = f"attachment; filename*=UTF-8''{name}" if download else "inline"
-        found = media.signed_address(video, disposition=disposition)
-        return disposition, found or media.part(video, range_header=ranges[0], if_range=ranges[1])
+        if address := media.signed_address(video, disposition=disposition):
+            return RedirectResponse(address, 307, headers=_PRIVATE)
+        asked = request.headers
+        part = media.part(video, range_header=asked.get("range"), if_range=asked.get("if-range"))
+        headers = {**_PRIVATE, "Cache-Control": "private, max-age=300", "Content-Disposition": disposition}
+        headers |= {"ETag": video.etag, "Accept-Ranges": "bytes"}
+        headers |= {name: part.headers[name] for name in _PASSED_ON if name in part.headers}
+        return StreamingResponse(_stream(part), part.status_code, headers=headers, media_type="video/mp4")
 
-    disposition, found = await _work(_of_video, session, RunData(session, dag_id, run_id), ref, find)
-    if isinstance(found, str):
-        return RedirectResponse(found, 307, headers=_PRIVATE)
-    headers = {**_PRIVATE, **found.headers, "Content-Disposition": disposition}
-    headers["Cache-Control"] = "private, max-age=300"
-    return StreamingResponse(_stream(found), found.status, headers=headers, media_type="video/mp4")
+    return await _work(_of_video, session, RunData(session, dag_id, run_id), ref, find)
 
 
 @app.get("/dags/{dag_id}/poster")
@@ -264,19 +269,29 @@ async def show_poster(session: SessionDep, dag_id: str, run_id: RunId, ref: Aske
     return _picture(jpeg)
 
 
+def _named(session: Any, data: RunData, ref: XComRef) -> tuple[Any, Mapping[str, Any]]:
+    """Return what a reference names, and the rendered fields of its task.
+
+    It names the value of an XCom, or an image of a batch, whose card is returned.
+    """
+    fields = data.rendered([ref.task])[ref.task]
+    of_batch = ref.key == MANIFEST
+    found = data.batch(ref.task) if of_batch else data.xcom(ref)
+    session.close()
+    if not of_batch:
+        return found, fields
+    images = _images(found, fields) if found else None
+    return images and images.card(ref.index), fields
+
+
 def _of_video(session: Any, data: RunData, ref: XComRef, find: Callable[[VideoVersion, Media], T]) -> T:
     """Call a function with a video that this run names and that the provider landed."""
-    of_batch = ref.key == MANIFEST
-    found, fields = data.batch(ref.task) if of_batch else data.xcom(ref), data.rendered([ref.task])[ref.task]
-    session.close()
+    found, fields = _named(session, data, ref)
     try:
         media = Access.of_fields(fields).media()
-        if of_batch:
-            images = media.images(found) if found else None
-            card = images.card(ref.index) if images else None
-            video = None
-            if card and card.videos and card.request_id:
-                video = media.find_landed(card.videos[0].uri, card.request_id)
+        if isinstance(found, Card):
+            known = found.videos and found.request_id
+            video = media.find_landed(found.videos[0].uri, str(found.request_id)) if known else None
         else:
             plain = video_at(found, ref.index)
             video = VideoVersion.of(plain) if plain else None
@@ -291,14 +306,14 @@ def _of_video(session: Any, data: RunData, ref: XComRef, find: Callable[[VideoVe
         raise HTTPException(502, str(error)) from error
 
 
-async def _stream(answer: Answer) -> AsyncIterator[bytes]:
+async def _stream(part: HttpResponse) -> AsyncIterator[bytes]:
     """Stream a video; each piece is read in one of the gallery's threads."""
-    loop = asyncio.get_running_loop()
+    loop, pieces = asyncio.get_running_loop(), part.iter_content(_PIECE_BYTES)
     try:
-        while piece := await loop.run_in_executor(_streams, next, answer.body, b""):
+        while piece := await loop.run_in_executor(_streams, next, pieces, b""):
             yield piece
     finally:
-        _streams.submit(answer.close)
+        _streams.submit(part.close)
 
 
 @app.get("/dags/{dag_id}/image")
@@ -322,15 +337,8 @@ def _picture(jpeg: bytes) -> Response:
 
 def _find_image(session: Any, data: RunData, ref: XComRef) -> tuple[str, Access]:
     """Return the address of a source image, and how the task may read it."""
-    of_batch = ref.key == MANIFEST
-    found, fields = data.batch(ref.task) if of_batch else data.xcom(ref), data.rendered([ref.task])[ref.task]
-    session.close()
-    if of_batch:
-        images = _images(found, fields) if found else None
-        card = images.card(ref.index) if images else None
-        uri = (card and card.image) or ""
-    else:
-        uri = image_at(found, ref.index) or ""
+    found, fields = _named(session, data, ref)
+    uri = (found.image if isinstance(found, Card) else image_at(found, ref.index)) or ""
     access = Access.of_fields(fields)
     uri = uri or image_of_fields(fields)
     return uri, replace(access, allow_private=access.reads_private_images()) if uri else access

@@ -192,50 +192,37 @@ class CardList:
         return [card for _, number, _ in self.find(query) if (card := self.card(number))]
 
 
-@dataclass(frozen=True, slots=True)
 class RunView:
     """The cards of a run, and the messages about the run as a whole.
 
-    :param sources: the cards.
+    :param cards: those that are not of a batch.
+    :param batches: with the images in their file; None: not read.
     :param is_over: whether the run has ended.
-    :param progress: how far its running batches are, a line each.
-    :param problems: why batches failed, and which files could not be read.
+    :param problems: why batches failed.
     :param uses_provider: whether the run has tasks of this provider.
     """
 
-    sources: Sequence[CardList]
-    is_over: bool = False
-    progress: Sequence[str] = ()
-    problems: Sequence[str] = ()
-    uses_provider: bool = True
-    totals: Totals = field(default_factory=Totals)
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         cards: Sequence[Card],
-        batches: Iterable[tuple[BatchStatus, CardList | None]] = (),
+        batches: Sequence[tuple[BatchStatus, CardList | None]] = (),
         *,
         is_over: bool = False,
-        problems: Iterable[str] = (),
+        problems: Sequence[str] = (),
         uses_provider: bool = True,
-    ) -> RunView:
-        """Join cards and batches.
-
-        :param batches: with the images in their file; None: not read.
-        """
-        batches = list(batches)
-        sources = [CardList.of_cards(cards), *(images for _, images in batches if images)]
-        totals = sum((source.totals for source in sources), Totals())
-        unread = [
-            f"{task_name(status.task)}: nothing could be read in {status.uri}."
-            for status, images in batches
-            if status.uri and not images
+    ) -> None:
+        self._sources = [CardList.of_cards(cards), *(images for _, images in batches if images)]
+        self.totals = sum((source.totals for source in self._sources), Totals())
+        self.is_over = is_over
+        self.uses_provider = uses_provider
+        #: How far the running batches are, a line each.
+        self.progress = [
+            f"{task_name(batch.task)}: {batch.progress}" for batch, _ in batches if batch.progress
         ]
-        progress = [
-            f"{task_name(status.task)}: {status.progress}" for status, _ in batches if status.progress
-        ]
-        return cls(sources, is_over, progress, [*problems, *unread], uses_provider, totals)
+        self.problems = [*problems]
+        for batch, images in batches:
+            if batch.uri and not images:
+                self.problems.append(f"{task_name(batch.task)}: nothing could be read in {batch.uri}.")
 
     @property
     def version(self) -> str:
@@ -267,7 +254,7 @@ class RunView:
         by_image = self.view(query) == "models"
         found = [
             (key, image, source, number)
-            for source in self.sources
+            for source in self._sources
             for key, number, image in source.find(query, with_images=by_image)
         ]
         if query.sort:

@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,6 +34,7 @@ from airflow_provider_wan.landing.poster import poster_name
 
 if TYPE_CHECKING:
     from google.cloud import storage
+    from requests import Response
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,6 @@ SIGNED_FOR = timedelta(minutes=15)
 #: Seconds until new credentials of a connection are used.
 _CLIENT_KEPT_S = 300.0
 _ONE_RANGE = re.compile(r"bytes=(\d+-\d*|-\d+)")
-_PIECE_BYTES = 256 * 1024
 _LONGEST_RECORD_BYTES = 1_000_000
 _LARGEST_POSTER_BYTES = 1_000_000
 _LARGEST_IMAGE_BYTES = 25_000_000
@@ -63,6 +63,11 @@ class VideoVersion:
     generation: int
     crc32c: str
 
+    @property
+    def etag(self) -> str:
+        """Names this version in HTTP."""
+        return f'"{self.generation}"'
+
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> VideoVersion:
         """Read it from the XCom of the task that landed it.
@@ -75,19 +80,6 @@ class VideoVersion:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a landed video: {error!r}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A part of a video, to be streamed.
-
-    :param close: ends the download.
-    """
-
-    status: int
-    headers: Mapping[str, str]
-    body: Iterator[bytes]
-    close: Callable[[], None]
 
 
 class Media:
@@ -190,33 +182,23 @@ class Media:
             return None
         return address
 
-    def part(self, video: VideoVersion, *, range_header: str | None, if_range: str | None) -> Answer:
-        """Fetch a part of a video by HTTP's ranges; several ranges at once are answered with the whole.
+    def part(self, video: VideoVersion, *, range_header: str | None, if_range: str | None) -> Response:
+        """Ask for a part of a video by HTTP's ranges; several ranges at once are answered with the whole.
 
         :raises WanStorageError: the bucket did not answer.
         """
-        etag = f'"{video.generation}"'
         headers = {"Accept-Encoding": "identity"}
-        if range_header and _ONE_RANGE.fullmatch(range_header.strip()) and if_range in (None, etag):
+        if range_header and _ONE_RANGE.fullmatch(range_header.strip()) and if_range in (None, video.etag):
             headers["Range"] = range_header.strip()
         bucket, name = split_gs_uri(video.uri, name="uri", needs_object=True)
         endpoint = self._client.api_endpoint or "https://storage.googleapis.com"
         address = f"{endpoint}/download/storage/v1/b/{quote(bucket, safe='')}/o/{quote(name, safe='')}"
+        address += f"?alt=media&generation={video.generation}"
         with storage_errors(f"Reading {video.uri}", request_id=video.request_id):
-            response = self._client._http.request(
-                "GET",
-                f"{address}?alt=media&generation={video.generation}",
-                headers=headers,
-                stream=True,
-                timeout=TIMEOUT_S,
+            found: Response = self._client._http.request(
+                "GET", address, headers=headers, stream=True, timeout=TIMEOUT_S
             )
-        passed_on = {"ETag": etag, "Accept-Ranges": "bytes"}
-        for header in ("Content-Length", "Content-Range"):
-            if header in response.headers:
-                passed_on[header] = response.headers[header]
-        return Answer(
-            response.status_code, passed_on, response.iter_content(_PIECE_BYTES), close=response.close
-        )
+        return found
 
     def read(self, uri: str, *, max_bytes: int, retry_s: float = 15.0) -> bytes:
         """Read the first bytes of an object.

@@ -7,7 +7,7 @@ import base64
 import hashlib
 import posixpath
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
 from importlib.resources import files
 from statistics import median
@@ -89,20 +89,14 @@ def duration(seconds: float) -> str:
 # -- models side by side -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Cards as a table: a row for each source image, a column for each model.
+def comparison_of(
+    cards: Sequence[Card],
+) -> tuple[list[tuple[str, str]], list[tuple[Card, str, list[list[Card]]]]]:
+    """Sort cards into a table: images in the order of their first card, models by id.
 
-    :param columns: the models, each with its figures; the id is empty where the model is not known.
-    :param rows: a card of the image, the prompt that all its cards share, and the cards of each column.
+    :return: a column for each model: its id, empty where it is not known, and its figures; and a row for each image:
+        one of its cards, the prompt that all of them share, and the cards of each column.
     """
-
-    columns: Sequence[tuple[str, str]]
-    rows: Sequence[tuple[Card, str, Sequence[Sequence[Card]]]]
-
-
-def comparison_of(cards: Sequence[Card]) -> Comparison:
-    """Sort cards into a table: images in the order of their first card, models by id."""
     by_model: dict[str, list[Card]] = {}
     by_image: dict[str, list[Card]] = {}
     for card in cards:
@@ -114,7 +108,7 @@ def comparison_of(cards: Sequence[Card]) -> Comparison:
         prompts = {str(prompt) for card in row if (prompt := card.inputs.get("prompt"))}
         cells = [[card for card in row if (card.model_id or "") == model] for model in models]
         rows.append((row[0], prompts.pop() if len(prompts) == 1 else "", cells))
-    return Comparison([(model, figures_of(by_model[model])) for model in models], rows)
+    return [(model, figures_of(by_model[model])) for model in models], rows
 
 
 def figures_of(cards: Sequence[Card]) -> str:
@@ -192,7 +186,7 @@ def render_contact_sheet(cards: Sequence[Card], *, title: str) -> str:
 
     :param cards: with ``videos[].src`` relative to the page, and ``thumbnail`` as a ``data:`` address or empty.
     """
-    run = RunView.of(cards, is_over=True)
+    run = RunView(cards, is_over=True)
     models = len(run.totals.models) > 1
     return (
         _environment()

@@ -159,7 +159,7 @@ def test_ended_states_do_not_keep_a_page_polling() -> None:
     "line", [None, 5, "text", {"image": {"a": 1}, "cost_usd": "much", "request_id": ["x"]}]
 )
 def test_line_of_another_shape_breaks_nothing(line: object) -> None:
-    run = RunView.of([], [(RUNNING, images([line], RUNNING))])
+    run = RunView([], [(RUNNING, images([line], RUNNING))])
     query = PageQuery("dag", "run")
     shown, total = run.page(query)
     assert "<html" in render_page(run, shown, query=query, total=total, nonce="n")
@@ -170,7 +170,7 @@ def test_only_the_lines_of_a_page_are_parsed_again() -> None:
         {"image": f"gs://in/{n:06d}.jpg", "outcome": "failed" if n % 1000 == 7 else "to_do", "error": "no"}
         for n in range(20_000)
     ]
-    run = RunView.of([], [(RUNNING, images(values[:5_000])), (RUNNING, images(values[5_000:]))])
+    run = RunView([], [(RUNNING, images(values[:5_000])), (RUNNING, images(values[5_000:]))])
     names = {
         number: [card.title for card in run.page(PageQuery("d", "r", page=number))[0]]
         for number in (1, 209, 834)
@@ -189,7 +189,7 @@ def test_defects_are_shown_and_the_cost_counts_usable_videos_only() -> None:
     line = {"outcome": "landed", "uri": "gs://videos/a.mp4", "request_id": request_id(), "cost_usd": 0.2}
     bad = {**line, "verdict": "bad", "reasons": ["black", "short"]}
     values = [line, bad, {**bad, "outcome": "rejected"}, {**line, "fingerprint": FINGERPRINT}]
-    run = RunView.of([], [(ENDED, images(values, ENDED))])
+    run = RunView([], [(ENDED, images(values, ENDED))])
     assert run.summary == "3 landed, 1 rejected, 0.80 USD, 0.40 USD per usable video"
     shown, _ = run.page(PageQuery("dag", "run"))
     assert [card.videos[0].defect for card in shown] == ["", "black, short", "black, short", ""]
@@ -201,7 +201,7 @@ def test_defects_are_shown_and_the_cost_counts_usable_videos_only() -> None:
 def test_rejected_takes_before_a_video_count_in_the_cost() -> None:
     takes = [{"cost_usd": 0.3}, {"cost_usd": 0.4}, {"cost_usd": None}, 5]
     line = {"outcome": "landed", "uri": "gs://videos/a.mp4", "cost_usd": 0.2, "takes": takes}
-    run = RunView.of([], [(ENDED, images([line, {**line, "takes": 7}], ENDED))])
+    run = RunView([], [(ENDED, images([line, {**line, "takes": 7}], ENDED))])
     assert run.summary == "2 landed, 1.10 USD, 0.55 USD per usable video"
     shown, total = run.page(ALL)
     page = render_page(run, shown, query=ALL, total=total, nonce="n")
@@ -217,7 +217,7 @@ def test_batches_of_several_models_are_joined_by_image() -> None:
         )
         for number, model in enumerate(["a/one", "a/two"])
     ]
-    run = RunView.of([], batches)
+    run = RunView([], batches)
     shown, total = run.page(PageQuery("dag", "run"))
     assert total == 3
     assert [(card.title, card.model_id) for card in shown] == [
@@ -267,20 +267,20 @@ def test_failure_of_a_batch_is_shown_above_its_cards_and_is_no_card() -> None:
 
 
 def test_unreadable_file_is_named() -> None:
-    (problem,) = RunView.of([], [(ENDED, None)]).problems
+    (problem,) = RunView([], [(ENDED, None)]).problems
     assert MANIFEST_URI in problem
 
 
 def test_progress_of_all_batches_is_shown_above_the_cards() -> None:
     batches = batches_of([Entry("batch", number, "progress", progress()) for number in (0, 1)])
-    run = RunView.of([], [(batch, None) for batch in batches])
+    run = RunView([], [(batch, None) for batch in batches])
     assert [line.partition(":")[0] for line in run.progress] == ["batch [0]", "batch [1]"]
     page = render_page(run, [], query=PageQuery("dag", "run"), total=0, nonce="n")
     assert "batch [1]: 4 of 30 done" in page
 
 
 def test_rare_filters_are_shown_if_they_select_something() -> None:
-    run = RunView.of([], [(RUNNING, images([{"outcome": "to_do"}] * 3 + [{"outcome": "landed"}], RUNNING))])
+    run = RunView([], [(RUNNING, images([{"outcome": "to_do"}] * 3 + [{"outcome": "landed"}], RUNNING))])
     query = PageQuery("dag", "run", "to do")
     shown, total = run.page(query)
     assert len(shown) == total == 3

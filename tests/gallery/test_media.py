@@ -55,14 +55,14 @@ def test_part_of_a_video_follows_http_ranges(
 ) -> None:
     if_range = f'"{video.generation}"' if if_range == "the same" else if_range
     part = media.part(video, range_header=asked, if_range=if_range)
-    assert (part.status, b"".join(part.body)) == (status, body)
+    assert (part.status_code, part.content) == (status, body)
     assert part.headers.get("Content-Range") == content_range
     assert part.headers["Accept-Ranges"] == "bytes"
     assert int(part.headers["Content-Length"]) == len(body)
 
 
 def test_range_beyond_the_end_is_answered_with_416(media: Media, video: VideoVersion) -> None:
-    assert media.part(video, range_header="bytes=999999-", if_range=None).status == 416
+    assert media.part(video, range_header="bytes=999999-", if_range=None).status_code == 416
 
 
 def test_only_what_the_provider_landed_is_shown(media: Media, video: VideoVersion, bucket: Bucket) -> None:
@@ -79,7 +79,7 @@ def test_other_video_under_the_same_name_is_not_shown(
 ) -> None:
     bucket.put("2026/a ü.mp4", b"another take", "video/mp4", **{"wan-request-id": "request-2"})
     part = media.part(video, range_header=None, if_range=None)
-    assert part.status == 404
+    assert part.status_code == 404
     assert not media.is_what_landed(video)
 
 

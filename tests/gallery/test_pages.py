@@ -50,7 +50,7 @@ def page(
     cards: Sequence[Card], *, is_over: bool = False, uses_provider: bool = True, **query: object
 ) -> Tags:
     what = PageQuery("a dag", "run+1", **query)  # type: ignore[arg-type]
-    run = RunView.of(cards, is_over=is_over, uses_provider=uses_provider)
+    run = RunView(cards, is_over=is_over, uses_provider=uses_provider)
     shown, total = run.page(what)
     return Tags(render_page(run, shown, query=what, total=total, nonce="n0nce"))
 
@@ -310,7 +310,7 @@ def test_order_holds_over_pages_and_batches() -> None:
         )
         return status, CardList.of_lines(status, map(json.dumps, lines))
 
-    run = RunView.of([], [batch(0), batch(1)])
+    run = RunView([], [batch(0), batch(1)])
     costs = []
     for number in (1, 2, 3, 400):
         shown, total = run.page(PageQuery("d", "r", page=number, sort="-cost"))
@@ -382,7 +382,7 @@ def test_version_changes_with_everything_the_page_shows() -> None:
         cards_of([submitted(), waited(), landed()]),
         cards_of([submitted(), failed()]),
     ]
-    versions = [RunView.of(cards).version for cards in steps]
+    versions = [RunView(cards).version for cards in steps]
     assert len(set(versions)) == len(versions)
-    assert versions[0] == RunView.of(cards_of([], [RunTask("submit", 0, "deferred")])).version
-    assert versions[0] != RunView.of(steps[0], is_over=True).version
+    assert versions[0] == RunView(cards_of([], [RunTask("submit", 0, "deferred")])).version
+    assert versions[0] != RunView(steps[0], is_over=True).version
