@@ -27,8 +27,9 @@ _READ_AT_ONCE = 8
 class WanContactSheetOperator(BaseOperator):
     """Write ``index.html`` next to landed videos: every video with its source image, prompt, seed, model and cost.
 
-    The page is self-contained: links are relative, pictures of the source images are embedded, and it needs no
-    script. So it works in a bucket viewer, on a static web site and in a downloaded folder. It is made from the
+    The page is self-contained: links are relative, and pictures of the source images, style and script are embedded.
+    So it works in a bucket viewer, on a static web site and in a downloaded folder. It can be sorted and filtered, as
+    cards or as a table; without scripts, all cards are shown. It is made from the
     records that :class:`WanToGCSOperator` writes next to the videos, of this run and of earlier ones under the same
     prefix. Videos of several models are shown side by side: a row for each source image, a column for each model.
 
