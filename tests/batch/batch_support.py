@@ -51,7 +51,7 @@ def batch(
     images: Any,
     *,
     owner: str = "dag/run/task/-1",
-    deadline_s: float = 60.0,
+    deadline_s: float = 300.0,
     stop: threading.Event | None = None,
     limits: dict[str, Any] | None = None,
     model_id: str = DEFAULT_MODEL_ID,
@@ -120,7 +120,7 @@ def run_over_a_wait(sandbox: Sandbox, images: Any, meanwhile: Callable[[], Any],
     return finish(again, again.resume({"ready": list(pause.request_ids), "learned": pause.learned}))
 
 
-def wait(pause: Pause, deadline_s: float = 60.0) -> dict[str, Any]:
+def wait(pause: Pause, deadline_s: float = 300.0) -> dict[str, Any]:
     """Wait as a triggerer does; return its event."""
     trigger = WanBatchTrigger(
         wan_conn_id="wan_default",

@@ -164,7 +164,7 @@ def test_a_limit_holds_across_retries_of_the_task(sandbox: Sandbox, limits: Budg
 def test_an_image_is_not_left_because_of_purchases_that_are_refused(sandbox: Sandbox) -> None:
     for number in range(6):
         sandbox.add_fault("submit", "invalid", img_url_contains=f"0000{number}.jpg")
-    report = run(addresses(7), budget=BudgetLimits(max_requests=1), deadline_s=300)
+    report = run(addresses(7), budget=BudgetLimits(max_requests=1))
     assert outcomes(report)["landed"] == 1, "only the last one is accepted"
     assert report.summary["bought"] == 1
 

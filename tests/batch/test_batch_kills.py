@@ -137,7 +137,7 @@ def test_ten_kills_at_random_moments_buy_each_image_once(
         seen = number * IMAGES // KILLS + moments.randrange(1, IMAGES // KILLS)
         kill_worker_when(workers, submits_seen(sandbox, seen), moments.random() * 0.3)
 
-    report = run(addresses(IMAGES), max_failures=MaxFailures(share=1.0), deadline_s=300)
+    report = run(addresses(IMAGES), max_failures=MaxFailures(share=1.0))
     assert report.error is None
     ended = outcomes(report)
     # A kill between a POST and its answer leaves a claim that only a person can settle; it is reported, not
@@ -245,7 +245,7 @@ def test_evicted_pod_buys_each_image_once_and_its_successor_lands_them(
     assert bought_before
     assert list(tmp_path.iterdir()) == []
 
-    report = run(images, max_failures=MaxFailures(share=1.0), deadline_s=300)
+    report = run(images, max_failures=MaxFailures(share=1.0))
 
     unknown = {line["image"] for line in manifest(report) if line["outcome"] == "unknown"}
     assert report.error is None

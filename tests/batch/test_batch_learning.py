@@ -36,7 +36,7 @@ def charged(sandbox: Sandbox) -> float:
 
 def learn(images: Any, limit: float, **more: Any) -> Report:
     more["limits"] = {**FAST, **more.get("limits", {})}
-    return run(images, budget=BudgetLimits(max_cost_usd=limit), deadline_s=300, **more)
+    return run(images, budget=BudgetLimits(max_cost_usd=limit), **more)
 
 
 def test_a_clip_that_costs_more_than_the_page_says_does_not_pass_the_limit(sandbox: Sandbox) -> None:
@@ -147,7 +147,7 @@ def test_a_chunk_waits_deferred_for_a_price_that_another_learns(sandbox: Sandbox
 
     sandbox.control("speed", {"speed": 100_000})
     more = {"budget": limits, "limits": {**FAST, "max_in_flight": 50}, "owner": "dag/run/task/1"}
-    other = batch(addresses(4, first=10), deadline_s=300, **more)
+    other = batch(addresses(4, first=10), **more)
     engine = other.resume({"outcome": "due"})
     assert engine.run(may_pause=False) is None  # it reads the cost of the other chunk's request
     report = other.report(engine)

@@ -62,7 +62,7 @@ def outage_after(sandbox: Sandbox, submits: int, seconds: float) -> Iterator[Non
 
 def test_an_outage_leaves_only_submits_under_way_in_doubt_and_the_rest_is_made(sandbox: Sandbox) -> None:
     with outage_after(sandbox, 15, 4.0):
-        report = run(addresses(40), max_failures=ANY, deadline_s=300)
+        report = run(addresses(40), max_failures=ANY)
     assert report.error is None
     ended = outcomes(report)
     assert 1 <= ended["unknown"] <= UNDER_WAY + TRIALS
@@ -86,7 +86,7 @@ def test_submits_that_stay_unclear_end_the_batch_after_three_trials_and_a_retry_
 
     sandbox.clear_faults()
     unknown = {line["image"] for line in manifest(report) if line["outcome"] == "unknown"}
-    again = run(addresses(60), max_failures=ANY, deadline_s=300)
+    again = run(addresses(60), max_failures=ANY)
     assert again.error is None
     assert outcomes(again) == {"landed": 60 - len(unknown), "unknown": len(unknown)}
     assert {line["image"] for line in manifest(again) if line["outcome"] == "unknown"} == unknown
@@ -140,7 +140,7 @@ def test_after_an_id_that_can_not_be_written_nothing_more_is_bought_and_every_id
 
     monkeypatch.setattr(submission, "WRITE_ID_FOR_S", -1.0)
     sandbox.add_fault("bucket.upload", "forbidden", object_contains="_journal/", skip=20)
-    one = batch(addresses(40), limits={"outage_s": 1.0, "submit_threads": 4}, deadline_s=300)
+    one = batch(addresses(40), limits={"outage_s": 1.0, "submit_threads": 4})
     engine = one.begin()
     engine.run(may_pause=False)
     refused = one.report(engine)  # the manifest can't be written either
@@ -220,7 +220,7 @@ def test_a_record_that_can_not_be_updated_for_an_adopted_request_is_not_called_a
     other = batch(addresses(1), owner="dag/run/another/-1")
     assert other.begin().run(may_pause=True) is not None
     sandbox.control("speed", {"speed": 200, "generation_seconds": None})
-    one = batch(addresses(5), deadline_s=300, limits={"outage_s": 1.0})
+    one = batch(addresses(5), limits={"outage_s": 1.0})
     engine = one.begin()
     sandbox.add_fault("bucket.upload", "forbidden", object_contains=next(iter(engine.state.plan.known)))
     engine.run(may_pause=False)
@@ -228,7 +228,7 @@ def test_a_record_that_can_not_be_updated_for_an_adopted_request_is_not_called_a
     assert isinstance(report.error, WanStorageError)
     assert "were bought" not in str(report.error)
     sandbox.clear_faults()
-    report = run(addresses(5), deadline_s=300)
+    report = run(addresses(5))
     assert report.error is None
     assert purchases_per_image(sandbox) == dict.fromkeys(addresses(5), 1)
 
@@ -240,7 +240,7 @@ def test_any_error_of_one_cancel_leaves_the_others_cancelled(
 
     sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
     sandbox.control("account", {"concurrency": 1})
-    one = batch(addresses(4), deadline_s=300)
+    one = batch(addresses(4))
     engine = one.begin()
     assert engine.run(may_pause=True) is not None
     cancel, cancelled = WanHook.cancel, []
