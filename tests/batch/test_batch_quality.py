@@ -229,6 +229,21 @@ def test_without_room_in_a_limit_the_rejected_take_is_the_result_until_there_is(
     assert len(bought(sandbox)) == 2
 
 
+def test_further_takes_of_mapped_chunks_stay_within_their_shares(sandbox: Sandbox) -> None:
+    for index in (0, 1):
+        report = run(
+            addresses(2, first=2 * index),
+            owner=f"dag/run/task/{index}",
+            checks=VideoChecks((bad_first_take,), "reject"),
+            rebuy_rejected=1,
+            budget=BudgetLimits(max_requests=6, index=index, of=2),
+        )
+        assert report.error is None
+        assert outcomes(report) == {"landed": 1, "rejected": 1}
+        assert report.summary["bought"] == 3
+    assert len(sandbox.ledger()["purchases"]) == 6
+
+
 def test_a_take_that_fails_ends_as_failed_and_a_rerun_buys_it_again(
     sandbox: Sandbox, black_once: FileServer
 ) -> None:
