@@ -31,7 +31,7 @@ $(INSTALLED): pyproject.toml sandbox/pyproject.toml constraints.txt requirements
 demo: setup  ## Images to videos in a bucket, on a real local Airflow (KEEP=1 leaves it running)
 	@$(BIN)/python demo/run.py $(if $(KEEP),--keep)
 
-test: setup lint test-unit test-live  ## Everything that must hold: what CI runs
+test: setup lint test-unit test-live  ## All checks, and all tests but those of test-compat and test-distributed
 
 lint: setup  ## Style, types and layers
 	@$(STEP) "Style (ruff check)" $(BIN)/ruff check .
