@@ -11,8 +11,9 @@ RFC 9559 (EBML and Matroska, of which WebM is a subset).
 from __future__ import annotations
 
 import bisect
+import itertools
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -208,17 +209,17 @@ def _read_track(mdia: bytes) -> _Track:
     stbl = _find(mdia, b"minf", b"stbl")
     for count, delta in _entries(_find(stbl, b"stts"), ">II"):
         track.ticks += count * delta
-    sizes = _sample_sizes(stbl)
-    track.samples, track.size_bytes = len(sizes), sum(sizes)
-    track.largest_bytes = sizes.size if isinstance(sizes, _SameSize) else max(sizes, default=0)
+    bytes_before, track.largest_bytes = _sample_sizes(stbl)
+    track.samples, track.size_bytes = len(bytes_before) - 1, bytes_before[-1]
     offsets = [at for (at,) in _entries(_find(stbl, b"co64"), ">Q") or _entries(_find(stbl, b"stco"), ">I")]
     runs = _entries(_find(stbl, b"stsc"), ">III")
     first_sample = 0
     for number, (first_chunk, per_chunk, _) in enumerate(runs):
         next_chunk = runs[number + 1][0] if number + 1 < len(runs) else len(offsets) + 1
         for at in offsets[max(first_chunk - 1, 0) : max(next_chunk - 1, 0)]:
-            track.chunks.append((at, sum(sizes[first_sample : first_sample + per_chunk])))
-            first_sample += per_chunk
+            end = min(first_sample + per_chunk, track.samples)
+            track.chunks.append((at, bytes_before[end] - bytes_before[first_sample]))
+            first_sample = end
     if first_sample < track.samples:
         raise ValueError(f"its tables place {first_sample} of the {track.samples} samples of a track")
     return track
@@ -232,35 +233,21 @@ def _entries(box: bytes, layout: str) -> list[tuple[int, ...]]:
     return list(struct.iter_unpack(layout, box[8 : 8 + min(count, len(box) // size) * size]))
 
 
-class _SameSize:
-    """The sizes of samples that all have one size, without a list of them."""
-
-    def __init__(self, size: int, count: int) -> None:
-        self.size, self._count = size, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[int]:
-        return iter((self.size * self._count,))  # only their sum is needed
-
-    def __getitem__(self, samples: slice) -> _SameSize:
-        return _SameSize(self.size, len(range(*samples.indices(self._count))))
-
-
-def _sample_sizes(stbl: bytes) -> list[int] | _SameSize:
-    stsz = _find(stbl, b"stsz")
-    if stsz:
+def _sample_sizes(stbl: bytes) -> tuple[Sequence[int], int]:
+    """Return the bytes before each sample and, as the last, all of them; and the size of the largest sample."""
+    sizes: Iterable[int] = ()
+    if stsz := _find(stbl, b"stsz"):
         size, count = struct.unpack_from(">II", stsz, 4)
         if size:
-            return _SameSize(size, count)
-        return list(struct.unpack_from(f">{count}I", stsz, 12))
-    if stz2 := _find(stbl, b"stz2"):
+            return range(0, size * (count + 1), size), size if count else 0
+        sizes = struct.unpack_from(f">{count}I", stsz, 12)
+    elif stz2 := _find(stbl, b"stz2"):
         bits, count = stz2[7], struct.unpack_from(">I", stz2, 8)[0]
         if bits == 4:
-            return [(stz2[12 + n // 2] >> (0 if n % 2 else 4)) & 15 for n in range(count)]
-        return list(struct.unpack_from(f">{count}{'H' if bits == 16 else 'B'}", stz2, 12))
-    return []
+            sizes = [(stz2[12 + n // 2] >> (0 if n % 2 else 4)) & 15 for n in range(count)]
+        else:
+            sizes = struct.unpack_from(f">{count}{'H' if bits == 16 else 'B'}", stz2, 12)
+    return [0, *itertools.accumulate(sizes)], max(sizes, default=0)
 
 
 def _read_moof(moof: bytes, moof_at: int, tracks: dict[int, _Track]) -> None:
