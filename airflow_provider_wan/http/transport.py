@@ -54,7 +54,7 @@ from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.http.addresses import is_public_address
 
 CONNECT_TIMEOUT_S = 10.0
-_PIECE_BYTES = 64 * 1024
+_PIECE_BYTES = 256 * 1024
 _SEND_BYTES = 256 * 1024
 _TOO_LATE = "the answer did not arrive whole in time"
 
