@@ -119,8 +119,11 @@ def start(code: str, *arguments: str, temporary: Path, group: Path | None = None
 
 def is_open(pid: int, path: Path) -> bool:
     """Return whether a process has a file open: this one, or one in this directory."""
-    files = [file for file in Path(f"/proc/{pid}/fd").iterdir() if file.is_symlink()]
-    return any(str(file.readlink()).startswith(str(path)) for file in files)
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # it was closed in between
+            if str(file.readlink()).startswith(str(path)):
+                return True
+    return False
 
 
 def test_landing_of_500_mb_fits_into_a_small_pod(
