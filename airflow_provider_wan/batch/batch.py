@@ -265,8 +265,6 @@ class Batch:
         return BatchEngine(
             state,
             self._work(),
-            spec.limits,
-            self._log,
             check=self._planner.check,
             stop=self._stop,
             on_progress=on_progress,
@@ -289,16 +287,14 @@ class Batch:
             stall_s=min(30.0, hook.settings.timeout_s),
         )
         return BatchWork(
+            spec,
             hook=hook,
             journal=self._journal,
             submission=submission,
             landing=Landing(hook, self._client, Downloader(rules, self._log), self._log, checks=spec.checks),
             log=self._log,
-            model_id=spec.model_id,
-            bucket_name=spec.bucket_name,
             owner=self._owner,
             prices=self._prices,
-            if_exists=spec.if_exists,
         )
 
     # -- the end -------------------------------------------------------------------------------------------

@@ -13,13 +13,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from logging import Logger
 from typing import Any
 
 from airflow_provider_wan.batch.landings import Landings
 from airflow_provider_wan.batch.pool import BatchWork, Completion, WorkerPool
 from airflow_provider_wan.batch.results import ImageResult, Progress
-from airflow_provider_wan.batch.spec import BatchLimits
 from airflow_provider_wan.batch.state import BatchState
 from airflow_provider_wan.batch.submits import Submits
 from airflow_provider_wan.exceptions import WanError, WanTimeoutError, WanTransientError
@@ -62,8 +60,6 @@ class BatchEngine:
         self,
         state: BatchState,
         work: BatchWork,
-        limits: BatchLimits,
-        log: Logger,
         *,
         check: InputCheck,
         stop: threading.Event,
@@ -72,12 +68,12 @@ class BatchEngine:
         self.state = state
         self._poller = state.poller
         self._work = work
-        self._limits = limits
+        self._limits = limits = work.spec.limits
         self._stop = stop
         self._on_progress = on_progress
         self._pool = WorkerPool(limits)
-        self._submits = Submits(state, work, limits, self._pool, check, log)
-        self._landings = Landings(state, work, limits, self._pool, log)
+        self._submits = Submits(state, work, self._pool, check)
+        self._landings = Landings(state, work, self._pool)
         self._polling: set[str] = set()
         self._next_progress = time.time() + limits.progress_every_s
         self._timed_out: WanTimeoutError | None = None

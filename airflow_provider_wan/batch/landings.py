@@ -6,11 +6,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from logging import Logger
 
 from airflow_provider_wan.batch.pool import BatchWork, WorkerPool
 from airflow_provider_wan.batch.results import Landed, Outcome
-from airflow_provider_wan.batch.spec import BatchLimits
 from airflow_provider_wan.batch.state import BatchState
 from airflow_provider_wan.exceptions import (
     WanCancelledError,
@@ -28,14 +26,12 @@ _LANDING_TRIES = 4
 class Landings:
     """Starts landings, and handles their ends."""
 
-    def __init__(
-        self, state: BatchState, work: BatchWork, limits: BatchLimits, pool: WorkerPool, log: Logger
-    ) -> None:
+    def __init__(self, state: BatchState, work: BatchWork, pool: WorkerPool) -> None:
         self._state = state
         self._work = work
-        self._limits = limits
+        self._limits = work.spec.limits
         self._pool = pool
-        self._log = log
+        self._log = work.log
         self._tries: Counter[str] = Counter()
 
     def begin(self) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, Self
 from airflow_provider_wan.batch.plan import Item
 from airflow_provider_wan.batch.prices import PriceBook
 from airflow_provider_wan.batch.results import Landed
-from airflow_provider_wan.batch.spec import BatchLimits
+from airflow_provider_wan.batch.spec import BatchLimits, BatchSpec
 from airflow_provider_wan.durable.journal import Journal, RecordConflict, VersionedRecord
 from airflow_provider_wan.durable.reconcile import amend, with_result
 from airflow_provider_wan.durable.record import Record, Stage
@@ -35,7 +35,7 @@ from airflow_provider_wan.exceptions import (
 from airflow_provider_wan.hooks.common import TEST_REQUEST_ID
 from airflow_provider_wan.hooks.connection import WanSettings
 from airflow_provider_wan.hooks.wan import WanHook
-from airflow_provider_wan.landing.landing import Destination, IfExists, Landing, as_landed
+from airflow_provider_wan.landing.landing import Destination, Landing, as_landed
 from airflow_provider_wan.model_api.faults import error_of_result
 from airflow_provider_wan.model_api.video_spec import VideoSpec, make_video_spec
 
@@ -109,16 +109,14 @@ class BatchWork:
     :param owner: the name of this task instance in records.
     """
 
+    spec: BatchSpec
     hook: WanHook
     journal: Journal
     submission: Submission
     landing: Landing
     log: Logger
-    model_id: str
-    bucket_name: str
     owner: str
     prices: PriceBook
-    if_exists: IfExists = "skip"
     #: The known costs of requests whose video can't land, by request id.
     costs: dict[str, float] = field(default_factory=dict)
 
@@ -132,7 +130,7 @@ class BatchWork:
 
     def _video_spec(self, item: Item, make_inputs: Callable[[], Mapping[str, Any]]) -> VideoSpec:
         spec = make_video_spec(
-            self.model_id,
+            self.spec.model_id,
             item.inputs,
             image=item.source.image,
             more_images=item.source.more_images,
@@ -177,7 +175,8 @@ class BatchWork:
         """
         started = time.monotonic()
         versioned = self._record_of(item, request_id)
-        destination = Destination(self.bucket_name, item.object_name, self.if_exists, len(item.takes))
+        spec = self.spec
+        destination = Destination(spec.bucket_name, item.object_name, spec.if_exists, len(item.takes))
         price_key = self.prices.key_of(item.inputs)
         try:
             # The price is learned before the download: other purchases may wait for it, and a file server can be slow.

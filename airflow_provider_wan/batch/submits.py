@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
-from logging import Logger
 from typing import Any, NamedTuple
 
 from airflow_provider_wan.batch.budget import Budget
@@ -17,7 +16,6 @@ from airflow_provider_wan.batch.plan import Item
 from airflow_provider_wan.batch.pool import BatchWork, WorkerPool
 from airflow_provider_wan.batch.prices import Learning, PriceNotLearned
 from airflow_provider_wan.batch.results import Outcome
-from airflow_provider_wan.batch.spec import BatchLimits
 from airflow_provider_wan.batch.state import BatchState, unix
 from airflow_provider_wan.durable.record import Record, Stage
 from airflow_provider_wan.durable.submission import SubmitResult
@@ -59,11 +57,11 @@ class _Failed(NamedTuple):
 class _PriceLearning:
     """Holds images back until the price of their combination is learned from its first clip."""
 
-    def __init__(self, state: BatchState, limits: BatchLimits, pool: WorkerPool, log: Logger) -> None:
+    def __init__(self, state: BatchState, work: BatchWork, pool: WorkerPool) -> None:
         self._state = state
-        self._limits = limits
+        self._limits = work.spec.limits
         self._pool = pool
-        self._log = log
+        self._log = work.log
         self._held = state.waiting_for_price
         #: The image of each combination from whose clip the price is learned, while it is in flight.
         self._first: dict[str, str] = {}
@@ -175,28 +173,20 @@ class Submits:
     :param check: validates inputs before anything is bought.
     """
 
-    def __init__(
-        self,
-        state: BatchState,
-        work: BatchWork,
-        limits: BatchLimits,
-        pool: WorkerPool,
-        check: InputCheck,
-        log: Logger,
-    ) -> None:
+    def __init__(self, state: BatchState, work: BatchWork, pool: WorkerPool, check: InputCheck) -> None:
         self._state = state
         self._work = work
-        self._limits = limits
+        self._limits = work.spec.limits
         self._pool = pool
         self._check = check
-        self._log = log
+        self._log = work.log
         #: The connection that each submit started with: after a refused token it is read again only once.
         self._settings: dict[str, WanSettings] = {}
         self._retries = state.retries
         self._is_checking = self._is_writing = False
         #: Whether the next image waits for the end of submits that have reserved what it needs.
         self._waits_for_budget = False
-        self.prices = _PriceLearning(state, limits, pool, log)
+        self.prices = _PriceLearning(state, work, pool)
 
     # -- starting ------------------------------------------------------------------------------------------
 
@@ -418,7 +408,7 @@ class Submits:
     def _has_just_landed(self, fingerprint: str, record: Record) -> bool:
         """Return whether another task has landed it since the plan; a video landed before the plan was missing here."""
         plan = self._state.plan
-        before, uri = plan.known.get(fingerprint), plan.items[fingerprint].uri_in(self._work.bucket_name)
+        before, uri = plan.known.get(fingerprint), plan.items[fingerprint].uri_in(self._work.spec.bucket_name)
         was_missing = before is not None and before.stage is Stage.LANDED
         return not was_missing and bool(record.videos) and record.videos[0].uri == uri
 
