@@ -77,9 +77,6 @@ class QueueEstimate:
         self._are_others_between = False
         self._unproven: deque[PolledRequest] = deque()
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
     # -- membership ----------------------------------------------------------------------------------------
 
     def add(self, request: PolledRequest, ticket: float | None = None) -> None:

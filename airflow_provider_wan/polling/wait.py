@@ -169,9 +169,6 @@ class WaitSet:
         #: Waits with a new message or an end since the driver last took them.
         self.changed: set[RequestWait] = set()
 
-    def __len__(self) -> int:
-        return sum(len(waits) for waits in self._waits.values())
-
     def add(self, wait: RequestWait, now: float) -> None:
         """Add a wait; its request is polled at once unless ``Retry-After`` forbids it."""
         self._waits.setdefault(wait.request_id, []).append(wait)
