@@ -119,6 +119,8 @@ class BatchWork:
     prices: PriceBook
     #: The known costs of requests whose video can't land, by request id.
     costs: dict[str, float] = field(default_factory=dict)
+    #: The records of requests that this process bought and has not landed, as they were written, by request id.
+    written: dict[str, VersionedRecord] = field(default_factory=dict)
 
     # -- submits -------------------------------------------------------------------------------------------
 
@@ -126,7 +128,10 @@ class BatchWork:
         self, item: Item, make_inputs: Callable[[], Mapping[str, Any]], *, is_new: bool
     ) -> SubmitResult:
         """Return the request for an image, buying at most one."""
-        return self.submission.obtain(self._video_spec(item, make_inputs), is_new=is_new)
+        obtained = self.submission.obtain(self._video_spec(item, make_inputs), is_new=is_new)
+        if obtained.version:
+            self.written[obtained.request_id] = VersionedRecord(obtained.record, obtained.version)
+        return obtained
 
     def _video_spec(self, item: Item, make_inputs: Callable[[], Mapping[str, Any]]) -> VideoSpec:
         spec = make_video_spec(
@@ -195,7 +200,8 @@ class BatchWork:
         return Landed(landed, took_s, is_first_seen=not versioned.record.succeeded_once)
 
     def _record_of(self, item: Item, request_id: str) -> VersionedRecord:
-        found = self.journal.read(item.fingerprint)
+        # If another process has changed it since, the write after the landing finds out, and reads it.
+        found = self.written.pop(request_id, None) or self.journal.read(item.fingerprint)
         if found is not None and found.record.request_id == request_id:
             return found
         # The id could not be written after the purchase: write it now, or fail this landing.

@@ -120,10 +120,14 @@ class ClaimWindow:
 
 @dataclass(frozen=True, slots=True)
 class SubmitResult:
-    """A request for a video, and how it was obtained."""
+    """A request for a video, and how it was obtained.
+
+    :param version: of its record in the journal, if it was written by this call; else 0.
+    """
 
     record: Record
     how: Literal["submitted", "adopted", "reused"]
+    version: int = 0
 
     @property
     def request_id(self) -> str:
@@ -450,7 +454,8 @@ class Submission:
                 self._sleep(delay)
             else:
                 self._doubts.pop(self._hook.api_origin, None)
-                return SubmitResult(self._accepted(submitted, intent, claimed), "submitted")
+                written = self._accepted(submitted, intent, claimed)
+                return SubmitResult(written.record, "submitted", written.version)
 
     def _check_journal(self) -> None:
         """Prove, once, that the id of a purchase can be written, so that a refusal leaves no claim behind."""
@@ -485,7 +490,7 @@ class Submission:
 
     def _accepted(
         self, submitted: SubmittedRequest, intent: Record, claimed: VersionedRecord | None
-    ) -> Record:
+    ) -> VersionedRecord:
         self._log.info("RunComfy accepted the request: request_id=%s", submitted.request_id)
         record = replace(
             intent, stage=Stage.SUBMITTED, request_id=submitted.request_id, submitted_at=utc_text()
@@ -543,7 +548,7 @@ class Submission:
             return False, None
         return True, None
 
-    def _write_id(self, record: Record, claimed: VersionedRecord | None) -> Record:
+    def _write_id(self, record: Record, claimed: VersionedRecord | None) -> VersionedRecord:
         """Write the id of the request that was just bought.
 
         A refusal (permission, retention policy, hold) is final; an outage is retried; after a conflict the record is
@@ -552,12 +557,12 @@ class Submission:
         :raises WanStorageError: it could not be written; the error names the id.
         """
         if self._journal is None or claimed is None:
-            return record
+            return VersionedRecord(record)
         deadline = time.monotonic() + WRITE_ID_FOR_S
         replaces: VersionedRecord | None = claimed
         while True:
             try:
-                return self._journal.write(record, replaces=replaces).record
+                return self._journal.write(record, replaces=replaces)
             except RecordConflict:
                 failure: Exception | None = None
             except Exception as error:
@@ -573,8 +578,8 @@ class Submission:
                 self._log.warning("The id of request %s is not written yet: %s", record.request_id, error)
                 continue
             found = replaces.record if replaces is not None else None
-            if found is not None and found.request_id == record.request_id:
-                return found
+            if replaces is not None and replaces.record.request_id == record.request_id:
+                return replaces
             if found is not None and found.claim != record.claim:
                 raise self._id_not_written(
                     record, "another process has claimed or settled this video meanwhile."

@@ -88,9 +88,12 @@ def _bound(client: storage.Client, pool_size: int) -> None:
     """Put our transport under the client, unless something (mutual TLS) has put one there already."""
     from requests.adapters import HTTPAdapter
 
-    from airflow_provider_wan.http.transport import BoundedAdapter
+    from airflow_provider_wan.http.transport import BoundedAdapter, NoAuth
 
     session = client._http
+    session.auth = (
+        NoAuth()
+    )  # else requests looks for a .netrc before each call, and prefers it to the credentials
     for scheme in ("http://", "https://"):
         if type(session.adapters.get(scheme)) is HTTPAdapter:
             session.mount(scheme, BoundedAdapter(pool_size=pool_size))

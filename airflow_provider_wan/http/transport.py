@@ -333,10 +333,11 @@ def check_proxy(proxy: str) -> str:
     return proxy
 
 
-class _NoAuth(requests.auth.AuthBase):
+class NoAuth(requests.auth.AuthBase):
     """Keeps ``requests`` from taking credentials out of a ``.netrc``."""
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Return the request as it is."""
         return request
 
 
@@ -355,7 +356,7 @@ def bounded_session(*, refuse_private: bool = False, pool_size: int = 10) -> req
     :param pool_size: connections kept per host.
     """
     session = _Session()
-    session.auth = _NoAuth()
+    session.auth = NoAuth()
     session.cookies.set_policy(_NoCookies())
     for scheme in ("http://", "https://"):
         session.mount(scheme, BoundedAdapter(refuse_private=refuse_private, pool_size=pool_size))

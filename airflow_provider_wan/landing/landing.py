@@ -263,11 +263,11 @@ class Landing:
         poster = inspection.poster
         inspection = inspection.with_poster(poster_name(blob.name) if poster else None)
         blob.metadata = metadata_of(record, index, count, inspection)
-        has_poster = _in_background(
-            lambda: bool(poster and put_poster(poster, blob, names.request_id, self._log))
+        has_poster = (
+            _in_background(lambda: put_poster(poster, blob, names.request_id, self._log)) if poster else None
         )
         blob = self._write(source, blob, names, replaces=int(found.generation) if found is not None else 0)
-        if not has_poster.result():
+        if has_poster is not None and not has_poster.result():
             inspection = inspection.with_poster(None)
         landed = landed_as(blob, names.request_id, inspection)
         self._log.info("Landed %s (%d bytes).", landed.uri, landed.size_bytes)

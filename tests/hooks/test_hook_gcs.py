@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -225,3 +226,14 @@ def test_an_upload_is_sent_again_whole_after_an_outage(bucket: Bucket, sandbox: 
     blob = bucket.client.bucket(bucket.name).blob("a")
     gcs.upload(blob, io.BytesIO(b"video"), size_bytes=5, content_type="video/mp4")
     assert bucket.client.bucket(bucket.name).blob("a").download_as_bytes() == b"video"
+
+
+def test_a_netrc_does_not_replace_the_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login someone password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    heads: list[str] = []
+    with RawServer(always(NOT_FOUND, heads=heads)) as wire:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", wire.url)
+        assert storage_client().bucket("videos").get_blob("a.mp4") is None
+    assert "Basic" not in heads[0]
