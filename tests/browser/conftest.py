@@ -37,13 +37,14 @@ def _chromium() -> str:
 
 
 @pytest.fixture(scope="session")
-def browser_sandbox(_chromium: str) -> Iterator[Sandbox]:
-    """A sandbox 600 times as fast as RunComfy. One small clip is encoded and used for all videos."""
+def browser_sandbox(_chromium: str, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    """A sandbox 600 times as fast as RunComfy. One small clip is used for all videos, except in screenshots."""
     from wan_sandbox.server import Sandbox
 
+    video_bytes = None if request.config.getoption("--screenshots", default=False) else 100_000
     with (
         pytest.MonkeyPatch.context() as environment,
-        Sandbox(speed=600, video_bytes=100_000, buckets=("photos", "videos")) as started,
+        Sandbox(speed=600, video_bytes=video_bytes, buckets=("photos", "videos")) as started,
     ):
         for name, value in started.env().items():
             environment.setenv(name, value)

@@ -280,7 +280,7 @@ def test_models_are_shown_side_by_side(site: Site, page_of: Windows, screenshot:
         video = page.locator(".compare tbody tr").nth(row).locator("video").nth(1)
         video.scroll_into_view_if_needed()
         expect(video).to_have_js_property("preload", "metadata")
-        expect(video).to_have_js_property("videoWidth", 52)
+        page.wait_for_function("video => video.videoWidth > 0", arg=video.element_handle())
     page.evaluate("scrollTo(0, 0)")
     screenshot(page, "gallery-side-by-side.png")
     page.get_by_role("combobox", name="model").select_option(OTHER_MODEL)
