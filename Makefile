@@ -2,7 +2,6 @@
 # Needs Python 3.11 or newer, make, and a package index. `make help` lists what there is.
 
 .DEFAULT_GOAL := help
-.NOTPARALLEL:
 .PHONY: help setup demo test lint test-unit test-live test-distributed test-compat docs release-check benchmark-imports clean
 
 # The first Python that is new enough; PYTHON=... chooses another.
@@ -31,7 +30,9 @@ $(INSTALLED): pyproject.toml sandbox/pyproject.toml constraints.txt requirements
 demo: setup  ## Images to videos in a bucket, on a real local Airflow (KEEP=1 leaves it running)
 	@$(BIN)/python demo/run.py $(if $(KEEP),--keep)
 
-test: setup lint test-unit test-live  ## All checks, and all tests but those of test-compat and test-distributed
+# The live tests mostly wait, so they run beside the others; each suite prints its output when it has ended.
+test: setup lint  ## All checks, and all tests but those of test-compat and test-distributed
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-unit test-live
 
 lint: setup  ## Style, types and layers
 	@$(STEP) "Style (ruff check)" $(BIN)/ruff check .
@@ -40,10 +41,11 @@ lint: setup  ## Style, types and layers
 	@$(STEP) "Layers (import-linter)" $(BIN)/lint-imports
 
 # Three at once on two cores: much of a test is waiting. With loadfile, tests that share something expensive (the
-# wheel's environment) stay on one worker; the file that takes longest comes first, so that no worker is left alone with
-# it at the end.
+# wheel's environment) stay on one worker. pytest-xdist would begin with the files of the most tests; we begin with the
+# folders of the slowest, so that no worker is left alone with a slow file at the end.
 test-unit: setup  ## All tests but the live ones; docs and wheel are built in them. ARGS=... goes to pytest
-	@$(STEP) "Unit tests, docs and wheel" $(BIN)/pytest -n 3 --dist loadfile -m "not live" $(or $(ARGS),tests/packaging tests sandbox/tests)
+	@$(STEP) "Unit tests, docs and wheel" $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not live" \
+		$(or $(ARGS),tests/packaging tests/batch tests/secrets tests/landing tests/lineage tests/operators sandbox/tests tests)
 
 test-live: setup  ## Tests that boot Airflow's scheduler and triggerer. ARGS=... goes to pytest
 	@$(STEP) "Live tests" $(BIN)/pytest -m live tests/live $(ARGS)
