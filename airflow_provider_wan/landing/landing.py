@@ -263,11 +263,16 @@ class Landing:
         poster = inspection.poster
         inspection = inspection.with_poster(poster_name(blob.name) if poster else None)
         blob.metadata = metadata_of(record, index, count, inspection)
-        has_poster = (
+        writing = (
             _in_background(lambda: put_poster(poster, blob, names.request_id, self._log)) if poster else None
         )
-        blob = self._write(source, blob, names, replaces=int(found.generation) if found is not None else 0)
-        if has_poster is not None and not has_poster.result():
+        try:
+            blob = self._write(
+                source, blob, names, replaces=int(found.generation) if found is not None else 0
+            )
+        finally:  # also where the video could not be written: nothing is written after this call
+            has_poster = writing is not None and writing.result()
+        if not has_poster:
             inspection = inspection.with_poster(None)
         landed = landed_as(blob, names.request_id, inspection)
         self._log.info("Landed %s (%d bytes).", landed.uri, landed.size_bytes)

@@ -195,7 +195,9 @@ def _broken_urls(schema: ModelSchema, inputs: Mapping[str, Any]) -> Iterator[str
             if value.startswith(("http://", "https://")) and (odd := invisible_character(value)):
                 yield f"{name!r}: {_shown(value)} contains {odd}; remove it or percent-encode it"
             else:
-                yield f"{name!r}: {_shown(value)} must be a public http:// or https:// URL"
+                # Whatever follows data: may be a picture, or a part of one, and is not shown.
+                shown = "'data:…'" if value[:5].lower() == "data:" else _shown(value)
+                yield f"{name!r}: {shown} must be a public http:// or https:// URL"
 
 
 def _shown(value: Any) -> str:
