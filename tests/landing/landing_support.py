@@ -26,7 +26,7 @@ QUICK = RetryPolicy(first_s=0.001, max_s=0.001)
 
 
 def buy(**inputs: Any) -> Record:
-    """Buy a request that ends at once; gives what the submit operator would remember of it."""
+    """Buy a request that ends at once; return the record that the submit operator would write."""
     submitted = WanHook(retry=QUICK).submit(MODEL, {**INPUTS, **inputs})
     return Record("f" * 64, MODEL, Stage.SUBMITTED, inputs=INPUTS, request_id=submitted.request_id)
 
@@ -138,7 +138,7 @@ class Serving:
 
 
 class FileServer(RawServer):
-    """Serves a file, each connection as planned; the last plan stands for all further ones."""
+    """Serves a file, each connection as planned; the last plan is used for all later ones."""
 
     def __init__(self, *plans: Serving) -> None:
         super().__init__(self._send)

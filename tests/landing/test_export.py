@@ -245,7 +245,7 @@ def clips(
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Runs a batch with one rejected and one failed image, and gives the table of an export or of runs to DuckDB."""
+    """Run a batch with one rejected and one failed image, and load the table of an export or of runs into DuckDB."""
     with FileServer(Serving(made("black"))) as server:
         monkeypatch.setenv(
             "AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox, download_hosts=[sandbox.url, server.url])

@@ -41,7 +41,7 @@ class Live:
     def start(
         self, dag_id: str, conf: dict[str, Any] | None = None, *, logical_date: str | None = None
     ) -> str:
-        """Start a run, once the Dag is parsed, and give its id."""
+        """Start a run as soon as the Dag is parsed, and return its id."""
         self.airflow.wait_for_dags(dag_id)
         self.client.unpause(dag_id)
         return self.client.trigger(dag_id, conf, logical_date=logical_date)
@@ -49,7 +49,7 @@ class Live:
     def assert_ends(
         self, dag_id: str, run_id: str, state: str = "success", *, timeout_s: float = 600
     ) -> None:
-        """Wait for a run's end and fail, with the logs of its failed tasks, if it is another than this."""
+        """Wait for a run's end and fail, with the logs of its failed tasks, if it has another state."""
         ended = self.client.wait_run(dag_id, run_id, timeout_s=timeout_s)
         assert ended == state, f"{ended}, not {state}: {self.client.why_failed(dag_id, run_id)}"
 
@@ -58,11 +58,11 @@ class Live:
         return self.client.wait_task(task, *states, timeout_s=timeout_s, **more)
 
     def wait_until(self, check: Callable[[], T | None], what: str, *, timeout_s: float = 600) -> T:
-        """The first true value of ``check``; TimeoutError naming ``what`` when there is none in time."""
+        """Return the first true value of ``check``; raise a TimeoutError that names ``what`` if none comes in time."""
         return wait_until(check, what, timeout_s=timeout_s)
 
     def image(self, name: str = "image", photo: str = "coffee.jpg") -> str:
-        """Publish a photograph under an address that nobody else uses, and give the address."""
+        """Publish a photograph under an address of its own, and return the address."""
         path = f"{name}-{uuid.uuid4().hex[:8]}{Path(photo).suffix}"
         reply = requests.post(
             f"{self.sandbox.bucket_url}/upload/storage/v1/b/{IMAGES_BUCKET}/o",
@@ -75,7 +75,7 @@ class Live:
         return f"{self.sandbox.bucket_url}/{IMAGES_BUCKET}/{path}"
 
     def account(self, name: str, **limits: Any) -> str:
-        """Make an account at the sandbox and a connection for it in Airflow's database; give the connection's id.
+        """Create an account at the sandbox and a connection for it in Airflow; return the id of the connection.
 
         :param limits: of the account: ``concurrency``, ``balance_usd``, ``requests_per_second``.
         """
@@ -87,7 +87,7 @@ class Live:
         return conn_id
 
     def set_connection(self, conn_id: str, token: str) -> None:
-        """Make the connection to the sandbox with this token, or give it this token."""
+        """Create the connection to the sandbox with this token, or change its token."""
         body = {
             "connection_id": conn_id,
             "conn_type": "wan",
@@ -107,7 +107,7 @@ class Live:
         return [one for one in self.sandbox.ledger()["purchases"] if one["img_url"] == img_url]
 
     def wait_purchase(self, img_url: str, *, timeout_s: float = 600) -> dict[str, Any]:
-        """Wait until something was bought for this image, and give the first."""
+        """Wait until a request is bought for this image, and return the first one."""
         found = wait_until(lambda: self.purchases(img_url), f"a purchase of {img_url}", timeout_s=timeout_s)
         return found[0]
 

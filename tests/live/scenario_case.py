@@ -76,7 +76,7 @@ class Case:
     # -- runs ----------------------------------------------------------------------------------------------
 
     def start(self, dag_id: str, **conf: Any) -> str:
-        """Start a run that wants this scenario's image, and give its id."""
+        """Start a run for this scenario's image, and return its id."""
         if dag_id not in _known_dags:
             self.live.airflow.wait_for_dags(dag_id, timeout_s=PATIENCE_S)
             self.live.client.unpause(dag_id)
@@ -94,7 +94,7 @@ class Case:
         return [self.img_url, *more]
 
     def manifest(self, images: list[str]) -> str:
-        """Write a manifest of these images into their bucket, for a batch, and give its address."""
+        """Write a manifest of these images into their bucket, for a batch, and return its address."""
         lines = "".join(json.dumps({"image": image}) + "\n" for image in images)
         reply = requests.post(
             f"{self.live.sandbox.bucket_url}/upload/storage/v1/b/{IMAGES_BUCKET}/o",
@@ -123,7 +123,7 @@ class Case:
         assert ended == state, f"{ended}, not {state}: {self.live.client.why_failed(dag_id, run_id)}"
 
     def wait_task(self, task: TaskKey, *states: str, try_number: int = 1) -> int:
-        """Wait until a task is in one of the states, in this try or a later one; give the try's number."""
+        """Wait until a task is in one of the states, in this try or a later one; return the number of the try."""
 
         def reached() -> int | None:
             row = self.database.task_instance("state, try_number", task)
@@ -201,11 +201,11 @@ class Case:
         return [one for one in self.live.sandbox.ledger()["purchases"] if one["img_url"] in self._images]
 
     def wait_purchase(self) -> str:
-        """Wait until something was bought, and give the request id."""
+        """Wait until a request is bought, and return its id."""
         return str(self.wait_until(self.purchases, "a purchase")[0]["request_id"])
 
     def request_ids(self, count: int) -> list[str]:
-        """Wait until so many requests are bought, and give their ids."""
+        """Wait until this many requests are bought, and return their ids."""
         self.wait_until(lambda: len(self.purchases()) >= count, f"{count} purchases")
         return [str(one["request_id"]) for one in self.purchases()]
 

@@ -65,7 +65,7 @@ def publish(live: Live, day: str) -> None:
 
 
 def begin(live: Live, dag_id: str, *days: str, **more: Any) -> int:
-    """Begin a backfill, as ``airflow backfill create`` does; gives its id."""
+    """Create a backfill, as ``airflow backfill create`` does, and return its id."""
     body = {
         "dag_id": dag_id,
         "from_date": f"{days[0]}T00:00:00Z",

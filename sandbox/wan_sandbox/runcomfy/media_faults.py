@@ -92,7 +92,7 @@ class CutVideo:
 
 @dataclass(frozen=True, slots=True)
 class OtherVideo:
-    """Another file that is still a good MP4: an empty ``free`` box stands at its end, one more each time."""
+    """Another file that is still a good MP4: it ends with an empty ``free`` box, one more each time."""
 
     video: Video
     number: int

@@ -113,7 +113,7 @@ class WebMVideo:
 
 @cache
 def small_webm() -> bytes:
-    """Encode the WebM that models with that output give; once a process."""
+    """Encode the WebM of the models that return one; once in each process."""
     with tempfile.TemporaryDirectory(prefix="wan-sandbox-") as folder:
         path = Path(folder) / "small.webm"
         picture = videos.placeholder_image("small", size=(96, 64))

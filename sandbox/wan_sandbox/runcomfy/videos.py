@@ -78,7 +78,7 @@ class _Move:
 
 
 def _move_of(key: bytes) -> _Move:
-    """Choose a camera move by the inputs, so that other inputs give another video."""
+    """Choose a camera move by the inputs, so that different inputs produce different videos."""
     digest = hashlib.sha256(key).digest()
     shift_x, shift_y = digest[0] / 255 - 0.5, digest[1] / 255 - 0.5
     wide = (0.5 - shift_x * 0.1, 0.5 - shift_y * 0.1, 0.97)
