@@ -40,11 +40,11 @@ lint: setup  ## Style, types and layers
 	@$(STEP) "Types (mypy --strict)" $(BIN)/mypy
 	@$(STEP) "Layers (import-linter)" $(BIN)/lint-imports
 
-# Three at once on two cores: much of a test is waiting. With loadfile, tests that share something expensive (the
+# Four at once on two cores: much of a test is waiting. With loadfile, tests that share something expensive (the
 # wheel's environment) stay on one worker. pytest-xdist would begin with the files of the most tests; we begin with the
 # folders of the slowest, so that no worker is left alone with a slow file at the end.
 test-unit: setup  ## All tests but the live ones; docs and wheel are built in them. ARGS=... goes to pytest
-	@$(STEP) "Unit tests, docs and wheel" $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not live" \
+	@$(STEP) "Unit tests, docs and wheel" $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not live" \
 		$(or $(ARGS),tests/packaging tests/batch tests/secrets tests/landing tests/lineage tests/operators sandbox/tests tests)
 
 test-live: setup  ## Tests that boot Airflow's scheduler and triggerer. ARGS=... goes to pytest
