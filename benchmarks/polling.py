@@ -5,7 +5,6 @@
 
 * A table of simulated accounts (100 s a generation, spread 0.25), for a batch and for the same requests as single
   waits. Delays are shares of a generation; figures are means of the seeds.
-* 300 requests at 10 with those of others between them: how long a running request was not polled.
 * 60 new requests, 10 at a time, after an outage of the process that waited.
 * 5,000 single waits that are all running, over real sockets, beside a fixed poll every 5 s over one shared session:
   see ``benchmarks/triggers.py``. It takes as long as ``--seconds``; 0 leaves it out.
@@ -25,8 +24,6 @@ from tests.polling.simulation import (
     GOALS,
     OUTAGE_GOAL_S,
     OUTAGES_S,
-    UNPOLLED_GOAL_S,
-    Account,
     Outcome,
     poll_after_outage,
     poll_all,
@@ -63,25 +60,6 @@ def compare_accounts(seeds: int) -> bool:
     return all_met
 
 
-def compare_others(seeds: int) -> bool:
-    all_met = True
-    print(
-        "300 at 10, so many requests of others after each of ours (goal: each running one polled within 60 s)"
-    )
-    for others in (1, 2, 4, 9):
-        for single_waits in (False, True):
-            outcomes = [
-                poll_all(Account(300, 10, 100.0, others=others, seed=seed), single_waits=single_waits)
-                for seed in range(seeds)
-            ]
-            longest_s = max(one.unpolled_s for one in outcomes)
-            is_met = longest_s <= UNPOLLED_GOAL_S
-            all_met = all_met and is_met
-            kind = "single waits" if single_waits else "batch"
-            print(f"  {others}, {kind:13}{shown(outcomes)}{longest_s:6.0f} s {'' if is_met else 'MISSED'}")
-    return all_met
-
-
 def compare_outages(seeds: int) -> bool:
     all_met = True
     print(f"60 new requests, 10 at a time, after an outage (goal: {OUTAGE_GOAL_S:.0f} s)")
@@ -114,7 +92,7 @@ def main() -> int:
         "--seconds", type=float, default=240.0, help="how long these are measured; 0: not at all"
     )
     options = parser.parse_args()
-    met = [compare_accounts(options.seeds), compare_others(options.seeds), compare_outages(options.seeds)]
+    met = [compare_accounts(options.seeds), compare_outages(options.seeds)]
     if options.seconds:
         met.append(compare_sockets(options.requests, options.seconds))
     return 0 if all(met) else 1

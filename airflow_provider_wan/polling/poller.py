@@ -82,6 +82,9 @@ class RequestPoller:
     def __len__(self) -> int:
         return len(self._requests)
 
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._requests
+
     @property
     def in_order(self) -> bool:
         """Whether the queue starts requests in the order of their positions, as far as is known."""
@@ -347,15 +350,15 @@ class RequestPoller:
             self._running -= 1
         request.started_by = request.started_at = None  # it may have gone back to the queue
         request.is_queued = True
-        if self.in_order and position is None:
+        if self.in_order and not request.is_waiting and position is None:
             self._poll_each(now)  # its place among the others is not known
-        if position is None or not self.in_order:
+        if self.in_order and request.is_waiting:
+            self._queue.on_queued(request, position, now)
+        elif self.in_order and position is not None:
+            self._queue.on_new(request, position, now)
+        else:
             self._schedule.schedule(request, now + self._unordered_s(request, position, now))
             request.position = position
-        elif request.is_waiting:
-            self._queue.on_queued(request, position, now)
-        else:
-            self._queue.on_new(request, position, now)
         if request.interval_s is not None:
             request.next_at = max(request.next_at, now + request.interval_s)
         request.queued_until = now

@@ -13,8 +13,7 @@ them, and a request is polled when its turn has come:
 * until polls have shown that the queue is in order, every request is polled within the longest pause after the queue
   has moved: any of them may be running;
 * where polls contradict each other (a request still waits although others far behind it have started), the queue is
-  not in order. Then each request is polled by its own position, see :class:`.poller.RequestPoller`. So it is where
-  the API gives no positions.
+  not in order. Then each request is polled by its own position, see :class:`.poller.RequestPoller`.
 """
 
 from __future__ import annotations
@@ -67,15 +66,19 @@ class QueueEstimate:
         self._ends: deque[tuple[float, float]] = deque()
         self._starts_ahead = 0
         self._ends_explain_starts = False
+        #: This many of the first are polled together; doubles while all have started, if there are no positions.
+        self._probes = 0
+        self._has_positions = False
         #: When the queue moved first since all were polled; how many had left at the first poll, and by a later poll
         #: of the last one; and whether it is known that the first ones are those that leave.
         self._moved_at = math.inf
         self._left_at_first = 0.0
         self._left_by_last: float | None = None
         self._is_proven = False
-        #: Whether requests of others lie between ours, so that tickets of requests that were never polled are guesses.
-        self._are_others_between = False
         self._unproven: deque[PolledRequest] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
 
     # -- membership ----------------------------------------------------------------------------------------
 
@@ -114,7 +117,6 @@ class QueueEstimate:
         assert request.ticket is not None
         step = (request.ticket - before) / (place - first + 1)
         if step > 1:
-            self._are_others_between = True
             for number, other in enumerate(self._waiting[first:place]):
                 other.ticket = before + step * (number + 1 if first else number)
 
@@ -187,7 +189,7 @@ class QueueEstimate:
 
     def _whose_turn_it_is(self, now: float) -> Iterator[PolledRequest]:
         """Yield the requests that have probably started."""
-        allowed = len(self._ends)
+        allowed = max(len(self._ends), self._probes)
         left = self.left_by(now)
         for place, request in enumerate(self._waiting):
             if place >= allowed and (request.ticket is None or request.ticket + _TURN > left):
@@ -203,15 +205,17 @@ class QueueEstimate:
 
     # -- answers -------------------------------------------------------------------------------------------
 
-    def on_queued(self, request: PolledRequest, position: int, now: float) -> None:
+    def on_queued(self, request: PolledRequest, position: int | None, now: float) -> None:
         """Record that a request in the estimate is still queued, and its position."""
         assert request.ticket is not None
         request.next_at = now + self._gap_s(now)
+        if position is None:
+            self._on_bound(request, now)
+            return
         moved_back = request.position is not None and position > request.position
         request.position = position
         position = self._places_ahead(position)
-        is_guess = self._are_others_between and not request.is_measured
-        if self._left is None or moved_back or is_guess or not self._is_consistent(request, position):
+        if self._left is None or moved_back or not self._is_consistent(request, position):
             if self._left is None:
                 self._left = request.ticket - position
             self._move(request, position + max(self._left, self.left_by(now)))
@@ -219,8 +223,6 @@ class QueueEstimate:
         request.is_measured = True
         if request is self._waiting[0]:
             self._ends.clear()
-        if is_guess:  # its ticket was a guess, so it does not show how far the queue has moved
-            return
         left = request.ticket - position
         if request is self._waiting[-1] and self._moved_at < now and left > self._left_at_first:
             self._left_by_last = left
@@ -272,7 +274,7 @@ class QueueEstimate:
 
     def _on_move(self, now: float) -> None:
         """Record that the queue has moved: until its order is known, each request may be running."""
-        if self._seen_waiting and not self._is_proven and self._moved_at == math.inf:
+        if self._has_positions and not self._is_proven and self._moved_at == math.inf:
             self._moved_at = now
             self._last_polled_at = min(self._last_polled_at, now - 0.5 * self._longest_s())
 
@@ -287,10 +289,12 @@ class QueueEstimate:
 
     def _match_start(self) -> tuple[float, float] | None:
         """Return the time of the end that made room for a start just found, if it was an end of ours."""
-        self._ends_explain_starts = bool(self._ends) and not self._are_others_between
+        self._ends_explain_starts = bool(self._ends)
         if self._ends:
             return self._ends.popleft()
         self._starts_ahead += 1
+        if not self._has_positions:
+            self._probes = 2 * self._probes or 2
         return None
 
     def _waited_until(self, request: PolledRequest) -> float | None:
@@ -331,12 +335,22 @@ class QueueEstimate:
             self._measures = deque(((at, left - 1) for at, left in self._measures), _REMEMBERED_MEASURES)
         return position - self._first_position
 
+    def _on_bound(self, request: PolledRequest, now: float) -> None:
+        """Record a queued request without a position: the queue has not moved past it."""
+        assert request.ticket is not None
+        if self._left is not None and self._left > request.ticket + self._slack():
+            self._contradicting.add(request.request_id)
+        self._probes = 0
+        if request is self._waiting[0]:
+            self._ends.clear()
+            self._measured_at = now
+
     def _see(self, left: float, now: float) -> None:
         self._measure(left, now)
-        self._starts_ahead = 0
-        if self._seen_waiting is None:
+        self._starts_ahead = self._probes = 0
+        if not self._has_positions:
+            self._has_positions = True
             self._left_at_first = min(0.0, left)
-            self._seen_waiting = now, left
             self._on_move(now)  # those that started before are not known
         self._seen_waiting = now, self._left or left
 

@@ -47,16 +47,6 @@ def test_no_running_request_of_a_queue_without_order_is_unpolled_for_longer_than
 
 
 @WAITS
-@pytest.mark.parametrize("others", [1, 2, 4, 9])
-def test_no_running_request_between_those_of_others_is_unpolled_for_longer_than_a_minute(
-    others: int, single_waits: bool
-) -> None:
-    outcome = poll_all(Account(300, 10, usual_s=100.0, others=others), single_waits=single_waits)
-    assert outcome.unpolled_s <= UNPOLLED_GOAL_S
-    assert outcome.polls_a_request <= 20
-
-
-@WAITS
 @pytest.mark.parametrize("outage_s", OUTAGES_S)
 def test_an_outage_teaches_no_generation_time(outage_s: float, single_waits: bool) -> None:
     outcome = poll_after_outage(outage_s, single_waits=single_waits)
