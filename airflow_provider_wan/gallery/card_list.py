@@ -182,7 +182,7 @@ class CardList:
             return self._db.execute(select, values).fetchall()
 
     def card(self, number: int) -> Card | None:
-        """Return a card by its number; None if there is none."""
+        """Return a card by its number, or None if no card has it."""
         with self._lock:
             found = self._db.execute("SELECT text FROM card WHERE number = ?", (number,)).fetchone()
         return self._read(number, found[0]) if found else None

@@ -617,7 +617,7 @@ def problems_of(batches: Iterable[BatchStatus], entries: Iterable[Entry]) -> lis
 def with_record(card: Card, record: Mapping[str, Any] | None) -> Card:
     """Return a card completed from the journal's record: inputs, model and times.
 
-    :param record: as JSON; None if there is none.
+    :param record: as JSON, or None.
     """
     if record is None or record.get("request_id") != card.request_id:
         return card

@@ -149,7 +149,7 @@ class Media:
         return request_id == video.request_id or (bool(crc32c) and crc32c == video.crc32c)
 
     def poster(self, video: VideoVersion) -> bytes | None:
-        """Read the poster frame beside a landed video, a JPEG; None if there is none of its request."""
+        """Read the poster of a landed video, a JPEG; None if its request has no poster."""
         bucket, name = split_gs_uri(video.uri, name="uri", needs_object=True)
         uri = f"gs://{bucket}/{poster_name(name)}"
         return (

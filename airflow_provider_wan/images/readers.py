@@ -405,7 +405,7 @@ class WebReader(ImageReader):
         return WanInputError(about)
 
     def close(self) -> None:
-        """Close the connections; the time of the next read starts anew."""
+        """Close the connections; the next read gets its full time limit again."""
         if self._whole is not None:
             self._whole.close()
             self._whole = None

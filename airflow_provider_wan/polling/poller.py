@@ -82,9 +82,6 @@ class RequestPoller:
     def __len__(self) -> int:
         return len(self._requests)
 
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self._requests
-
     @property
     def in_order(self) -> bool:
         """Whether the queue starts requests in the order of their positions, as far as is known."""
