@@ -6,6 +6,7 @@
 * A table of simulated accounts (100 s a generation, spread 0.25), for a batch and for the same requests as single
   waits. Delays are shares of a generation; figures are means of the seeds.
 * 60 new requests, 10 at a time, after an outage of the process that waited.
+* Accounts with requests of others, with requests that are submitted while others run, and with fast generations.
 * 5,000 single waits that are all running, over real sockets, beside a fixed poll every 5 s over one shared session:
   see ``benchmarks/triggers.py``. It takes as long as ``--seconds``; 0 leaves it out.
 """
@@ -22,8 +23,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.polling.simulation import (
     GOALS,
+    OTHER_ACCOUNTS,
     OUTAGE_GOAL_S,
     OUTAGES_S,
+    Account,
     Outcome,
     poll_after_outage,
     poll_all,
@@ -60,6 +63,14 @@ def compare_accounts(seeds: int) -> bool:
     return all_met
 
 
+def show_other_accounts(seeds: int) -> None:
+    print("other accounts, as a batch, and the longest time that a running request was not polled")
+    for name, options in OTHER_ACCOUNTS.items():
+        outcomes = [poll_all(Account(**options, seed=seed)) for seed in range(seeds)]
+        unpolled_s = max(one.unpolled_s for one in outcomes)
+        print(f"  {name:57}{shown(outcomes)}{unpolled_s:6.0f} s")
+
+
 def compare_outages(seeds: int) -> bool:
     all_met = True
     print(f"60 new requests, 10 at a time, after an outage (goal: {OUTAGE_GOAL_S:.0f} s)")
@@ -93,6 +104,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     met = [compare_accounts(options.seeds), compare_outages(options.seeds)]
+    show_other_accounts(options.seeds)
     if options.seconds:
         met.append(compare_sockets(options.requests, options.seconds))
     return 0 if all(met) else 1

@@ -4,8 +4,8 @@
 Every wait is a set of requests of one account: a batch, all single waits of a connection in a triggerer, one request in
 a worker. An account runs a few requests at a time and queues the rest, so:
 
-* **A queued request** is polled when its turn has probably come: see :mod:`.queue_estimate`. Where the queue is not
-  in order, each is polled by its own ``queue_position``.
+* **A queued request** is polled once when it is added, and then when its turn has probably come: see
+  :mod:`.queue_estimate`. Where the queue is not in order, or positions are missing, each is polled every so often.
 * **A running request** is polled first when it may be over, by the generation times learned so far, and then every
   tenth of the usual time. A time is learned only from a generation whose start and end were observed closely: a
   request that is found finished after an outage does not show how long it ran.
@@ -36,15 +36,17 @@ from airflow_provider_wan.polling.schedule import (
     PollSchedule,
 )
 
-#: Between two polls of a running request, and between two measures of the queue, as shares of the usual time.
-_RUNNING_SHARE = 0.12
-_QUEUE_SHARE = 0.06
-#: The longest pause of a queued request that is polled by its own position, as a share of the usual time.
-_UNORDERED_SHARE = 0.4
+#: Between two polls of a running request that may be over, and of a queued one at least, as shares of the usual time.
+_RUNNING_SHARE, _QUEUE_SHARE = 0.15, 0.06
+#: A request that may be running is polled within this share of the usual time, or ``longest_s`` if that is longer.
+_LONGEST_SHARE = 0.1
+#: The time between two checks whether the queue is in order, as a share of the usual time.
+_CHECK_SHARE = 0.5
 #: While no generation time is known, a running request is polled each time its age grows by this share.
-_UNKNOWN_SHARE = 0.15
-#: Many such requests share the search for the first end: each is polled up to this many times less often.
-_UNKNOWN_STRETCH, _UNKNOWN_SHARERS = 4.0, 16
+_UNKNOWN_SHARE = 0.2
+#: Of many such requests this many look for the first end; the others are polled so many times less often.
+_UNKNOWN_SCOUTS, _UNKNOWN_STRETCH = 16, 4.0
+_MOST_MISSED_ENDS = 8
 #: A start or an end is known well enough to learn from if it lies within this share of the generation time.
 _SEEN_WITHIN = 0.5
 
@@ -54,15 +56,10 @@ class RequestPoller:
 
     :param policy: how often.
     :param durations: how long generations take, as far as is known; updated with every observed generation.
-    :param in_order: false if the queue is known not to be in order.
     """
 
     def __init__(
-        self,
-        policy: PollPolicy | None = None,
-        *,
-        durations: DurationEstimate | None = None,
-        in_order: bool = True,
+        self, policy: PollPolicy | None = None, *, durations: DurationEstimate | None = None
     ) -> None:
         self.policy = policy or PollPolicy()
         self.durations = durations or DurationEstimate()
@@ -74,18 +71,16 @@ class RequestPoller:
         self._requests: dict[str, PolledRequest] = {}
         self._count = itertools.count()
         self._schedule = PollSchedule(self.policy)
-        self._queue = QueueEstimate(self._queue_gap_s, self._longest_s, in_order=in_order)
+        self._queue = QueueEstimate(self._queue_gap_s, self._check_s)
+        self._positions: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
         self._running = 0
+        #: Ends that came before any poll, while no generation time is known: each halves the first interval.
+        self._missed_ends = 0
         self._began_at = math.inf
 
     def __len__(self) -> int:
         return len(self._requests)
-
-    @property
-    def in_order(self) -> bool:
-        """Whether the queue starts requests in the order of their positions, as far as is known."""
-        return self._queue.in_order
 
     @property
     def queued(self) -> int:
@@ -100,7 +95,6 @@ class RequestPoller:
         submitted_at: float | None,
         *,
         started_at: float | None = None,
-        is_in_order: bool = True,
         interval_s: float | None = None,
         not_before: float = 0.0,
         now: float | None = None,
@@ -109,16 +103,12 @@ class RequestPoller:
 
         :param submitted_at: when it was submitted; None: not known.
         :param started_at: when it started, if that is known.
-        :param is_in_order: whether requests are added in the order of submission. If not, it is polled at once, and
-            its ``queue_position`` gives its place in the queue.
         :param interval_s: a fixed interval while it may be running; None (default) adapts.
         :param not_before: no poll before this time, from an earlier ``Retry-After``.
         :param now: the time now, default ``submitted_at``.
         """
         if request_id in self._requests:
             return
-        if not self._requests:
-            self._queue.in_order = self._queue.in_order or self._began_at < math.inf
         now = (submitted_at or 0.0) if now is None else now
         self._began_at = min(self._began_at, now)
         request = self._new(request_id, now if submitted_at is None else submitted_at, interval_s)
@@ -126,13 +116,14 @@ class RequestPoller:
         request.submitted_at = submitted_at
         if started_at is not None:
             request.queued_until = request.started_by = request.started_at = started_at
+            self._running += 1
             self._schedule.schedule(request, self._first_poll_at(request, now))
             return
         request.queued_until = submitted_at
         request.is_queued = True
-        if is_in_order and self.in_order:
+        if request_id in self._positions:
             request.next_at = request.not_before
-            self._queue.add(request)
+            self._queue.add(request, self._positions.pop(request_id), now)
         else:
             self._schedule.schedule(request, now)
 
@@ -222,9 +213,7 @@ class RequestPoller:
         """
         found: list[str] = []
         while self._schedule.may_poll(now) and len(found) < limit:
-            request = self._schedule.next_due(now)
-            if request is None and self.in_order:
-                request = self._queue.next_due(now)
+            request = self._queue.next_due(now) or self._schedule.next_due(now)
             if request is None:
                 break
             request.is_asked = True
@@ -234,21 +223,31 @@ class RequestPoller:
 
     def next_at(self, now: float) -> float:
         """Return when to call :meth:`due` again; infinity if only an answer can change anything."""
-        at = self._schedule.first_at()
-        if self.in_order:
-            at = min(at, self._queue.next_at(now))
+        at = min(self._schedule.first_at(), self._queue.next_at(now))
         return at if math.isinf(at) else self._schedule.not_before(at, now)
 
     # -- intervals -----------------------------------------------------------------------------------------
 
     def _longest_s(self) -> float:
         usual_s = self.durations.usual_s if self.durations.is_known else 0.0
-        return max(self._intervals.longest_s, _RUNNING_SHARE * usual_s)
+        return max(self._intervals.longest_s, _LONGEST_SHARE * usual_s)
 
     def _queue_gap_s(self, now: float) -> float:
+        """Return the shortest pause between two polls of a queued request."""
         if self.durations.is_known:
-            return max(self._intervals.shortest_s, _QUEUE_SHARE * self.durations.usual_s)
-        return min(max(self._intervals.first_s, _UNKNOWN_SHARE * (now - self._began_at)), self._longest_s())
+            gap_s = max(self._intervals.shortest_s, _QUEUE_SHARE * self.durations.usual_s)
+        else:
+            gap_s = max(self._intervals.first_s, _UNKNOWN_SHARE * (now - self._began_at))
+        return min(gap_s, 0.5 * self._check_s(now))
+
+    def _check_s(self, now: float) -> float:
+        """Return the time between two checks of the queue's order; without order, each request is polled then."""
+        if self.durations.is_known:
+            check_s = _CHECK_SHARE * self.durations.usual_s
+        else:
+            check_s = max(4 * self._intervals.first_s, _CHECK_SHARE * (now - self._began_at))
+        check_s = min(max(self._intervals.shortest_s, check_s), 0.8 * self._longest_s())
+        return max(check_s, 2.0 * len(self._requests) / self.policy.polls_per_second)
 
     def _running_s(self, request: PolledRequest, now: float) -> float:
         """Return the pause between two polls of a request that may be over."""
@@ -261,17 +260,11 @@ class RequestPoller:
             interval_s = _RUNNING_SHARE * (age_s if age_s > 1.5 * usual_s else usual_s)
             interval_s = min(max(self._intervals.shortest_s, interval_s), self._longest_s())
         else:
-            interval_s = min(max(self._intervals.first_s, _UNKNOWN_SHARE * age_s), self._intervals.unknown_s)
-        longest_s = max(interval_s, self._intervals.unknown_s)
-        return min(self._stretch() * interval_s, longest_s) * (1 - 0.1 * request.jitter)
-
-    def _stretch(self) -> float:
-        """Return how much longer pauses are while many run and none has ended."""
-        return (
-            1.0
-            if self.durations.is_known
-            else min(_UNKNOWN_STRETCH, max(1.0, self._running / _UNKNOWN_SHARERS))
-        )
+            first_s = max(self._intervals.shortest_s, self._intervals.first_s * 0.5**self._missed_ends)
+            stretch = _UNKNOWN_STRETCH if request.jitter * self._running > _UNKNOWN_SCOUTS else 1.0
+            interval_s = stretch * min(max(first_s, _UNKNOWN_SHARE * age_s), self._intervals.unknown_s)
+            interval_s = min(interval_s, self._intervals.unknown_s)
+        return interval_s * (1 - 0.1 * request.jitter)
 
     def _first_poll_at(self, request: PolledRequest, now: float) -> float:
         """Return when to poll a running request next: before it may be over, only at the longest interval."""
@@ -280,18 +273,6 @@ class RequestPoller:
             at = max(at, request.started_at + self.durations.first_poll_s)
             at = min(at, now + max(self._longest_s(), request.interval_s or 0.0))
         return at
-
-    def _unordered_s(self, request: PolledRequest, position: int | None, now: float) -> float:
-        """Return the pause of a queued request that is polled by its own position: half the time until its turn."""
-        usual_s = self.durations.usual_s if self.durations.is_known else 2 * self._intervals.unknown_s
-        shortest_s = max(self._intervals.shortest_s, _RUNNING_SHARE * usual_s)
-        interval_s = longest_s = max(shortest_s, min(_UNORDERED_SHARE * usual_s, self._longest_s()))
-        if request.position is not None and position is not None and request.queued_until is not None:
-            moved = request.position - position
-            if moved > 0:
-                interval_s = 0.5 * position * (now - request.queued_until) / moved
-        fair_s = 2.0 * len(self._requests) / self.policy.polls_per_second
-        return max(min(max(interval_s, shortest_s), longest_s), fair_s, request.interval_s or 0.0)
 
     # -- answers -------------------------------------------------------------------------------------------
 
@@ -312,8 +293,7 @@ class RequestPoller:
                 self._on_start(request, now)
             self._schedule.schedule(request, self._first_poll_at(request, now))
         request.alive_at = now
-        if self.in_order and self._queue.is_contradicted():
-            self._poll_each(now)
+        self._poll_doubtful(now)
 
     def on_error(self, request_id: str, error: WanError, now: float) -> None:
         """Record that a poll failed."""
@@ -347,15 +327,11 @@ class RequestPoller:
             self._running -= 1
         request.started_by = request.started_at = None  # it may have gone back to the queue
         request.is_queued = True
-        if self.in_order and not request.is_waiting and position is None:
-            self._poll_each(now)  # its place among the others is not known
-        if self.in_order and request.is_waiting:
-            self._queue.on_queued(request, position, now)
-        elif self.in_order and position is not None:
-            self._queue.on_new(request, position, now)
+        if position is None:  # its place among the others is not known
+            self._queue.remove(request)
+            self._schedule.schedule(request, now + self._check_s(now) * (1 - 0.1 * request.jitter))
         else:
-            self._schedule.schedule(request, now + self._unordered_s(request, position, now))
-            request.position = position
+            self._queue.on_queued(request, position, now)
         if request.interval_s is not None:
             request.next_at = max(request.next_at, now + request.interval_s)
         request.queued_until = now
@@ -379,7 +355,6 @@ class RequestPoller:
             self._leave_queue(request, now)
         else:
             self._running -= 1
-        self._queue.on_end(now if request.alive_at is None else request.alive_at, now)
         if request.started_by is not None and not request.is_apart:
             self._learn(request, now)
 
@@ -396,13 +371,16 @@ class RequestPoller:
                 self.durations.learn(duration_s)
                 self.durations.on_first_poll(was_over=False)
                 if not was_known:
-                    self._on_first_duration(now)
+                    self._reschedule_running(now)
                 return
-        if self.durations.is_known and now - waited_until < self.durations.usual_s:
+        if not self.durations.is_known:
+            self._missed_ends = min(self._missed_ends + 1, _MOST_MISSED_ENDS)
+            self._reschedule_running(now)
+        elif now - waited_until < self.durations.usual_s:
             self.durations.on_first_poll(was_over=True)
 
-    def _on_first_duration(self, now: float) -> None:
-        """Reschedule the other running requests by the first generation time."""
+    def _reschedule_running(self, now: float) -> None:
+        """Poll the other running requests earlier, by what is known since an end was noticed."""
         for request in self._requests.values():
             if (
                 request.started_by is not None
@@ -410,16 +388,16 @@ class RequestPoller:
                 and not request.is_asked
             ):
                 at = now + self._running_s(request, now) * request.jitter
-                if request.started_at is not None:
+                if self.durations.is_known and request.started_at is not None:
                     at = max(at, request.started_at + self.durations.first_poll_s)
                 self._schedule.schedule(request, min(at, request.next_at))
 
-    def _poll_each(self, now: float) -> None:
-        """Poll each queued request by its own position from now on: the queue is not in order."""
-        self._queue.in_order = False
-        for request in self._queue.take_all():
-            if not request.is_asked:
-                self._schedule.schedule(request, now)
+    def _poll_doubtful(self, now: float) -> None:
+        """Poll the requests whose place in the queue is not certain, spread over a short time."""
+        doubtful = [request for request in self._queue.take_doubtful() if not request.is_asked]
+        pause_s = 0.1 * self._check_s(now) / max(1, len(doubtful))
+        for place, request in enumerate(doubtful):
+            self._schedule.schedule(request, now + place * pause_s)
 
     # -- across processes ----------------------------------------------------------------------------------
 
@@ -429,9 +407,10 @@ class RequestPoller:
         if self._schedule.pause_until:
             waits[""] = self._schedule.pause_until
         waits = {**self._not_before, **waits}
+        positions = {**self._positions, **self._queue.positions()}
         return {
             "durations": self.durations.as_dict(),
-            "in_order": self.in_order,
+            **({"positions": positions} if positions else {}),
             **({"not_before": waits} if waits else {}),
         }
 
@@ -454,9 +433,9 @@ class RequestPoller:
         :param poll_at: of requests that were added by :meth:`add_apart`, when to poll each first.
         """
         given = learned or {}
-        in_order = bool(given.get("in_order", True))
-        poller = cls(policy, durations=DurationEstimate.from_dict(given.get("durations")), in_order=in_order)
+        poller = cls(policy, durations=DurationEstimate.from_dict(given.get("durations")))
         poller._resume_waits(given.get("not_before"), now)
+        poller._positions = _numbers(given.get("positions"))
         for request_id in request_ids:
             if poll_at and request_id in poll_at:
                 poller.add_apart(request_id, now, poll_at=poll_at[request_id])
@@ -467,9 +446,17 @@ class RequestPoller:
 
     def _resume_waits(self, waits: Any, now: float) -> None:
         """Restore the pauses that ``Retry-After`` asked for, except past and invalid ones."""
-        for request_id, until in waits.items() if isinstance(waits, Mapping) else ():
-            if isinstance(until, int | float) and until > now:
+        for request_id, until in _numbers(waits).items():
+            if until > now:
                 if request_id:
-                    self._not_before[request_id] = float(until)
+                    self._not_before[request_id] = until
                 else:
-                    self._schedule.pause_until = float(until)
+                    self._schedule.pause_until = until
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    """Return the finite numbers of a JSON object by key, without anything else."""
+    given = values.items() if isinstance(values, Mapping) else ()
+    return {
+        str(key): float(each) for key, each in given if isinstance(each, int | float) and math.isfinite(each)
+    }

@@ -206,11 +206,8 @@ class PolledRequest:
     submitted_at: float | None = None
     interval_s: float | None = None
     missing: NotFoundCount = field(default_factory=NotFoundCount)
-    #: Its number in the account's queue, see :class:`.queue_estimate.QueueEstimate`; and whether its own
-    #: ``queue_position`` gave it, or only the order of submission.
+    #: Its number in the account's queue, see :class:`.queue_estimate.QueueEstimate`.
     ticket: float | None = None
-    is_measured: bool = False
-    position: int | None = None
     #: Whether it is in the queue, as far as is known.
     is_queued: bool = False
     #: Whether the queue estimate decides when to poll it; the schedule decides for all others.

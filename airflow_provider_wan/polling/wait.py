@@ -176,7 +176,6 @@ class WaitSet:
         self.poller.add(
             wait.request_id,
             wait.submitted_at,
-            is_in_order=False,
             interval_s=wait.poll_interval_s,
             not_before=wait.not_before,
             now=now,

@@ -8,7 +8,7 @@ import math
 import random
 import statistics
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from airflow_provider_wan.exceptions import WanTransientError
 from airflow_provider_wan.model_api.states import State
@@ -21,7 +21,11 @@ Order = Literal["in order", "newest first", "random"]
 
 @dataclass
 class Account:
-    """Our requests ``r0``, ``r1``, ..., and those of others in between."""
+    """Our requests ``r0``, ``r1``, ..., and those of others in between.
+
+    :param in_flight: how many of ours are submitted at first; another one follows when one is noticed to be over. None:
+        all are submitted at once.
+    """
 
     requests: int
     concurrency: int
@@ -31,6 +35,7 @@ class Account:
     others: int = 0
     first_position: int = 0
     overtaking: int = 0
+    in_flight: int | None = None
     seed: int = 0
     name: str = "r"
     start: dict[str, float] = field(default_factory=dict)
@@ -39,12 +44,21 @@ class Account:
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
-        self.queue = [f"{who}{i}" for i in range(self.requests) for who in [self.name, *["x"] * self.others]]
+        self.queue: list[str] = []
+        self.submitted = 0
+        self.submit(self.requests if self.in_flight is None else self.in_flight)
         for place in range(0, len(self.queue) - self.overtaking, self.overtaking + 1):
             some = self.queue[place : place + self.overtaking + 1]
             self.random.shuffle(some)
             self.queue[place : place + self.overtaking + 1] = some
         self._running: list[tuple[float, str]] = []
+
+    def submit(self, count: int) -> list[str]:
+        """Submit so many more of ours, each with its others, and return their names."""
+        numbers = range(self.submitted, min(self.submitted + count, self.requests))
+        self.queue += [f"{who}{i}" for i in numbers for who in [self.name, *["x"] * self.others]]
+        self.submitted = numbers.stop
+        return [f"{self.name}{i}" for i in numbers]
 
     def advance(self, now: float) -> None:
         while True:
@@ -110,6 +124,7 @@ def poll_all(
     single_waits: bool = False,
     polls_per_second: float | None = None,
     failing: float = 0.0,
+    answer_s: float = 0.05,
     with_position: bool = True,
     poller: RequestPoller | None = None,
     start: float = 0.0,
@@ -118,15 +133,16 @@ def poll_all(
 
     :param single_waits: whether each request is waited for by a trigger of its own: they join in any order.
     :param failing: the share of polls that fail.
+    :param answer_s: how long polls take.
     """
     rate = polls_per_second or (2000.0 if single_waits else 50.0)
     if poller is None:
         poller = RequestPoller(PollPolicy(polls_per_second=rate))
-    names = [f"r{number}" for number in range(account.requests)]
+    names = [f"r{number}" for number in range(account.submitted)]
     if single_waits:
         account.random.shuffle(names)
     for name in names:
-        poller.add(name, start, is_in_order=not single_waits)
+        poller.add(name, start)
     now, polls, seen_at, seconds = start, 0, dict[str, float](), dict[int, int]()
     polled_at, unpolled_s = dict[str, float](), 0.0
     while len(seen_at) < account.requests:
@@ -137,7 +153,7 @@ def poll_all(
             assert next_at < float("inf"), f"{len(poller)} requests are never polled again"
             now = max(now + 0.001, next_at)
             continue
-        now += 0.05
+        now += answer_s
         account.advance(now)
         for request_id in asked:
             polls += 1
@@ -150,9 +166,12 @@ def poll_all(
             else:
                 poller.on_status(account.status(request_id, now, with_position=with_position), now)
         for request_id in list(poller.ready):
-            if request_id in names:
-                seen_at[request_id] = now
             poller.forget(request_id)
+            if request_id.startswith(account.name):
+                seen_at[request_id] = now
+                for name in account.submit(1):
+                    names.append(name)
+                    poller.add(name, now)
     delays = [(seen_at[name] - account.end[name]) / account.usual_s for name in names]
     return Outcome(polls, delays, max(seconds.values()), now - start, unpolled_s, poller)
 
@@ -188,6 +207,32 @@ GOALS = (
     Goal(1000, 100, "random", 65, 0.10, 0.25),
     Goal(20, 2, "in order", 12, 0.10, 0.20),
 )
+#: Accounts without a goal of polls, by what they are.
+OTHER_ACCOUNTS: dict[str, dict[str, Any]] = {
+    "300 at 10, 1 of others after each": {"requests": 300, "concurrency": 10, "usual_s": 100.0, "others": 1},
+    "300 at 10, 9 of others after each": {"requests": 300, "concurrency": 10, "usual_s": 100.0, "others": 9},
+    "300 at 10, 30 in flight": {"requests": 300, "concurrency": 10, "usual_s": 100.0, "in_flight": 30},
+    "600 at 20, 50 in flight, 6 s a generation": {
+        "requests": 600,
+        "concurrency": 20,
+        "usual_s": 6.0,
+        "in_flight": 50,
+    },
+    "600 at 20, 50 in flight, 1 s a generation": {
+        "requests": 600,
+        "concurrency": 20,
+        "usual_s": 1.0,
+        "in_flight": 50,
+    },
+    "200 at 5, 600 s a generation": {"requests": 200, "concurrency": 5, "usual_s": 600.0},
+    "300 at 10, 30 in flight, random order": {
+        "requests": 300,
+        "concurrency": 10,
+        "usual_s": 100.0,
+        "in_flight": 30,
+        "order": "random",
+    },
+}
 #: 60 new requests, 10 at a time, after an outage: their generations alone take 600 s.
 OUTAGES_S = (600.0, 3600.0, 8 * 3600.0)
 OUTAGE_GOAL_S = 800.0
