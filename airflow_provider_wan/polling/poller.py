@@ -42,6 +42,8 @@ _RUNNING_SHARE, _QUEUE_SHARE = 0.15, 0.06
 _LONGEST_SHARE = 0.1
 #: The time between two checks whether the queue is in order, as a share of the usual time.
 _CHECK_SHARE = 0.5
+#: Without order, the polls of all queued requests are spread over this share of that time, or longer if they are many.
+_SPREAD_SHARE = 0.1
 #: While no generation time is known, a running request is polled each time its age grows by this share.
 _UNKNOWN_SHARE = 0.2
 #: Of many such requests this many look for the first end; the others are polled so many times less often.
@@ -246,8 +248,7 @@ class RequestPoller:
             check_s = _CHECK_SHARE * self.durations.usual_s
         else:
             check_s = max(4 * self._intervals.first_s, _CHECK_SHARE * (now - self._began_at))
-        check_s = min(max(self._intervals.shortest_s, check_s), 0.8 * self._longest_s())
-        return max(check_s, 2.0 * len(self._requests) / self.policy.polls_per_second)
+        return min(max(self._intervals.shortest_s, check_s), 0.75 * self._longest_s())
 
     def _running_s(self, request: PolledRequest, now: float) -> float:
         """Return the pause between two polls of a request that may be over."""
@@ -394,10 +395,14 @@ class RequestPoller:
 
     def _poll_doubtful(self, now: float) -> None:
         """Poll the requests whose place in the queue is not certain, spread over a short time."""
-        doubtful = [request for request in self._queue.take_doubtful() if not request.is_asked]
-        pause_s = 0.1 * self._check_s(now) / max(1, len(doubtful))
+        doubtful = self._queue.take_doubtful(lambda count: self._spread_s(count, now), now)
+        pause_s = self._spread_s(len(doubtful), now) / max(1, len(doubtful))
         for place, request in enumerate(doubtful):
-            self._schedule.schedule(request, now + place * pause_s)
+            if not request.is_asked:
+                self._schedule.schedule(request, now + place * pause_s)
+
+    def _spread_s(self, count: int, now: float) -> float:
+        return max(_SPREAD_SHARE * self._check_s(now), count / self.policy.polls_per_second)
 
     # -- across processes ----------------------------------------------------------------------------------
 

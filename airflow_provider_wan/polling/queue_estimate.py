@@ -25,13 +25,11 @@ from airflow_provider_wan.polling.schedule import PolledRequest
 _REMEMBERED_MEASURES = 24
 #: The first one is polled after this share of the time until its turn.
 _TURN_SHARE = 0.8
-#: Two requests have moved differently if the difference is larger than this many places, plus what leaves the queue
-#: in so many seconds, but not larger than the last figure; what leaves it between the two polls is added.
-_SLACK, _SLACK_S, _LARGEST_SLACK = 0.5, 10.0, 1.5
-#: A ticket is rough if the queue has moved by so many places more or less than it was expected to meanwhile.
+#: Two requests have moved differently if the difference is larger than this many places, plus what leaves the queue in
+#: so many seconds: positions come from polls of different moments.
+_SLACK, _SLACK_S = 0.5, 10.0
+#: Tickets given since the last measure are rough if the queue has moved by so many places more or less than is usual.
 _ROUGH = 2.0
-#: Doubtful requests are polled within this share of the time between two comparisons.
-_RENEWAL_SHARE = 0.15
 
 
 class QueueEstimate:
@@ -62,7 +60,9 @@ class QueueEstimate:
         self._compared_at = -math.inf
         self._is_comparison_due = False
         self._has_differed = False
+        #: Requests whose ticket is not certain; and when the last of those taken before will have been polled.
         self._doubtful: list[PolledRequest] = []
+        self._renewed_at = -math.inf
 
     # -- membership ----------------------------------------------------------------------------------------
 
@@ -83,11 +83,17 @@ class QueueEstimate:
         left = self._measures[-1][1] if self._measures else self._least_left
         return {each.request_id: round((each.ticket or 0.0) - left, 1) for each in self._waiting}
 
-    def take_doubtful(self) -> list[PolledRequest]:
-        """Remove and return the requests that are to be polled, since their tickets are not certain."""
+    def take_doubtful(self, spread_s: Callable[[int], float], now: float) -> list[PolledRequest]:
+        """Remove and return the requests that are to be polled, since their tickets are not certain.
+
+        :param spread_s: returns within how many seconds so many requests will be polled.
+        """
         doubtful, self._doubtful = self._doubtful, []
         for request in doubtful:
             self.remove(request)
+        if doubtful and self._compared is None:
+            self._renewed_at = now + spread_s(len(doubtful))
+            self._compared_at = max(now, self._renewed_at + spread_s(len(doubtful)) - self._check_s(now))
         return doubtful
 
     # -- what to poll --------------------------------------------------------------------------------------
@@ -159,9 +165,9 @@ class QueueEstimate:
         self.remove(request)
         self.add(request, position, now)
         self._rough.append(request)
-        is_renewed = now < self._compared_at + _RENEWAL_SHARE * self._check_s(now)
-        if self._compared is None or (is_renewed and request is self._waiting[-1]):
-            self._compared = request
+        is_renewal = now < self._renewed_at
+        if self._compared is None or (is_renewal and request is self._waiting[-1]):
+            self._compared, self._compared_at = request, max(self._compared_at, now)
 
     def _on_first(self, first: PolledRequest, position: int, now: float) -> None:
         assert first.ticket is not None
@@ -179,29 +185,30 @@ class QueueEstimate:
         if self._compared is first:
             self._compared = self._waiting[-1]
         if self._compared is first:
-            self._is_comparison_due = False
+            self._is_comparison_due, self._compared_at = False, now
         elif self._is_comparison_due and (self._compared is None or not self._compared.is_waiting):
-            self._doubt_all(now)
+            self._doubt_all()
 
     def _compare(self, last: PolledRequest, position: int, now: float) -> None:
         """Compare how far the first and the last one have moved."""
         assert last.ticket is not None
         moved = self.rate() * (now - self._first_waited_at)
-        slack = min(_SLACK + _SLACK_S * self.rate(), _LARGEST_SLACK) + 2 * moved
+        slack = _SLACK + _SLACK_S * self.rate() + 2 * moved
         differ = abs(last.ticket - position - self.left_by(now)) > slack
-        if differ and not self._has_differed:
+        if not differ:
+            self._compared, self._compared_at, self._has_differed = self._waiting[-1], now, False
+        elif not self._has_differed:
             self._has_differed = True
-            return
-        self.remove(last)
-        self.add(last, position, now)
-        self._compared, self._compared_at, self._has_differed = self._waiting[-1], now, False
-        if differ:
-            self._doubt_all(now)
+        else:
+            self.remove(last)
+            self.add(last, position, now)
+            self._compared_at = now
+            self._doubt_all()
 
-    def _doubt_all(self, now: float) -> None:
+    def _doubt_all(self) -> None:
         """Have all but the first one polled, the last ones first; the last one that still waits is compared next."""
         self._doubtful = self._waiting[:0:-1]
-        self._compared, self._compared_at = None, now
+        self._compared = None
         self._is_comparison_due = self._has_differed = False
 
     def on_start(self, request: PolledRequest, now: float) -> tuple[float | None, float | None]:
@@ -219,7 +226,7 @@ class QueueEstimate:
                 waited_until = max(self._first_waited_at, waited_until or -math.inf)
             self._least_left = max(self._least_left, request.ticket + 1)
         else:
-            self._doubt_all(now)
+            self._doubt_all()
         return waited_until, None if waited_until is None else (waited_until + now) / 2
 
 
