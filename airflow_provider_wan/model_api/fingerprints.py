@@ -48,7 +48,7 @@ def encoded_url(url: str) -> str:
     :param url: an ``http`` or ``https`` URL; anything else is returned as it is.
     """
     parts = _AFTER_HOST.fullmatch(url.strip(" "))
-    if parts is None:
+    if parts is None or (url.isascii() and " " not in url):
         return url
     return parts[1] + "".join(
         quote(char) if char == " " or (char > "~" and char.isprintable()) else char for char in parts[2]

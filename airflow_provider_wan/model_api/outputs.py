@@ -74,7 +74,7 @@ def video_urls(output: Any) -> tuple[str, ...]:
 
 def is_http_url(value: Any) -> bool:
     """Return whether a value is a complete ``http`` or ``https`` URL, without blanks or control characters."""
-    if not isinstance(value, str) or any(char.isspace() or not char.isprintable() for char in value):
+    if not isinstance(value, str) or " " in value or not value.isprintable():  # every other blank is unprintable
         return False
     try:
         parts = urlsplit(value)
