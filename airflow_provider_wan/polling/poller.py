@@ -49,6 +49,8 @@ _UNKNOWN_SHARE = 0.2
 #: Of many such requests this many look for the first end; the others are polled so many times less often.
 _UNKNOWN_SCOUTS, _UNKNOWN_STRETCH = 16, 4.0
 _MOST_MISSED_ENDS = 8
+#: What another process needs is written to logs and the database; it polls requests without a position once more.
+_MOST_POSITIONS = 300
 #: A start or an end is known well enough to learn from if it lies within this share of the generation time.
 _SEEN_WITHIN = 0.5
 
@@ -412,7 +414,7 @@ class RequestPoller:
         if self._schedule.pause_until:
             waits[""] = self._schedule.pause_until
         waits = {**self._not_before, **waits}
-        positions = {**self._positions, **self._queue.positions()}
+        positions = dict([*self._queue.positions().items(), *self._positions.items()][:_MOST_POSITIONS])
         return {
             "durations": self.durations.as_dict(),
             **({"positions": positions} if positions else {}),

@@ -168,6 +168,18 @@ def test_another_process_polls_nothing_before_it_can_be_ready() -> None:
     assert len(resumed.due(61.0)) <= 1, "one poll of the queue"
 
 
+def test_what_another_process_needs_to_know_stays_small() -> None:
+    poller = RequestPoller()
+    names = [str(number) for number in range(5000)]
+    for name in names:
+        poller.add(name, 0.0)
+        poller.on_status(queued(name, int(name)), 1.0)
+    learned = poller.learned()
+    assert len(json.dumps(learned)) < 10_000
+    again = RequestPoller.resume(PollPolicy(), learned, names, {}, 2.0)
+    assert again.learned()["positions"] == learned["positions"], "the first in the queue"
+
+
 def test_invalid_learned_durations_are_ignored() -> None:
     for nonsense in (None, {}, {"count": "x"}, {"count": 1, "mean": None, "variance": 0}):
         assert not DurationEstimate.from_dict(nonsense).is_known  # type: ignore[arg-type]
