@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetch a file from outside, anonymously: a part of it, or all of it.
+"""Fetch a file from outside, anonymously: its beginning, or all of it.
 
 One mechanism for images and videos: redirects are checked at every hop, a private address gets no byte, everything has
 a deadline, and a download that breaks off is resumed. The two differ in :class:`FetchRules` and in their messages, so
 errors are neutral here: a :class:`FetchError` gives the reason as a clause, never shows an address, and its ``kind``
 decides how it is handled.
 
-Read a part::
+Read it as far as needed::
 
     fetcher = Fetcher(FetchRules(check_address=refuse_private_literal, refuse_private=True))
-    with fetcher.open(url, deadline=time.monotonic() + 30, start=100, length=50) as part:
-        data = part.read(50)  # part.start may be 0: a server may ignore the range
-        part.size_bytes       # of the whole file, or None
+    with fetcher.open(url, deadline=time.monotonic() + 30) as part:
+        head = next(part.pieces())
 
 Read all of it into memory with :meth:`Fetcher.read_all`, or into a file, with resumes, with :meth:`Fetcher.download`.
 """
@@ -162,20 +161,6 @@ class FilePart:
         except requests.RequestException as error:
             raise FetchError("broken", transport.reason_of(error)) from None
 
-    def read(self, enough: int) -> bytes:
-        """Return the first ``enough`` bytes of the body, or all of it if it is shorter.
-
-        :raises FetchError: as in :meth:`pieces`.
-        """
-        pieces: list[bytes] = []
-        size = 0
-        for piece in self.pieces():
-            pieces.append(piece)
-            size += len(piece)
-            if size >= enough:
-                break
-        return b"".join(pieces)[:enough]
-
     def close(self) -> None:
         """Close the answer, and the connection unless the body was read to its end."""
         self._response.close()
@@ -226,40 +211,25 @@ class Fetcher:
         """Close the connections."""
         self._session.close()
 
-    def open(
-        self,
-        url: str,
-        *,
-        deadline: float,
-        start: int = 0,
-        length: int | None = None,
-        validator: str | None = None,
-    ) -> FilePart:
-        """Ask for a file or a part of it, following redirects; the body is not read yet.
+    def open(self, url: str, *, deadline: float, start: int = 0, validator: str | None = None) -> FilePart:
+        """Ask for a file, or the rest of it, following redirects; the body is not read yet.
 
-        A server that ignores the range gives the file from its beginning: see :attr:`FilePart.start`. One that answers
-        416 to a range from the beginning is asked again without a range.
+        A server that ignores the range gives the file from its beginning: see :attr:`FilePart.start`.
 
         :param deadline: ``time.monotonic()`` by which the body must be there.
-        :param start: the first byte of the part, default 0.
-        :param length: of the part; default: to the end of the file.
+        :param start: the first byte, default 0.
         :param validator: for ``If-Range``: another file is given from its beginning.
         :raises FetchError: the address or a redirect may not be fetched, the server gives another status than 200
             and 206 (416: there is nothing from ``start`` on), or another part.
         """
         headers = {"Accept": self._rules.accept, "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
-        if start or length is not None:
-            headers["Range"] = f"bytes={start}-{'' if length is None else start + length - 1}"
+        if start:
+            headers["Range"] = f"bytes={start}-"
         if validator is not None:
             headers["If-Range"] = validator
         response = self._get(url, headers, deadline)
-        if response.status_code == 416 and not start:
-            response.close()
-            response = self._get(
-                url, {name: headers[name] for name in headers if "ange" not in name}, deadline
-            )
         try:
-            return self._part_of(response, start, deadline, is_range="Range" in headers)
+            return self._part_of(response, start, deadline)
         except BaseException:
             response.close()
             raise
@@ -331,9 +301,7 @@ class Fetcher:
                 progress.append(piece)
         progress.check_whole()
 
-    def _part_of(
-        self, response: requests.Response, start: int, deadline: float, *, is_range: bool
-    ) -> FilePart:
+    def _part_of(self, response: requests.Response, start: int, deadline: float) -> FilePart:
         status = response.status_code
         if status not in (200, 206):
             headers = {name.lower(): value for name, value in response.headers.items()}
@@ -342,7 +310,7 @@ class Fetcher:
         if response.headers.get("Content-Encoding", "identity") not in ("identity", ""):
             raise FetchError("unusable", "the server sent it encoded, which was not asked for")
         part = FilePart(response, self._rules, deadline)
-        if status == 206 and (part.start != start or not is_range):
+        if status == 206 and (part.start != start or not start):
             raise FetchError("unusable", "the server was asked for a part and gave another one")
         return part
 

@@ -286,7 +286,7 @@ def gunzip(data: bytes, name: str) -> bytes:
 class WebReader(ImageReader):
     """An image behind an ``http`` or ``https`` address, read as RunComfy will: anonymously.
 
-    A server that ignores ranges, or refuses them, is asked once for the whole file, which is read as far as needed.
+    Until it is closed, one request brings the file, which is read as far as needed: a header takes the start of it.
 
     :param url: the address, which may be signed.
     :param allow_private: whether private, loopback and link-local addresses are read too.
@@ -303,8 +303,7 @@ class WebReader(ImageReader):
         self._deadline = 0.0
         self._fetcher: Fetcher | None = None
         self._size: int | None = None
-        self._validator: str | None = None
-        self._whole: FilePart | None = None
+        self._file: FilePart | None = None
         self._pieces: Iterator[bytes] = iter(())
         self._head = bytearray()
 
@@ -321,43 +320,24 @@ class WebReader(ImageReader):
     def read(self, start: int, length: int) -> bytes:
         """Return ``length`` bytes from ``start`` on; fewer only where the file ends.
 
-        :raises WanInputError: the server refuses the file to an anonymous reader, or sends it encoded.
-        :raises WanDownloadError: the address is private, or the server is down or too slow.
+        :raises WanInputError: the server refuses the file to an anonymous reader, or it would take more than 64 MiB.
+        :raises WanDownloadError: the address is private, or the server is down, too slow, or sends the file encoded.
         """
         with self._fetching() as fetcher:
-            if self._whole is None:
-                try:
-                    part = fetcher.open(self.url, deadline=self._deadline, start=start, length=length)
-                except FetchError as error:
-                    if error.status == 416 and start:  # beyond the end
-                        return b""
-                    raise
-                if not part.is_whole:
-                    with part:
-                        self._check_unchanged(part)
-                        return part.read(length)
-                self._whole, self._pieces = part, part.pieces()
-                self._size = part.length
-            return self._read_whole(start, length)
-
-    def _check_unchanged(self, part: FilePart) -> None:
-        self._size = part.size_bytes
-        if self._validator is not None and part.validator != self._validator:
-            raise FetchError("broken", "it was replaced while it was read")
-        self._validator = part.validator
-
-    def _read_whole(self, start: int, length: int) -> bytes:
-        if start + length > WEB_MOST_BYTES:
-            raise FetchError("too large", f"more than {WEB_MOST_BYTES:,} bytes, from a server without ranges")
-        while len(self._head) < start + length:
-            piece = next(self._pieces, None)
-            if piece is None:
-                if self._size is not None and len(self._head) < self._size:
-                    raise FetchError("broken", "the connection ended early")
-                self._size = len(self._head)
-                break
-            self._head += piece
-        return bytes(self._head[start : start + length])
+            if start + length > WEB_MOST_BYTES:
+                raise FetchError("too large", f"more than {WEB_MOST_BYTES:,} bytes are not read from the web")
+            if self._file is None:
+                self._file = fetcher.open(self.url, deadline=self._deadline)
+                self._pieces, self._size = self._file.pieces(), self._file.length
+            while len(self._head) < start + length:
+                piece = next(self._pieces, None)
+                if piece is None:
+                    if self._size is not None and len(self._head) < self._size:
+                        raise FetchError("broken", "the connection ended early")
+                    self._size = len(self._head)
+                    break
+                self._head += piece
+            return bytes(self._head[start : start + length])
 
     def read_all(self, limit_bytes: int = WEB_MOST_BYTES) -> bytes:
         """Return the whole file.
@@ -406,14 +386,13 @@ class WebReader(ImageReader):
 
     def close(self) -> None:
         """Close the connections; the next read gets its full time limit again."""
-        if self._whole is not None:
-            self._whole.close()
-            self._whole = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
             self._head.clear()
         if self._fetcher is not None:
             self._fetcher.close()
             self._fetcher = None
-        self._validator = None
 
 
 class FileReader(ImageReader):

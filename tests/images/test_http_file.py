@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images at https URLs, over real sockets: ranges and whole files, from correct and faulty servers."""
+"""Images at https URLs, over real sockets: their beginning and whole files, from correct and faulty servers."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import re
 import socket
 import traceback
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import pytest
 
 from airflow_provider_wan.exceptions import WanDownloadError, WanInputError
 from airflow_provider_wan.images.inspect import inspect
-from airflow_provider_wan.images.readers import WebReader
+from airflow_provider_wan.images.readers import WEB_MOST_BYTES, WebReader
 from tests.image_samples import encoded, noise, photo
 from tests.raw_servers import (
     Answer,
@@ -34,77 +33,63 @@ SECRET = "ab" * 20
 FILE = bytes(range(256)) * 12_000  # 3 MB
 
 
-def ranged(heads: list[str], *, shift: int = 0, more: int = 0) -> Callable[[socket.socket], None]:
-    """Serve ranges of the file.
-
-    :param shift: serve another part than was asked for.
-    :param more: serve so many bytes more.
-    """
-
-    def answer(sock: socket.socket) -> None:
-        head = read_head(sock).decode()
-        heads.append(head)
-        asked = re.search(r"bytes=(\d+)-(\d+)", head)
-        assert asked
-        start, stop = int(asked[1]) + shift, min(len(FILE), int(asked[2]) + 1 + shift + more)
-        if start >= len(FILE):
-            sock.sendall(reply(status="416 No"))
-            return
-        where = f"bytes {start}-{stop - 1}/{len(FILE)}"
-        sock.sendall(reply(FILE[start:stop], "206 Partial Content", Content_Range=where))
-
-    return answer
-
-
 def read(url: str, start: int, length: int, *, allow_private: bool = True) -> tuple[bytes, int | None]:
     with closing(WebReader(url, allow_private=allow_private, total_s=5)) as reader:
         return reader.read(start, length), reader.size_bytes
 
 
 @pytest.mark.parametrize(
-    ("start", "length"), [(0, 100), (777, 5), (0, 2_500_000), (2_999_000, 100), (3_071_990, 100)]
+    ("start", "length"),
+    [(0, 100), (777, 5), (0, 2_500_000), (2_999_000, 100), (3_071_990, 100), (len(FILE), 10)],
 )
-def test_range_returns_its_bytes_and_the_size_of_the_file(start: int, length: int) -> None:
+def test_part_of_a_file_is_read_with_one_request(start: int, length: int) -> None:
     heads: list[str] = []
-    with RawServer(ranged(heads)) as wire:
+    with RawServer(always(reply(FILE), heads=heads)) as wire:
         assert read(wire.url, start, length) == (FILE[start : start + length], len(FILE))
     assert len(heads) == 1
+    assert "Range:" not in heads[0]
 
 
-def test_a_range_beyond_the_end_is_empty() -> None:
-    with RawServer(ranged([])) as wire:
-        assert read(wire.url, len(FILE), 10) == (b"", None)
-
-
-def test_range_other_than_the_requested_one_is_refused() -> None:
-    with RawServer(ranged([], shift=7)) as wire, pytest.raises(WanDownloadError, match="gave another one"):
-        read(wire.url, 0, 100)
-
-
-def test_surplus_bytes_of_a_range_are_cut() -> None:
-    with RawServer(ranged([], more=500_000)) as wire:
-        assert read(wire.url, 10, 100)[0] == FILE[10:110]
-
-
-@pytest.mark.parametrize("where", ["", "bytes */5", "bytes x-y/z", "bytes 0-9/" + "9" * 5000])
-def test_a_part_without_a_valid_content_range_is_refused(where: str) -> None:
-    with (
-        RawServer(always(reply(b"0123456789", "206 Partial Content", Content_Range=where))) as wire,
-        pytest.raises(WanDownloadError),
-    ):
-        read(wire.url, 0, 10)
-
-
-def test_server_without_ranges_is_called_once() -> None:
+def test_several_parts_of_a_file_are_read_with_one_request() -> None:
     heads: list[str] = []
     with (
         RawServer(always(reply(FILE), heads=heads)) as wire,
         closing(WebReader(wire.url, allow_private=True)) as reader,
     ):
-        assert reader.read(5, 10) == FILE[5:15]
         assert reader.read(500_000, 10) == FILE[500_000:500_010]
+        assert reader.read(5, 10) == FILE[5:15]
         assert reader.size_bytes == len(FILE)
     assert len(heads) == 1
+
+
+def test_file_is_read_no_further_than_needed() -> None:
+    sent: list[int] = []
+
+    def answer(sock: socket.socket) -> None:
+        read_head(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 60000000\r\n\r\n")
+        with suppress(OSError):
+            for _ in range(600):
+                sock.sendall(bytes(100_000))
+                sent.append(100_000)
+
+    with RawServer(answer) as wire:
+        assert read(wire.url, 0, 1000) == (bytes(1000), 60_000_000)
+    assert sum(sent) < 60_000_000
+
+
+def test_server_that_sends_a_part_unasked_is_refused() -> None:
+    part = reply(FILE[:100], "206 Partial Content", Content_Range=f"bytes 0-99/{len(FILE)}")
+    with RawServer(always(part)) as wire, pytest.raises(WanDownloadError, match="gave another one"):
+        read(wire.url, 0, 100)
+
+
+def test_no_more_is_read_than_is_loaded_of_a_whole_file() -> None:
+    with (
+        RawServer(always(reply(FILE))) as wire,
+        pytest.raises(WanInputError, match="are not read from the web"),
+    ):
+        read(wire.url, WEB_MOST_BYTES, 1)
 
 
 def test_a_length_beyond_all_numbers_is_an_ordinary_error() -> None:
@@ -124,7 +109,7 @@ def test_a_redirect_to_a_malformed_address_is_refused(location: str) -> None:
 
 def test_a_redirect_is_followed_and_its_target_checked() -> None:
     with (
-        RawServer(ranged([])) as there,
+        RawServer(always(reply(FILE))) as there,
         RawServer(always(reply(status="307 On", Location=f"{there.url}/b"))) as wire,
     ):
         assert read(wire.url, 3, 10)[0] == FILE[3:13]
@@ -134,7 +119,7 @@ def test_a_redirect_is_followed_and_its_target_checked() -> None:
     "host", ["localhost", "127.0.0.1", "127.1", "0x7f.1", "2130706433", "[::1]", "[::ffff:127.0.0.1]"]
 )
 def test_a_private_host_is_refused_unless_the_connection_allows_it(host: str) -> None:
-    with RawServer(ranged([])) as wire:
+    with RawServer(always(reply(FILE))) as wire:
         with pytest.raises(WanDownloadError, match="allow_private_images") as caught:
             read(f"http://{host}:{wire.port}/a.jpg", 0, 10, allow_private=False)
         assert not caught.value.retry_helps
@@ -147,7 +132,10 @@ def test_nothing_is_sent_to_a_name_that_resolves_to_a_private_address(
     look_up = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, *more, **kw: look_up("127.0.0.1", *more, **kw))
     heads: list[str] = []
-    with RawServer(ranged(heads)) as wire, pytest.raises(WanDownloadError, match="is not public") as caught:
+    with (
+        RawServer(always(reply(FILE), heads=heads)) as wire,
+        pytest.raises(WanDownloadError, match="is not public") as caught,
+    ):
         read(f"http://images.example.com:{wire.port}/a.jpg", 0, 10, allow_private=False)
     assert not caught.value.retry_helps
     assert not heads
@@ -284,30 +272,8 @@ def test_more_than_the_limit_is_not_loaded(honest: bool) -> None:
         whole(answer, limit_bytes=4000)
 
 
-# -- servers that are legal and unusual ------------------------------------------------------------------------------
-
-
-def test_a_part_of_a_file_of_unknown_size_is_read() -> None:
-    """``Content-Range: bytes a-b/*`` (RFC 9110)."""
-    data = encoded(noise(400, 400), "WEBP", lossless=True)
-
-    def answer(sock: socket.socket) -> None:
-        asked = re.search(r"bytes=(\d+)-(\d+)", read_head(sock).decode())
-        assert asked
-        start, stop = int(asked[1]), min(len(data), int(asked[2]) + 1)
-        if start >= len(data):
-            sock.sendall(reply(status="416 No"))
-        else:
-            where = f"bytes {start}-{stop - 1}/*"
-            sock.sendall(reply(data[start:stop], "206 Partial Content", Content_Range=where))
-
-    with RawServer(answer) as wire:
-        facts = inspect(WebReader(wire.url, allow_private=True))
-    assert (facts.format, facts.width, facts.height) == ("WEBP", 400, 400)
-
-
 @pytest.mark.parametrize("fmt", ["WEBP", "JPEG"])
-def test_a_large_image_from_a_server_without_ranges_is_read_as_far_as_needed(fmt: str) -> None:
+def test_a_large_image_is_inspected_with_one_request(fmt: str) -> None:
     options = {"lossless": True} if fmt == "WEBP" else {"quality": 100}
     data = encoded(noise(1000, 1000), fmt, **options)
     assert len(data) > 1_000_000
@@ -316,23 +282,6 @@ def test_a_large_image_from_a_server_without_ranges_is_read_as_far_as_needed(fmt
         facts = inspect(WebReader(wire.url, allow_private=True))
     assert (facts.width, facts.height, facts.size_bytes) == (1000, 1000, len(data))
     assert len(heads) == 1
-
-
-def test_an_image_that_is_replaced_between_two_ranges_is_not_mixed() -> None:
-    tags = iter("abcdef")
-
-    def answer(sock: socket.socket) -> None:
-        asked = re.search(r"bytes=(\d+)-(\d+)", read_head(sock).decode())
-        assert asked
-        start, stop = int(asked[1]), min(len(FILE), int(asked[2]) + 1)
-        where = f"bytes {start}-{stop - 1}/{len(FILE)}"
-        part = reply(FILE[start:stop], "206 Partial Content", Content_Range=where, ETag=f'"{next(tags)}"')
-        sock.sendall(part)
-
-    with RawServer(answer) as wire, closing(WebReader(wire.url, allow_private=True)) as reader:
-        reader.read(0, 100)
-        with pytest.raises(WanDownloadError, match="replaced while it was read"):
-            reader.read(500_000, 100)
 
 
 def _base64(digest: bytes) -> str:
