@@ -25,7 +25,6 @@ from airflow_provider_wan.images.source import ImageSource, ImageSources
 from airflow_provider_wan.model_api.fingerprints import take_of
 from airflow_provider_wan.model_api.inputs import clip_seconds
 from airflow_provider_wan.model_api.schema import LazyModel, Model
-from airflow_provider_wan.model_api.video_spec import VideoSpec, make_video_spec
 
 _NAME = "{name}-{fingerprint}.mp4"
 _TAKEN = (
@@ -275,24 +274,13 @@ def plan_rows(
     return plan
 
 
-def spec_of(source: ImageSource, model_id: str) -> VideoSpec:
-    """Return the video that a row asks for."""
-    row = source.row
-    inputs = {name: value for name, value in row.inputs.items() if value is not None}
-    return make_video_spec(
-        model_id, inputs, image=source.image, more_images=source.more_images, variation=row.variation
-    )
-
-
 def _item(source: ImageSource, model: LazyModel) -> Item:
     row = source.row
     inputs = {name: value for name, value in row.inputs.items() if value is not None}
     if inputs.get("duration") and model.known.schema is None and clip_seconds(model.known, inputs) is None:
         raise WanInputError(f"duration={str(inputs['duration'])[:80]!r} is not a number of seconds.")
     place = row.where if row.line else ""
-    return Item(
-        spec_of(source, model.model_id).fingerprint, source.without_row(), inputs, "", row.variation, place
-    )
+    return Item(source.spec().fingerprint, source.without_row(), inputs, "", row.variation, place)
 
 
 def _check_pattern(pattern: str, available: Iterable[str]) -> None:

@@ -137,8 +137,7 @@ class BatchWork:
         spec = make_video_spec(
             self.spec.model_id,
             item.inputs,
-            image=item.source.image,
-            more_images=item.source.more_images,
+            images=item.source.to_send,
             variation=item.variation,
             owner=self.owner,
         )

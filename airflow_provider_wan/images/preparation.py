@@ -30,7 +30,6 @@ from airflow_provider_wan.images.prepare import check, explain, fits_as_it_is
 from airflow_provider_wan.images.source import ImageSource, ImageSources, InputCheck, usable_cores
 from airflow_provider_wan.model_api.fingerprints import canonical_url
 from airflow_provider_wan.model_api.schema import ImageRules
-from airflow_provider_wan.model_api.video_spec import make_video_spec
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -138,14 +137,7 @@ class Preparation:
         result = self._of_images(source, self._plan_image)
         if isinstance(result, Unusable):
             return result
-        spec = make_video_spec(
-            self._model.model_id,
-            source.row.inputs,
-            image=source.image,
-            more_images=source.more_images,
-            variation=source.row.variation,
-        )
-        return replace(result, fingerprint=spec.fingerprint)
+        return replace(result, fingerprint=source.spec().fingerprint)
 
     def _open(self, row: Row) -> ImageSource | Unusable:
         """Identify the images of a row, and check its inputs."""

@@ -2,7 +2,7 @@
 """From a source image to an address that RunComfy can fetch.
 
 ``ImageSources.open(image)`` takes any form of image: a ``gs://`` or ``https://`` address, a path, or a prepared
-row. The :class:`ImageSource` that it returns identifies the image (for the fingerprint), and makes the address that is
+row. The :class:`ImageSource` that it returns identifies the image, for the fingerprint, and makes the address that is
 sent only immediately before a purchase.
 """
 
@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -45,7 +45,14 @@ from airflow_provider_wan.images.staging import DEFAULT_LIFETIME_S, ObjectLinks,
 from airflow_provider_wan.model_api.fingerprints import canonical_url
 from airflow_provider_wan.model_api.inputs import validate_inputs
 from airflow_provider_wan.model_api.schema import ImageRules, LazyModel, load_schema
-from airflow_provider_wan.model_api.video_spec import SourceImage, address_to_send, by_field
+from airflow_provider_wan.model_api.video_spec import (
+    PLACEHOLDER,
+    SourceImage,
+    VideoSpec,
+    address_to_send,
+    by_field,
+    make_video_spec,
+)
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -54,8 +61,6 @@ if TYPE_CHECKING:
 #: Bytes of files that are read and prepared at the same time; a larger file goes alone.
 MOST_BYTES = 256 * 1024 * 1024
 
-#: Takes the place of an address that does not exist yet while the other inputs are validated.
-_PLACEHOLDER = "https://storage.googleapis.com/image"
 #: Of each identified image, what a saved plan keeps besides the image itself.
 _SAVED = ("input_name", "is_source", "is_listed", "shown", "identity")
 
@@ -100,22 +105,46 @@ class ImageSource:
     sources: ImageSources = field(repr=False)
 
     @property
-    def _to_send(self) -> tuple[SourceImage, ...]:
+    def to_send(self) -> tuple[SourceImage, ...]:
+        """The images as a :class:`VideoSpec` takes them."""
         make = self.sources.make_address
         return tuple(
-            SourceImage(each.input_name or "", each.shown, each.identity, partial(make, each), each.is_listed)
+            SourceImage(
+                each.input_name or "",
+                each.shown,
+                each.identity,
+                partial(make, each),
+                each.is_listed,
+                each.is_source,
+            )
             for each in self.images
         )
 
-    @property
-    def image(self) -> SourceImage | None:
-        """The source image; None: the row gives none, or gives it by the name of its input."""
-        return self._to_send[0] if self.images and self.images[0].is_source else None
+    def spec(self, *, owner: str | None = None, validates: bool = False) -> VideoSpec:
+        """Return the video that the row asks for.
 
-    @property
-    def more_images(self) -> tuple[SourceImage, ...]:
-        """The images that the row gives by the name of their input."""
-        return self._to_send[self.image is not None :]
+        :param owner: the task instance that asks for it.
+        :param validates: whether the model's rules are enforced before a purchase, also on images whose addresses are
+            among the row's inputs; default False: that is done elsewhere.
+        :raises WanInputError: the inputs are not JSON, or an image is given twice.
+        """
+        row, model = self.row, self.sources.model
+        spec = make_video_spec(
+            model.model_id,
+            row.inputs,
+            images=self.to_send,
+            variation=row.variation,
+            owner=owner,
+            model=model if validates else None,
+        )
+        if not validates:
+            return spec
+
+        def make_inputs() -> Mapping[str, Any]:
+            self.sources.check_addresses(spec.validate(), of=row.inputs)
+            return spec.make_inputs()
+
+        return replace(spec, make_inputs=make_inputs)
 
     @property
     def shown(self) -> str:
@@ -136,7 +165,7 @@ class ImageSource:
 
         Call it only immediately before a purchase, and keep the result nowhere.
         """
-        return by_field(self._to_send, address_to_send)
+        return by_field(self.to_send, address_to_send)
 
     def saved(self) -> list[dict[str, Any]]:
         """Return the images as plain JSON values, for :meth:`ImageSources.restored`."""
@@ -348,9 +377,7 @@ class ImageSources:
         if not (self.options.check or self.options.staging) or rules is None:
             return self._url_as_it_is(reader)
         if self.options.staging is None:
-            with self._limits.holding(reader.size_bytes):
-                facts = check_sent_as_it_is(reader, rules, too_small=self.options.too_small)
-            self._warn_of(facts)
+            self._check_as_it_is(reader, rules)
             return self._url_as_it_is(reader)
         if not isinstance(reader, WebReader):
             return self._url_of_staged(reader, self.prepare(reader, rules))
@@ -362,6 +389,25 @@ class ImageSources:
                 return reader.url
             prepared = self._prepare_data(reader, data, rules)
         return self._url_of_staged(reader, prepared)
+
+    def check_addresses(self, inputs: Mapping[str, Any], *, of: Collection[str]) -> None:
+        """Refuse images behind public addresses that the model would refuse.
+
+        :param inputs: validated inputs.
+        :param of: the inputs to look at.
+        :raises WanInputError: the model would refuse one, or it cannot be read anonymously.
+        :raises WanDownloadError: one cannot be read now.
+        """
+        for rules in self.model.known.images if self.options.check else ():
+            found = inputs.get(rules.field) if rules.field in of else None
+            for url in found if isinstance(found, list) else [found]:
+                if isinstance(url, str) and url.startswith(("http://", "https://")):
+                    self._check_as_it_is(WebReader(url, allow_private=self.options.allow_private), rules)
+
+    def _check_as_it_is(self, reader: ImageReader, rules: ImageRules) -> None:
+        with self._limits.holding(reader.size_bytes):
+            facts = check_sent_as_it_is(reader, rules, too_small=self.options.too_small)
+        self._warn_of(facts)
 
     def _url_of_staged(self, reader: ImageReader, prepared: PreparedImage) -> str:
         if prepared.changes and prepared.is_new:
@@ -437,7 +483,7 @@ class InputCheck:
         key = hashlib.sha256(json.dumps([inputs, fields], sort_keys=True, default=str).encode()).digest()
         if key not in self._checked:
             _ = self._model.known  # its errors are not about the inputs
-            images = {name: [_PLACEHOLDER] if is_list else _PLACEHOLDER for name, is_list in fields.items()}
+            images = {name: [PLACEHOLDER] if is_list else PLACEHOLDER for name, is_list in fields.items()}
             try:
                 self.validated(inputs, images)
                 self._checked[key] = None
@@ -476,16 +522,6 @@ def check_sent_as_it_is(
     if data is not None:
         check_whole(data, facts)
     return facts
-
-
-def check_public_image(url: str, rules: ImageRules, *, allow_private: bool) -> None:
-    """Refuse an image behind a public address that the model would refuse.
-
-    :raises WanInputError: the model would refuse it, or it cannot be read anonymously.
-    :raises WanDownloadError: it cannot be read now.
-    """
-    if url.startswith(("http://", "https://")):
-        check_sent_as_it_is(WebReader(url, allow_private=allow_private), rules)
 
 
 def row_of(given: str | Mapping[str, Any] | DatasetRow) -> DatasetRow:

@@ -32,7 +32,7 @@ from airflow_provider_wan.model_api.values import check_model_id
 #: A longer text (such as an image as a ``data:`` URI) is recorded as its hash.
 _RECORDED_CHARS = 4096
 #: Takes the place of an address that does not exist yet while the other inputs are validated.
-_PLACEHOLDER = "https://storage.googleapis.com/image"
+PLACEHOLDER = "https://storage.googleapis.com/image"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,8 @@ class SourceImage:
     :param make_address: returns the address to send. It may read, fix, stage and sign the image, so it is called
         only immediately before a purchase. None: the image is sent from somewhere else.
     :param is_listed: whether it is one of a list of images for its input.
+    :param is_source: whether it is the source image of the video: its identity takes the place of its input in the
+        fingerprint, whereas other images are identified together with their input.
     """
 
     input_name: str
@@ -52,6 +54,7 @@ class SourceImage:
     identity: str | None = None
     make_address: Callable[[], str] | None = field(default=None, repr=False)
     is_listed: bool = False
+    is_source: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,20 +90,16 @@ def make_video_spec(
     model_id: str,
     inputs: Mapping[str, Any],
     *,
-    image: SourceImage | None = None,
-    more_images: Sequence[SourceImage] = (),
+    images: Sequence[SourceImage] = (),
     variation: str | None = None,
     owner: str | None = None,
     model: LazyModel | None = None,
 ) -> VideoSpec:
     """Return the spec of one video.
 
-    An image in a bucket is identified by its content. That of ``image`` replaces its field in the fingerprint; each of
-    ``more_images`` is identified together with its field.
-
-    :param inputs: the inputs, without the fields of the images.
-    :param image: the source image. None: its address, if any, is among the inputs or ``more_images``.
-    :param more_images: images of other fields.
+    :param inputs: the inputs, without those of the images.
+    :param images: the images; an image in a bucket is identified by its content. The address of the source image may be
+        among the inputs instead.
     :param variation: a string of the user's that is never sent; another one is another video.
     :param owner: the task instance that asks for it.
     :param model: its rules are enforced before a purchase, and read only then. None: the inputs are validated
@@ -108,13 +107,13 @@ def make_video_spec(
     :raises WanInputError: the inputs are not JSON, or an image is given twice.
     """
     variation = variation or None
-    images = (*([image] if image else ()), *more_images)
+    image = next((each for each in images if each.is_source), None)
     names = {each.input_name for each in images}
     if twice := sorted(name for name in names if inputs.get(name)):
         raise WanInputError(
             f"{', '.join(twice)}: given as an image and among the inputs; one of them is enough."
         )
-    if image is not None and any(each.input_name == image.input_name for each in more_images):
+    if image is not None and sum(each.input_name == image.input_name for each in images) > 1:
         raise WanInputError(f"{image.input_name} is given by image and by images; one of them is enough.")
     given = _plain(check_model_id(model_id), {n: value for n, value in inputs.items() if n not in names})
     shown = given | by_field(images, lambda each: encoded_url(each.address))
@@ -124,7 +123,7 @@ def make_video_spec(
 
     def validate() -> dict[str, Any]:
         found = given | by_field(
-            images, lambda each: _PLACEHOLDER if each.identity else encoded_url(each.address)
+            images, lambda each: PLACEHOLDER if each.identity else encoded_url(each.address)
         )
         return validate_inputs(model.known, found) if model is not None else found
 

@@ -38,7 +38,6 @@ from airflow_provider_wan.utils.params import (
     request_of,
     seconds_of,
     timeout_of,
-    video_spec_of,
 )
 from airflow_provider_wan.utils.price import with_limit
 from airflow_provider_wan.utils.results import AwaitedRequest
@@ -306,16 +305,10 @@ class WanSubmitOperator(BaseOperator):
                 link_lifetime=self.link_lifetime,
                 waits_for_s=seconds_of(self.timeout) if self.wait_for_completion else 0.0,
             )
-            source = open_images(sources, image, images)
-            return video_spec_of(
-                given,
-                model=model,
-                source=source,
-                variation=given_or_none(self.variation),
-                check_image=self.check_image,
-                hook=hook,
-                owner=task.owner,
+            source = open_images(
+                sources, image, images, inputs=given, variation=given_or_none(self.variation)
             )
+            return source.spec(owner=task.owner, validates=True)
 
     def _obtain(
         self, task: TaskRequest, hook: WanHook, model: LazyModel, journal: Journal | None, spec: VideoSpec

@@ -392,7 +392,7 @@ class _Landed:
 
     def without(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Yield the other rows, in order; one that can't be identified is for the preparation to report."""
-        from airflow_provider_wan.batch.plan import open_rows, spec_of
+        from airflow_provider_wan.batch.plan import open_rows
         from airflow_provider_wan.images.dataset import RowError
 
         if not self._fingerprints:
@@ -403,7 +403,7 @@ class _Landed:
                 yield source
                 continue
             try:
-                fingerprint = spec_of(source, self._sources.model.model_id).fingerprint
+                fingerprint = source.spec().fingerprint
             except (WanRefusedError, ValueError, TypeError):
                 yield source.row
                 continue

@@ -52,12 +52,19 @@ def given_images(images: Any) -> dict[str, str | list[str]]:
 
 
 def open_images(
-    sources: ImageSources, image: str | Mapping[str, Any] | None, images: Mapping[str, str | list[str]]
+    sources: ImageSources,
+    image: str | Mapping[str, Any] | None,
+    images: Mapping[str, str | list[str]],
+    *,
+    inputs: Mapping[str, Any],
+    variation: str | None,
 ) -> ImageSource:
     """Return the images of one video, identified and not read yet.
 
     :param image: as :func:`given_image` returns it.
     :param images: as :func:`given_images` returns it.
+    :param inputs: the other inputs of the task; those of a row as ``image`` override them.
+    :param variation: of the task; that of a row overrides it.
     :raises WanInputError: the input that takes ``image`` is not known; or an address can't be used.
     """
     from airflow_provider_wan.images.dataset import DatasetRow, RowImage, images_of_input
@@ -67,7 +74,8 @@ def open_images(
     found = [each for each in row.images if each.input_name not in images]
     for field, given in images.items():
         found += images_of_input(field, given, RowImage)
-    return sources.open(replace(row, images=tuple(found)))
+    inputs, variation = {**inputs, **row.inputs}, row.variation or variation
+    return sources.open(replace(row, images=tuple(found), inputs=inputs, variation=variation))
 
 
 def shown_image(image: Any) -> str | None:

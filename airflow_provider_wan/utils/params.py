@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from logging import Logger
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,9 +15,7 @@ from airflow_provider_wan.model_api import INPUT_PARAMETERS
 
 if TYPE_CHECKING:
     from airflow_provider_wan.hooks.wan import WanHook
-    from airflow_provider_wan.images.source import ImageSource
     from airflow_provider_wan.model_api.schema import LazyModel
-    from airflow_provider_wan.model_api.video_spec import VideoSpec
 
 DEFAULT_MODEL_ID = "wan-ai/wan-2-2/image-to-video"
 #: An account that runs two requests at a time can have a long queue.
@@ -211,51 +209,3 @@ def model_of(task: ModelTask, hook: WanHook | None) -> LazyModel:
         return Model(task.model_id, read_schema(schema, task.model_id).schema, chosen_field=field)
 
     return LazyModel(task.model_id, read, chosen_field=field)
-
-
-def video_spec_of(
-    given: Mapping[str, Any],
-    *,
-    model: LazyModel,
-    source: ImageSource | None = None,
-    variation: str | None,
-    check_image: bool,
-    hook: WanHook,
-    owner: str,
-) -> VideoSpec:
-    """Return the video that a task's inputs ask for.
-
-    Before a purchase its inputs are validated, and then the images behind public addresses among them are checked.
-
-    :param given: as :func:`given_inputs` returns it; the row of ``source`` overrides it.
-    :param source: the images that are not among the inputs.
-    :param check_image: whether to check the images.
-    :raises WanInputError: the inputs are not JSON, or an image is given twice.
-    """
-    from airflow_provider_wan.images.source import check_public_image
-    from airflow_provider_wan.model_api.video_spec import make_video_spec
-
-    if source is not None:
-        given, variation = {**given, **source.row.inputs}, source.row.variation or variation
-    spec = make_video_spec(
-        model.model_id,
-        given,
-        image=source.image if source else None,
-        more_images=source.more_images if source else (),
-        variation=variation,
-        owner=owner,
-        model=model,
-    )
-    if not check_image:
-        return spec
-
-    def make_inputs() -> Mapping[str, Any]:
-        inputs = spec.validate()
-        for rules in model.known.images:
-            found = inputs.get(rules.field) if rules.field in given else None
-            for url in found if isinstance(found, list) else [found]:
-                if isinstance(url, str):
-                    check_public_image(url, rules, allow_private=hook.settings.allow_private_images)
-        return spec.make_inputs()
-
-    return replace(spec, make_inputs=make_inputs)

@@ -22,7 +22,7 @@ from airflow_provider_wan.images.inspect import inspect
 from airflow_provider_wan.images.source import ImageOptions, ImageSources
 from airflow_provider_wan.operators.wan_images import WanPrepareImagesOperator
 from airflow_provider_wan.utils.images import open_images
-from airflow_provider_wan.utils.params import model_of, video_spec_of
+from airflow_provider_wan.utils.params import model_of
 from tests.batch.batch_support import LOG, connection, manifest, outcomes, run, run_over_a_wait
 from tests.image_samples import encoded, exif_with, photo
 from tests.sandboxes import Bucket
@@ -304,15 +304,8 @@ def test_a_single_submit_of_the_same_images_is_the_same_video(model_id: str, buc
     model = model_of(task, hook)
     sources = ImageSources(model, storage_client, LOG, options=ImageOptions(allow_private=True))
     second = {table.second: row[table.second]} if table.second else {}
-    spec = video_spec_of(
-        {"prompt": "waves", **dict(table.inputs)},
-        model=model,
-        source=open_images(sources, row["image"], second),
-        variation=None,
-        check_image=True,
-        hook=hook,
-        owner="",
-    )
+    inputs = {"prompt": "waves", **dict(table.inputs)}
+    spec = open_images(sources, row["image"], second, inputs=inputs, variation=None).spec()
     (line,) = manifest(start([row], model_id))
     assert (line["outcome"], line["fingerprint"]) == ("landed", spec.fingerprint)
 

@@ -42,7 +42,7 @@ from airflow_provider_wan.operators.wan_images import WanPrepareImagesOperator
 from airflow_provider_wan.sensors.wan import WanRequestSensor
 from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator
 from airflow_provider_wan.triggers.wan import WanBatchTrigger, WanRequestTrigger
-from airflow_provider_wan.utils.params import video_spec_of
+from airflow_provider_wan.utils.images import open_images
 from tests import batch_runs
 from tests.image_samples import encoded, exif_with, photo
 from tests.sandboxes import INPUTS, Bucket
@@ -108,18 +108,14 @@ def directly(case: Mapping[str, Any]) -> str:
 
 def in_submit(case: Mapping[str, Any]) -> str:
     """Build the spec as ``WanSubmitOperator`` does from inputs alone."""
-    options: dict[str, Any] = {"check_image": False, "hook": None, "owner": ""}
-    model = LazyModel(case["model_id"])
-    return video_spec_of(case["inputs"], model=model, variation=case["variation"], **options).fingerprint
+    sources = ImageSources(LazyModel(case["model_id"]), storage_client, LOG)
+    source = open_images(sources, None, {}, inputs=case["inputs"], variation=case["variation"])
+    return source.spec().fingerprint
 
 
 def in_submit_of_an_image(case: Mapping[str, Any]) -> str:
     """Build the spec as ``WanSubmitOperator`` does with ``image=``."""
-    row = row_of(case, is_prepared=True)
-    sources = sources_of(case)
-    source = sources.open(row)
-    options: dict[str, Any] = {"check_image": True, "hook": None, "owner": ""}
-    return video_spec_of({}, model=sources.model, source=source, variation=None, **options).fingerprint
+    return sources_of(case).open(row_of(case, is_prepared=True)).spec().fingerprint
 
 
 def in_batch(case: Mapping[str, Any]) -> str:

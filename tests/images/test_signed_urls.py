@@ -27,7 +27,6 @@ from airflow_provider_wan.exceptions import WanInputError, WanStorageError
 from airflow_provider_wan.images.source import ImageSources
 from airflow_provider_wan.images.staging import ObjectLinks
 from airflow_provider_wan.model_api.schema import LazyModel
-from airflow_provider_wan.model_api.video_spec import make_video_spec
 from airflow_provider_wan.utils.images import image_sources
 from tests.image_samples import encoded, photo
 from tests.raw_servers import RawServer, read_request, reply
@@ -230,7 +229,7 @@ def test_record_of_a_signed_image_has_no_signature(bucket: Bucket, key: rsa.RSAP
     signing._credentials.refresh = lambda request: None
     signing._http_internal = requests.Session()
     sources = ImageSources(LazyModel(MODEL), lambda: signing, logging.getLogger(__name__))
-    image = sources.open("gs://videos/a.jpg").image
-    spec = make_video_spec(MODEL, {"prompt": "waves"}, image=image, model=sources.model)
+    row = {"image": "gs://videos/a.jpg", "prompt": "waves"}
+    spec = sources.open(row).spec(validates=True)
     assert "X-Goog-Signature" in spec.make_inputs()["img_url"]
     assert "X-Goog" not in repr(spec) + json.dumps(dict(spec.recorded_inputs)) + str(spec.image)

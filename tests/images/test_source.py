@@ -29,7 +29,6 @@ from airflow_provider_wan.images.source import ImageOptions, ImageSource, ImageS
 from airflow_provider_wan.model_api.fingerprints import fingerprint
 from airflow_provider_wan.model_api.schema import LazyModel
 from airflow_provider_wan.model_api.video_spec import VideoSpec
-from airflow_provider_wan.utils.params import video_spec_of
 from tests.image_samples import encoded, exif_with, noise, photo, put_gzip, quadrants
 from tests.raw_servers import RawServer, always, reply
 from tests.sandboxes import MODEL, Bucket
@@ -40,9 +39,9 @@ Sources = Callable[..., ImageSources]
 
 
 def spec_of(source: ImageSource, inputs: dict[str, Any], variation: str | None = None) -> VideoSpec:
-    """As ``WanSubmitOperator`` does; the source is open, so there is no call to make."""
-    options: dict[str, Any] = {"check_image": False, "hook": None, "owner": "o"}
-    return video_spec_of(inputs, model=LazyModel(MODEL), source=source, variation=variation, **options)
+    row = source.row
+    row = replace(row, inputs={**inputs, **row.inputs}, variation=row.variation or variation)
+    return replace(source, row=row).spec(owner="o")
 
 
 @pytest.fixture

@@ -237,8 +237,7 @@ def test_images_of_other_fields_are_part_of_the_fingerprint_by_their_content() -
         return make_video_spec(
             ACME,
             {"prompt": "waves"},
-            image=SourceImage("image", "gs://b/a.jpg", first),
-            more_images=[end] if end else [],
+            images=[SourceImage("image", "gs://b/a.jpg", first, is_source=True), *([end] if end else [])],
         ).fingerprint
 
     end = SourceImage("end_image", "gs://b/b.jpg", "md5:b")
@@ -262,10 +261,10 @@ def test_lists_of_images_are_sent_as_lists() -> None:
         SourceImage("images", f"gs://b/{n}", f"md5:{n}", lambda n=n: f"https://s/{n}?sig=1", is_listed=True)
         for n in "ab"
     ]
-    spec = make_video_spec(ACME, {"prompt": "waves"}, more_images=images)
+    spec = make_video_spec(ACME, {"prompt": "waves"}, images=images)
     assert spec.make_inputs() == {"prompt": "waves", "images": ["https://s/a?sig=1", "https://s/b?sig=1"]}
     assert spec.inputs["images"] == ["gs://b/a", "gs://b/b"]
-    reordered = make_video_spec(ACME, {"prompt": "waves"}, more_images=images[::-1])
+    reordered = make_video_spec(ACME, {"prompt": "waves"}, images=images[::-1])
     assert reordered.fingerprint != spec.fingerprint
 
 
