@@ -28,29 +28,20 @@ _TYPES = {
 }
 _MEDIA = {f"{kind}_uri{s}": kind for kind in ("image", "video", "audio") for s in ("", "s")}
 #: Keywords that do not limit the valid values; they are dropped without a note.
-_SILENT = frozenset(
-    (
-        "$schema",
-        "$id",
-        "$comment",
-        "$defs",
-        "definitions",
-        "id",
-        "examples",
-        "example",
-        "deprecated",
-        "nullable",
-    )
-) | {"readOnly", "writeOnly", "format", "order", "validations", "required_inputs", "ui", "discriminator"}
+_SILENT = frozenset((
+    "$schema", "$id", "$comment", "$defs", "definitions", "id", "examples", "example", "deprecated", "nullable",
+    "readOnly", "writeOnly", "format", "order", "validations", "required_inputs", "ui", "discriminator",
+))  # fmt: skip
 #: Keywords that add properties to those listed.
 _OPENING = frozenset(("$ref", "$dynamicRef", "patternProperties"))
 _RULE = re.compile(r"(file_size_mb|width_pixels|height_pixels|width/height)\s*([<>])=?", re.ASCII)
 _BYTES_PER_MB = 1_000_000
 _IMAGE_NAME = re.compile(r"(^|_)(image|img|frame)(_|$)", re.ASCII)
 #: Rules on the value itself: where a page states one of them, it replaces all of the bundled schema.
-_VALUE_RULES = frozenset(
-    ("enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-) | {"anyOf", "oneOf", "allOf"}
+_VALUE_RULES = frozenset((
+    "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "anyOf", "oneOf",
+    "allOf",
+))  # fmt: skip
 _LENGTH_RULES = frozenset(("minLength", "maxLength", "minItems", "maxItems", "uniqueItems"))
 
 

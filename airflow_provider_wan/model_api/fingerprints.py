@@ -16,24 +16,15 @@ from airflow_provider_wan.model_api.outputs import is_http_url
 from airflow_provider_wan.model_api.schema import load_schema
 
 _SIGNING_PREFIXES = ("x-goog-", "x-amz-", "x-oss-")
-_SIGNING_NAMES = frozenset(
-    {
-        "signature",
-        "expires",
-        "googleaccessid",
-        "awsaccesskeyid",
-        "ossaccesskeyid",
-        "key-pair-id",
-        "policy",
-        "security-token",
-        "sig",
-    }
-)
+_SIGNING_NAMES = frozenset((
+    "signature", "expires", "googleaccessid", "awsaccesskeyid", "ossaccesskeyid", "key-pair-id", "policy",
+    "security-token", "sig",
+))  # fmt: skip
 # Azure's names are so short that another service may use one to name an image: they count only with `sig`.
-_BESIDE_SIG = frozenset(
-    {"se", "sp", "sr", "ss", "st", "sv", "sdd", "ses", "sip", "spr", "srt", "ske", "sks", "skt", "skv"}
-)
-_BESIDE_SIG |= {"skoid", "sktid", "saoid", "suoid", "scid"}
+_BESIDE_SIG = frozenset((
+    "se", "sp", "sr", "ss", "st", "sv", "sdd", "ses", "sip", "spr", "srt", "ske", "sks", "skt", "skv", "skoid",
+    "sktid", "saoid", "suoid", "scid",
+))  # fmt: skip
 _SECRET_NAMES = ("signature", "sig", "token", "policy")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _AFTER_HOST = re.compile(r"(?i)(https?://[^/?#]*)(.*)", re.DOTALL)

@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.model_api.bodies import clean_text, number_of
 from airflow_provider_wan.model_api.coercion import coerce_fields, plain_number
-from airflow_provider_wan.model_api.fingerprints import (
-    invisible_character,
-)
+from airflow_provider_wan.model_api.fingerprints import invisible_character
 from airflow_provider_wan.model_api.outputs import is_http_url
 from airflow_provider_wan.model_api.schema import Model, ModelSchema
 

@@ -16,40 +16,14 @@ from urllib.parse import urlsplit
 #: Words of a key that name the kind of its value: ``generated_video``, ``videoUrl``, ``cover_image_url``.
 _WORD = re.compile(r"[a-z]+|[A-Z]+(?![a-z])|[A-Z][a-z]+")
 _VIDEO_WORDS = frozenset({"video", "videos"})
-_OTHER_WORDS = frozenset(
-    {
-        "image",
-        "images",
-        "thumbnail",
-        "thumbnails",
-        "cover",
-        "poster",
-        "preview",
-        "frame",
-        "frames",
-        "audio",
-        "input",
-    }
-)
+_OTHER_WORDS = frozenset((
+    "image", "images", "thumbnail", "thumbnails", "cover", "poster", "preview", "frame", "frames", "audio", "input",
+))  # fmt: skip
 _VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
-_NEUTRAL_WORDS = frozenset(
-    {
-        "url",
-        "urls",
-        "uri",
-        "uris",
-        "href",
-        "link",
-        "links",
-        "file",
-        "files",
-        "output",
-        "outputs",
-        "result",
-        "results",
-    }
-    | {"download", "media", "data", "content", "generated"}
-)
+_NEUTRAL_WORDS = frozenset((
+    "url", "urls", "uri", "uris", "href", "link", "links", "file", "files", "output", "outputs", "result", "results",
+    "download", "media", "data", "content", "generated",
+))  # fmt: skip
 _MAX_NODES = 10_000
 
 
