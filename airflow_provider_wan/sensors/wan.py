@@ -16,20 +16,13 @@ from airflow.providers.common.compat.sdk import (
     PokeReturnValue,
 )
 
-from airflow_provider_wan.exceptions import (
-    WanAuthError,
-    WanNotFoundError,
-    WanTransientError,
-)
+from airflow_provider_wan.exceptions import WanAuthError, WanNotFoundError, WanTransientError
 from airflow_provider_wan.links.wan import WanGenerationsLink, WanVideoLink
 from airflow_provider_wan.triggers.wan import deadline_in, trigger_for
 from airflow_provider_wan.utils.errors import as_airflow_errors
 from airflow_provider_wan.utils.params import DEFAULT_TIMEOUT, request_of
 from airflow_provider_wan.utils.results import AwaitedRequest
 from airflow_provider_wan.utils.task import LinkState, TaskRequest
-
-#: A wait in ``mode="poke"`` ends just after Airflow's own timeout, which then raises.
-_PAST_TIMEOUT_S = 0.1
 
 
 class WanRequestSensor(BaseSensorOperator):
@@ -90,17 +83,17 @@ class WanRequestSensor(BaseSensorOperator):
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.link_state = LinkState()
-        self._polled = False
         self._asked_to_wait_s = 0.0
-        self._deadline = 0.0
 
     def execute(self, context: Any) -> Any:
-        """Ask once, and wait in the triggerer; or in the usual way of sensors."""
-        if not self.deferrable:
-            return self._wait_as_sensors_do(context)
+        """Wait in the triggerer; in ``mode="poke"`` here, as a worker does; else poll once, as sensors do."""
+        if not self.deferrable and self.reschedule:
+            return self._reschedule(context)
         try:
             with as_airflow_errors(context):
                 wait = self._awaited(context)
+                if not self.deferrable:
+                    return self._wait_here(wait)
                 result, not_before = wait.result_if_over()
                 if result is not None:
                     return wait.task.on_result(wait.finished(result=result))
@@ -134,18 +127,41 @@ class WanRequestSensor(BaseSensorOperator):
     def _result_after(self, wait: AwaitedRequest, event: Mapping[str, Any]) -> dict[str, Any]:
         return wait.result_after(event, cancel=self.cancel_on_timeout, gone=WanNotFoundError)
 
+    def _wait_here(self, wait: AwaitedRequest) -> dict[str, Any]:
+        event = wait.wait_here(
+            deadline=deadline_in(self.timeout),
+            poll_interval=self.poke_interval,
+            is_known=wait.ref.fingerprint is not None,
+            stop=threading.Event(),
+        )
+        assert event is not None
+        return self._result_after(wait, event)
+
+    # -- mode="reschedule": each poke is a process of its own ----------------------------------------------
+
+    def _reschedule(self, context: Any) -> Any:
+        with as_airflow_errors(context):
+            try:
+                return super().execute(context)
+            except AirflowSensorTimeout as error:
+                raise self._awaited(context).timed_out(str(error), cancel=self.cancel_on_timeout) from error
+            except AirflowSkipException as skip:
+                if skip.__cause__ is not None:  # soft_fail skips other errors than the timeout
+                    raise
+                late = self._awaited(context).timed_out(str(skip), cancel=self.cancel_on_timeout)
+                raise AirflowSkipException(str(late)) from late
+
     def poke(self, context: Any) -> PokeReturnValue | bool:
-        """Ask once in ``mode="reschedule"``; in ``mode="poke"`` wait here, as a worker does."""
+        """Poll once."""
         from airflow_provider_wan.durable.decide import RemoteState
         from airflow_provider_wan.durable.reconcile import check_it_exists, read_state
 
         with as_airflow_errors(context):
             wait = self._awaited(context)
-            if not self.reschedule:
-                return self._wait_here(wait)
             request_id = wait.ref.request_id
+            is_first = context["ti"].get_first_reschedule_date(context) is None
             try:
-                if wait.ref.fingerprint is None and not self._has_polled(context):
+                if wait.ref.fingerprint is None and is_first:
                     check_it_exists(wait.hook, request_id, named_in="request=")
                 there, result = read_state(wait.hook, request_id)
             except (WanTransientError, WanAuthError) as error:
@@ -165,36 +181,7 @@ class WanRequestSensor(BaseSensorOperator):
             xcom = wait.task.on_result(wait.finished(result=result))
             return PokeReturnValue(is_done=True, xcom_value=xcom)
 
-    def _wait_here(self, wait: AwaitedRequest) -> PokeReturnValue | bool:
-        event = wait.wait_here(
-            deadline=self._deadline,
-            poll_interval=self.poke_interval,
-            is_known=wait.ref.fingerprint is not None,
-            stop=threading.Event(),
-        )
-        if event is None or event["outcome"] == "timeout":
-            return False  # Airflow's own timeout of sensors follows
-        return PokeReturnValue(is_done=True, xcom_value=self._result_after(wait, event))
-
     def _get_next_poke_interval(self, *args: Any, **kwargs: Any) -> float:
         """Return when to poke again: not before ``Retry-After`` allows, as far as the timeout permits."""
         interval_s: float = super()._get_next_poke_interval(*args, **kwargs)
         return max(interval_s, min(self._asked_to_wait_s, float(self.timeout)))
-
-    def _wait_as_sensors_do(self, context: Any) -> Any:
-        self._deadline = deadline_in(self.timeout + _PAST_TIMEOUT_S)
-        with as_airflow_errors(context):
-            try:
-                return super().execute(context)
-            except AirflowSensorTimeout as error:
-                raise self._awaited(context).timed_out(str(error), cancel=self.cancel_on_timeout) from error
-            except AirflowSkipException as skip:
-                if skip.__cause__ is not None:  # soft_fail skips other errors than the timeout
-                    raise
-                late = self._awaited(context).timed_out(str(skip), cancel=self.cancel_on_timeout)
-                raise AirflowSkipException(str(late)) from late
-
-    def _has_polled(self, context: Any) -> bool:
-        """Return whether an earlier poke of this try found the request, or could not tell."""
-        polled, self._polled = self._polled, True
-        return polled or (self.reschedule and context["ti"].get_first_reschedule_date(context) is not None)
