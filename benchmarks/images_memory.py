@@ -40,7 +40,7 @@ def control(bucket_url: str, path: str, body: dict[str, Any]) -> None:
 
 def fill(bucket_url: str, way: str, rows: int) -> None:
     from airflow_provider_wan.hooks.gcs import storage_client
-    from airflow_provider_wan.images.dataset import PreparedImage
+    from airflow_provider_wan.images.rows import PreparedImage
 
     if way == "prefix":
         content = _small_image()

@@ -20,7 +20,7 @@ from airflow_provider_wan.durable.journal import RecordSummary
 from airflow_provider_wan.durable.record import Stage
 from airflow_provider_wan.exceptions import WanInputError, WanRefusedError
 from airflow_provider_wan.hooks.gcs import check_object_name
-from airflow_provider_wan.images.dataset import DatasetRow, RowError
+from airflow_provider_wan.images.rows import DatasetRow, RowError
 from airflow_provider_wan.images.source import ImageSource, ImageSources
 from airflow_provider_wan.model_api.fingerprints import take_of
 from airflow_provider_wan.model_api.inputs import clip_seconds

@@ -68,7 +68,6 @@ class ImageFacts:
     is_animated: bool
     size_bytes: int | None
     private: tuple[str, ...]
-    has_icc: bool
     lossless: bool
     scales_down: bool = False
     notes: tuple[str, ...] = ()
@@ -207,7 +206,6 @@ def _facts(
         is_animated=_is_animated(image, fmt),
         size_bytes=size_bytes,
         private=_private(image, fmt, head, exif),
-        has_icc="icc_profile" in image.info,
         lossless=lossless,
         scales_down=sequential,
         notes=_notes(name, fmt, image, orientation),

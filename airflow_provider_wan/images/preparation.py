@@ -6,7 +6,6 @@ Rows stream: a few per worker are in progress, and results are yielded in the da
 
 from __future__ import annotations
 
-import io
 import json
 import tempfile
 from collections import Counter, deque
@@ -16,17 +15,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_wan.exceptions import WanDownloadError, WanError, WanInputError, WanStorageError
-from airflow_provider_wan.hooks.gcs import (
-    TIMEOUT_S,
-    check_object_name,
-    retry_policy,
-    split_gs_uri,
-    storage_errors,
-)
+from airflow_provider_wan.hooks.gcs import check_object_name, split_gs_uri, storage_errors, upload
 from airflow_provider_wan.images.codecs import BrokenRule, UnusableImageError
-from airflow_provider_wan.images.dataset import DatasetRow, PreparedImage, Row, RowError, RowImage
 from airflow_provider_wan.images.inspect import inspect
 from airflow_provider_wan.images.prepare import check, explain, fits_as_it_is
+from airflow_provider_wan.images.rows import DatasetRow, PreparedImage, Row, RowError, RowImage
 from airflow_provider_wan.images.source import ImageSource, ImageSources, InputCheck, usable_cores
 from airflow_provider_wan.model_api.fingerprints import canonical_url
 from airflow_provider_wan.model_api.schema import ImageRules
@@ -346,28 +339,20 @@ class Manifests:
         """Write the remaining rows and the report; return the address of the report."""
         if self._lines:
             self._write_chunk()
-        size = self._report.tell()
-        self._report.seek(0)
-        uri = self._write("report.jsonl", self._report, size)
+        uri = self._write("report.jsonl", self._report, self._report.tell())
         self._report.close()
         return uri
 
     def _write_chunk(self) -> None:
         body = "".join(self._lines).encode("utf-8", "backslashreplace")
         self._lines.clear()
-        self.chunks.append(self._write(f"chunk-{len(self.chunks):05}.jsonl", io.BytesIO(body), len(body)))
+        self.chunks.append(self._write(f"chunk-{len(self.chunks):05}.jsonl", body))
 
-    def _write(self, name: str, file: Any, size: int) -> str:
+    def _write(self, name: str, body: Any, size: int | None = None) -> str:
         uri = f"gs://{self._bucket}/{self._prefix}{name}"
+        blob = self._client.bucket(self._bucket).blob(self._prefix + name)
         with storage_errors(f"Writing {uri}"):
-            self._client.bucket(self._bucket).blob(self._prefix + name).upload_from_file(
-                file,
-                size=size,
-                content_type=_CONTENT_TYPE,
-                checksum="crc32c",
-                timeout=TIMEOUT_S,
-                retry=retry_policy(),
-            )
+            upload(blob, body, size_bytes=size, content_type=_CONTENT_TYPE)
         return uri
 
 

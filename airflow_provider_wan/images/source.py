@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.exceptions import WanInputError, WanRefusedError
 from airflow_provider_wan.images.codecs import UnusableImageError
-from airflow_provider_wan.images.dataset import Columns, DatasetRow, PreparedImage, RowImage, row_of_cells
 from airflow_provider_wan.images.inspect import ImageFacts, check_whole, inspect
 from airflow_provider_wan.images.prepare import (
     TooSmall,
@@ -41,6 +40,7 @@ from airflow_provider_wan.images.readers import (
     look_up_object,
     md5_identity,
 )
+from airflow_provider_wan.images.rows import Columns, DatasetRow, PreparedImage, RowImage, row_of_cells
 from airflow_provider_wan.images.staging import DEFAULT_LIFETIME_S, ObjectLinks, Staging, copy_key
 from airflow_provider_wan.model_api.fingerprints import canonical_url
 from airflow_provider_wan.model_api.inputs import validate_inputs

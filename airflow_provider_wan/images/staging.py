@@ -26,10 +26,11 @@ from airflow_provider_wan.hooks.gcs import (
     retry_policy,
     split_gs_uri,
     storage_errors,
+    upload,
 )
-from airflow_provider_wan.images.dataset import PreparedImage
 from airflow_provider_wan.images.prepare import RECIPE_VERSION, PreparedFile, TooSmall, parse_background
 from airflow_provider_wan.images.readers import ImageReader
+from airflow_provider_wan.images.rows import PreparedImage
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -112,13 +113,11 @@ class Staging:
         blob.metadata = {_META: json.dumps(about, separators=(",", ":"))}
         # A failed precondition: another task was faster, or our own acknowledgement was lost. The bytes are the same.
         with storage_errors(f"Staging {uri}"), suppress(PreconditionFailed):
-            blob.upload_from_string(
+            upload(
+                blob,
                 prepared.data if is_copy else b"",
                 content_type=prepared.content_type if is_copy else "application/octet-stream",
                 if_generation_match=0,
-                checksum="crc32c",
-                timeout=TIMEOUT_S,
-                retry=retry_policy(),
             )
         return PreparedImage(
             source.address,

@@ -7,6 +7,7 @@ value that cannot be converted without loss stays as it is, so that validation c
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import numbers
@@ -90,6 +91,21 @@ def flag_of(value: Any) -> bool | None:
     """Return a value that is true or false, also as a word or a number; None if it is neither."""
     flag = coerce_value(value, ("boolean",))
     return flag if isinstance(flag, bool) else None
+
+
+def literal_of(text: str) -> Any:
+    """Return the value that a text holds: JSON, or with Python's quotes, as Jinja renders a mapping or a list.
+
+    :raises ValueError: it is neither.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError("neither JSON nor a Python literal") from error
 
 
 def plain_number(value: Any) -> Any:

@@ -26,8 +26,9 @@ from airflow_provider_wan.utils.task import bucket_journal
 if TYPE_CHECKING:
     from airflow_provider_wan.durable.journal import BucketJournal
     from airflow_provider_wan.hooks.wan import WanHook
-    from airflow_provider_wan.images.dataset import DatasetReader, Row
+    from airflow_provider_wan.images.dataset import DatasetReader
     from airflow_provider_wan.images.preparation import Findings, Preparation
+    from airflow_provider_wan.images.rows import Row
     from airflow_provider_wan.images.source import ImageSources
     from airflow_provider_wan.model_api.schema import LazyModel
 
@@ -393,7 +394,7 @@ class _Landed:
     def without(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Yield the other rows, in order; one that can't be identified is for the preparation to report."""
         from airflow_provider_wan.batch.plan import open_rows
-        from airflow_provider_wan.images.dataset import RowError
+        from airflow_provider_wan.images.rows import RowError
 
         if not self._fingerprints:
             yield from rows

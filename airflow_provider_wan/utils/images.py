@@ -67,7 +67,7 @@ def open_images(
     :param variation: of the task; that of a row overrides it.
     :raises WanInputError: the input that takes ``image`` is not known; or an address can't be used.
     """
-    from airflow_provider_wan.images.dataset import DatasetRow, RowImage, images_of_input
+    from airflow_provider_wan.images.rows import DatasetRow, RowImage, images_of_input
     from airflow_provider_wan.images.source import row_of
 
     row = row_of(image) if image is not None else DatasetRow()

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -81,15 +80,11 @@ def request_of(given: Any) -> RequestRef:
 
 
 def _from_json(text: str, *, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:  # Jinja renders a dict with Python's quotes unless render_template_as_native_obj is set
-        import ast
+    from airflow_provider_wan.model_api.coercion import literal_of
 
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    try:
+        return literal_of(text)
+    except ValueError:
         raise WanInputError(f"{name}={text[:80]!r} is not JSON.") from None
 
 

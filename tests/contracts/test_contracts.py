@@ -31,8 +31,8 @@ from airflow_provider_wan.durable.journal import BucketJournal, TaskStateJournal
 from airflow_provider_wan.durable.record import Record
 from airflow_provider_wan.get_provider_info import get_provider_info
 from airflow_provider_wan.hooks.gcs import storage_client
-from airflow_provider_wan.images.dataset import DatasetRow, PreparedImage, RowImage
 from airflow_provider_wan.images.preparation import Preparation
+from airflow_provider_wan.images.rows import DatasetRow, PreparedImage, RowImage
 from airflow_provider_wan.images.source import ImageSources
 from airflow_provider_wan.model_api.fingerprints import fingerprint
 from airflow_provider_wan.model_api.schema import LazyModel

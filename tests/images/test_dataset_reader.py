@@ -12,14 +12,8 @@ from typing import Any
 import pytest
 
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.images.dataset import (
-    Columns,
-    DatasetReader,
-    DatasetRow,
-    PreparedImage,
-    Row,
-    RowError,
-)
+from airflow_provider_wan.images.dataset import DatasetReader
+from airflow_provider_wan.images.rows import Columns, DatasetRow, PreparedImage, Row, RowError
 from tests.image_samples import put_gzip
 from tests.sandboxes import Bucket
 

@@ -28,7 +28,6 @@ GOOD = ImageFacts(
     is_animated=False,
     size_bytes=500_000,
     private=(),
-    has_icc=False,
     lossless=False,
 )
 

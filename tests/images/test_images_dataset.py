@@ -15,14 +15,8 @@ from typing import Any
 import pytest
 
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.images.dataset import (
-    Columns,
-    DatasetRow,
-    RowError,
-    RowImage,
-    read_manifest,
-    resolve_image,
-)
+from airflow_provider_wan.images.dataset import read_manifest
+from airflow_provider_wan.images.rows import Columns, DatasetRow, RowError, RowImage, resolve_image
 from airflow_provider_wan.model_api.schema import load_schema
 
 SCHEMA = load_schema("wan-ai/wan-2-2/image-to-video")

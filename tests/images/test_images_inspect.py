@@ -146,7 +146,7 @@ def test_metadata_of_a_jpeg_is_read_once_in_large_blocks_and_its_pixels_are_not(
 
     facts = inspect(far)
 
-    assert (facts.width, facts.height, facts.has_icc) == (600, 400, True)
+    assert (facts.width, facts.height) == (600, 400)
     assert far.bytes_read <= len(jpeg)
     assert len(far.reads) <= 10
 

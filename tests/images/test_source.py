@@ -21,10 +21,11 @@ from google.cloud import storage
 from PIL import Image
 
 from airflow_provider_wan.exceptions import WanDownloadError, WanInputError, WanStorageError
-from airflow_provider_wan.images.dataset import DatasetReader, DatasetRow, RowImage
+from airflow_provider_wan.images.dataset import DatasetReader
 from airflow_provider_wan.images.inspect import inspect
 from airflow_provider_wan.images.preparation import Preparation, Usable
 from airflow_provider_wan.images.readers import look_up_object
+from airflow_provider_wan.images.rows import DatasetRow, RowImage
 from airflow_provider_wan.images.source import ImageOptions, ImageSource, ImageSources
 from airflow_provider_wan.model_api.fingerprints import fingerprint
 from airflow_provider_wan.model_api.schema import LazyModel
