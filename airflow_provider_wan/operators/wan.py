@@ -132,26 +132,10 @@ class WanSubmitOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = (
-        *INPUT_PARAMETERS,
-        "image",
-        "images",
-        "image_field",
-        "staging",
-        "background",
-        "model_id",
-        "inputs",
-        "schema",
-        "require_schema",
-        "variation",
-        "journal",
-        "resolve",
-        "request",
-        "max_cost_usd",
-        "price_usd",
-        "wan_conn_id",
-        "gcp_conn_id",
-        "impersonation_chain",
-    )
+        *INPUT_PARAMETERS, "image", "images", "image_field", "staging", "background", "model_id", "inputs", "schema",
+        "require_schema", "variation", "journal", "resolve", "request", "max_cost_usd", "price_usd", "wan_conn_id",
+        "gcp_conn_id", "impersonation_chain",
+    )  # fmt: skip
     template_fields_renderers: ClassVar[dict[str, str]] = dict.fromkeys(
         ("images", "inputs", "schema", "resolve"), "json"
     )

@@ -146,31 +146,11 @@ class WanBatchOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = (
-        "images",
-        "bucket_name",
-        "object_name",
-        "journal",
-        *(name for name in INPUT_PARAMETERS if name != "img_url"),
-        "model_id",
-        "image_field",
-        "inputs",
-        "schema",
-        "require_schema",
-        "variation",
-        "max_cost_usd",
-        "max_requests",
-        "share_of",
-        "price_usd",
-        "dry_run",
-        "max_failures",
-        "resolve",
-        "records",
-        "staging",
-        "background",
-        "wan_conn_id",
-        "gcp_conn_id",
-        "impersonation_chain",
-    )
+        "images", "bucket_name", "object_name", "journal", *(name for name in INPUT_PARAMETERS if name != "img_url"),
+        "model_id", "image_field", "inputs", "schema", "require_schema", "variation", "max_cost_usd", "max_requests",
+        "share_of", "price_usd", "dry_run", "max_failures", "resolve", "records", "staging", "background",
+        "wan_conn_id", "gcp_conn_id", "impersonation_chain",
+    )  # fmt: skip
     template_fields_renderers: ClassVar[dict[str, str]] = dict.fromkeys(
         ("inputs", "schema", "resolve"), "json"
     )

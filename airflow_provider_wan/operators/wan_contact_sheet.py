@@ -56,15 +56,9 @@ class WanContactSheetOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = (
-        "bucket_name",
-        "prefix",
-        "object_name",
-        "manifest",
-        "title",
-        "wan_conn_id",
-        "gcp_conn_id",
+        "bucket_name", "prefix", "object_name", "manifest", "title", "wan_conn_id", "gcp_conn_id",
         "impersonation_chain",
-    )
+    )  # fmt: skip
     operator_extra_links = (WanBucketLink(),)
     ui_color = "#d9ecff"
 

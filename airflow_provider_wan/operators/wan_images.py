@@ -105,23 +105,9 @@ class WanPrepareImagesOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = (
-        "dataset",
-        "staging",
-        "manifests",
-        "inputs",
-        "variation",
-        "background",
-        "dry_run",
-        "journal",
-        "skip_landed",
-        "model_id",
-        "image_field",
-        "schema",
-        "require_schema",
-        "wan_conn_id",
-        "gcp_conn_id",
-        "impersonation_chain",
-    )
+        "dataset", "staging", "manifests", "inputs", "variation", "background", "dry_run", "journal", "skip_landed",
+        "model_id", "image_field", "schema", "require_schema", "wan_conn_id", "gcp_conn_id", "impersonation_chain",
+    )  # fmt: skip
     template_fields_renderers: ClassVar[dict[str, str]] = dict.fromkeys(
         ("dataset", "inputs", "schema"), "json"
     )

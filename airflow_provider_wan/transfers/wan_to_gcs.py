@@ -64,14 +64,8 @@ class WanToGCSOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = (
-        "request",
-        "bucket_name",
-        "object_name",
-        "records",
-        "wan_conn_id",
-        "gcp_conn_id",
-        "impersonation_chain",
-    )
+        "request", "bucket_name", "object_name", "records", "wan_conn_id", "gcp_conn_id", "impersonation_chain",
+    )  # fmt: skip
     operator_extra_links = (WanVideoLink(), WanBucketLink(), WanGenerationsLink())
     ui_color = "#d9ecff"
 
