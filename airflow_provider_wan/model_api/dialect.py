@@ -153,7 +153,7 @@ class SchemaTranslation:
             self._image_rules(name, items) if isinstance(items, Mapping) else {}
         )
         if kind is None and rules:  # older pages mark images only by the rules for them
-            has_pixels = rules.keys() - {"messages", "max_size_bytes_exclusive"}
+            has_pixels = rules.keys() - {"max_size_bytes_exclusive"}
             kind = "image" if has_pixels or _IMAGE_NAME.search(name) else None
         if kind == "image":
             if "array" in _names([node.get("type")]) + _names(node.get("type")):
@@ -164,7 +164,6 @@ class SchemaTranslation:
 
     def _image_rules(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         rules: dict[str, Any] = {}
-        messages: dict[str, str] = {}
         validations = given.get("validations")
         for validation in validations if isinstance(validations, list | tuple) else ():
             if not isinstance(validation, Mapping):
@@ -177,10 +176,7 @@ class SchemaTranslation:
                 continue
             rule, limit = _rule_of(found[1], found[2], value)
             rules[rule] = (max if found[2] == ">" else min)(limit, rules.get(rule, limit))
-            words = validation.get("validation_error")
-            if isinstance(words, str) and words.strip():
-                messages[rule] = clean_text(words)
-        return {**rules, "messages": messages} if rules else {}
+        return rules
 
 
 class _TooLarge(Exception):
@@ -299,14 +295,14 @@ def merge_with_bundled(bundled: ModelSchema, page: ModelSchema) -> tuple[ModelSc
             continue
         fields[name] = {**_without_replaced(known, stated), **stated}
         if "x-image" in known:
-            fields[name]["x-image"] = _merged_image(known["x-image"], stated.get("x-image", {}))
+            fields[name]["x-image"] = {**known["x-image"], **stated.get("x-image", {})}
         rules = sorted(
             (_VALUE_RULES | _LENGTH_RULES | {"type", "default", "x-image"}) & (known.keys() | stated.keys())
         )
         differences += [
             f"{name}: {_words(rule, known)} is now {_words(rule, fields[name])}"
             for rule in rules
-            if _plain(known.get(rule)) != _plain(fields[name].get(rule))
+            if known.get(rule) != fields[name].get(rule)
         ]
     differences += [f"{name} is gone" for name in bundled.fields if name not in page.fields]
     required = sorted(page.required or bundled.required & fields.keys())
@@ -326,19 +322,8 @@ def _without_replaced(known: Mapping[str, Any], stated: Mapping[str, Any]) -> di
     return {rule: value for rule, value in known.items() if rule not in replaced}
 
 
-def _merged_image(known: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
-    messages = {**known.get("messages", {}), **stated.get("messages", {})}
-    kept = {rule: words for rule, words in messages.items() if rule in {**known, **stated}}
-    return {**known, **stated, "messages": kept}
-
-
-def _plain(value: Any) -> Any:
-    """Return rules without their wording, to compare them."""
-    return {k: v for k, v in value.items() if k != "messages"} if isinstance(value, Mapping) else value
-
-
 def _words(rule: str, rules: Mapping[str, Any]) -> str:
-    value = _plain(rules.get(rule))
+    value = rules.get(rule)
     return f"no {rule}" if value is None else f"{rule} {clean_text(json.dumps(value, default=str), 120)}"
 
 

@@ -8,7 +8,6 @@ RunComfy, or from the user; it can change at any time, and never enters a finger
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -32,7 +31,6 @@ class ImageRules:
     :param min_side_px: the least width and height, inclusive; ``None`` for no limit.
     :param max_side_px: the greatest width and height, inclusive; ``None`` for no limit.
     :param max_size_bytes_exclusive: the file must be smaller than this; ``None`` for no limit.
-    :param messages: the rule in words, by the name of the rule.
     :param min_aspect: the least width / height, inclusive; ``None`` for no limit.
     :param max_aspect: the greatest width / height, inclusive; ``None`` for no limit.
     :param is_array: whether the field takes a list of URLs.
@@ -44,7 +42,6 @@ class ImageRules:
     min_side_px: int | None = None
     max_side_px: int | None = None
     max_size_bytes_exclusive: int | None = None
-    messages: Mapping[str, str] = dataclasses.field(default_factory=dict)
     min_aspect: float | None = None
     max_aspect: float | None = None
     is_array: bool = False

@@ -147,7 +147,6 @@ def test_validations_become_rules_for_the_image() -> None:
     (rules,) = model({"image_url": IMAGE, "prompt": {"type": "string"}}).images
     assert (rules.field, rules.min_side_px, rules.max_side_px) == ("image_url", 300, 4000)
     assert (rules.min_aspect, rules.max_aspect, rules.max_size_bytes_exclusive) == (0.4, 2.5, 10_000_000)
-    assert rules.messages == {"max_size_bytes_exclusive": "under 10 MB"}
     assert not rules.is_array
 
 
