@@ -196,10 +196,7 @@ def _images(batch: BatchStatus, fields: Mapping[str, Any]) -> CardList | None:
 
 
 def _with_record(card: Card, fields: Mapping[TaskInstanceKey, Mapping[str, Any]]) -> Card:
-    """Return a card of a batch, completed from the journal.
-
-    :param fields: rendered fields by task instance.
-    """
+    """Return a card of a batch, completed from the journal."""
     if not card.record or not card.request_id:
         return card
     try:

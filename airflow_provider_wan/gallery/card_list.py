@@ -154,10 +154,7 @@ class CardList:
 
     @classmethod
     def of_lines(cls, batch: BatchStatus, lines: Iterable[bytes | str]) -> CardList:
-        """Return the images of a batch.
-
-        :param lines: of the file that it names; they are read once.
-        """
+        """Return the images of a batch, from the lines of the file that it names; they are read once."""
         return cls(batch.cards(lines), batch.card)
 
     def _insert(self, entries: Iterable[tuple[int, str, Card]]) -> Iterable[Card]:

@@ -339,7 +339,6 @@ def cards_of(
     """Make the cards of a run, in the order of its tasks and map indexes.
 
     :param entries: its XComs under :data:`KEYS`.
-    :param tasks: its task instances of this provider.
     :param batches: task instances whose videos come from a file; how such a task failed is no card.
     :param run_is_over: whether no task of the run can run any more.
     """
@@ -372,10 +371,7 @@ def cards_of(
 
 
 class _JoinedCards:
-    """Cards by request id, joined from the XComs of several tasks about the same request.
-
-    :param operators: class names by task instance.
-    """
+    """Cards by request id, joined from the XComs of several tasks about the same request."""
 
     def __init__(self, operators: Mapping[TaskInstanceKey, str]) -> None:
         self._operators = operators
@@ -578,7 +574,6 @@ def batches_of(
 ) -> list[BatchStatus]:
     """Find the batches of a run.
 
-    :param tasks: its task instances of this provider.
     :param run_is_over: whether no task of the run can run any more.
     """
     over = {task.task for task in tasks if task.state in TASK_OVER}
@@ -615,10 +610,7 @@ def problems_of(batches: Iterable[BatchStatus], entries: Iterable[Entry]) -> lis
 
 
 def with_record(card: Card, record: Mapping[str, Any] | None) -> Card:
-    """Return a card completed from the journal's record: inputs, model and times.
-
-    :param record: as JSON, or None.
-    """
+    """Return a card completed from the journal's record: inputs, model and times."""
     if record is None or record.get("request_id") != card.request_id:
         return card
     facts = facts_of(record)

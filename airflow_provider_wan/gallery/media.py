@@ -83,10 +83,7 @@ class VideoVersion:
 
 
 class Media:
-    """Access to buckets with the credentials of one connection; its cached reads are shared by all viewers.
-
-    :param client: a Cloud Storage client.
-    """
+    """Access to buckets with the credentials of one connection; its cached reads are shared by all viewers."""
 
     def __init__(self, client: storage.Client) -> None:
         self._client = client

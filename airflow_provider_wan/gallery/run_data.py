@@ -50,10 +50,7 @@ _TASKS_A_QUERY = 1000
 
 
 class RunData:
-    """One run in the database.
-
-    :param session: of the API server.
-    """
+    """One run in the database, read with a session of the API server."""
 
     def __init__(self, session: Session, dag_id: str, run_id: str) -> None:
         self._session = session
@@ -71,10 +68,7 @@ class RunData:
         return self.state() in RUN_OVER
 
     def entries(self, keys: Collection[str] = KEYS, task: TaskInstanceKey | None = None) -> list[Entry]:
-        """Return the XComs that cards are made from.
-
-        :param task: only those of this task instance.
-        """
+        """Return the XComs that cards are made from, of all tasks or of one."""
         query = select(XComModel.task_id, XComModel.map_index, XComModel.key, XComModel.value).where(
             *self._of_run(XComModel, task), XComModel.key.in_(keys)
         )
@@ -84,10 +78,7 @@ class RunData:
         ]
 
     def tasks(self, task: TaskInstanceKey | None = None) -> list[RunTask]:
-        """Return the task instances of this provider's operators.
-
-        :param task: only this one.
-        """
+        """Return the task instances of this provider's operators, all or one."""
         table = TaskInstance
         query = select(table.task_id, table.map_index, table.state, table.operator).where(
             *self._of_run(table, task), table.operator.in_(OPERATORS)

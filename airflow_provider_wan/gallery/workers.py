@@ -29,8 +29,7 @@ class BoundedExecutor:
     """A thread pool that refuses work instead of queueing without end.
 
     :param name: prefix of the names of its threads.
-    :param threads: number of threads, started when they are needed.
-    :param queued: number of calls that may wait for a thread.
+    :param queued: number of calls that may wait for one of the threads.
     """
 
     def __init__(self, name: str, *, threads: int, queued: int) -> None:
@@ -62,7 +61,6 @@ class _Entry:
 class SharedCache:
     """Recently loaded values: each is loaded by one thread at a time, for all viewers.
 
-    :param size: number of values to keep.
     :param fresh_s: seconds until a value is loaded again.
     """
 

@@ -142,8 +142,6 @@ _pillow = _PillowGlobals()
 def decoding(name: str, fmt: str | None = None, *, doing: str = "decoded") -> Iterator[None]:
     """Decode with our own limits, and raise one error for whatever a decoder raises.
 
-    :param name: how the message calls the image.
-    :param fmt: the image's format.
     :raises UnusableImageError: the image cannot be decoded.
     """
     try:
@@ -175,10 +173,7 @@ def open_image(file: IO[bytes], fmt: str, name: str) -> ImageFile.ImageFile:
 
 
 def encode(image: Image.Image, fmt: str, **options: Any) -> bytes:
-    """Encode an image; only pixels are written as long as its ``info`` is empty.
-
-    :param options: Pillow's, for the format.
-    """
+    """Encode an image, with Pillow's options for the format; with an empty ``info`` only its pixels are written."""
     # Pillow keeps the interpreter lock while it encodes into a Python object, and releases it while it encodes JPEG
     # into a file descriptor, so other threads continue.
     has_memory_files = hasattr(os, "memfd_create")

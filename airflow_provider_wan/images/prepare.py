@@ -65,9 +65,7 @@ def check(facts: ImageFacts, rules: ImageRules, *, too_small: TooSmall = "upscal
 
     Plan, preparation and submit all use this check.
 
-    :param facts: from :func:`~airflow_provider_wan.images.inspect.inspect`. A size of the file that is not known is
-        not checked.
-    :param rules: the model's image rules.
+    :param facts: a size of the file that is not known is not checked.
     :param too_small: how a small image would be handled; affects only ``fixable``.
     """
     return tuple(_broken(facts, rules, too_small))
@@ -142,8 +140,7 @@ def fit_size(width: int, height: int, *, rules: ImageRules, too_small: TooSmall 
     A size within the rules stays as it is, the limits included. Where scaling is needed the result stays strictly
     inside them, because the model's page states the limits as exclusive and its messages as inclusive.
 
-    :param width: displayed width in px.
-    :param height: displayed height in px.
+    :param width: as displayed, in px; so is ``height``.
     :param too_small: ``"upscale"`` (default) enlarges up to 8 times, ``"reject"`` never enlarges.
     """
     short, long = sorted((width, height))
@@ -212,10 +209,8 @@ def prepare(
     background: str = "white",
     too_small: TooSmall = "upscale",
 ) -> PreparedFile:
-    """Return an image that keeps the model's rules, changed as little as possible.
+    """Return an image file that keeps the model's rules, changed as little as possible.
 
-    :param data: the file.
-    :param rules: the model's image rules.
     :param name: how messages call the image; default ``"image"``.
     :param background: the colour behind transparent parts, a name or ``#rrggbb``; default white.
     :param too_small: ``"upscale"`` (default) enlarges an image that is too small, up to 8 times; ``"reject"``

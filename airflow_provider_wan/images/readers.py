@@ -194,10 +194,7 @@ def look_up_object(client: storage.Client, uri: str) -> ObjectFacts:
 
 
 class BucketReader(ImageReader):
-    """An object in a bucket, always read at the generation that was inspected.
-
-    :param facts: its metadata.
-    """
+    """An object in a bucket, always read at the generation that was inspected."""
 
     def __init__(self, client: storage.Client, facts: ObjectFacts) -> None:
         self._client = client
@@ -396,10 +393,7 @@ class WebReader(ImageReader):
 
 
 class FileReader(ImageReader):
-    """An image on the disk of this machine.
-
-    :param path: its path.
-    """
+    """An image on the disk of this machine."""
 
     def __init__(self, path: str) -> None:
         self.address = path

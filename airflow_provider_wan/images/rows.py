@@ -116,10 +116,9 @@ class RowImage:
 
 
 def images_of_input(name: str, given: Any, make: Callable[[Any], RowImage]) -> tuple[RowImage, ...]:
-    """Return the images that a row gives for one input.
+    """Return the images that a row gives for one input: one, or a list of them.
 
     :param name: the input, or ``image`` for a list of source images.
-    :param given: one image, or a list of them.
     :param make: returns the image of an entry.
     """
     if not isinstance(given, list | tuple):

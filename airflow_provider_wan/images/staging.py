@@ -51,10 +51,7 @@ _IAM_SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 
 
 def copy_key(identity: str, rules: ImageRules, *, background: str, too_small: TooSmall) -> str:
-    """Return the name of the prepared copy of a source; equal names are equal bytes.
-
-    :param identity: of the source's content.
-    """
+    """Return the name of the prepared copy of a source, by its identity; equal names are equal bytes."""
     recipe = [
         RECIPE_VERSION,
         list(rules.formats),
@@ -71,9 +68,8 @@ def copy_key(identity: str, rules: ImageRules, *, background: str, too_small: To
 
 
 class Staging:
-    """The place of prepared copies.
+    """The place of prepared copies, each under its :func:`copy_key`.
 
-    :param client: of Cloud Storage.
     :param uri: ``gs://bucket/prefix``.
     """
 
@@ -86,7 +82,6 @@ class Staging:
     def find(self, key: str, source: ImageReader) -> PreparedImage | None:
         """Return the result of an earlier preparation, or None.
 
-        :param key: from :func:`copy_key`.
         :raises WanStorageError: the bucket cannot be reached.
         """
         name = self._name(key)
@@ -100,7 +95,6 @@ class Staging:
     def put(self, key: str, source: ImageReader, prepared: PreparedFile) -> PreparedImage:
         """Write a copy, or the mark of an unchanged image; an existing object stays as it is.
 
-        :param key: from :func:`copy_key`.
         :raises WanStorageError: it cannot be written.
         """
         from google.api_core.exceptions import PreconditionFailed
@@ -221,10 +215,7 @@ class ObjectLinks:
 
 
 def check_lifetime(lifetime_s: float, *, through_iam: bool) -> None:
-    """Refuse a lifetime that is longer than signed links allow.
-
-    :raises WanInputError: the lifetime is too long.
-    """
+    """Refuse a lifetime that is longer than signed links allow."""
     longest_s = LONGEST_THROUGH_IAM_S if through_iam else LONGEST_WITH_KEY_S
     if 0 < lifetime_s <= longest_s:
         return

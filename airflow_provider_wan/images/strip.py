@@ -35,9 +35,8 @@ class Part:
 
 
 def private_parts(head: bytes, fmt: str) -> tuple[str, ...]:
-    """Return the names of private metadata in the start of a file.
+    """Return the names of private metadata in the start of a file, or in all of it.
 
-    :param head: the start of the file, or all of it.
     :param fmt: ``JPEG``, ``PNG`` or ``WEBP``; nothing is found in any other.
     """
     walk = _WALKS.get(fmt)
@@ -46,10 +45,7 @@ def private_parts(head: bytes, fmt: str) -> tuple[str, ...]:
 
 
 def part_kinds(head: bytes, fmt: str) -> list[bytes]:
-    """Return the markers or chunk types in the start of a file.
-
-    :param fmt: ``JPEG``, ``PNG`` or ``WEBP``.
-    """
+    """Return the markers or chunk types in the start of a JPEG, PNG or WEBP file."""
     return [part.kind for part in _WALKS[fmt](head)]
 
 

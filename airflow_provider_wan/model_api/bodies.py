@@ -34,7 +34,6 @@ _ERROR_TEXT_KEYS = (*_TEXT_KEYS, "msg", "reason", "title")
 def clean_text(value: str, max_chars: int = MESSAGE_MAX_CHARS) -> str:
     """Return a text from outside in a form fit for a message: one line, no control characters, no secrets, cut.
 
-    :param value: any text.
     :param max_chars: the most characters to return, default 300 (the API contract's limit).
     """
     text = value[:_READ_CHARS]
@@ -106,11 +105,7 @@ def number_of(value: Any) -> int | float | None:
 
 
 def text_of(value: Any, depth: int = 4) -> str:
-    """Return the text of an ``error`` or ``detail`` of undocumented shape; not yet cleaned.
-
-    :param value: a string, number, object, list or nothing.
-    :param depth: how many levels to read.
-    """
+    """Return the text of an ``error`` or ``detail`` of undocumented shape; not yet cleaned."""
     if isinstance(value, str):
         return value
     if value is None or isinstance(value, bool) or depth == 0:
@@ -160,11 +155,7 @@ class ErrorBody:
 
 
 def read_error_body(status: int, body: bytes) -> ErrorBody:
-    """Return the content of an error body, in any of the shapes that the API contract lists.
-
-    :param status: the HTTP status, for the reason phrase.
-    :param body: the bytes of the body: JSON, HTML, plain text or nothing.
-    """
+    """Return the content of an error body: JSON in any of the shapes that the API contract lists, or anything else."""
     found = object_of(body)
     if found is None:
         page = ", an HTML page" if _HTML.match(body[:1000]) else ""

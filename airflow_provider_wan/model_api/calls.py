@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The wire format: the content of each call, and the reading of each answer.
 
-Addresses are built here from checked ids; no URL that the API sends back is ever called, since the token
-would go along. Each ``read_*`` returns a typed value, or raises the error of the answer (:mod:`.faults`).
+Addresses are built here from ids, and an id that is not valid raises :class:`WanInputError`. No URL that the API sends
+back is ever called, since the token would go along. Each ``read_*`` returns a typed value, or raises the error of the
+answer (:mod:`.faults`).
 """
 
 from __future__ import annotations
@@ -53,9 +54,7 @@ ACCOUNT_HOST = "https://api.runcomfy.net"
 def submit_call(model_id: str, inputs: Mapping[str, Any]) -> Call[SubmittedRequest]:
     """Return the one call that costs money; its body is the flat model input.
 
-    :param model_id: the model, such as ``wan-ai/wan-2-2/image-to-video``.
     :param inputs: the inputs, already validated.
-    :raises WanInputError: the model id is not valid.
     """
     path = f"/v1/models/{check_model_id(model_id)}"
     read = partial(read_submit, model_id=model_id)
@@ -63,38 +62,26 @@ def submit_call(model_id: str, inputs: Mapping[str, Any]) -> Call[SubmittedReque
 
 
 def status_call(request_id: str) -> Call[RequestStatus]:
-    """Return the call for the status of a request.
-
-    :raises WanInputError: the request id is not valid.
-    """
+    """Return the call for the status of a request."""
     path = f"/v1/requests/{check_request_id(request_id)}/status"
     return Call("GET", path, "status", partial(read_status, request_id=request_id), request_id)
 
 
 def result_call(request_id: str) -> Call[RequestResult]:
-    """Return the call for the result of a request, with its cost.
-
-    :raises WanInputError: the request id is not valid.
-    """
+    """Return the call for the result of a request, with its cost."""
     path = f"/v1/requests/{check_request_id(request_id)}/result"
     read = partial(read_result, request_id=request_id)
     return Call("GET", path, "result", read, request_id, query={"include_cost": "true"})
 
 
 def cancel_call(request_id: str) -> Call[CancelOutcome]:
-    """Return the call that cancels a queued request.
-
-    :raises WanInputError: the request id is not valid.
-    """
+    """Return the call that cancels a queued request."""
     path = f"/v1/requests/{check_request_id(request_id)}/cancel"
     return Call("POST", path, "cancel", partial(read_cancel, request_id=request_id), request_id)
 
 
 def model_call(model_id: str) -> Call[ModelInfo]:
-    """Return the call for one model of the catalogue.
-
-    :raises WanInputError: the model id is not valid.
-    """
+    """Return the call for one model of the catalogue."""
     return Call("GET", f"/v1/models/{check_model_id(model_id)}", "model", read_model)
 
 
@@ -103,17 +90,10 @@ def models_call(search: str | None, category: str | None, *, limit: int, offset:
 
     :param search: words to search for; None: all.
     :param category: a category of the catalogue; None: all.
-    :param limit: how many models at most.
-    :param offset: how many models to skip.
     """
-    given = {
-        "search": search,
-        "category": category,
-        "limit": limit,
-        "offset": offset,
-        "include_schema": "true",
-    }
+    given = {"search": search, "category": category, "limit": limit, "offset": offset}
     query = {name: str(value) for name, value in given.items() if value is not None}
+    query["include_schema"] = "true"
     return Call("GET", "/v1/models", "list of models", read_models, query=query)
 
 

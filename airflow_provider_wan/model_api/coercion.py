@@ -28,9 +28,6 @@ def coerce_fields(schema: ModelSchema, inputs: Mapping[str, Any]) -> dict[str, A
 
     ``None`` means left out. So do, for an optional field, an empty string and NaN (an empty CSV cell), and
     for one that takes no string also blanks and ``"None"``, which is how Jinja renders ``None``.
-
-    :param schema: the model's schema.
-    :param inputs: the inputs as given.
     """
     coerced = {}
     for name, value in inputs.items():
@@ -52,7 +49,6 @@ def coerce_fields(schema: ModelSchema, inputs: Mapping[str, Any]) -> dict[str, A
 def coerce_value(value: Any, types: tuple[str, ...]) -> Any:
     """Return a value coerced to the first type that accepts it without loss, else unchanged.
 
-    :param value: the value as given.
     :param types: JSON schema type names; empty for any.
     """
     value = plain_number(value)

@@ -132,11 +132,10 @@ def error_of_no_reply(
 ) -> WanError:
     """Return the error for an exchange that gave no answer.
 
+    The other parameters are those of :func:`error_of_reply`.
+
     :param reason: why, as a clause: "the connection was refused".
     :param sent: whether any byte of the request may have been sent.
-    :param what: the subject of the call, as a noun.
-    :param request_id: the request that it was about, if any.
-    :param submit: whether this was the one call that costs money.
     :param peer: connection and host, as in :class:`Reply`.
     """
     subject = _subject(what, request_id)
@@ -192,12 +191,7 @@ def error_of_no_output(request_id: str | None) -> WanNoOutputError:
 
 
 def verdict_of(status: int, body: ErrorBody, *, submit: bool) -> Verdict:
-    """Classify an answer without the expected content, by the table of this module.
-
-    :param status: the HTTP status.
-    :param body: the content of the body.
-    :param submit: whether it answers the call that costs money.
-    """
+    """Classify an answer without the expected content, by the table of this module."""
     if status == 429:
         return "transient"
     if submit and 300 <= status < 400:
@@ -297,10 +291,7 @@ def _id_in_damaged(body: bytes) -> str:
 
 
 def is_about_the_id(error: BaseException) -> bool:
-    """Return whether the API itself says that a request id is malformed, another account's or unknown.
-
-    :param error: the error of a call about a request.
-    """
+    """Return whether the API itself says that a request id is malformed, another account's or unknown."""
     return isinstance(error, WanRefusedError) and error.code in (400001, 403001, 404001)
 
 

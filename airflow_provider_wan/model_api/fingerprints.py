@@ -34,9 +34,8 @@ def encoded_url(url: str) -> str:
     """Return the address of an image with raw blanks and non-ASCII characters percent-encoded.
 
     ``https://x/Küche 1.jpg`` and ``https://x/K%C3%BCche%201.jpg`` are one object. Existing escapes and the host stay as
-    they are; invisible characters stay, so that validation refuses and names them.
-
-    :param url: an ``http`` or ``https`` URL; anything else is returned as it is.
+    they are; invisible characters stay, so that validation refuses and names them. Anything that is not an ``http`` or
+    ``https`` URL is returned as it is.
     """
     parts = _AFTER_HOST.fullmatch(url.strip(" "))
     if parts is None or (url.isascii() and " " not in url):
@@ -58,9 +57,8 @@ def canonical_url(url: str) -> str:
     """Return a URL without its signature: the same object has the same one however often it is signed.
 
     Known signing parameters, the fragment, credentials and a default port are removed, in any letter case; scheme and
-    host are lowercased. The other parameters stay, in their order. Anything that is not a URL is returned as it is.
-
-    :param url: an ``http`` or ``https`` URL.
+    host are lowercased. The other parameters stay, in their order. Anything that is not an ``http`` or ``https`` URL is
+    returned as it is.
     """
     if not is_http_url(url):
         return url
@@ -82,10 +80,7 @@ def canonical_url(url: str) -> str:
 
 
 def signatures_in(url: str) -> list[str]:
-    """Return the values of the signatures in a URL.
-
-    :param url: an ``http`` or ``https`` URL; anything else has none.
-    """
+    """Return the values of the signatures in an ``http`` or ``https`` URL; anything else has none."""
     if not is_http_url(url):
         return []
     pairs = [pair.partition("=") for pair in urlsplit(url).query.split("&")]
@@ -138,10 +133,7 @@ def take_of(first: str, number: int) -> tuple[str, str]:
 
 
 def without_signatures(value: Any) -> Any:
-    """Return inputs as they may be recorded: every URL in them without its signature.
-
-    :param value: any JSON value.
-    """
+    """Return inputs, or any JSON value, as they may be recorded: every URL in them without its signature."""
     if isinstance(value, str):
         return canonical_url(value)
     if isinstance(value, Mapping):

@@ -31,10 +31,8 @@ _REQUEST_MAX_BYTES = 64 * 1024 * 1024
 def coerce_inputs(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Coerce inputs to the types of the model's schema without loss, and drop what means "left out".
 
-    What cannot be coerced stays as it is; :func:`validate_inputs` then names it.
-
-    :param model: the model; without a schema only ``None`` is dropped.
-    :param inputs: the inputs as given.
+    What cannot be coerced stays as it is; :func:`validate_inputs` then names it. Without a schema only ``None`` is
+    dropped.
     """
     if model.schema is None:
         return {name: value for name, value in inputs.items() if value is not None}
@@ -44,8 +42,6 @@ def coerce_inputs(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def validate_inputs(model: Model, inputs: Mapping[str, Any], *, is_partial: bool = False) -> dict[str, Any]:
     """Return the inputs to send: coerced, without fields that were left out, and within every rule of the model.
 
-    :param model: the model.
-    :param inputs: the inputs as given; ``None`` means left out.
     :param is_partial: whether required inputs may be missing, because another task supplies them; default False.
     :raises WanInputError: rules are broken; the message names all of them, with field and value.
     """

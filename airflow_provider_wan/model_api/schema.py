@@ -62,7 +62,6 @@ class ImageRules:
 class ModelSchema:
     """The input schema of one model.
 
-    :param model_id: the model.
     :param document: the JSON schema (Draft 2020-12) with this package's ``x-`` keywords: ``x-image`` (rules for
         an image), ``x-media`` (``video`` or ``audio``) and ``x-messages`` (rules in words).
     """
@@ -106,7 +105,6 @@ class ModelSchema:
 def load_schema(model_id: str) -> ModelSchema | None:
     """Return the bundled schema of a model, or None if this package has none.
 
-    :param model_id: the model, such as ``wan-ai/wan-2-2/image-to-video``.
     :raises WanInputError: the model id is not valid.
     """
     name = check_model_id(model_id).replace("/", "--") + ".json"
@@ -172,7 +170,6 @@ class ModelPage:
 class Model:
     """A model as a task uses it: the schema that validates its inputs and images, and its page with the price.
 
-    :param model_id: the model.
     :param schema: validates the inputs; None: they are sent unchecked.
     :param page: its page at RunComfy; None: not read.
     :param chosen_field: the field that takes the source image, as the user says; None: found from the schema.
