@@ -122,10 +122,7 @@ class WanRequestSensor(BaseSensorOperator):
     def execute_complete(self, context: Any, event: Mapping[str, Any]) -> dict[str, Any]:
         """Continue after the wait in the triggerer."""
         with as_airflow_errors(context):
-            return self._result_after(self._awaited(context), event)
-
-    def _result_after(self, wait: AwaitedRequest, event: Mapping[str, Any]) -> dict[str, Any]:
-        return wait.result_after(event, cancel=self.cancel_on_timeout, gone=WanNotFoundError)
+            return self._awaited(context).result_after(event, cancel=self.cancel_on_timeout)
 
     def _wait_here(self, wait: AwaitedRequest) -> dict[str, Any]:
         event = wait.wait_here(
@@ -135,7 +132,7 @@ class WanRequestSensor(BaseSensorOperator):
             stop=threading.Event(),
         )
         assert event is not None
-        return self._result_after(wait, event)
+        return wait.result_after(event, cancel=self.cancel_on_timeout)
 
     # -- mode="reschedule": each poke is a process of its own ----------------------------------------------
 

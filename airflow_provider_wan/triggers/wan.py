@@ -107,10 +107,14 @@ class WanRequestTrigger(BaseWanTrigger):
             await cancel_if_over(self, self._cancel_unless_owned, what=what, within_s=_ON_KILL_S)
 
     async def _cancel_unless_owned(self) -> None:
+        from airflow_provider_wan.hooks.wan import WanAsyncHook
+
         if await asyncio.to_thread(self._has_other_owners):
             self.log.info("Request %s is left alone: other tasks depend on it.", self.request_id)
             return
-        await self._cancel()
+        async with WanAsyncHook(self.wan_conn_id) as hook:
+            outcome = await hook.cancel(self.request_id)
+        self.log.info("Request %s: %s", self.request_id, outcome.sentence)
 
     def _has_other_owners(self) -> bool:
         if self.journal is None or not self.watchers:
@@ -119,13 +123,6 @@ class WanRequestTrigger(BaseWanTrigger):
             self.journal, gcp_conn_id=self.gcp_conn_id, impersonation_chain=self.impersonation_chain
         )
         return has_other_owners(journal, self.fingerprint, self.watchers)
-
-    async def _cancel(self) -> None:
-        from airflow_provider_wan.hooks.wan import WanAsyncHook
-
-        async with WanAsyncHook(self.wan_conn_id) as hook:
-            outcome = await hook.cancel(self.request_id)
-        self.log.info("Request %s: %s", self.request_id, outcome.sentence)
 
 
 def trigger_for(

@@ -104,14 +104,11 @@ class AwaitedRequest:
         )
         return wait.as_event() if wait_in_worker(self.hook, wait, self.task.log, stop=stop) else None
 
-    def result_after(
-        self, event: Mapping[str, Any], *, cancel: bool = True, gone: type[WanError] = WanTransientError
-    ) -> dict[str, Any]:
+    def result_after(self, event: Mapping[str, Any], *, cancel: bool = True) -> dict[str, Any]:
         """Return the result after a wait as an XCom, or raise the error that ended the wait.
 
         :param event: the event of the trigger.
         :param cancel: whether a request that is still queued at its deadline is cancelled, default True.
-        :param gone: the error of a request that RunComfy does not know.
         """
         message, request_id = str(event.get("message", "")), self.ref.request_id
         match event["outcome"]:
@@ -120,7 +117,10 @@ class AwaitedRequest:
             case "gone" if event.get("may_be_paid"):
                 raise self.paid_and_gone(message)
             case "gone":
-                raise gone(message, request_id=request_id)
+                # Another try submits a new request, if this task submits.
+                raise (WanTransientError if self.submits else WanNotFoundError)(
+                    message, request_id=request_id
+                )
             case "refused":
                 raise WanRefusedError(message, request_id=request_id)
         result = self.finished(has_succeeded=event["outcome"] == "succeeded")
