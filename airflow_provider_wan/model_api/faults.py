@@ -76,6 +76,30 @@ _VERDICT_OF_CODE: Mapping[int, Verdict] = {
     403001: "foreign",
 }
 _VERDICT_OF_STATUS: Mapping[int, Verdict] = {401: "auth", 402: "balance", 422: "input"}
+#: The error for each definite no, and what to do about it.
+_REFUSALS: Mapping[Verdict, tuple[type[WanRefusedError], str]] = {
+    "auth": (WanAuthError, "Check the API token in {peer}, and that the account is active."),
+    "balance": (WanBalanceError, "The account has no balance left: top it up at RunComfy."),
+    "input": (WanInputError, "Correct the fields that it names."),
+    "malformed_id": (WanRefusedError, "An id is malformed: check {which}."),
+    "foreign": (
+        WanRefusedError,
+        "It belongs to another user: use the connection whose token made the request.",
+    ),
+    "gone": (
+        WanNotFoundError,
+        "RunComfy does not know this request: the id is wrong, or it was deleted or has expired.",
+    ),
+    "redirect": (WanRefusedError, "{redirect}"),
+    "refused": (
+        WanRefusedError,
+        "Correct the request, the model id or {peer}: the same call gets the same answer.",
+    ),
+}
+_NOT_THE_API = (
+    "This is not an answer of the API itself: a proxy or gateway may be in between, or the host is wrong. "
+    "Check {peer}."
+)
 IT_MAY_BE_BOUGHT = "It may have been bought, so it is not sent again by itself."
 #: How a person settles that; code that knows the image and the fingerprint says something more exact instead.
 HOW_TO_SETTLE = (
@@ -118,9 +142,11 @@ def error_of_reply(
             request_id=request_id,
             retry_after_s=wait_s,
         )
-    advice, error = _advice_on(
-        verdict, reply, body, peer, is_about_request=not submit and request_id is not None
-    )
+    error, advice = _REFUSALS[verdict]
+    if verdict == "refused" and not body.readable:
+        advice = _NOT_THE_API
+    which = "the model id" if submit or request_id is None else "the request id"
+    advice = advice.format(peer=peer, which=which, redirect=_redirect_advice(reply, peer))
     bought = " Nothing was bought." if submit else ""
     return error(
         f"RunComfy refused the {subject} ({said}).{bought} {advice}", request_id=request_id, code=body.code
@@ -228,43 +254,6 @@ def _family(code: int | None) -> int | None:
         return None
     family = code if code < 1000 else code // 1000
     return family if 100 <= family < 600 else None
-
-
-def _advice_on(
-    verdict: Verdict, reply: Reply, body: ErrorBody, peer: str, *, is_about_request: bool
-) -> tuple[str, type[WanRefusedError]]:
-    """Return what to do about a definite no, and its class."""
-    match verdict:
-        case "auth":
-            return f"Check the API token in {peer}, and that the account is active.", WanAuthError
-        case "balance":
-            return "The account has no balance left: top it up at RunComfy.", WanBalanceError
-        case "input":
-            return "Correct the fields that it names.", WanInputError
-        case "malformed_id":
-            which = "the request id" if is_about_request else "the model id"
-            return f"An id is malformed: check {which}.", WanRefusedError
-        case "foreign":
-            return (
-                "It belongs to another user: use the connection whose token made the request.",
-                WanRefusedError,
-            )
-        case "gone":
-            advice = "RunComfy does not know this request: the id is wrong, or it was deleted or has expired."
-            return advice, WanNotFoundError
-        case "redirect":
-            return _redirect_advice(reply, peer), WanRefusedError
-        case _ if not body.readable:
-            return (
-                "This is not an answer of the API itself: a proxy or gateway may be in between, or the host is wrong. "
-                f"Check {peer}.",
-                WanRefusedError,
-            )
-        case _:
-            return (
-                f"Correct the request, the model id or {peer}: the same call gets the same answer.",
-                WanRefusedError,
-            )
 
 
 def _redirect_advice(reply: Reply, peer: str) -> str:
