@@ -8,7 +8,7 @@ decides how it is handled.
 
 Read it as far as needed::
 
-    fetcher = Fetcher(FetchRules(check_address=refuse_private_literal, refuse_private=True))
+    fetcher = Fetcher(FetchRules(refuse_private=True))
     with fetcher.open(url, deadline=time.monotonic() + 30) as part:
         head = next(part.pieces())
 
@@ -34,7 +34,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 
 from airflow_provider_wan.http import transport
-from airflow_provider_wan.http.addresses import AddressRefusedError
+from airflow_provider_wan.http.addresses import AddressRefusedError, refuse_private_literal
 from airflow_provider_wan.model_api.faults import retry_after_s
 
 #: Some hosts (Wikimedia) refuse the names of HTTP libraries.
@@ -84,7 +84,8 @@ class FetchRules:
 
     :param check_address: raises :class:`AddressRefusedError` for an address that may not be fetched; called with the
         first one and with that of every redirect.
-    :param refuse_private: refuse hosts that resolve to an address that is not public, default false.
+    :param refuse_private: refuse addresses that are not public: by name or number before a proxy is asked for them, and
+        by what a name resolves to at the connection; default false.
     :param accept: the ``Accept`` header.
     :param head_s: the most that a server may take to begin its answer, in seconds, default 15.
     :param stall_s: a body that brings less than ``stall_bytes`` in this many seconds has stalled, default 30.
@@ -94,7 +95,7 @@ class FetchRules:
     :param tries: connections of a download in a row that may break off without coming further, default 6.
     """
 
-    check_address: Callable[[str], None]
+    check_address: Callable[[str], None] = lambda url: None
     refuse_private: bool = False
     accept: str = "*/*"
     head_s: float = 15.0
@@ -334,6 +335,8 @@ class Fetcher:
             raise FetchError("broken", "it took too long")
         try:
             self._rules.check_address(url)
+            if self._rules.refuse_private:
+                refuse_private_literal(url)
             if urlsplit(url).scheme not in ("http", "https"):
                 raise FetchError("redirect", "it leads to something that is not http or https")
             return self._session.get(

@@ -26,7 +26,6 @@ from urllib.parse import urlsplit
 
 from airflow_provider_wan.exceptions import WanDownloadError, WanInputError, WanStorageError
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
-from airflow_provider_wan.http.addresses import refuse_private_literal
 from airflow_provider_wan.http.fetch import Fetcher, FetchError, FetchRules, FilePart
 from airflow_provider_wan.model_api.fingerprints import canonical_url, encoded_url
 
@@ -293,9 +292,7 @@ class WebReader(ImageReader):
     def __init__(self, url: str, *, allow_private: bool = False, total_s: float = WEB_TOTAL_S) -> None:
         self.url = encoded_url(url)
         self.address = canonical_url(self.url)
-        self._rules = FetchRules(
-            (lambda url: None) if allow_private else refuse_private_literal, refuse_private=not allow_private
-        )
+        self._rules = FetchRules(refuse_private=not allow_private)
         self._total_s = total_s
         self._deadline = 0.0
         self._fetcher: Fetcher | None = None

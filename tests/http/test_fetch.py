@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_wan.http.addresses import AddressRefusedError, refuse_private_literal
+from airflow_provider_wan.http.addresses import AddressRefusedError
 from airflow_provider_wan.http.fetch import Fetcher, FetchError, FetchRules, FilePart
 from tests.raw_servers import RawServer, always, read_head, reply
 
@@ -22,7 +22,7 @@ LOG = logging.getLogger("fetch")
 
 @contextlib.contextmanager
 def fetching(**rules: Any) -> Iterator[Fetcher]:
-    fetcher = Fetcher(FetchRules(**({"check_address": lambda url: None} | rules)), sleep=lambda _: None)
+    fetcher = Fetcher(FetchRules(**rules), sleep=lambda _: None)
     try:
         yield fetcher
     finally:
@@ -80,7 +80,7 @@ def test_every_address_of_a_chain_of_redirects_is_checked() -> None:
 def test_private_host_receives_no_byte() -> None:
     with (
         RawServer(always(reply(FILE))) as server,
-        fetching(check_address=refuse_private_literal, refuse_private=True) as fetcher,
+        fetching(refuse_private=True) as fetcher,
         pytest.raises(FetchError, match="not a public address"),
     ):
         fetcher.open(server.url, deadline=time.monotonic() + 20)
