@@ -25,23 +25,19 @@ from pydantic import BeforeValidator
 
 from airflow_provider_wan.exceptions import WanError
 from airflow_provider_wan.gallery.card_list import CardList, PageQuery, RunView
-from airflow_provider_wan.gallery.cards import (
+from airflow_provider_wan.gallery.cards import Card, CardState, TaskInstanceKey, XComRef, file_name
+from airflow_provider_wan.gallery.media import Access, Media, ThumbnailCache, VideoVersion
+from airflow_provider_wan.gallery.pages import render_message, render_page
+from airflow_provider_wan.gallery.run_cards import (
     MANIFEST,
     BatchStatus,
-    Card,
-    CardState,
-    TaskInstanceKey,
-    XComRef,
     cards_of,
-    file_name,
     image_at,
     image_of_fields,
     problems_of,
     video_at,
     with_record,
 )
-from airflow_provider_wan.gallery.media import Access, Media, ThumbnailCache, VideoVersion
-from airflow_provider_wan.gallery.pages import render_message, render_page
 from airflow_provider_wan.gallery.run_data import RequestStates, RunData
 from airflow_provider_wan.gallery.workers import BoundedExecutor, QueueFullError
 

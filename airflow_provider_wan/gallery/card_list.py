@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 from urllib.parse import urlencode
 
-from airflow_provider_wan.gallery.cards import FILTERS, LIVE, BatchStatus, Card, CardState, task_name
+from airflow_provider_wan.gallery.cards import FILTERS, LIVE, Card, CardState, task_name
+from airflow_provider_wan.gallery.run_cards import BatchStatus
 
 PAGE_SIZE = 24
 #: What a page can be sorted by, with its column; a minus sign before it reverses the order.

@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from airflow_provider_wan.exceptions import WanError, WanInputError
 from airflow_provider_wan.gallery.card_list import CardList
-from airflow_provider_wan.gallery.cards import BatchStatus
+from airflow_provider_wan.gallery.run_cards import BatchStatus
 from airflow_provider_wan.gallery.workers import BoundedExecutor, SharedCache
 from airflow_provider_wan.hooks.gcs import (
     META_REQUEST,

@@ -21,18 +21,17 @@ from airflow_provider_wan.gallery.card_list import SORTS, VERDICTS, PageQuery, R
 from airflow_provider_wan.gallery.cards import (
     FILTERS,
     RARE_FILTERS,
-    BatchStatus,
     Card,
     CardState,
     CardVideo,
     TaskInstanceKey,
     XComRef,
     facts_of,
-    image_at,
     split_address,
     state_of_videos,
     task_name,
 )
+from airflow_provider_wan.gallery.run_cards import BatchStatus, image_at
 
 _REVERSED = {"-cost": "cost, highest first", "-time": "time, longest first"}
 _CONSOLE = "https://console.cloud.google.com/storage/browser/_details/"

@@ -21,17 +21,15 @@ from airflow.models.xcom import XComModel
 from sqlalchemy import select, tuple_
 
 from airflow_provider_wan.gallery import OPERATORS
-from airflow_provider_wan.gallery.cards import (
+from airflow_provider_wan.gallery.cards import Card, TaskInstanceKey, XComRef
+from airflow_provider_wan.gallery.run_cards import (
     FILE_KEYS,
     KEYS,
     MANIFEST,
     RUN_OVER,
     BatchStatus,
-    Card,
     Entry,
     RunTask,
-    TaskInstanceKey,
-    XComRef,
     batches_of,
     image_of_fields,
 )

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Browser, BrowserContext, FrameLocator, Page, expect
 
-from airflow_provider_wan.gallery.cards import Entry, RunTask
+from airflow_provider_wan.gallery.run_cards import Entry, RunTask
 from demo.daily_content import PROMPTS
 from demo.gallery import PHOTOS
 from tests.gallery.airflow_server import AirflowServer, write_run

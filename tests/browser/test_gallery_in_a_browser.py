@@ -13,7 +13,7 @@ from typing import Literal
 import pytest
 from playwright.sync_api import Page, expect
 
-from airflow_provider_wan.gallery.cards import RunTask
+from airflow_provider_wan.gallery.run_cards import RunTask
 from demo import contact_sheet
 from demo.table import Row
 from tests.browser.browser_support import (

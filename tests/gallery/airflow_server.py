@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_wan.gallery.cards import Entry, RunTask
+from airflow_provider_wan.gallery.run_cards import Entry, RunTask
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow_provider_wan.gallery.cards import Entry
+from airflow_provider_wan.gallery.run_cards import Entry
 
 MODEL = "wan-ai/wan-2-2/image-to-video"
 IMAGE = "https://images.example.com/a.jpg"

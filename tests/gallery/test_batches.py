@@ -12,13 +12,11 @@ import pytest
 
 from airflow_provider_wan.batch.results import Outcome, Progress
 from airflow_provider_wan.gallery.card_list import PAGE_SIZE, CardList, PageQuery, RunView
-from airflow_provider_wan.gallery.cards import (
-    FILTERS,
-    LIVE,
+from airflow_provider_wan.gallery.cards import FILTERS, LIVE, Card, CardState
+from airflow_provider_wan.gallery.pages import render_page
+from airflow_provider_wan.gallery.run_cards import (
     MANIFEST,
     BatchStatus,
-    Card,
-    CardState,
     Entry,
     RunTask,
     batches_of,
@@ -27,7 +25,6 @@ from airflow_provider_wan.gallery.cards import (
     progress_of,
     with_record,
 )
-from airflow_provider_wan.gallery.pages import render_page
 from tests.gallery.entries import IMAGE, MODEL, failed, request_id
 
 MANIFEST_URI = "gs://videos/_journal/_manifests/a.jsonl"

@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 from airflow_provider_wan.gallery.card_list import CardList, PageQuery
-from airflow_provider_wan.gallery.cards import CardState, Entry, RunTask, cards_of, image_at
+from airflow_provider_wan.gallery.cards import CardState
+from airflow_provider_wan.gallery.run_cards import Entry, RunTask, cards_of, image_at
 from tests.gallery.entries import IMAGE, MODEL, failed, landed, refused, request_id, submitted, waited
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_provider_wan.gallery.cards import cards_of
 from airflow_provider_wan.gallery.pages import (
     card_of_record,
     cards_without_video,
     relative_address,
     render_contact_sheet,
 )
+from airflow_provider_wan.gallery.run_cards import cards_of
 from airflow_provider_wan.operators.wan import WanSubmitOperator
 from airflow_provider_wan.operators.wan_contact_sheet import WanContactSheetOperator
 from airflow_provider_wan.transfers.wan_to_gcs import WanToGCSOperator

@@ -10,8 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from airflow_provider_wan.gallery.cards import BatchStatus
 from airflow_provider_wan.gallery.media import Media, VideoVersion
+from airflow_provider_wan.gallery.run_cards import BatchStatus
 
 if TYPE_CHECKING:
     from tests.sandboxes import Bucket

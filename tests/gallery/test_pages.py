@@ -11,8 +11,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from airflow_provider_wan.gallery.card_list import PAGE_SIZE, CardList, PageQuery, RunView
-from airflow_provider_wan.gallery.cards import BatchStatus, Card, Entry, RunTask, cards_of
+from airflow_provider_wan.gallery.cards import Card
 from airflow_provider_wan.gallery.pages import outside_link, render_page
+from airflow_provider_wan.gallery.run_cards import BatchStatus, Entry, RunTask, cards_of
 from tests.gallery.entries import MODEL, failed, landed, refused, submitted, waited
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'>&"

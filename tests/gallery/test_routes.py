@@ -19,7 +19,7 @@ import pytest
 from airflow.providers.common.compat.sdk import BaseOperator
 from PIL import Image
 
-from airflow_provider_wan.gallery.cards import Entry, RunTask
+from airflow_provider_wan.gallery.run_cards import Entry, RunTask
 from tests.gallery.airflow_server import DAG_ID, AirflowServer, write_run
 from tests.gallery.entries import landed, refused, request_id, submitted, waited
 from tests.gallery.test_pages import Tags
