@@ -9,13 +9,14 @@ that is being read is held in memory, however long the dataset is.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from logging import getLogger
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.hooks.gcs import META_REQUEST, TIMEOUT_S, retry_policy, split_gs_uri
@@ -48,11 +49,10 @@ log = getLogger(__name__)
 #: A longer row comes from a quote that was never closed, or from another kind of file.
 MAX_LINE_CHARS = 1024 * 1024
 #: A file with longer lines is not a manifest.
-_LONGEST_LINE_BYTES = 8 * 1024 * 1024
+_LONGEST_LINE_CHARS = 8 * 1024 * 1024
 _BLOCK_BYTES = 1024 * 1024
 _NAMED = 20
 _UNDECODED = re.compile("[\udc80-\udcff]")
-_LINE_END = re.compile(rb"\r\n|\n|\r(?=[^\n])")
 
 #: Objects of a prefix that are rows: images that can be used or converted, and files commonly taken for images, which
 #: the report then names instead of silently leaving them out.
@@ -295,24 +295,16 @@ def _lines(file: IO[bytes], name: str) -> Iterator[str]:
 
     :raises WanInputError: a line is too long for a manifest.
     """
-    rest = file.read(_BLOCK_BYTES)
-    if rest[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise WanInputError(f"{name} is in UTF-16. Save it as UTF-8.")
-    block = rest = rest.removeprefix(b"\xef\xbb\xbf")
-    while block:
-        start = 0
-        for match in _LINE_END.finditer(rest):
-            yield rest[start : match.end()].decode("utf-8", "surrogateescape")
-            start = match.end()
-        rest = rest[start:]
-        if len(rest) > _LONGEST_LINE_BYTES:
+    buffered = io.BufferedReader(cast(io.RawIOBase, file), _BLOCK_BYTES)
+    text = io.TextIOWrapper(buffered, "utf-8-sig", "surrogateescape", newline="")
+    for number, line in enumerate(iter(lambda: text.readline(_LONGEST_LINE_CHARS + 1), "")):
+        if not number and line.startswith(("\udcff\udcfe", "\udcfe\udcff")):
+            raise WanInputError(f"{name} is in UTF-16. Save it as UTF-8.")
+        if len(line) > _LONGEST_LINE_CHARS:
             raise WanInputError(
-                f"{name} has a line of more than {_LONGEST_LINE_BYTES:,} bytes: it is not a manifest."
+                f"{name} has a line of more than {_LONGEST_LINE_CHARS:,} characters: it is not a manifest."
             )
-        block = file.read(_BLOCK_BYTES)
-        rest += block
-    if rest:
-        yield rest.decode("utf-8", "surrogateescape")
+        yield line
 
 
 def _read_parquet(file: IO[bytes], origin: str, columns: Columns) -> Iterator[RawRow]:
