@@ -87,14 +87,15 @@ def _broken(facts: ImageFacts, rules: ImageRules, too_small: TooSmall) -> Iterat
         yield BrokenRule("alpha", "transparency", "none", message, missing is None)
     width, height = facts.displayed_width, facts.displayed_height
     least, most = rules.min_side_px, rules.max_side_px
-    reason = fit_size(width, height, rules=rules, too_small=too_small).reason
-    why = f", and it cannot be scaled: {reason}" if reason else ""
+    fit = fit_size(width, height, rules=rules, too_small=too_small)
+    can_be_scaled = not isinstance(fit, str)
+    why = "" if can_be_scaled else f", and it cannot be scaled: {fit}"
     if least is not None and (short := min(width, height)) < least:
         message = f"it is {width}x{height} px, a side must have at least {least} px{why}"
-        yield BrokenRule("min_side_px", short, least, message, reason is None)
+        yield BrokenRule("min_side_px", short, least, message, can_be_scaled)
     if most is not None and (long := max(width, height)) > most:
         message = f"it is {width}x{height} px, a side may have at most {most} px{why}"
-        yield BrokenRule("max_side_px", long, most, message, reason is None)
+        yield BrokenRule("max_side_px", long, most, message, can_be_scaled)
     aspect = round(width / height, 4)  # only a person can decide how to crop an image
     is_it = f"it is {width}x{height} px, and width / height ({aspect:g}) must be at"
     if rules.min_aspect is not None and width < rules.min_aspect * height:
@@ -122,20 +123,10 @@ def explain(facts: ImageFacts, broken: Iterable[BrokenRule]) -> str:
     return f"{facts.name} would be refused: {'; '.join(rule.message for rule in rules)}. {what_now}"
 
 
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """The size to scale to, or the reason why no size fits.
-
-    :param reason: None where the size fits; else why no size does.
-    """
-
-    width: int
-    height: int
-    reason: str | None = None
-
-
-def fit_size(width: int, height: int, *, rules: ImageRules, too_small: TooSmall = "upscale") -> Fit:
-    """Return the size that an image of this size is scaled to.
+def fit_size(
+    width: int, height: int, *, rules: ImageRules, too_small: TooSmall = "upscale"
+) -> tuple[int, int] | str:
+    """Return the size that an image of this size is scaled to, or why no size fits, in words.
 
     A size within the rules stays as it is, the limits included. Where scaling is needed the result stays strictly
     inside them, because the model's page states the limits as exclusive and its messages as inclusive.
@@ -146,28 +137,24 @@ def fit_size(width: int, height: int, *, rules: ImageRules, too_small: TooSmall 
     short, long = sorted((width, height))
     least, most = rules.min_side_px or 1, rules.max_side_px or _NO_LIMIT_PX
     if least <= short and long <= most:
-        return Fit(width, height)
+        return width, height
     low, high = least + 1, most - 1
     if _scaled(short, high, long) < low:
-        reason = f"no size of that aspect has both sides inside {least} to {most} px, crop it"
-        return Fit(width, height, reason)
+        return f"no size of that aspect has both sides inside {least} to {most} px, crop it"
     if long > most:
-        return _oriented(width, height, _scaled(short, high, long), high)
-    if too_small == "reject":
-        return Fit(width, height, f"a side is under {least} px, and enlarging is off")
-    if short * MAX_UPSCALE < low:
-        reason = f"too small even to enlarge, {MAX_UPSCALE} times at most, to over {least} px a side"
-        return Fit(width, height, reason)
-    return _oriented(width, height, low, min(_scaled(long, low, short), high))
+        short, long = _scaled(short, high, long), high
+    elif too_small == "reject":
+        return f"a side is under {least} px, and enlarging is off"
+    elif short * MAX_UPSCALE < low:
+        return f"too small even to enlarge, {MAX_UPSCALE} times at most, to over {least} px a side"
+    else:
+        short, long = low, min(_scaled(long, low, short), high)
+    return (long, short) if width >= height else (short, long)
 
 
 def _scaled(value: int, numerator: int, denominator: int) -> int:
     """Scale and round half up, in whole numbers: the same on every machine."""
     return (2 * value * numerator + denominator) // (2 * denominator)
-
-
-def _oriented(width: int, height: int, short: int, long: int) -> Fit:
-    return Fit(long, short) if width >= height else Fit(short, long)
 
 
 # -- preparation ------------------------------------------------------------------------------------------------------
@@ -229,7 +216,8 @@ def prepare(
         if kept is not None:
             return kept
     fit = fit_size(facts.displayed_width, facts.displayed_height, rules=rules, too_small=too_small)
-    return _render(data, facts, rules, target=(fit.width, fit.height), background=colour)
+    assert not isinstance(fit, str)  # then a rule was hopeless
+    return _render(data, facts, rules, target=fit, background=colour)
 
 
 def fits_as_it_is(facts: ImageFacts, rules: ImageRules) -> bool:
