@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from airflow_provider_wan.durable.journal import Journal
     from airflow_provider_wan.durable.record import Record
     from airflow_provider_wan.durable.submission import SubmitResult
-    from airflow_provider_wan.hooks.wan import WanHook
     from airflow_provider_wan.model_api.schema import LazyModel
     from airflow_provider_wan.model_api.video_spec import VideoSpec
 
@@ -239,21 +238,18 @@ class WanSubmitOperator(BaseOperator):
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Obtain the request, and wait for it if requested."""
-        from airflow_provider_wan.hooks.wan import WanHook
-
         self._killed = threading.Event()
         with as_airflow_errors(context):
             task = TaskRequest.of(self, context)
-            hook = WanHook(self.wan_conn_id)
             given = given_inputs(self)
             if self._is_request_alone(given):
-                return self._take_over_alone(task, hook)
-            model = model_of(self, hook)
-            spec = self._video_spec(task, hook, model, given)
+                return self._take_over_alone(task)
+            model = model_of(self, task.hook)
+            spec = self._video_spec(task, model, given)
             journal = self._journal(task)
-            obtained = self._obtain(task, hook, model, journal, spec)
+            obtained = self._obtain(task, model, journal, spec)
             task.on_obtained(obtained)
-            wait = self._awaited(task, hook, journal, obtained.record)
+            wait = self._awaited(task, journal, obtained.record)
             if not self.wait_for_completion:
                 return wait.ref.as_xcom()
             if obtained.how == "reused":
@@ -262,12 +258,10 @@ class WanSubmitOperator(BaseOperator):
 
     def execute_complete(self, context: Any, event: Mapping[str, Any]) -> dict[str, Any]:
         """Continue after the wait in the triggerer."""
-        from airflow_provider_wan.hooks.wan import WanHook
-
         with as_airflow_errors(context):
             self.link_state = LinkState(event["request_id"])
             task = TaskRequest.of(self, context)
-            return self._awaited_of_event(task, WanHook(self.wan_conn_id), event).result_after(event)
+            return self._awaited_of_event(task, event).result_after(event)
 
     def on_kill(self) -> None:
         """End a wait in this worker; the wait itself decides whether to cancel."""
@@ -276,14 +270,12 @@ class WanSubmitOperator(BaseOperator):
 
     # -- obtaining the request -----------------------------------------------------------------------------
 
-    def _video_spec(
-        self, task: TaskRequest, hook: WanHook, model: LazyModel, given: Mapping[str, Any]
-    ) -> VideoSpec:
+    def _video_spec(self, task: TaskRequest, model: LazyModel, given: Mapping[str, Any]) -> VideoSpec:
         image, images = given_image(self.image), given_images(self.images)
         with self._skips_invalid(task):
             sources = image_sources(
                 self,
-                hook,
+                task.hook,
                 model,
                 check_image=self.check_image,
                 link_lifetime=self.link_lifetime,
@@ -295,12 +287,12 @@ class WanSubmitOperator(BaseOperator):
             return source.spec(owner=task.owner, validates=True)
 
     def _obtain(
-        self, task: TaskRequest, hook: WanHook, model: LazyModel, journal: Journal | None, spec: VideoSpec
+        self, task: TaskRequest, model: LazyModel, journal: Journal | None, spec: VideoSpec
     ) -> SubmitResult:
         from airflow_provider_wan.durable.submission import Submission
 
         submission = Submission(
-            hook,
+            task.hook,
             journal,
             self.log,
             on_unknown_submission=self.on_unknown_submission,
@@ -318,7 +310,6 @@ class WanSubmitOperator(BaseOperator):
         spec = with_limit(
             spec,
             task,
-            hook,
             model,
             max_cost_usd=self.max_cost_usd,
             price_usd=self.price_usd,
@@ -339,22 +330,20 @@ class WanSubmitOperator(BaseOperator):
         has_images = given_image(self.image) is not None or given_images(self.images)
         return given_or_none(self.request) is not None and not given and not has_images
 
-    def _take_over_alone(self, task: TaskRequest, hook: WanHook) -> dict[str, Any]:
+    def _take_over_alone(self, task: TaskRequest) -> dict[str, Any]:
         """Continue with such a request; without inputs there is no fingerprint, and so no record."""
         from airflow_provider_wan.durable.reconcile import check_it_exists
 
-        wait = AwaitedRequest.of(task, hook, request_of(self.request))
+        wait = AwaitedRequest.of(task, request_of(self.request))
         if wait.ref.fingerprint is None:
-            check_it_exists(hook, wait.ref.request_id, named_in="request=")
+            check_it_exists(task.hook, wait.ref.request_id, named_in="request=")
         self.link_state = LinkState(wait.ref.request_id)
         return self._wait(wait) if self.wait_for_completion else wait.ref.as_xcom()
 
     def _journal(self, task: TaskRequest) -> Journal | None:
         return task.journal(given_or_none(self.journal)) if self.durable else None
 
-    def _awaited(
-        self, task: TaskRequest, hook: WanHook, journal: Journal | None, record: Record
-    ) -> AwaitedRequest:
+    def _awaited(self, task: TaskRequest, journal: Journal | None, record: Record) -> AwaitedRequest:
         assert record.request_id is not None
         uri = given_or_none(self.journal)
         ref = RequestRef(
@@ -368,17 +357,17 @@ class WanSubmitOperator(BaseOperator):
             variation=record.variation,
             inputs=record.inputs,
         )
-        return AwaitedRequest(task, hook, ref, journal, is_own=not record.taken_over)
+        return AwaitedRequest(task, ref, journal, is_own=not record.taken_over)
 
-    def _awaited_of_event(self, task: TaskRequest, hook: WanHook, event: Mapping[str, Any]) -> AwaitedRequest:
+    def _awaited_of_event(self, task: TaskRequest, event: Mapping[str, Any]) -> AwaitedRequest:
         if self._is_request_alone(given_inputs(self)):
-            return AwaitedRequest.of(task, hook, request_of(self.request))
+            return AwaitedRequest.of(task, request_of(self.request))
         journal, fingerprint = self._journal(task), event.get("fingerprint")
         held = journal.read(fingerprint) if journal is not None and fingerprint else None
         if held is not None and held.record.request_id == event["request_id"]:
-            return self._awaited(task, hook, journal, held.record)
+            return self._awaited(task, journal, held.record)
         ref = RequestRef(event["request_id"], model_id=self.model_id, fingerprint=fingerprint)
-        return AwaitedRequest(task, hook, ref, journal, is_own=given_or_none(self.request) is None)
+        return AwaitedRequest(task, ref, journal, is_own=given_or_none(self.request) is None)
 
     @contextmanager
     def _skips_invalid(self, task: TaskRequest) -> Iterator[None]:

@@ -372,18 +372,16 @@ class WanBatchOperator(BaseOperator):
     def _batch(self, task: TaskRequest, deadline: float) -> Batch:
         from airflow_provider_wan.batch.batch import Batch
         from airflow_provider_wan.hooks.gcs import storage_client
-        from airflow_provider_wan.hooks.wan import WanHook
 
-        hook = WanHook(self.wan_conn_id)
         threads = self.parallel_submits + self.parallel_landings + 16
         batch = Batch(
             self._spec(task, deadline),
-            hook,
+            task.hook,
             storage_client(self.gcp_conn_id, self.impersonation_chain, pool_size=threads),
             image_sources(
                 self,
-                hook,
-                model_of(self, hook),
+                task.hook,
+                model_of(self, task.hook),
                 check_image=self.check_image,
                 link_lifetime=self.link_lifetime,
                 waits_for_s=seconds_of(self.timeout),
@@ -486,7 +484,6 @@ class WanBatchOperator(BaseOperator):
 
     def _emit_end(self, task: TaskRequest, batch: Batch, engine: BatchEngine, report: Report) -> None:
         """Pass the end of the batch to links, assets and lineage."""
-        from airflow_provider_wan.hooks.wan import WanHook
         from airflow_provider_wan.lineage.assets import BatchEnd, emit_batch_hook_lineage, emit_batch_outlets
 
         self._set_links(engine)
@@ -494,6 +491,6 @@ class WanBatchOperator(BaseOperator):
         task.ti.xcom_push(key=SUMMARY_KEY, value=report.summary)
         results = tuple(engine.results[fingerprint] for fingerprint in engine.state.plan.items)
         self._end = end = BatchEnd(self.model_id, self._bucket(), self._prefix(), report.summary, results)
-        emit_batch_hook_lineage(WanHook(self.wan_conn_id), end, self.log)
+        emit_batch_hook_lineage(task.hook, end, self.log)
         if report.error is None:
             emit_batch_outlets(task.outlet_events, self.outlets, end)

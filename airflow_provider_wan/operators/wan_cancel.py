@@ -47,8 +47,6 @@ class WanCancelOperator(BaseOperator):
 
     def execute(self, context: Any) -> dict[str, Any] | None:
         """Cancel the request if it is still queued."""
-        from airflow_provider_wan.hooks.wan import WanHook
-
         if given_or_none(self.request) is None:
             self.log.info("There is no request to cancel: nothing was submitted.")
             return None
@@ -61,6 +59,6 @@ class WanCancelOperator(BaseOperator):
             ):
                 self.log.info("Request %s is left alone: other tasks depend on it.", request_id)
                 return {"request_id": request_id, "cancelled": False, "outcome": "wanted_by_others"}
-            outcome = WanHook(self.wan_conn_id).cancel(request_id)
+            outcome = task.hook.cancel(request_id)
             self.log.info("Request %s: %s", request_id, outcome.sentence)
             return {"request_id": request_id, "cancelled": outcome.cancelled, "outcome": outcome.word}

@@ -112,12 +112,10 @@ class WanRequestSensor(BaseSensorOperator):
         return self.defer(trigger=trigger, method_name="execute_complete")
 
     def _awaited(self, context: Any) -> AwaitedRequest:
-        from airflow_provider_wan.hooks.wan import WanHook
-
         ref = request_of(self.request)
         self.link_state = LinkState(ref.request_id)
         task = TaskRequest.of(self, context)
-        return AwaitedRequest.of(task, WanHook(self.wan_conn_id), ref, submits=False)
+        return AwaitedRequest.of(task, ref, submits=False)
 
     def execute_complete(self, context: Any, event: Mapping[str, Any]) -> dict[str, Any]:
         """Continue after the wait in the triggerer."""
@@ -159,8 +157,8 @@ class WanRequestSensor(BaseSensorOperator):
             is_first = context["ti"].get_first_reschedule_date(context) is None
             try:
                 if wait.ref.fingerprint is None and is_first:
-                    check_it_exists(wait.hook, request_id, named_in="request=")
-                there, result = read_state(wait.hook, request_id)
+                    check_it_exists(wait.task.hook, request_id, named_in="request=")
+                there, result = read_state(wait.task.hook, request_id)
             except (WanTransientError, WanAuthError) as error:
                 self.log.warning("%s", error)
                 self._asked_to_wait_s = error.retry_after_s or 0.0

@@ -18,6 +18,7 @@ from airflow_provider_wan.utils.task import LinkState, TaskRequest
 
 if TYPE_CHECKING:
     from airflow_provider_wan.durable.record import Record
+    from airflow_provider_wan.hooks.wan import WanHook
 
 
 class WanToGCSOperator(BaseOperator):
@@ -109,8 +110,9 @@ class WanToGCSOperator(BaseOperator):
         with as_airflow_errors(context):
             ref = request_of(self.request)
             self.link_state = LinkState(ref.request_id)
-            landed = self._land(ref)
-            self._emit(TaskRequest.of(self, context), landed, time.monotonic() - started)
+            task = TaskRequest.of(self, context)
+            landed = self._land(task.hook, ref)
+            self._emit(task, landed, time.monotonic() - started)
             if self.on_bad_video == "fail" and landed.is_bad:
                 raise bad_video_error(landed)
         return [video.as_dict() for video in landed.videos]
@@ -133,18 +135,16 @@ class WanToGCSOperator(BaseOperator):
         emit_outlets(task.outlet_events, self.outlets, landed)
         metrics.emit_landing(landed, took_s, tags=task.tags(landed.model_id or None))
 
-    def _land(self, ref: RequestRef) -> Record:
+    def _land(self, hook: WanHook, ref: RequestRef) -> Record:
         from airflow_provider_wan.durable.journal import BucketJournal
         from airflow_provider_wan.durable.reconcile import amend
         from airflow_provider_wan.exceptions import WanInputError
         from airflow_provider_wan.hooks.gcs import split_gs_uri, storage_client
-        from airflow_provider_wan.hooks.wan import WanHook
         from airflow_provider_wan.landing.download import Downloader, video_rules
         from airflow_provider_wan.landing.landing import Destination, Landing, as_landed
         from airflow_provider_wan.landing.table import leave_records
         from airflow_provider_wan.lineage.assets import emit_hook_lineage
 
-        hook = WanHook(self.wan_conn_id)
         bucket_name, path = split_gs_uri(f"gs://{self.bucket_name.removeprefix('gs://')}", name="bucket_name")
         if path:
             raise WanInputError(

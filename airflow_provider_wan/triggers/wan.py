@@ -140,7 +140,7 @@ def trigger_for(
     """
     operator, ref = wait.task.operator, wait.ref
     return WanRequestTrigger(
-        wan_conn_id=wait.hook.wan_conn_id,
+        wan_conn_id=operator.wan_conn_id,
         request_id=ref.request_id,
         deadline=deadline_in(timeout_s),
         poll_interval=poll_interval,

@@ -13,7 +13,6 @@ from airflow_provider_wan.utils.task import TaskRequest
 
 if TYPE_CHECKING:
     from airflow_provider_wan.durable.journal import Journal
-    from airflow_provider_wan.hooks.wan import WanHook
     from airflow_provider_wan.model_api.schema import LazyModel
     from airflow_provider_wan.model_api.video_spec import VideoSpec
 
@@ -46,7 +45,9 @@ def prices_of(given: Any) -> float | dict[str, float] | None:
     return {key: price for key, price in prices.items() if price is not None}
 
 
-def learn_price(hook: WanHook, journal: Journal | None, request: RequestRef, cost_usd: float | None) -> None:
+def learn_price(
+    task: TaskRequest, journal: Journal | None, request: RequestRef, cost_usd: float | None
+) -> None:
     """Store the real cost of a request next to its journal, for later plans and limits. Best effort."""
     from airflow_provider_wan.batch.prices import PriceBook
     from airflow_provider_wan.durable.journal import BucketJournal
@@ -55,17 +56,16 @@ def learn_price(hook: WanHook, journal: Journal | None, request: RequestRef, cos
     if not (cost_usd and request.model_id and request.inputs and isinstance(journal, BucketJournal)):
         return
     try:
-        model = LazyModel.of(hook.model(request.model_id))
-        book = PriceBook(hook, journal, model, hook.log, owner=request.owner or "")
+        model = LazyModel.of(task.hook.model(request.model_id))
+        book = PriceBook(task.hook, journal, model, task.log, owner=request.owner or "")
         book.learn(book.key_of(request.inputs), cost_usd, request.request_id)
     except WanError as error:
-        hook.log.warning("The cost of request %s was not stored as a price: %s", request.request_id, error)
+        task.log.warning("The cost of request %s was not stored as a price: %s", request.request_id, error)
 
 
 def with_limit(
     spec: VideoSpec,
     task: TaskRequest,
-    hook: WanHook,
     model: LazyModel,
     *,
     max_cost_usd: Any,
@@ -86,7 +86,7 @@ def with_limit(
     given = prices_of(price_usd)
 
     def make_inputs() -> Mapping[str, Any]:
-        price, source = _price_of(spec.validate(), task, hook, model, given, journal)
+        price, source = _price_of(spec.validate(), task, model, given, journal)
         if price is None:
             raise WanBudgetError(
                 f"max_cost_usd={limit:g} can't be kept: the price of a request of {spec.model_id} is not known. "
@@ -108,7 +108,6 @@ def with_limit(
 def _price_of(
     inputs: Mapping[str, Any],
     task: TaskRequest,
-    hook: WanHook,
     model: LazyModel,
     given: Any,
     journal: str | None,
@@ -116,11 +115,11 @@ def _price_of(
     """Return the price of a request and how it is known: given, learned from a real cost, or the page's base price."""
     from airflow_provider_wan.batch.prices import PriceBook, PriceSource
 
-    book = PriceBook(hook, task.open_journal(journal) if journal else None, model, task.log, given=given)
+    book = PriceBook(task.hook, task.open_journal(journal) if journal else None, model, task.log, given=given)
     key = book.key_of(inputs)
     book.refresh(key)
     if book.price_of(key).usd is None:
-        book.page = hook.get_model(model.model_id)  # raises: an outage is not an unknown price
+        book.page = task.hook.get_model(model.model_id)  # raises: an outage is not an unknown price
     price = book.price_of(key)
     return price.usd, {
         PriceSource.GIVEN: "as price_usd says",

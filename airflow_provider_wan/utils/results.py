@@ -24,7 +24,6 @@ from airflow_provider_wan.utils.task import TaskRequest, has_other_owners
 if TYPE_CHECKING:
     from airflow_provider_wan.durable.journal import Journal
     from airflow_provider_wan.durable.record import Record
-    from airflow_provider_wan.hooks.wan import WanHook
     from airflow_provider_wan.model_api.values import RequestResult
 
 
@@ -38,17 +37,16 @@ class AwaitedRequest:
     """
 
     task: TaskRequest
-    hook: WanHook
     ref: RequestRef
     journal: Journal | None = None
     is_own: bool = False
     submits: bool = True
 
     @classmethod
-    def of(cls, task: TaskRequest, hook: WanHook, ref: RequestRef, *, submits: bool = True) -> AwaitedRequest:
+    def of(cls, task: TaskRequest, ref: RequestRef, *, submits: bool = True) -> AwaitedRequest:
         """Wait for a request that another task submitted; its journal came with it, if it has one."""
         journal = task.open_journal(ref.journal) if ref.journal else None
-        return cls(task, hook, ref, journal, submits=submits)
+        return cls(task, ref, journal, submits=submits)
 
     @property
     def may_be_cancelled(self) -> bool:
@@ -78,9 +76,9 @@ class AwaitedRequest:
 
         request_id = self.ref.request_id
         try:
-            if not self.hook.get_status(request_id, retry=False).is_over:
+            if not self.task.hook.get_status(request_id, retry=False).is_over:
                 return None, None
-            result = self.hook.get_result(request_id, retry=False)
+            result = self.task.hook.get_result(request_id, retry=False)
         except WanError as error:
             is_typed = self.ref.fingerprint is None
             if is_typed and is_about_the_id(error) and not isinstance(error, WanNotFoundError):
@@ -102,7 +100,7 @@ class AwaitedRequest:
             is_known=is_known,
             submitted_at=self.submitted_at,
         )
-        return wait.as_event() if wait_in_worker(self.hook, wait, self.task.log, stop=stop) else None
+        return wait.as_event() if wait_in_worker(self.task.hook, wait, self.task.log, stop=stop) else None
 
     def result_after(self, event: Mapping[str, Any], *, cancel: bool = True) -> dict[str, Any]:
         """Return the result after a wait as an XCom, or raise the error that ended the wait.
@@ -137,7 +135,7 @@ class AwaitedRequest:
 
         ref = self.ref
         try:
-            known = result or self.hook.get_result(ref.request_id)
+            known = result or self.task.hook.get_result(ref.request_id)
         except WanError as error:
             if (landed := self._landed()) is not None:
                 return result_of_landed(landed, ref)
@@ -156,7 +154,7 @@ class AwaitedRequest:
             if not self.submits and known.state.is_terminal:
                 failure.retry_helps = False  # it would find the same request again
             raise failure
-        learn_price(self.hook, self.journal, ref, known.cost_usd)
+        learn_price(self.task, self.journal, ref, known.cost_usd)
         return result_as_xcom(known, ref)
 
     def _landed(self) -> Record | None:
@@ -207,7 +205,7 @@ class AwaitedRequest:
         if journal and has_other_owners(journal, self.ref.fingerprint, self.task.owners(self.ref)):
             return f"Other tasks depend on it, so it was not cancelled. {self._how_to_continue()}"
         try:
-            outcome = self.hook.cancel(request_id)
+            outcome = self.task.hook.cancel(request_id)
         except Exception as error:  # the wait's own error must be raised, whatever the cancel ran into
             log.warning("Cancelling request %s failed: %s", request_id, error)
             return f"Whether it was cancelled is not known; it may run on and be charged. {self._how_to_continue()}"

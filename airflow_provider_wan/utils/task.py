@@ -14,6 +14,7 @@ from airflow_provider_wan.exceptions import WanStorageError
 if TYPE_CHECKING:
     from airflow_provider_wan.durable.journal import BucketJournal, Journal
     from airflow_provider_wan.durable.submission import SubmitResult
+    from airflow_provider_wan.hooks.wan import WanHook
     from airflow_provider_wan.utils.params import RequestRef
 
 #: XCom key of the request that a task waits for.
@@ -41,6 +42,7 @@ class TaskOperator(Protocol):
     """An operator or sensor of this provider."""
 
     link_state: LinkState
+    wan_conn_id: str
     gcp_conn_id: str | None
     impersonation_chain: str | Sequence[str] | None
 
@@ -54,6 +56,7 @@ class TaskRequest:
     """One try of a task.
 
     :param operator: its operator: links, log, Google credentials.
+    :param hook: its connection.
     :param owner: how records name the task instance.
     :param is_retry: whether it is not the first try.
     :param store: Airflow's task state store, if this version has one.
@@ -61,6 +64,7 @@ class TaskRequest:
     """
 
     operator: TaskOperator
+    hook: WanHook
     owner: str
     is_retry: bool
     ti: Any
@@ -70,10 +74,13 @@ class TaskRequest:
     @classmethod
     def of(cls, operator: TaskOperator, context: Mapping[str, Any]) -> TaskRequest:
         """Build it from Airflow's context."""
+        from airflow_provider_wan.hooks.wan import WanHook
+
         ti = context["ti"]
         is_retry = (getattr(ti, "try_number", None) or 1) > 1
         return cls(
             operator,
+            WanHook(operator.wan_conn_id),
             owner_of(context),
             is_retry,
             ti,

@@ -7,6 +7,7 @@ import inspect
 import json
 import traceback
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,7 +161,8 @@ def test_landed_request_returns_its_objects() -> None:
 
 def test_an_owner_is_named_by_run_task_and_index() -> None:
     context = {"ti": TaskInstance("wait", "run/with/slashes", 7)}
-    task = TaskRequest.of(None, context)  # type: ignore[arg-type]
+    operator: Any = SimpleNamespace(wan_conn_id="wan_default")
+    task = TaskRequest.of(operator, context)
     assert task.owner == "dag/run/with/slashes/wait/7"
     assert task.owners(REF) == ["d/r/t/-1", "dag/run/with/slashes/wait/7"]
     assert owner_of({"ti": TaskInstance(map_index=None)}).endswith("/-1")
