@@ -156,23 +156,23 @@ def _render(session: Any, query: PageQuery, nonce: str) -> str:
         data = RunData(session, query.dag_id, query.run_id)
     if data.state() is None:
         raise HTTPException(404, "There is no such Dag run.")
-    run = _read_run(session, data, query)
+    run = _read_run(data, query)
     shown, total = run.page(query)
     shown = data.completed(shown)
     fields = data.rendered(card.ref.task for card in shown if card.record)
-    session.close()  # reading a bucket takes a while, and connections to the database are few
+    data.close()
     shown = list(_readers.map(lambda card: _with_record(card, fields), shown))
     return render_page(run, shown, query=query, total=total, nonce=nonce)
 
 
-def _read_run(session: Any, data: RunData, query: PageQuery) -> RunView:
-    """Read the XComs and batch files of a run. The database connection is released before a bucket is read."""
+def _read_run(data: RunData, query: PageQuery) -> RunView:
+    """Read the XComs and batch files of a run."""
     entries, tasks, is_over = data.entries(), data.tasks(), data.is_over()
     batches = data.batches(entries, tasks)
     cards = cards_of(entries, tasks, batches={batch.task for batch, _ in batches}, run_is_over=is_over)
     if query.is_narrow or query.sort:  # all cards need the image and the model that their task was given
         cards = data.completed(cards)
-    session.close()
+    data.close()
     images = list(_readers.map(lambda batch: _images(*batch), batches))
     return RunView(
         cards,
@@ -205,16 +205,17 @@ def _with_record(card: Card, fields: Mapping[TaskInstanceKey, Mapping[str, Any]]
 @app.get("/dags/{dag_id}/live")
 async def show_progress(session: SessionDep, query: AskedPage) -> JSONResponse:
     """Return the state of the requests that a page shows as in progress."""
-    return JSONResponse(await _work(_progress, session, query), headers=_PRIVATE)
+    return JSONResponse(
+        await _work(_progress, RunData(session, query.dag_id, query.run_id), query), headers=_PRIVATE
+    )
 
 
-def _progress(session: Any, query: PageQuery) -> dict[str, Any]:
-    data = RunData(session, query.dag_id, query.run_id)
-    run = _read_run(session, data, query)
+def _progress(data: RunData, query: PageQuery) -> dict[str, Any]:
+    run = _read_run(data, query)
     shown, _ = run.page(query)
     waiting = [card for card in shown if card.state is CardState.OPEN and card.request_id]
     fields = data.rendered(card.ref.task for card in waiting)
-    session.close()  # RunComfy's answers take seconds, and connections to the database are few
+    data.close()
     requests = [
         (Access.of_fields(fields[card.ref.task]).wan_conn_id, str(card.request_id)) for card in waiting
     ]
@@ -249,20 +250,20 @@ async def show_video(
         headers |= {name: part.headers[name] for name in _PASSED_ON if name in part.headers}
         return StreamingResponse(_stream(part), part.status_code, headers=headers, media_type="video/mp4")
 
-    return await _work(_of_video, session, RunData(session, dag_id, run_id), ref, find)
+    return await _work(_of_video, RunData(session, dag_id, run_id), ref, find)
 
 
 @app.get("/dags/{dag_id}/poster")
 async def show_poster(session: SessionDep, dag_id: str, run_id: RunId, ref: AskedXCom) -> Response:
     """Send the poster frame of a video: the picture beside it that was made when it landed."""
     data = RunData(session, dag_id, run_id)
-    jpeg = await _work(_of_video, session, data, ref, lambda video, media: media.poster(video))
+    jpeg = await _work(_of_video, data, ref, lambda video, media: media.poster(video))
     if jpeg is None:
         raise HTTPException(404, "This video has no poster frame.")
     return _picture(jpeg)
 
 
-def _named(session: Any, data: RunData, ref: XComRef) -> tuple[Any, Mapping[str, Any]]:
+def _named(data: RunData, ref: XComRef) -> tuple[Any, Mapping[str, Any]]:
     """Return what a reference names, and the rendered fields of its task.
 
     It names the value of an XCom, or an image of a batch, whose card is returned.
@@ -270,16 +271,16 @@ def _named(session: Any, data: RunData, ref: XComRef) -> tuple[Any, Mapping[str,
     fields = data.rendered([ref.task])[ref.task]
     of_batch = ref.key == MANIFEST
     found = data.batch(ref.task) if of_batch else data.xcom(ref)
-    session.close()
+    data.close()
     if not of_batch:
         return found, fields
     images = _images(found, fields) if found else None
     return images and images.card(ref.index), fields
 
 
-def _of_video(session: Any, data: RunData, ref: XComRef, find: Callable[[VideoVersion, Media], T]) -> T:
+def _of_video(data: RunData, ref: XComRef, find: Callable[[VideoVersion, Media], T]) -> T:
     """Call a function with a video that this run names and that the provider landed."""
-    found, fields = _named(session, data, ref)
+    found, fields = _named(data, ref)
     try:
         media = Access.of_fields(fields).media()
         if isinstance(found, Card):
@@ -312,7 +313,7 @@ async def _stream(part: HttpResponse) -> AsyncIterator[bytes]:
 @app.get("/dags/{dag_id}/image")
 async def show_image(session: SessionDep, dag_id: str, run_id: RunId, ref: AskedXCom) -> Response:
     """Send a small picture of a source image, or "not yet" if it takes longer than a moment to make."""
-    uri, access = await _work(_find_image, session, RunData(session, dag_id, run_id), ref)
+    uri, access = await _work(_find_image, RunData(session, dag_id, run_id), ref)
     try:
         picture = asyncio.wrap_future(_thumbnails.get(uri, access)) if uri else None
         jpeg = await asyncio.wait_for(asyncio.shield(picture), _PICTURE_WAIT_S) if picture else None
@@ -328,9 +329,9 @@ def _picture(jpeg: bytes) -> Response:
     return Response(jpeg, media_type="image/jpeg", headers=headers)
 
 
-def _find_image(session: Any, data: RunData, ref: XComRef) -> tuple[str, Access]:
+def _find_image(data: RunData, ref: XComRef) -> tuple[str, Access]:
     """Return the address of a source image, and how the task may read it."""
-    found, fields = _named(session, data, ref)
+    found, fields = _named(data, ref)
     uri = (found.image if isinstance(found, Card) else image_at(found, ref.index)) or ""
     access = Access.of_fields(fields)
     uri = uri or image_of_fields(fields)

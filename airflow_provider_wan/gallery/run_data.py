@@ -61,6 +61,10 @@ class RunData:
         state = self._session.scalar(query)
         return None if state is None else str(state)
 
+    def close(self) -> None:
+        """Give the database connection back, before a slow read: connections are few. The next query takes another."""
+        self._session.close()
+
     def is_over(self) -> bool:
         """Return whether the run has ended."""
         return self.state() in RUN_OVER
