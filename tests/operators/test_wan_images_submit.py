@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -110,6 +109,15 @@ def test_an_https_image_is_the_same_video_under_either_parameter(bucket: Bucket,
     assert submit(url)["request_id"] == submit(None, img_url=url)["request_id"]
 
 
+@pytest.mark.parametrize("parameter", ["image", "img_url"])
+def test_image_with_private_metadata_is_named_in_the_log_under_either_parameter(
+    bucket: Bucket, submit: Submit, capfd: pytest.CaptureFixture[str], parameter: str
+) -> None:
+    bucket.put("a.jpg", encoded(photo(640, 480), "JPEG", exif=exif_with(gps=True)))
+    submit(**{"image": None, parameter: f"{bucket.sandbox.bucket_url}/videos/a.jpg"})
+    assert "it holds GPS position" in capfd.readouterr().out
+
+
 def test_unfit_image_is_refused_without_staging_and_fixed_with_it(bucket: Bucket, submit: Submit) -> None:
     bucket.put("a.png", encoded(quadrants().convert("RGBA"), "PNG"))
     with pytest.raises(WanInputError, match="transparency"):
@@ -163,12 +171,13 @@ def test_image_and_img_url_together_are_refused(bucket: Bucket, submit: Submit) 
 
 
 def test_no_link_is_in_xcom_journal_or_log(
-    bucket: Bucket, submit: Submit, pushed: dict[str, Any], caplog: pytest.LogCaptureFixture
+    bucket: Bucket, submit: Submit, pushed: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    caplog.set_level(logging.INFO)
     bucket.put("a.jpg", turned())
     answer = submit("gs://videos/a.jpg", staging=STAGING)
     journal = "".join(bucket.read(name).decode() for name in bucket.objects("journal/"))
-    said = json.dumps([answer, pushed]) + journal + caplog.text
+    log = capfd.readouterr().out
+    assert "accepted the request" in log
+    said = json.dumps([answer, pushed]) + journal + log
     assert f"{bucket.sandbox.bucket_url}/videos" not in said
     assert "staged/" not in journal
