@@ -21,7 +21,7 @@ from airflow_provider_wan.batch.results import ImageResult, Progress
 from airflow_provider_wan.batch.state import BatchState
 from airflow_provider_wan.batch.submits import Submits
 from airflow_provider_wan.exceptions import WanError, WanTimeoutError, WanTransientError
-from airflow_provider_wan.images.source import InputCheck
+from airflow_provider_wan.model_api.inputs import InputCheck
 
 _LONGEST_WAIT_S = 1.0
 #: A deferral costs about a second of CPU when the task returns to a worker.

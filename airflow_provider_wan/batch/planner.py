@@ -18,8 +18,9 @@ from airflow_provider_wan.durable.record import Stage
 from airflow_provider_wan.exceptions import WanError, WanRecordError
 from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
 from airflow_provider_wan.images.dataset import DatasetReader
-from airflow_provider_wan.images.source import ImageSources, InputCheck
+from airflow_provider_wan.images.source import ImageSources
 from airflow_provider_wan.model_api.fingerprints import take_of
+from airflow_provider_wan.model_api.inputs import InputCheck
 
 if TYPE_CHECKING:
     from google.cloud import storage

@@ -35,7 +35,7 @@ from airflow_provider_wan.exceptions import (
     WanUnknownSubmissionError,
 )
 from airflow_provider_wan.hooks.connection import WanSettings
-from airflow_provider_wan.images.source import InputCheck
+from airflow_provider_wan.model_api.inputs import InputCheck
 
 _IMAGE_TRIES = 3
 _IMAGE_PAUSE_S = 5.0

@@ -20,8 +20,9 @@ from airflow_provider_wan.images.codecs import BrokenRule, UnusableImageError
 from airflow_provider_wan.images.inspect import inspect
 from airflow_provider_wan.images.prepare import check, explain, fits_as_it_is
 from airflow_provider_wan.images.rows import DatasetRow, PreparedImage, Row, RowError, RowImage
-from airflow_provider_wan.images.source import ImageSource, ImageSources, InputCheck, usable_cores
+from airflow_provider_wan.images.source import ImageSource, ImageSources, usable_cores
 from airflow_provider_wan.model_api.fingerprints import canonical_url
+from airflow_provider_wan.model_api.inputs import InputCheck
 from airflow_provider_wan.model_api.schema import ImageRules
 
 if TYPE_CHECKING:

@@ -8,8 +8,6 @@ sent only immediately before a purchase.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +17,7 @@ from functools import cached_property, partial
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_wan.exceptions import WanInputError, WanRefusedError
+from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.images.codecs import UnusableImageError
 from airflow_provider_wan.images.inspect import ImageFacts, check_whole, inspect
 from airflow_provider_wan.images.prepare import (
@@ -43,10 +41,8 @@ from airflow_provider_wan.images.readers import (
 from airflow_provider_wan.images.rows import Columns, DatasetRow, PreparedImage, RowImage, row_of_cells
 from airflow_provider_wan.images.staging import DEFAULT_LIFETIME_S, ObjectLinks, Staging, copy_key
 from airflow_provider_wan.model_api.fingerprints import canonical_url
-from airflow_provider_wan.model_api.inputs import validate_inputs
 from airflow_provider_wan.model_api.schema import ImageRules, LazyModel, load_schema
 from airflow_provider_wan.model_api.video_spec import (
-    PLACEHOLDER,
     SourceImage,
     VideoSpec,
     address_to_send,
@@ -405,8 +401,27 @@ class ImageSources:
                     self._check_as_it_is(WebReader(url, allow_private=self.options.allow_private), rules)
 
     def _check_as_it_is(self, reader: ImageReader, rules: ImageRules) -> None:
+        """Refuse an image that is sent as it is and that the model would refuse, or that is cut off.
+
+        It is read once: whole, or only its header if its size alone is too large.
+
+        :raises UnusableImageError: the model would refuse it.
+        """
+        limit, data = rules.max_size_bytes_exclusive, None
         with self._limits.holding(reader.size_bytes):
-            facts = check_sent_as_it_is(reader, rules, too_small=self.options.too_small)
+            if limit is not None and reader.size_bytes is not None and reader.size_bytes >= limit:
+                facts = inspect(reader)
+            else:
+                data = reader.read_all()
+                facts = inspect(data, name=reader.address)
+            broken = check(facts, rules, too_small=self.options.too_small)
+            if broken:
+                hint = (
+                    ' staging="gs://bucket/prefix" does it.' if all(rule.fixable for rule in broken) else ""
+                )
+                raise UnusableImageError(explain(facts, broken) + hint, broken)
+            if data is not None:
+                check_whole(data, facts)
         self._warn_of(facts)
 
     def _url_of_staged(self, reader: ImageReader, prepared: PreparedImage) -> str:
@@ -462,66 +477,6 @@ class ImageSources:
                 f"{image.staged_uri} has changed since it was prepared. Nothing was bought. Prepare the images again."
             )
         return self.link_to(image.staged_uri)
-
-
-class InputCheck:
-    """Validates the inputs of rows, once for each different set of them: most rows differ only in the image.
-
-    :param is_partial: whether required inputs may be missing, because another task supplies them.
-    """
-
-    def __init__(self, model: LazyModel, *, is_partial: bool = False) -> None:
-        self._model = model
-        self._is_partial = is_partial
-        self._checked: dict[bytes, WanRefusedError | None] = {}
-
-    def problem(self, inputs: Mapping[str, Any], fields: Mapping[str, bool]) -> WanRefusedError | None:
-        """Return the problem with the inputs of a row, apart from its images; None if they are valid.
-
-        :param fields: the inputs that take its images, and whether each takes a list.
-        """
-        key = hashlib.sha256(json.dumps([inputs, fields], sort_keys=True, default=str).encode()).digest()
-        if key not in self._checked:
-            _ = self._model.known  # its errors are not about the inputs
-            images = {name: [PLACEHOLDER] if is_list else PLACEHOLDER for name, is_list in fields.items()}
-            try:
-                self.validated(inputs, images)
-                self._checked[key] = None
-            except WanRefusedError as error:
-                self._checked[key] = error
-        return self._checked[key]
-
-    def validated(self, inputs: Mapping[str, Any], addresses: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the inputs to send.
-
-        :param addresses: of the images, by input.
-        :raises WanInputError: an input breaks a rule.
-        """
-        return validate_inputs(self._model.known, {**inputs, **addresses}, is_partial=self._is_partial)
-
-
-def check_sent_as_it_is(
-    reader: ImageReader, rules: ImageRules, *, too_small: TooSmall = "upscale"
-) -> ImageFacts:
-    """Refuse an image that is sent as it is and that the model would refuse, or that is cut off.
-
-    It is read once: whole, or only its header if its size alone is too large.
-
-    :raises UnusableImageError: the model would refuse it.
-    """
-    limit = rules.max_size_bytes_exclusive
-    if limit is not None and reader.size_bytes is not None and reader.size_bytes >= limit:
-        facts, data = inspect(reader), None
-    else:
-        data = reader.read_all()
-        facts = inspect(data, name=reader.address)
-    broken = check(facts, rules, too_small=too_small)
-    if broken:
-        hint = ' staging="gs://bucket/prefix" does it.' if all(rule.fixable for rule in broken) else ""
-        raise UnusableImageError(explain(facts, broken) + hint, broken)
-    if data is not None:
-        check_whole(data, facts)
-    return facts
 
 
 def row_of(given: str | Mapping[str, Any] | DatasetRow) -> DatasetRow:

@@ -8,16 +8,17 @@ have to be a JSON object that is not empty.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_wan.exceptions import WanInputError
+from airflow_provider_wan.exceptions import WanInputError, WanRefusedError
 from airflow_provider_wan.model_api.bodies import clean_text, number_of
 from airflow_provider_wan.model_api.coercion import coerce_fields, plain_number
 from airflow_provider_wan.model_api.fingerprints import invisible_character
 from airflow_provider_wan.model_api.outputs import is_http_url
-from airflow_provider_wan.model_api.schema import Model, ModelSchema
+from airflow_provider_wan.model_api.schema import LazyModel, Model, ModelSchema
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
@@ -26,6 +27,8 @@ _SHOWN_CHARS = 80
 _SHOWN_VALUES = 20
 #: The largest request that may be sent (as in RunComfy's own nodes).
 _REQUEST_MAX_BYTES = 64 * 1024 * 1024
+#: Takes the place of an address that does not exist yet while the other inputs are validated.
+PLACEHOLDER = "https://storage.googleapis.com/image"
 
 
 def coerce_inputs(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,6 +63,42 @@ def validate_inputs(model: Model, inputs: Mapping[str, Any], *, is_partial: bool
     if broken:
         raise _refusal(model.model_id, broken)
     return coerced
+
+
+class InputCheck:
+    """Validates the inputs of rows, once for each different set of them: most rows differ only in the image.
+
+    :param is_partial: whether required inputs may be missing, because another task supplies them.
+    """
+
+    def __init__(self, model: LazyModel, *, is_partial: bool = False) -> None:
+        self._model = model
+        self._is_partial = is_partial
+        self._checked: dict[bytes, WanRefusedError | None] = {}
+
+    def problem(self, inputs: Mapping[str, Any], fields: Mapping[str, bool]) -> WanRefusedError | None:
+        """Return the problem with the inputs of a row, apart from its images; None if they are valid.
+
+        :param fields: the inputs that take its images, and whether each takes a list.
+        """
+        key = hashlib.sha256(json.dumps([inputs, fields], sort_keys=True, default=str).encode()).digest()
+        if key not in self._checked:
+            _ = self._model.known  # its errors are not about the inputs
+            images = {name: [PLACEHOLDER] if is_list else PLACEHOLDER for name, is_list in fields.items()}
+            try:
+                self.validated(inputs, images)
+                self._checked[key] = None
+            except WanRefusedError as error:
+                self._checked[key] = error
+        return self._checked[key]
+
+    def validated(self, inputs: Mapping[str, Any], addresses: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the inputs to send.
+
+        :param addresses: of the images, by input.
+        :raises WanInputError: an input breaks a rule.
+        """
+        return validate_inputs(self._model.known, {**inputs, **addresses}, is_partial=self._is_partial)
 
 
 def _refusal(model_id: str, broken: list[str]) -> WanInputError:

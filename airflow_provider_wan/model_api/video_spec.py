@@ -25,14 +25,12 @@ from airflow_provider_wan.model_api.fingerprints import (
     fingerprint,
     without_signatures,
 )
-from airflow_provider_wan.model_api.inputs import check_form, validate_inputs
+from airflow_provider_wan.model_api.inputs import PLACEHOLDER, check_form, validate_inputs
 from airflow_provider_wan.model_api.schema import LazyModel, load_schema
 from airflow_provider_wan.model_api.values import check_model_id
 
 #: A longer text (such as an image as a ``data:`` URI) is recorded as its hash.
 _RECORDED_CHARS = 4096
-#: Takes the place of an address that does not exist yet while the other inputs are validated.
-PLACEHOLDER = "https://storage.googleapis.com/image"
 
 
 @dataclass(frozen=True, slots=True)
