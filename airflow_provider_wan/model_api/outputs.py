@@ -48,7 +48,8 @@ def video_urls(output: Any) -> tuple[str, ...]:
 
 def is_http_url(value: Any) -> bool:
     """Return whether a value is a complete ``http`` or ``https`` URL, without blanks or control characters."""
-    if not isinstance(value, str) or " " in value or not value.isprintable():  # every other blank is unprintable
+    # Every blank but the space is unprintable.
+    if not isinstance(value, str) or " " in value or not value.isprintable():
         return False
     try:
         parts = urlsplit(value)
