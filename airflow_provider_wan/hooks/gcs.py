@@ -88,12 +88,11 @@ def _bound(client: storage.Client, pool_size: int) -> None:
     """Put our transport under the client, unless something (mutual TLS) has put one there already."""
     from requests.adapters import HTTPAdapter
 
-    from airflow_provider_wan.http.transport import BoundedAdapter, NoAuth
+    from airflow_provider_wan.http.transport import BoundedAdapter, environment_of
 
     session = client._http
-    session.auth = (
-        NoAuth()
-    )  # else requests looks for a .netrc before each call, and prefers it to the credentials
+    session.proxies, session.verify = environment_of(client.api_endpoint)
+    session.trust_env = False  # also since a .netrc would replace the credentials
     for scheme in ("http://", "https://"):
         if type(session.adapters.get(scheme)) is HTTPAdapter:
             session.mount(scheme, BoundedAdapter(pool_size=pool_size))

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import requests
@@ -260,3 +261,31 @@ def test_the_environments_proxy_is_used_and_no_proxy_is_honoured(monkeypatch: py
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         assert get(wire.url).content == b"there"
         assert len(proxy.heads) == 1
+
+
+def test_the_environment_is_read_once_for_each_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        RawServer(always(reply(b"there"))) as wire,
+        Proxy() as proxy,
+        web.bounded_session() as session,
+    ):
+        assert session.get(f"{wire.url}/a", timeout=LONG).content == b"there"
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        assert session.get(f"{wire.url}/b", timeout=LONG).content == b"there"
+        assert not proxy.heads
+        assert session.get(f"http://localhost:{wire.port}/", timeout=LONG).content == b"there"
+        assert len(proxy.heads) == 1
+
+
+def test_certificates_are_read_once_for_all_sessions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes(Path(certificate()).read_bytes())
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+    with RawServer(always(reply(b"there")), tls=True) as wire:
+        assert get(wire.url).content == b"there"
+        bundle.unlink()
+        assert get(wire.url).content == b"there"
+        assert wire.connections == 2
+        monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+        with pytest.raises(requests.exceptions.SSLError):
+            get(wire.url)
