@@ -178,8 +178,9 @@ class BatchWork:
         :raises WanTransientError: the request has not finished yet, or there is no answer.
         """
         started = time.monotonic()
-        versioned = self._record_of(item, request_id)
         spec = self.spec
+        is_first_try = request_id in self.written  # bought after the plan had found its name free
+        versioned = self._record_of(item, request_id)
         destination = Destination(spec.bucket_name, item.object_name, spec.if_exists, len(item.takes))
         price_key = self.prices.key_of(item.inputs)
         try:
@@ -188,6 +189,7 @@ class BatchWork:
                 versioned.record,
                 destination,
                 on_result=lambda result: self.prices.learn(price_key, result.cost_usd, request_id),
+                is_first_try=is_first_try,
             )
         except (WanGenerationFailedError, WanCancelledError, WanDownloadError, WanNoOutputError) as error:
             if not (isinstance(error, WanDownloadError) and error.retry_helps):

@@ -99,12 +99,15 @@ class Landing:
         destination: Destination,
         *,
         on_result: Callable[[RequestResult], None] = lambda result: None,
+        is_first_try: bool = False,
     ) -> Record:
         """Land every video of a request, and its record next to the first.
 
         :param record: the record of the request; its id at least. Videos that have landed under another name,
             according to it, are copied from there.
         :param on_result: called with the result, before a file is downloaded.
+        :param is_first_try: whether the names were free when it was bought, and nothing has tried to land it since.
+            Then they are not looked up; the write of a name that is taken by now fails, or finds the same video.
         :return: the record, as landed.
         :raises WanDownloadError: a file could not be fetched whole, or may not be.
         :raises WanNoOutputError: the result has no video.
@@ -114,10 +117,11 @@ class Landing:
         :raises WanCancelledError: it was cancelled.
         :raises WanRefusedError: RunComfy does not know it any more, and it has not landed under another name.
         """
-        names = VideoNames(self._client, id_of(record), destination)
+        are_free = is_first_try and destination.if_exists != "overwrite"
+        names = VideoNames(self._client, id_of(record), destination, are_free=are_free)
         # Most requests have not landed before. Their result is asked for during the look-up, which saves the time of
         # a connection and a call; of one that has landed before it is not needed, whatever it is.
-        result = None if record.videos else _in_background(lambda: self._result(record))
+        result = None if are_free or record.videos else _in_background(lambda: self._result(record))
         found = self._already_landed(names)
         if found:
             self._log.info(

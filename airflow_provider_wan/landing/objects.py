@@ -95,12 +95,16 @@ class VideoNames:
 
     :param client: a Cloud Storage client.
     :param destination: the names, and what may be replaced.
+    :param are_free: whether no object had these names a while ago: then none is looked up.
     :raises WanInputError: no object may have such a name.
     """
 
-    def __init__(self, client: storage.Client, request_id: str, destination: Destination) -> None:
+    def __init__(
+        self, client: storage.Client, request_id: str, destination: Destination, *, are_free: bool = False
+    ) -> None:
         destination.name_of(0, request_id)
         self._client = client
+        self._are_free = are_free
         self.request_id = request_id
         self.destination = destination
         self._found: dict[str, storage.Blob | None] = {}
@@ -120,7 +124,9 @@ class VideoNames:
         """
         name = self.destination.name_of(index, self.request_id, is_rejected=is_rejected)
         if name not in self._found:
-            self._found[name] = get_blob(self._client, self.destination.bucket_name, name)
+            self._found[name] = (
+                None if self._are_free else get_blob(self._client, self.destination.bucket_name, name)
+            )
         return self._found[name]
 
     def own(self, index: int, *, is_rejected: bool = False) -> storage.Blob | None:

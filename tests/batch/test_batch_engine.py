@@ -73,12 +73,13 @@ def test_a_rerun_of_a_finished_batch_buys_nothing_and_reads_no_record(sandbox: S
     assert len(manifest(report)) == 30
 
 
-def test_a_landing_does_not_read_a_record_that_its_process_wrote(sandbox: Sandbox) -> None:
+def test_a_landing_does_not_read_a_record_or_name_of_a_purchase_of_its_process(sandbox: Sandbox) -> None:
     report = run(addresses(20))
     assert outcomes(report) == {"landed": 20}
     asked = sandbox.bucket_control("calls")["calls"]
     assert asked["bucket.get"] < 10  # the plan and the prices of this task
-    assert sum(asked.values()) < 10 * 20
+    assert asked.get("bucket.metadata", 0) < 10
+    assert sum(asked.values()) < 8 * 20
 
 
 def test_equal_rows_become_one_video(sandbox: Sandbox) -> None:

@@ -117,6 +117,32 @@ def test_new_landing_makes_no_unnecessary_bucket_calls(bucket: Bucket) -> None:
     assert sum(count for name, count in asked.items() if name.startswith("bucket.upload")) <= 4
 
 
+def test_the_first_landing_after_a_purchase_looks_up_no_name(bucket: Bucket) -> None:
+    landing(bucket).land(buy(), to(bucket), is_first_try=True)
+    assert set(bucket.calls()) == {"bucket.upload"}
+
+
+@pytest.mark.parametrize("stands", ["same bytes", "other object"])
+@pytest.mark.parametrize("if_exists", ["skip", "fail", "overwrite"])
+def test_a_name_that_was_taken_before_the_first_landing_is_respected(
+    bucket: Bucket, stands: str, if_exists: Any
+) -> None:
+    record = buy()
+    landing(bucket).land(record, to(bucket, "elsewhere.mp4"))
+    there = bucket.read("elsewhere.mp4") if stands == "same bytes" else b"a letter"
+    generation = bucket.put("v/clip.mp4", there)
+    if stands == "same bytes":
+        landed = landing(bucket).land(record, to(bucket, if_exists=if_exists), is_first_try=True)
+        assert landed.videos[0].generation == generation
+    elif if_exists == "overwrite":
+        landed = landing(bucket).land(record, to(bucket, if_exists=if_exists), is_first_try=True)
+        assert landed.videos[0].generation != generation
+    else:
+        with pytest.raises(WanConflictError, match=r"gs://videos/v/clip\.mp4 holds another object"):
+            landing(bucket).land(record, to(bucket, if_exists=if_exists), is_first_try=True)
+        assert bucket.objects()["v/clip.mp4"]["generation"] == generation
+
+
 def test_landing_interrupted_between_two_videos_resumes_there(bucket: Bucket, sandbox: Sandbox) -> None:
     sandbox.add_fault("generation", "output_shape", shape="videos", n=2)
     record = buy()
