@@ -16,7 +16,7 @@ from airflow_provider_wan.batch.spec import BatchSpec
 from airflow_provider_wan.durable.journal import BucketJournal, RecordSummary, as_listed
 from airflow_provider_wan.durable.record import Stage
 from airflow_provider_wan.exceptions import WanError, WanRecordError
-from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
+from airflow_provider_wan.hooks.gcs import call_limits, storage_errors
 from airflow_provider_wan.images.dataset import DatasetReader
 from airflow_provider_wan.images.source import ImageSources
 from airflow_provider_wan.model_api.fingerprints import take_of
@@ -198,8 +198,7 @@ def names_taken(
                 end_offset=last + "!",  # the first name after the last one
                 delimiter=None if any("/" in name[len(prefix) :] for name in names) else "/",
                 fields="items(name),nextPageToken",
-                timeout=TIMEOUT_S,
-                retry=retry_policy(),
+                **call_limits(),
             )
         ):
             if blob.name in names:
@@ -212,7 +211,7 @@ def names_taken(
 def _existing(bucket: storage.Bucket, names: Collection[str]) -> set[str]:
     def exists(name: str) -> bool:
         with storage_errors(f"Checking gs://{bucket.name}/{name}"):
-            return bool(bucket.blob(name).exists(timeout=TIMEOUT_S, retry=retry_policy()))
+            return bool(bucket.blob(name).exists(**call_limits()))
 
     with ThreadPoolExecutor(_READ_THREADS, "wan-exists") as pool:
         return {name for name, found in zip(names, pool.map(exists, names), strict=True) if found}

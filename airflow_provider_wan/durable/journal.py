@@ -31,7 +31,7 @@ from uuid import uuid4
 
 from airflow_provider_wan.durable.record import SCHEMA, Record, Stage
 from airflow_provider_wan.exceptions import WanJournalError, WanRecordError, WanStorageError
-from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors, upload
+from airflow_provider_wan.hooks.gcs import TIMEOUT_S, call_limits, split_gs_uri, storage_errors, upload
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -191,7 +191,7 @@ class BucketJournal:
         blob = self._bucket.blob(self._prefix + name)
         with storage_errors(f"Deleting the journal record {self.uri_of(name)}"):
             try:
-                blob.delete(if_generation_match=held.version, timeout=TIMEOUT_S, retry=retry_policy())
+                blob.delete(if_generation_match=held.version, **call_limits())
             except (NotFound, PreconditionFailed):
                 return
 
@@ -225,7 +225,7 @@ class BucketJournal:
                     with suppress(PreconditionFailed):  # a repeated write whose acknowledgement was lost
                         generation = self._upload(name, "{}", replaces=generation)
                 with suppress(NotFound):
-                    self._bucket.blob(self._prefix + name).delete(timeout=TIMEOUT_S, retry=retry_policy())
+                    self._bucket.blob(self._prefix + name).delete(**call_limits())
         except WanStorageError as error:
             if not isinstance(error.__cause__, Forbidden | Unauthorized | NotFound):
                 raise
@@ -327,8 +327,7 @@ class BucketJournal:
                 prefix=self._prefix,
                 delimiter="/",
                 fields=f"items(name,{field_name}),nextPageToken",
-                timeout=TIMEOUT_S,
-                retry=retry_policy(),
+                **call_limits(),
             )
 
     def read_object(self, name: str, *, what: str = "") -> tuple[bytes | None, int]:
@@ -338,7 +337,7 @@ class BucketJournal:
         blob = self._bucket.blob(self._prefix + name)
         with storage_errors(f"Reading {what}{self.uri_of(name)}"):
             try:
-                body: bytes = blob.download_as_bytes(timeout=TIMEOUT_S, retry=retry_policy())
+                body: bytes = blob.download_as_bytes(**call_limits())
             except NotFound:
                 return None, 0
         return body, int(blob.generation)

@@ -25,7 +25,7 @@ from airflow_provider_wan.gallery.workers import BoundedExecutor, SharedCache
 from airflow_provider_wan.hooks.gcs import (
     META_REQUEST,
     TIMEOUT_S,
-    retry_policy,
+    call_limits,
     split_gs_uri,
     storage_client,
     storage_errors,
@@ -204,9 +204,7 @@ class Media:
         """
         blob = self._blob(uri)
         with storage_errors(f"Reading {uri}"):
-            data: bytes = blob.download_as_bytes(
-                end=max_bytes - 1, timeout=TIMEOUT_S, retry=retry_policy(retry_s), checksum=None
-            )
+            data: bytes = blob.download_as_bytes(end=max_bytes - 1, **call_limits(retry_s), checksum=None)
         return data
 
     def _blob(self, uri: str) -> storage.Blob:
@@ -216,9 +214,7 @@ class Media:
     def _find(self, uri: str, generation: int | None = None, *, retry_s: float = 20.0) -> storage.Blob | None:
         blob = self._blob(uri)
         with storage_errors(f"Looking for {uri}"):
-            return blob.bucket.get_blob(
-                blob.name, generation=generation, timeout=TIMEOUT_S, retry=retry_policy(retry_s)
-            )
+            return blob.bucket.get_blob(blob.name, generation=generation, **call_limits(retry_s))
 
 
 def read_whole(blob: storage.Blob, *, retry_s: float | None = None) -> bytes:
@@ -228,7 +224,7 @@ def read_whole(blob: storage.Blob, *, retry_s: float | None = None) -> bytes:
     :raises WanError: it cannot be read.
     """
     with storage_errors(f"Reading gs://{blob.bucket.name}/{blob.name}"):
-        data: bytes = blob.download_as_bytes(timeout=TIMEOUT_S, retry=retry_policy(retry_s))
+        data: bytes = blob.download_as_bytes(**call_limits(retry_s))
     return data
 
 

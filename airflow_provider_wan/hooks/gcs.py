@@ -109,15 +109,20 @@ def _stop_asking_about_buckets(client: storage.Client) -> None:
         client._bucket_metadata_cache = None
 
 
-def retry_policy(for_s: float | None = None) -> Any:
-    """Return Cloud Storage's own retry policy (429, 5xx, cut connections), bounded in time; it logs once a minute.
+def call_limits(
+    retry_for_s: float | None = None, *, timeout_s: float | tuple[float, float] = TIMEOUT_S
+) -> dict[str, Any]:
+    """Return the arguments ``timeout`` and ``retry`` of a call of the client.
 
-    :param for_s: for how long, in seconds; default: ``RETRY_FOR_S``.
+    It is retried by Cloud Storage's own policy (429, 5xx, cut connections), and an outage is logged once a minute.
+
+    :param retry_for_s: for how long, in seconds; default: ``RETRY_FOR_S``.
+    :param timeout_s: of each try, default ``TIMEOUT_S``.
     """
     from google.api_core.retry import Retry
     from google.cloud.storage.retry import DEFAULT_RETRY
 
-    for_s = RETRY_FOR_S if for_s is None else for_s
+    for_s = RETRY_FOR_S if retry_for_s is None else retry_for_s
     logged_at = -math.inf
 
     def log_once_a_minute(error: Exception) -> None:
@@ -128,7 +133,8 @@ def retry_policy(for_s: float | None = None) -> Any:
                 "Cloud Storage has no usable answer (%s) Trying again for up to %.0f s.", _said(error), for_s
             )
 
-    return Retry(predicate=DEFAULT_RETRY._predicate, timeout=for_s, on_error=log_once_a_minute)
+    retry = Retry(predicate=DEFAULT_RETRY._predicate, timeout=for_s, on_error=log_once_a_minute)
+    return {"timeout": timeout_s, "retry": retry}
 
 
 def upload(
@@ -146,7 +152,7 @@ def upload(
     :param body: the whole object; a file is read from its beginning. Cloud Storage checks its checksum.
     :param size_bytes: the size of a file; default: that of ``body``, which is bytes.
     :param if_generation_match: the generation that it replaces; 0: none may exist; None (default): any.
-    :param retry_for_s: see :func:`retry_policy`.
+    :param retry_for_s: see :func:`call_limits`.
     :raises google.api_core.exceptions.GoogleAPICallError: the bucket refused.
     """
     blob.upload_from_file(
@@ -156,8 +162,7 @@ def upload(
         content_type=content_type,
         if_generation_match=if_generation_match,
         checksum="crc32c",
-        timeout=TIMEOUT_S,
-        retry=retry_policy(retry_for_s),
+        **call_limits(retry_for_s),
     )
 
 

@@ -19,7 +19,7 @@ from logging import getLogger
 from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
 from airflow_provider_wan.exceptions import WanInputError
-from airflow_provider_wan.hooks.gcs import META_REQUEST, TIMEOUT_S, retry_policy, split_gs_uri
+from airflow_provider_wan.hooks.gcs import META_REQUEST, call_limits, split_gs_uri
 from airflow_provider_wan.images.codecs import SUFFIXES, UNUSABLE_SUFFIXES
 from airflow_provider_wan.images.readers import (
     BucketReader,
@@ -185,8 +185,7 @@ class DatasetReader:
                     prefix=prefix,
                     fields="items(name,bucket,generation,size,md5Hash,contentType,contentEncoding,metadata),"
                     "nextPageToken",
-                    timeout=TIMEOUT_S,
-                    retry=retry_policy(),
+                    **call_limits(),
                 )
             )
         row = row_of_cells({}, origin=uri, line=0, columns=replace(self.columns, needs_image=False))

@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from airflow_provider_wan.exceptions import WanDownloadError, WanInputError, WanStorageError
-from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors
+from airflow_provider_wan.hooks.gcs import call_limits, split_gs_uri, storage_errors
 from airflow_provider_wan.http.fetch import Fetcher, FetchError, FetchRules, FilePart
 from airflow_provider_wan.model_api.fingerprints import canonical_url, encoded_url
 
@@ -186,7 +186,7 @@ def look_up_object(client: storage.Client, uri: str) -> ObjectFacts:
     """
     bucket, name = split_gs_uri(uri, name="image", needs_object=True)
     with _object_errors(uri, "Looking at"):
-        blob = bucket_of(client, bucket).get_blob(name, timeout=TIMEOUT_S, retry=retry_policy())
+        blob = bucket_of(client, bucket).get_blob(name, **call_limits())
     if blob is None:
         raise _vanished(uri)
     return facts_of(blob)
@@ -236,15 +236,14 @@ class BucketReader(ImageReader):
                 raw_download=True,
                 if_generation_match=self.facts.generation,
                 checksum="crc32c" if start is None else None,
-                timeout=TIMEOUT_S,
-                retry=retry_policy(),
+                **call_limits(),
             )
             return data
 
     def _look_up_md5(self) -> str | None:
         blob = self._blob()
         with _object_errors(self.address, "Looking at"):
-            blob.reload(if_generation_match=self.facts.generation, timeout=TIMEOUT_S, retry=retry_policy())
+            blob.reload(if_generation_match=self.facts.generation, **call_limits())
         return facts_of(blob).md5
 
     def _read_md5(self) -> str:

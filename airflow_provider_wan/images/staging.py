@@ -21,9 +21,8 @@ from urllib.parse import quote
 
 from airflow_provider_wan.exceptions import WanInputError
 from airflow_provider_wan.hooks.gcs import (
-    TIMEOUT_S,
+    call_limits,
     check_object_name,
-    retry_policy,
     split_gs_uri,
     storage_errors,
     upload,
@@ -86,9 +85,7 @@ class Staging:
         """
         name = self._name(key)
         with storage_errors(f"Looking for a staged copy in gs://{self._bucket}/{self._prefix}".rstrip("/")):
-            blobs = self._client.list_blobs(
-                self._bucket, prefix=f"{name}.", max_results=4, timeout=TIMEOUT_S, retry=retry_policy()
-            )
+            blobs = self._client.list_blobs(self._bucket, prefix=f"{name}.", max_results=4, **call_limits())
             found = (_read(blob, source) for blob in blobs)
             return next((each for each in found if each is not None), None)
 

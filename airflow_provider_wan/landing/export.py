@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_wan.durable.journal import BucketJournal, VersionedRecord
 from airflow_provider_wan.exceptions import WanConflictError
-from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, split_gs_uri, storage_errors, upload
+from airflow_provider_wan.hooks.gcs import call_limits, split_gs_uri, storage_errors, upload
 from airflow_provider_wan.landing.table import day_of, line_of, table_schema
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class JournalExport:
         blob = self._bucket.blob(self._prefix + name)
         with storage_errors(f"Reading gs://{self._bucket.name}/{blob.name}"):
             try:
-                body: bytes = blob.download_as_bytes(timeout=TIMEOUT_S, retry=retry_policy())
+                body: bytes = blob.download_as_bytes(**call_limits())
             except NotFound:
                 return "", 0
         return body.decode(), int(blob.generation)

@@ -26,7 +26,7 @@ from airflow_provider_wan.exceptions import (
     WanStorageError,
     WanTransientError,
 )
-from airflow_provider_wan.hooks.gcs import META_REQUEST, TIMEOUT_S, retry_policy, storage_errors
+from airflow_provider_wan.hooks.gcs import META_REQUEST, call_limits, storage_errors
 from airflow_provider_wan.http.fetch import Download
 from airflow_provider_wan.landing.checks import VideoChecks
 from airflow_provider_wan.landing.download import Downloader, LinkExpiredError
@@ -305,7 +305,7 @@ class Landing:
                 raise  # it is gone, or as it was: another try checks
             if blob.crc32c == source.crc32c:
                 return blob
-            blob.delete(if_generation_match=int(blob.generation), timeout=TIMEOUT_S, retry=retry_policy())
+            blob.delete(if_generation_match=int(blob.generation), **call_limits())
         raise WanStorageError(
             f"{uri} did not hold what was sent (its crc32c differed), and was deleted. Try again.",
             request_id=request_id,

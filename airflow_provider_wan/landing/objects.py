@@ -16,9 +16,8 @@ from airflow_provider_wan.durable.record import QUARANTINE, LandedVideo, Record,
 from airflow_provider_wan.exceptions import WanConflictError, WanError, WanStorageError
 from airflow_provider_wan.hooks.gcs import (
     META_REQUEST,
-    TIMEOUT_S,
+    call_limits,
     check_object_name,
-    retry_policy,
     storage_errors,
     upload,
 )
@@ -87,7 +86,7 @@ def get_blob(client: storage.Client, bucket: str, name: str) -> storage.Blob | N
     :raises WanStorageError: the bucket does not answer, or refuses.
     """
     with storage_errors(f"Looking for gs://{bucket}/{name}"):
-        return client.bucket(bucket).get_blob(name, timeout=TIMEOUT_S, retry=retry_policy())
+        return client.bucket(bucket).get_blob(name, **call_limits())
 
 
 class VideoNames:
@@ -302,8 +301,7 @@ class LandedBefore:
                     token=token,
                     if_generation_match=replaces,
                     if_source_generation_match=video.generation,
-                    timeout=TIMEOUT_S,
-                    retry=retry_policy(),
+                    **call_limits(),
                 )
             except (NotFound, Forbidden) as error:
                 raise SourceGoneError(f"{video.uri} is not there any more, or may not be read") from error

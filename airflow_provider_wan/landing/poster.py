@@ -6,9 +6,9 @@ from __future__ import annotations
 import io
 import posixpath
 from logging import Logger
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from airflow_provider_wan.hooks.gcs import META_REQUEST, retry_policy, storage_errors
+from airflow_provider_wan.hooks.gcs import META_REQUEST, call_limits, storage_errors
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -55,6 +55,10 @@ def put_poster(poster: bytes | storage.Blob, video: storage.Blob, request_id: st
         return False
 
 
+def _limits() -> dict[str, Any]:
+    return call_limits(_RETRY_FOR_S, timeout_s=_TIMEOUT_S)
+
+
 def _write_unless_foreign(
     poster: bytes | storage.Blob, blob: storage.Blob, request_id: str, log: Logger
 ) -> bool:
@@ -63,7 +67,7 @@ def _write_unless_foreign(
     try:
         _write(poster, blob, request_id, replaces=0)
     except PreconditionFailed:
-        found = blob.bucket.get_blob(blob.name, timeout=_TIMEOUT_S, retry=retry_policy(_RETRY_FOR_S))
+        found = blob.bucket.get_blob(blob.name, **_limits())
         owner = (found.metadata or {}).get(META_REQUEST) if found is not None else request_id
         if owner is None:
             log.warning(
@@ -83,10 +87,7 @@ def _write(poster: bytes | storage.Blob, blob: storage.Blob, request_id: str, *,
             poster,
             content_type="image/jpeg",
             if_generation_match=replaces,
-            timeout=_TIMEOUT_S,
-            retry=retry_policy(_RETRY_FOR_S),
+            **_limits(),
         )
     else:
-        blob.rewrite(
-            poster, if_generation_match=replaces, timeout=_TIMEOUT_S, retry=retry_policy(_RETRY_FOR_S)
-        )
+        blob.rewrite(poster, if_generation_match=replaces, **_limits())

@@ -165,14 +165,14 @@ class WanContactSheetOperator(BaseOperator):
 
     def _records(self, client: storage.Client, bucket: str, prefix: str) -> list[storage.Blob]:
         """Find the records next to videos: those that the landing marked with their request."""
-        from airflow_provider_wan.hooks.gcs import TIMEOUT_S, retry_policy, storage_errors
+        from airflow_provider_wan.hooks.gcs import call_limits, storage_errors
         from airflow_provider_wan.landing.landing import META_REQUEST
 
         with storage_errors(f"Listing gs://{bucket}/{prefix}"):
             found = [
                 blob
                 for blob in client.list_blobs(
-                    bucket, prefix=f"{prefix}/" if prefix else None, timeout=TIMEOUT_S, retry=retry_policy()
+                    bucket, prefix=f"{prefix}/" if prefix else None, **call_limits()
                 )
                 if blob.name.endswith(".json") and (blob.metadata or {}).get(META_REQUEST)
             ]

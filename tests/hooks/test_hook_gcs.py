@@ -88,7 +88,7 @@ def test_each_storage_error_becomes_our_own(
     monkeypatch.setattr(gcs, "RETRY_FOR_S", 0.2)
     sandbox.add_fault("bucket.list", fault, **params)
     with pytest.raises(WanStorageError, match=said) as caught, storage_errors("Listing", request_id="r"):
-        list(bucket.client.list_blobs(bucket.name, retry=gcs.retry_policy(), timeout=gcs.TIMEOUT_S))
+        list(bucket.client.list_blobs(bucket.name, **gcs.call_limits()))
     assert str(caught.value).startswith("Listing ")
     assert "http" not in str(caught.value)
     assert (caught.value.request_id, caught.value.retry_helps) == ("r", retry_helps)
@@ -122,7 +122,7 @@ def test_bucket_outage_is_logged_once_a_minute(
     bucket.put("behind-an-outage", b"here")
     # Threads of earlier tests (the gallery's) may still call the bucket, and log: they get no fault, and don't count.
     sandbox.add_fault("bucket.metadata", "status", status=503, count=2, object_contains="behind-an-outage")
-    found = bucket.client.bucket(bucket.name).get_blob("behind-an-outage", retry=gcs.retry_policy())
+    found = bucket.client.bucket(bucket.name).get_blob("behind-an-outage", **gcs.call_limits())
     assert found is not None  # after two tries that failed
     own = [line for line in caplog.records if line.thread == threading.get_ident()]
     logged = [line.getMessage() for line in own if line.name == gcs.__name__]
