@@ -346,7 +346,9 @@ class WanHook(BaseHook):
         with contextlib.ExitStack() as stack:
             exchange = stack.enter_context(transport.track_exchange(send_by=send_by, ends_by=deadline))
             # On a kept connection, one that the server closed while it was idle looks just like a lost answer.
-            session = stack.enter_context(transport.bounded_session()) if call.is_submit else self._session
+            session = self._session
+            if call.is_submit:
+                session = stack.enter_context(transport.bounded_session(like=session))
             try:
                 with session.request(
                     call.method,

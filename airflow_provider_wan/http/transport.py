@@ -41,7 +41,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -375,9 +375,12 @@ def _trusting(verify: str | bool) -> ssl.SSLContext:
 
 
 class _Session(requests.Session):
-    def __init__(self) -> None:
+    _environment_of: Callable[[str], tuple[dict[str, str], str | bool]]
+
+    def __init__(self, like: requests.Session | None) -> None:
         super().__init__()
-        self._environment_of = functools.lru_cache(maxsize=64)(environment_of)
+        known = like._environment_of if isinstance(like, _Session) else None
+        self._environment_of = known or functools.lru_cache(maxsize=64)(environment_of)
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
         """Return the settings of one call: those of the environment, read once for each host."""
@@ -389,15 +392,18 @@ class _Session(requests.Session):
         return None
 
 
-def bounded_session(*, refuse_private: bool = False, pool_size: int = 10) -> requests.Session:
+def bounded_session(
+    *, refuse_private: bool = False, pool_size: int = 10, like: requests.Session | None = None
+) -> requests.Session:
     """Return a session that sends no credentials, keeps no cookies and follows no redirects.
 
     It uses the proxies of the environment, as ``requests`` reads them.
 
     :param refuse_private: as in :class:`BoundedAdapter`.
     :param pool_size: connections kept per host.
+    :param like: another such session, which has read the environment.
     """
-    session = _Session()
+    session = _Session(like)
     session.auth = _NoAuth()
     session.cookies.set_policy(_NoCookies())
     for scheme in ("http://", "https://"):

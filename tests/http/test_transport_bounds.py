@@ -272,6 +272,8 @@ def test_the_environment_is_read_once_for_each_host(monkeypatch: pytest.MonkeyPa
         assert session.get(f"{wire.url}/a", timeout=LONG).content == b"there"
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         assert session.get(f"{wire.url}/b", timeout=LONG).content == b"there"
+        with web.bounded_session(like=session) as other:
+            assert other.get(f"{wire.url}/c", timeout=LONG).content == b"there"
         assert not proxy.heads
         assert session.get(f"http://localhost:{wire.port}/", timeout=LONG).content == b"there"
         assert len(proxy.heads) == 1
