@@ -27,11 +27,11 @@ class StampedBatchTrigger(WanBatchTrigger):
     def __init__(self, *, dag: str, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.dag = dag
+        self.arguments = arguments
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and arguments."""
-        _, arguments = super().serialize()
-        return "airflow_cost_stamps.StampedBatchTrigger", {**arguments, "dag": self.dag}
+        return "airflow_cost_stamps.StampedBatchTrigger", {**self.arguments, "dag": self.dag}
 
     async def run(self) -> AsyncIterator[Any]:
         """Wait, and record start and event."""
