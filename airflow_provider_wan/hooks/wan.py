@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from logging import Logger
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import requests
 import tenacity
@@ -24,7 +24,6 @@ from airflow_provider_wan.exceptions import WanAuthError, WanError, WanInputErro
 from airflow_provider_wan.hooks import common
 from airflow_provider_wan.hooks.common import pacer_of
 from airflow_provider_wan.hooks.connection import WanSettings, read_settings
-from airflow_provider_wan.hooks.wan_async import WanAsyncHook
 from airflow_provider_wan.http import transport
 from airflow_provider_wan.model_api import calls
 from airflow_provider_wan.model_api.dialect import model_of_page, read_schema
@@ -39,6 +38,9 @@ from airflow_provider_wan.model_api.values import (
     SubmittedRequest,
 )
 
+if TYPE_CHECKING:
+    from airflow_provider_wan.hooks.wan_async import WanAsyncHook
+
 __all__ = ["WanAsyncHook", "WanHook"]
 
 _T = TypeVar("_T")
@@ -49,6 +51,15 @@ _pages: dict[tuple[str, str, str, str], tuple[ModelInfo, float]] = {}
 _PAGE_LIFETIME_S = 15 * 60
 #: Notes about pages that were logged in this process.
 _logged: set[str] = set()
+
+
+def __getattr__(name: str) -> Any:
+    """Import the asynchronous hook when it is first used: a worker saves the import of ``aiohttp``."""
+    if name != "WanAsyncHook":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from airflow_provider_wan.hooks.wan_async import WanAsyncHook
+
+    return WanAsyncHook
 
 
 def _check_schema(model: Model, log: Logger, notes: list[str], *, require_schema: bool) -> None:

@@ -62,6 +62,12 @@ def test_importing_an_airflow_class_imports_nothing_heavy(
     assert not heavy, f"{module} makes every DAG parse import {heavy[:5]}; import it where it is used"
 
 
+def test_a_batch_in_a_worker_does_not_import_aiohttp() -> None:
+    code = "import sys, airflow_provider_wan.batch.batch as batch; print('aiohttp' in sys.modules, batch.WanHook)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == "False"
+
+
 def test_the_provider_info_imports_nothing_else() -> None:
     code = "import sys, airflow_provider_wan.get_provider_info; print(*sys.modules, sep='\\n')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
