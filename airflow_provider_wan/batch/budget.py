@@ -86,7 +86,6 @@ class Budget:
         self._unsettled: dict[str, int] = {}
         self._spent = 0
         self._count = 0
-        self._known = 0
         self._known_count = 0
 
     def set_share(
@@ -161,7 +160,6 @@ class Budget:
             if amount is None:
                 return
             self._spent += cost - amount
-            self._known += cost
             self._known_count += 1
 
     def why_not(self, price_usd: float) -> str | None:
@@ -194,11 +192,6 @@ class Budget:
     def bought(self) -> int:
         """How many requests were or are being bought, including failed ones."""
         return self._count
-
-    @property
-    def known_cost_usd(self) -> float:
-        """The sum of the real costs that are known."""
-        return self._known / _MICRO
 
     @property
     def unpriced(self) -> int:
