@@ -4,12 +4,17 @@
     python benchmarks/batch.py throughput [--images 1000]   against a bare asyncio loop with the same calls
     python benchmarks/batch.py memory [--land 100]          of a worker with 500 requests in flight, 20 MB videos
     python benchmarks/batch.py rerun [--images 100000]      until the first new submit, with 99 % done before
+    python benchmarks/batch.py resume [--images 250]        of a deferrable task, beside a small and a large journal
 
 The sandbox, the batch and the loop each run in a process of their own. ``throughput`` runs in turn the loop, a
 batch with every check but those that decode a video (``batch``) and one with the default checks (``decoding``),
 each against an account of its own (concurrency 100, 6 s a generation, 2 MB videos). It prints the ratios of the times
 from the first submit to the last landing and of the processor time, calls a video, and how late ends were noticed,
 from the sandbox's ledger.
+
+``resume`` runs the operator. Half of the chunk's videos have landed before, 100 requests are in flight and none is
+ready, so that each resume waits again at once: what is measured is the resume alone. Each one runs in a process of its
+own that has imported the operator as a Dag file does, and imports the rest as a task does.
 """
 
 from __future__ import annotations
@@ -277,18 +282,90 @@ def rerun(count: int) -> None:
     )
 
 
+# -- resumes -----------------------------------------------------------------------------------------------
+
+
+class _TaskInstance:
+    dag_id, run_id, task_id, map_index, try_number = "dag", "run", "task", -1, 1
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        pass
+
+
+def run_part(images: list[str], event: dict[str, Any] | None) -> dict[str, Any]:
+    """Run the operator from its start, or from an event, up to its next wait."""
+    from airflow.providers.common.compat.sdk import TaskDeferred
+
+    from airflow_provider_wan.operators.wan_batch import WanBatchOperator
+
+    task = WanBatchOperator(
+        task_id="task",
+        images=images,
+        bucket_name=BUCKET,
+        object_name="batch/",
+        prompt="waves",
+        check_image=False,
+    )
+    context: Any = {"ti": _TaskInstance()}
+    modules, cpu = len(sys.modules), time.process_time()
+    try:
+        task.execute(context) if event is None else task.execute_complete(context, event)
+    except TaskDeferred as deferred:
+        cpu_s = time.process_time() - cpu
+        trigger = deferred.trigger.serialize()[1]
+        event = {name: trigger[name] for name in ("deadline", "started", "learned")} | {
+            "ready": [],
+            "gone": [],
+        }
+        in_flight = len(trigger["request_ids"])
+        return {"cpu_s": cpu_s, "modules": len(sys.modules) - modules, "in_flight": in_flight, "event": event}
+    raise SystemExit("The batch has ended.")
+
+
+def resume(count: int, others: int, times: int = 5) -> None:
+    images = addresses(count + others)
+    for before in (0, others):
+        with sandbox("--generation-seconds", "36000", "--concurrency", "2") as state:
+            seed_landed(
+                state["bucket_url"], [*images[: count // 2], *images[count : count + before]], "batch"
+            )
+            part = in_own_process("part", state["env"], "--images", str(count))
+            cpu: list[float] = []
+            calls: dict[str, int] = {}
+            for _ in range(times):
+                earlier = control(state["bucket_url"], "calls")["calls"]
+                event = json.dumps(part["event"])
+                part = in_own_process("part", state["env"], "--images", str(count), "--event", event)
+                now = control(state["bucket_url"], "calls")["calls"]
+                calls = {
+                    name: now[name] - earlier.get(name, 0) for name in now if now[name] != earlier.get(name)
+                }
+                cpu.append(part["cpu_s"])
+        print(
+            f"a resume of {count} images, {part['in_flight']} in flight, {before} other records in the journal: "
+            f"{1000 * statistics.median(cpu):.0f} CPU-ms ({1000 * min(cpu):.0f} to {1000 * max(cpu):.0f}), "
+            f"with imports of {part['modules']} modules; {sum(calls.values())} storage calls {calls}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", choices=("throughput", "memory", "rerun"))
+    parser.add_argument("what", nargs="?", choices=("throughput", "memory", "rerun", "resume"))
     parser.add_argument("--images", type=int)
     parser.add_argument("--land", type=int)
     parser.add_argument("--in-flight", type=int, default=IN_FLIGHT, help=argparse.SUPPRESS)
-    parser.add_argument("--way", choices=("batch", "decoding", "loop"), help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=("batch", "decoding", "loop", "part"), help=argparse.SUPPRESS)
+    parser.add_argument("--event", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--others", type=int, default=20_000, help="other records in the large journal, for resume"
+    )
     options = parser.parse_args()
     if options.way == "loop":
         print(json.dumps(asyncio.run(run_loop(addresses(options.images), in_flight=options.in_flight))))
+    elif options.way == "part":
+        print(json.dumps(run_part(addresses(options.images), options.event)))
     elif options.way:
         images, decodes = addresses(options.images), options.way == "decoding"
         run = run_batch(images, in_flight=options.in_flight, land=options.land, decodes=decodes)
@@ -299,8 +376,10 @@ def main() -> None:
         memory(options.land or 100)
     elif options.what == "rerun":
         rerun(options.images or 100_000)
+    elif options.what == "resume":
+        resume(options.images or 250, options.others)
     else:
-        parser.error("choose throughput, memory or rerun")
+        parser.error("choose throughput, memory, rerun or resume")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from airflow_provider_wan.batch.report import SHOWN_ERRORS, Report, all_results,
 from airflow_provider_wan.batch.results import Outcome, Progress
 from airflow_provider_wan.batch.spec import BatchSpec
 from airflow_provider_wan.batch.state import BatchState
-from airflow_provider_wan.durable.journal import BucketJournal, VersionedRecord
+from airflow_provider_wan.durable.journal import TrackedJournal, VersionedRecord
 from airflow_provider_wan.durable.record import Record
 from airflow_provider_wan.durable.submission import Submission
 from airflow_provider_wan.exceptions import WanError, WanStorageError
@@ -47,9 +47,6 @@ if TYPE_CHECKING:
 
 #: The status file of a larger batch is not written at every wait, but at most this many lines a second.
 _STATUS_ALWAYS_UP_TO, _STATUS_LINES_PER_SECOND = 2_000, 200.0
-#: Outcomes that the checkpoint leaves out: the journal has the first two, and the last is submitted again,
-#: so that the final error names the limit.
-_NOT_IN_CHECKPOINT = (Outcome.LANDED, Outcome.REUSED, Outcome.LEFT)
 
 
 class Batch:
@@ -83,7 +80,7 @@ class Batch:
         self._stop = stop or threading.Event()
         self._on_progress = on_progress
         self._tags = tags or {}
-        self._journal = BucketJournal(client, spec.journal)
+        self._journal = TrackedJournal(client, spec.journal)
         self._files = BatchFiles(self._journal, owner)
         self._sources = sources
         self._planner = Planner(spec, client, self._journal, sources, log)
@@ -116,7 +113,7 @@ class Batch:
         plan = self._planner.plan(before.fingerprints() if before else ())
         self._prices.load(plan, self._usable(plan))
         self._files.write_plan(plan, self._owner, self._sources.model.known)
-        done = sum(plan.is_done(fingerprint) for fingerprint in plan.items)
+        done = len(plan.items.keys() & plan.there)
         self._log.info(
             "%d videos of model %s: %d to generate, %d already done, %d rejected.",
             plan.total,
@@ -132,8 +129,7 @@ class Batch:
 
         :param event: the payload of the trigger's event.
         """
-        checkpoint = self._files.read_checkpoint(self._log)
-        self._checkpoint = checkpoint or self._checkpoint
+        self._checkpoint = self._files.take_checkpoint(self._log) or self._checkpoint
         started = event.get("started") or {}
         poller = RequestPoller.resume(
             policy_of(self._hook.settings), event.get("learned"), (), started, time.time()
@@ -142,7 +138,8 @@ class Batch:
         model = self._sources.model
         if saved and (known := saved.model(model.model_id, model.chosen_field)):
             model.use(known)
-        plan = self._planner.plan_again(saved) if saved else self._planner.plan()
+        plan = self._planner.plan_again(saved, self._checkpoint.known) if saved else self._planner.plan()
+        plan.there |= {name for name, result in self._checkpoint.results.items() if result.outcome.is_there}
         self._prices.load_page()
         self._prices.load(plan, self._usable(plan))
         engine = self._engine(plan, poller, started=started)
@@ -170,11 +167,13 @@ class Batch:
         return pause
 
     def save(self, engine: BatchEngine) -> None:
-        """Save the state that the journal does not hold, before a wait."""
+        """Save the state before a wait. Images that a limit left are submitted again, so that the error names it."""
+        plan = engine.state.plan
+        known = {**plan.known, **plan.former, **self._journal.latest}
+        names = {take.fingerprint for item in plan.items.values() for take in item.takes} | plan.former.keys()
+        self._checkpoint.known = {name: summary for name in names if (summary := known.get(name))}
         self._checkpoint.results = {
-            fingerprint: result
-            for fingerprint, result in engine.results.items()
-            if result.outcome not in _NOT_IN_CHECKPOINT
+            name: result for name, result in engine.results.items() if result.outcome is not Outcome.LEFT
         }
         self._write_status(engine.state)
         self._files.write_checkpoint(self._checkpoint)

@@ -5,9 +5,10 @@ The *plan* lets a batch continue after a wait with the same images even if the d
 of a task instance count what an earlier plan bought. Signed addresses are secrets and are left out of it: after a wait
 those rows are looked up in the dataset again.
 
-The *checkpoint* is for continuing after a wait in the triggerer. It holds what the journal does not: results of images
-without a purchase, and the failures of this try. Without it nothing is lost or bought twice; a refused image is only
-submitted again.
+The *checkpoint* is for continuing after a wait in the triggerer. It holds the results and failures of this try, and
+what the task knew of the journal when it began to wait, so that a resume costs the same beside any journal. What other
+tasks have written since is found by the claim of each purchase. Without a checkpoint nothing is lost or bought twice:
+the journal is listed, and a refused image is only submitted again.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from logging import Logger
 from typing import Any, NamedTuple, Self
+from uuid import uuid4
 
 from airflow_provider_wan.batch.plan import Item, Plan
 from airflow_provider_wan.batch.results import ImageResult
-from airflow_provider_wan.durable.journal import BucketJournal
+from airflow_provider_wan.durable.journal import BucketJournal, RecordSummary
 from airflow_provider_wan.exceptions import WanError
 from airflow_provider_wan.images.source import ImageSources
 from airflow_provider_wan.model_api.fingerprints import without_signatures
@@ -117,7 +119,8 @@ class Checkpoint:
     """The state that a batch needs to continue in another process.
 
     :param started_at: when this try began, in unix seconds.
-    :param results: results of images, as far as the journal does not hold them.
+    :param results: results of images.
+    :param known: what the journal has about the images, by fingerprint; None: it has to be listed.
     :param failures: failed requests of this try, by fingerprint.
     :param inherited: images whose request was bought by an earlier try or another task: if it fails, this try has not
         had a request of its own yet.
@@ -129,6 +132,7 @@ class Checkpoint:
 
     started_at: float
     results: dict[str, ImageResult] = field(default_factory=dict)
+    known: dict[str, RecordSummary] | None = None
     failures: Counter[str] = field(default_factory=Counter)
     inherited: set[str] = field(default_factory=set)
     done_before: int | None = None
@@ -141,6 +145,7 @@ class Checkpoint:
         return {
             "started_at": self.started_at,
             "results": {name: result.as_dict() for name, result in self.results.items()},
+            "known": None if self.known is None else [summary.as_dict() for summary in self.known.values()],
             "failures": dict(self.failures),
             "inherited": sorted(self.inherited),
             "done_before": self.done_before,
@@ -155,9 +160,12 @@ class Checkpoint:
 
         :raises ValueError, KeyError, TypeError, AttributeError: the data has another form.
         """
+        known = plain.get("known")
+        summaries = map(RecordSummary.from_dict, known or ())
         return cls(
             float(plain["started_at"]),
             {name: ImageResult.from_dict(result) for name, result in plain["results"].items()},
+            None if known is None else {summary.fingerprint: summary for summary in summaries},
             Counter(plain["failures"]),
             set(plain["inherited"]),
             int(plain["done_before"]),
@@ -177,7 +185,7 @@ def plan_lines(plan: Plan, owner: str, model: Model) -> Iterator[dict[str, Any]]
     :param model: its rules, which a batch applies to its end, whatever the model's page says by then.
     """
     former = [name for name, summary in plan.former.items() if summary.bought_by(owner)]
-    yield {"former": former, "missing": plan.missing(), "model": _model_line(model)}
+    yield {"former": former, "model": _model_line(model)}
     for item in plan.items.values():
         yield _item_line(item.takes[0])  # the journal has the later ones
     for result in plan.refused:
@@ -193,8 +201,6 @@ class SavedPlan:
 
     def __init__(self, lines: Iterable[Mapping[str, Any]]) -> None:
         self._model: Mapping[str, Any] | None = None
-        #: First fingerprints of videos that had landed and were not at the planned name.
-        self.missing: frozenset[str] = frozenset()
         self._former: list[str] = []
         self._refused: list[ImageResult] = []
         self._items: dict[str, Mapping[str, Any]] = {}
@@ -205,7 +211,6 @@ class SavedPlan:
                 self._refused.append(ImageResult.from_dict(line["refused"]))
             else:
                 self._former = [str(fingerprint) for fingerprint in line["former"]]
-                self.missing = frozenset(line["missing"])
                 self._model = line.get("model")
 
     @property
@@ -317,11 +322,24 @@ class BatchFiles:
         """Write the checkpoint."""
         self._journal.write_json(self._checkpoint, checkpoint.as_dict())
 
-    def read_checkpoint(self, log: Logger) -> Checkpoint | None:
-        """Return the checkpoint; None if it is missing or unusable."""
+    def take_checkpoint(self, log: Logger) -> Checkpoint | None:
+        """Return the checkpoint; None if it is missing or unusable.
+
+        ``known`` is returned only once: Airflow repeats a resume whose scheduler was killed, and the purchases of the
+        first one are in the journal alone.
+
+        :raises WanStorageError: the checkpoint can't be marked as taken.
+        """
         try:
-            body, _ = self._journal.read_json(self._checkpoint)
-            return None if body is None else Checkpoint.from_dict(body)
+            body, generation = self._journal.read_json(self._checkpoint)
+            if body is None:
+                return None
+            checkpoint = Checkpoint.from_dict(body)
         except (WanError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("The checkpoint of this batch can't be used: %s", error)
             return None
+        if checkpoint.known is not None:
+            taken = {**body, "known": None, "taken": uuid4().hex}
+            if not self._journal.write_json(self._checkpoint, taken, replaces=generation):
+                checkpoint.known = None
+        return checkpoint

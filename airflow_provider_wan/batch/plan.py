@@ -157,7 +157,7 @@ class Plan:
     :param refused: rows that can't be used.
     :param known: what the journal knew about the items at the start, by fingerprint.
     :param former: the same for images of an earlier plan of this task instance that are not in this one.
-    :param there: fingerprints whose video landed before and is still at its planned name.
+    :param there: fingerprints whose video landed before, at its planned name, and is still there.
     """
 
     items: dict[str, Item] = field(default_factory=dict)
@@ -179,44 +179,23 @@ class Plan:
         latest = (items.get(fingerprint, item) for fingerprint, item in self.items.items())
         self.items = {item.fingerprint: item for item in latest}
 
-    def is_done(self, fingerprint: str) -> bool:
-        """Return whether the video landed before and is still there."""
-        return fingerprint in self.there
-
     def on_names(self, bucket_name: str, taken: Collection[str], *, may_replace: bool) -> None:
         """Apply the state of the destination: refuse an item that would be bought but could not land there.
 
         :param taken: the object names of the plan that are taken.
         :param may_replace: whether another object with the name is replaced.
         """
-        landed = set(self.landed_in(bucket_name))
         for fingerprint, item in list(self.items.items()):
             if item.object_name not in taken:
                 continue
-            if fingerprint in landed:
+            known = self.known.get(fingerprint)
+            if known is not None and known.stage is Stage.LANDED and known.uri == item.uri_in(bucket_name):
                 self.there.add(fingerprint)
             elif not may_replace and not self.is_in_journal(fingerprint):
                 del self.items[fingerprint]
                 self.refused.append(
                     item.result(Outcome.REFUSED, error=_TAKEN.format(item.uri_in(bucket_name)))
                 )
-
-    def landed_in(self, bucket_name: str) -> Iterator[str]:
-        """Return the fingerprints whose record says that they landed under their planned name."""
-        for fingerprint, item in self.items.items():
-            known = self.known.get(fingerprint)
-            if known is not None and known.stage is Stage.LANDED and known.uri == item.uri_in(bucket_name):
-                yield fingerprint
-
-    def missing(self) -> list[str]:
-        """Return the first fingerprint of each video that has landed, by its record, and is not there."""
-        return [
-            item.takes[0].fingerprint
-            for fingerprint, item in self.items.items()
-            if (known := self.known.get(fingerprint)) is not None
-            and known.stage is Stage.LANDED
-            and fingerprint not in self.there
-        ]
 
     def is_in_journal(self, fingerprint: str) -> bool:
         """Return whether the journal has a request or a claim for it that has not failed: then none is bought."""
@@ -225,7 +204,7 @@ class Plan:
 
     def to_do(self) -> list[Item]:
         """Return the items whose video is not there yet."""
-        return [item for fingerprint, item in self.items.items() if not self.is_done(fingerprint)]
+        return [item for fingerprint, item in self.items.items() if fingerprint not in self.there]
 
 
 def plan_rows(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from logging import Logger
 from typing import TYPE_CHECKING
@@ -59,24 +59,24 @@ class Planner:
         :param former: fingerprints that this task instance asked for before.
         :raises WanInputError: the dataset can't be read.
         """
-        plan = self._read_dataset()
-        # Destination first: a video that lands in between is then in the journal listing.
-        taken = self._taken({item.object_name for item in plan.items.values()})
-        self._read_journal(plan, former)
-        plan.on_names(self._spec.bucket_name, taken, may_replace=self._spec.if_exists == "overwrite")
-        return plan
+        return self._with_bucket(self._read_dataset(), former)
 
-    def plan_again(self, saved: SavedPlan) -> Plan:
-        """Return the plan that was saved before a wait, with the present state of the journal.
+    def plan_again(self, saved: SavedPlan, known: Mapping[str, RecordSummary] | None) -> Plan:
+        """Return the plan that was saved before a wait: the dataset may have changed since.
 
-        The dataset may have changed since; the batch continues with its saved plan.
+        :param known: what the journal has about it; None: the journal is listed.
         """
         plan = saved.plan(self._sources, self._items_now() if saved.has_gaps else {})
-        names = {plan.items[name].object_name for name in saved.missing if name in plan.items}
-        missing = names - self._taken(names)
-        self._read_journal(plan, saved.fingerprints())
-        landed = plan.landed_in(self._spec.bucket_name)
-        plan.there = {name for name in landed if plan.items[name].object_name not in missing}
+        if known is None:
+            return self._with_bucket(plan, saved.fingerprints())
+        self._add_known(plan, known, lambda names: [known[name] for name in names if name in known])
+        return plan
+
+    def _with_bucket(self, plan: Plan, former: Iterable[str]) -> Plan:
+        # Destination first: a video that lands in between is then in the journal listing.
+        taken = self._taken({item.object_name for item in plan.items.values()})
+        self._add_known(plan, self._summaries(plan.items.keys() | set(former)), self._read_each)
+        plan.on_names(self._spec.bucket_name, taken, may_replace=self._spec.if_exists == "overwrite")
         return plan
 
     def _items_now(self) -> Mapping[str, Item]:
@@ -101,13 +101,21 @@ class Planner:
 
     # -- the journal ---------------------------------------------------------------------------------------
 
-    def _read_journal(self, plan: Plan, former: Iterable[str]) -> None:
-        known = self._summaries(plan.items.keys() | set(former))
+    def _add_known(
+        self,
+        plan: Plan,
+        known: Mapping[str, RecordSummary],
+        read_each: Callable[[Iterable[str]], list[RecordSummary]],
+    ) -> None:
+        """Add what the journal knows about the videos of a plan, and about earlier ones.
+
+        :param read_each: returns the summaries of further takes, where there are any.
+        """
         plan.known = {name: summary for name, summary in known.items() if name in plan.items}
         plan.former = {name: summary for name, summary in known.items() if name not in plan.items}
-        self._follow_takes(plan)
+        self._follow_takes(plan, read_each)
 
-    def _follow_takes(self, plan: Plan) -> None:
+    def _follow_takes(self, plan: Plan, read_each: Callable[[Iterable[str]], list[RecordSummary]]) -> None:
         """Put the latest take in the place of each video that was rejected.
 
         That is the last one in the journal, or the next one if it may be bought. Earlier ones only count as purchases.
@@ -115,7 +123,7 @@ class Planner:
         chains = {name: [each] for name, each in (plan.known | plan.former).items() if each.is_rejected}
         ends = {take_of(first, 2)[1]: first for first in chains}
         while ends:
-            found = self._read_each(ends)
+            found = read_each(ends)
             for summary in found:
                 chains[ends[summary.fingerprint]].append(summary)
             goes_on = [ends[summary.fingerprint] for summary in found if summary.is_rejected]

@@ -92,7 +92,7 @@ class ImageResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields that are set as plain JSON values."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> ImageResult:

@@ -111,11 +111,11 @@ class BatchState:
                     self.to_submit.append(item)
             elif known.request_id and (other := self.other_holder_of(known.request_id, fingerprint)):
                 self.end_as_shared(fingerprint, known.request_id, other)
-            elif self.plan.is_done(fingerprint):
-                outcome = Outcome.LANDED if self._is_mine(known) else Outcome.REUSED
-                self.results[fingerprint] = item.result_of(outcome, known)
             elif fingerprint in self.results:
                 continue
+            elif fingerprint in self.plan.there:
+                outcome = Outcome.LANDED if self._is_mine(known) else Outcome.REUSED
+                self.results[fingerprint] = item.result_of(outcome, known)
             elif known.stage is Stage.LANDED and known.request_id:
                 self.land(known.request_id, fingerprint)
             elif (

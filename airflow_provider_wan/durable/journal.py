@@ -93,6 +93,16 @@ class RecordSummary:
         """Return how many requests a task instance has bought for this fingerprint."""
         return self.purchases.get(mark_of(owner), 0)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields that are set as plain JSON values."""
+        return {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> RecordSummary:
+        """Read what :meth:`as_dict` returned."""
+        given = {"stage": Stage(plain["stage"]), "reasons": tuple(plain.get("reasons") or ())}
+        return cls(**{**plain, **given})
+
 
 def mark_of(owner: str) -> str:
     """Return the short form of a task instance's name for listings, whose metadata is limited to 8 KiB."""
@@ -374,6 +384,32 @@ class BucketJournal:
             blob.metadata = metadata
         upload(blob, body.encode(), content_type="application/json", if_generation_match=replaces)
         return int(blob.generation)
+
+
+class TrackedJournal(BucketJournal):
+    """A journal that keeps the summary of each record that it has read or written."""
+
+    def __init__(self, client: storage.Client, uri: str) -> None:
+        super().__init__(client, uri)
+        #: By fingerprint; None: there is no record.
+        self.latest: dict[str, RecordSummary | None] = {}
+
+    def read(self, fingerprint: str) -> VersionedRecord | None:
+        """Read the record of a fingerprint."""
+        found = super().read(fingerprint)
+        self.latest[fingerprint] = as_listed(found.record) if found else None
+        return found
+
+    def write(self, record: Record, *, replaces: VersionedRecord | None) -> VersionedRecord:
+        """Write a record; see :meth:`BucketJournal.write`."""
+        written = super().write(record, replaces=replaces)
+        self.latest[record.fingerprint] = as_listed(record)
+        return written
+
+    def forget(self, held: VersionedRecord) -> None:
+        """Delete a record if it is still this version."""
+        super().forget(held)
+        self.latest[held.record.fingerprint] = None
 
 
 def _listing_metadata(record: Record) -> dict[str, str]:

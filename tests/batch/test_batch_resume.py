@@ -3,20 +3,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import pytest
 from google.cloud import storage
 
 from airflow_provider_wan.batch.budget import BudgetLimits
+from airflow_provider_wan.batch.engine import Pause
 from airflow_provider_wan.exceptions import WanBudgetError
 from tests.batch.batch_support import (
     addresses,
+    batch,
+    finish,
     manifest,
     outcomes,
     purchases_per_image,
     run,
     run_over_a_wait,
+    wait,
 )
 from tests.batch_runs import IMAGES, TaskInstance, run_try
+from tests.sandboxes import Bucket
 from wan_sandbox.server import Sandbox
 
 SIGNATURE = "X-Amz-Signature=0123456789abcdef"
@@ -70,6 +78,93 @@ def test_a_signed_address_is_not_saved_and_is_looked_up_again(
     report = run_over_a_wait(sandbox, SET, meanwhile, limits={"max_in_flight": 1})
     assert outcomes(report) == ends
     assert "not in the dataset any more" in str([line["error"] for line in manifest(report)]) or stays
+
+
+# -- what a resume knows -----------------------------------------------------------------------------------
+
+
+def waiting(sandbox: Sandbox, images: list[str], **more: Any) -> Pause:
+    """Start a batch of requests that run for an hour, up to its wait."""
+    sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
+    one = batch(images, **more)
+    engine = one.begin()
+    pause = engine.run(may_pause=True)
+    assert pause is not None
+    one.save(engine)
+    return pause
+
+
+@pytest.mark.parametrize("landed_before", [0, 3])
+def test_a_resume_makes_the_same_calls_for_any_number_of_records(
+    sandbox: Sandbox, bucket: Bucket, landed_before: int
+) -> None:
+    images = addresses(6)
+    sandbox.control("speed", {"speed": 100_000})
+    assert run(images[:landed_before]).error is None
+    pause = waiting(sandbox, images)
+    before = Counter(bucket.calls())
+    again = batch(images)
+    engine = again.resume({"ready": [], "learned": pause.learned})
+    again.save(engine)
+    assert engine.progress().done == landed_before
+    assert set(engine.state.in_flight) == set(pause.request_ids)
+    # Plan, checkpoint and price are read; checkpoint (twice) and status file are written.
+    assert Counter(bucket.calls()) - before == {"bucket.get": 3, "bucket.upload": 3}
+
+
+def test_a_repeated_resume_counts_what_the_first_one_has_bought(sandbox: Sandbox) -> None:
+    images, more = addresses(8), {"budget": BudgetLimits(max_requests=5), "limits": {"max_in_flight": 2}}
+    pause = waiting(sandbox, images, **more)
+    sandbox.control("speed", {"speed": 100_000})
+    event = {"ready": list(pause.request_ids), "learned": pause.learned}
+    killed = batch(images, **more)
+    killed.resume(event).run(may_pause=False)  # it ends without a word
+    assert len(sandbox.ledger()["purchases"]) == 5
+
+    again = batch(images, **more)
+    report = finish(again, again.resume(event))
+    assert outcomes(report) == {"landed": 5, "left": 3}
+    assert (report.summary["bought"], len(sandbox.ledger()["purchases"])) == (5, 5)
+
+
+def test_a_resume_takes_over_what_another_run_has_bought_meanwhile(sandbox: Sandbox) -> None:
+    images = addresses(5)
+
+    def meanwhile() -> None:
+        sandbox.control("speed", {"speed": 100_000})
+        assert run(images, owner="dag/other/task/-1").error is None
+
+    report = run_over_a_wait(sandbox, images, meanwhile, limits={"max_in_flight": 2})
+    assert outcomes(report) == {"landed": 2, "reused": 3}
+    assert report.summary["bought"] == 2
+    assert purchases_per_image(sandbox) == dict.fromkeys(images, 1)
+
+
+def test_a_lost_submit_stays_unknown_over_a_wait_and_counts(sandbox: Sandbox) -> None:
+    sandbox.add_fault("submit", "no_id", img_url_contains="00000.jpg", count=1)
+    limits = BudgetLimits(max_requests=4)
+    report = run_over_a_wait(sandbox, addresses(5), lambda: None, budget=limits, limits={"max_in_flight": 1})
+    assert outcomes(report) == {"landed": 3, "unknown": 1, "left": 1}
+    assert report.summary["bought"] == 4
+    assert max(purchases_per_image(sandbox).values()) == 1
+
+
+def test_results_before_a_wait_are_reported_as_they_were(sandbox: Sandbox) -> None:
+    images, more = addresses(4), {"limits": {"max_in_flight": 2}}
+    pause = waiting(sandbox, images, **more)
+    sandbox.control("speed", {"speed": 100_000})
+    event = wait(pause)
+    sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
+    one = batch(images, **more)
+    engine = one.resume(event)
+    second = engine.run(may_pause=True)
+    assert second is not None
+    one.save(engine)
+    sandbox.control("speed", {"speed": 100_000})
+    again = batch(images, **more)
+    report = finish(again, again.resume(wait(second)))
+    assert outcomes(report) == {"landed": 4}
+    assert all(line["finished_at"] for line in manifest(report))
 
 
 # -- limits ------------------------------------------------------------------------------------------------
