@@ -212,7 +212,12 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="wan-scale-") as home, contextlib.ExitStack() as stack:
         bench = Bench(stack, Path(home), options)
-        (backfill if options.what == "backfill" else rerun)(bench, options)
+        try:
+            (backfill if options.what == "backfill" else rerun)(bench, options)
+        except KeyboardInterrupt:
+            raise SystemExit(
+                "Stopped. The same command runs the parts that --results does not have."
+            ) from None
 
 
 if __name__ == "__main__":
