@@ -119,7 +119,7 @@ class BatchState:
             elif known.stage is Stage.LANDED and known.request_id:
                 self.land(known.request_id, fingerprint)
             elif (
-                self._is_mine(known)
+                (self._is_mine(known) or fingerprint in self.inherited)
                 and known.request_id
                 and known.stage in (Stage.SUBMITTED, Stage.SUCCEEDED)
             ):

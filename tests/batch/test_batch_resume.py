@@ -112,6 +112,21 @@ def test_a_resume_makes_the_same_calls_for_any_number_of_records(
     assert Counter(bucket.calls()) - before == {"bucket.get": 3, "bucket.upload": 3}
 
 
+def test_a_resume_keeps_the_requests_that_were_taken_over_from_another_run(
+    sandbox: Sandbox, bucket: Bucket
+) -> None:
+    images = addresses(3)
+    waiting(sandbox, images, owner="dag/other/task/-1")
+    pause = waiting(sandbox, images)
+    before, statuses = Counter(bucket.calls()), sandbox.ledger()["calls"]["status"]
+    again = batch(images)
+    engine = again.resume({"ready": [], "learned": pause.learned})
+    assert engine.run(may_pause=True) is not None
+    assert set(engine.state.in_flight) == set(pause.request_ids)
+    assert (Counter(bucket.calls()) - before)["bucket.get"] == 3
+    assert sandbox.ledger()["calls"]["status"] == statuses
+
+
 def test_a_repeated_resume_counts_what_the_first_one_has_bought(sandbox: Sandbox) -> None:
     images, more = addresses(8), {"budget": BudgetLimits(max_requests=5), "limits": {"max_in_flight": 2}}
     pause = waiting(sandbox, images, **more)
