@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 #: that, the records or objects of this batch are read one by one.
 _LIST_AT_LEAST, _LIST_PER_IMAGE = 5_000, 50
 _READ_THREADS = 16
+_ReadEach = Callable[[Iterable[str]], list[RecordSummary]]
 
 
 class Planner:
@@ -101,12 +102,7 @@ class Planner:
 
     # -- the journal ---------------------------------------------------------------------------------------
 
-    def _add_known(
-        self,
-        plan: Plan,
-        known: Mapping[str, RecordSummary],
-        read_each: Callable[[Iterable[str]], list[RecordSummary]],
-    ) -> None:
+    def _add_known(self, plan: Plan, known: Mapping[str, RecordSummary], read_each: _ReadEach) -> None:
         """Add what the journal knows about the videos of a plan, and about earlier ones.
 
         :param read_each: returns the summaries of further takes, where there are any.
@@ -115,7 +111,7 @@ class Planner:
         plan.former = {name: summary for name, summary in known.items() if name not in plan.items}
         self._follow_takes(plan, read_each)
 
-    def _follow_takes(self, plan: Plan, read_each: Callable[[Iterable[str]], list[RecordSummary]]) -> None:
+    def _follow_takes(self, plan: Plan, read_each: _ReadEach) -> None:
         """Put the latest take in the place of each video that was rejected.
 
         That is the last one in the journal, or the next one if it may be bought. Earlier ones only count as purchases.

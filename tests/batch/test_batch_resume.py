@@ -112,6 +112,22 @@ def test_a_resume_makes_the_same_calls_for_any_number_of_records(
     assert Counter(bucket.calls()) - before == {"bucket.get": 3, "bucket.upload": 3}
 
 
+def test_a_resume_of_a_batch_too_large_for_a_checkpoint_lists_the_journal(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_provider_wan.batch import batch as module
+
+    images = addresses(6)
+    sandbox.control("speed", {"speed": 100_000})
+    assert run(images[:2], owner="dag/other/task/-1").error is None
+    monkeypatch.setattr(module, "_ALL_SAVED_UP_TO", 5)
+    sandbox.add_fault("submit", "invalid", img_url_contains="00002.jpg")
+    limits = BudgetLimits(max_requests=2)
+    report = run_over_a_wait(sandbox, images, lambda: None, budget=limits, limits={"max_in_flight": 1})
+    assert outcomes(report) == {"reused": 2, "landed": 2, "refused": 1, "left": 1}
+    assert sandbox.ledger()["calls"]["submit"] == 5  # 2 of the other run, 2 purchases, and one refusal
+
+
 def test_a_resume_keeps_the_requests_that_were_taken_over_from_another_run(
     sandbox: Sandbox, bucket: Bucket
 ) -> None:
