@@ -23,8 +23,8 @@ CHUNK_BYTES = 256 * 1024
 _ZEROS = bytes(CHUNK_BYTES)
 _LABEL_BYTES = 160
 _LARGEST_SHORT_BOX = 0xFFFF_FFFF
-#: The small clips are five seconds long, and as small as a thumbnail.
-_TINY = Clip(lines=0)
+#: The small clips are five seconds long, as small as a thumbnail, and have few frames: tests decode thousands of them.
+_TINY = Clip(lines=0, frames_per_second=10)
 
 
 class Video(Protocol):
