@@ -217,7 +217,8 @@ def test_the_price_can_change(client: Client) -> None:
 )
 def test_prices_by_inputs_differ_from_the_base_on_the_page(inputs: dict[str, Any], usd: float) -> None:
     model = "sandbox/price/720p"
-    with Sandbox(price_usd=0.1, price_by_inputs=True, models=(model,), check_images=False) as sandbox:
+    settings = {"price_usd": 0.1, "price_by_inputs": True, "models": (model,)}
+    with Sandbox(**settings, video_bytes=50_000, check_images=False) as sandbox:
         client = Client(sandbox)
         page = client.get(f"/v1/models/{model}").json()
         request_id = client.submit(model, **inputs).json()["request_id"]

@@ -32,6 +32,7 @@ OF_DAY = [("coffee.jpg", "chelsea.jpg"), ("astronaut.jpg",), ("rocket.jpg", "cof
 
 @pytest.fixture
 def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    monkeypatch.setenv("WAN_POLL_INTERVAL_SCALE", "0.05")  # a generation takes half a second here
     with Sandbox(speed=200, concurrency=4, video_bytes=30_000, buckets=("photos", "videos")) as started:
         for name, value in started.env().items():
             monkeypatch.setenv(name, value)

@@ -25,10 +25,11 @@ pytestmark = pytest.mark.usefixtures("airflow_db")
 
 
 @pytest.fixture
-def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    """A sandbox that encodes real videos: padded ones would not pass the checks."""
+def sandbox(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    """A sandbox that encodes real videos, which pass the checks; with a parameter, it pads one to that many bytes."""
     monkeypatch.setenv("WAN_POLL_INTERVAL_SCALE", "0.05")
-    with Sandbox(speed=600, concurrency=4, buckets=("videos",)) as started:
+    video_bytes = getattr(request, "param", None)
+    with Sandbox(speed=600, concurrency=4, video_bytes=video_bytes, buckets=("videos",)) as started:
         for name, value in started.env().items():
             monkeypatch.setenv(name, value)
         yield started
@@ -67,6 +68,7 @@ def test_every_image_becomes_a_video_of_every_model_once(
         assert f"{model} 2 of 2 usable" in html.words
 
 
+@pytest.mark.parametrize("sandbox", [50_000], indirect=True, ids=["padded videos"])
 def test_limit_is_shared_by_the_models_and_what_is_left_is_shown(
     sandbox: Sandbox, bucket: Bucket, photos: str
 ) -> None:
