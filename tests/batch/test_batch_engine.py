@@ -44,14 +44,14 @@ def sandbox(batch_sandbox: Sandbox) -> Sandbox:
 
 
 def test_every_image_becomes_one_video(sandbox: Sandbox) -> None:
-    report = run(addresses(40))
+    report = run(addresses(20))
     assert report.error is None
-    assert report.summary["landed"] == report.summary["total"] == report.summary["bought"] == 40
-    assert report.summary["cost_usd"] == pytest.approx(8.0)
+    assert report.summary["landed"] == report.summary["total"] == report.summary["bought"] == 20
+    assert report.summary["cost_usd"] == pytest.approx(4.0)
     assert report.summary["cost_is_exact"]
-    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(40), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(20), 1)
     lines = manifest(report)
-    assert [line["image"] for line in lines] == addresses(40)
+    assert [line["image"] for line in lines] == addresses(20)
     assert all(line["finished_at"] >= line["created_at"] > "2" for line in lines)
     assert sorted(line["uri"].rpartition("/")[2] for line in lines) == [
         name.rpartition("/")[2] for name in videos()
@@ -59,18 +59,18 @@ def test_every_image_becomes_one_video(sandbox: Sandbox) -> None:
 
 
 def test_a_rerun_of_a_finished_batch_buys_nothing_and_reads_no_record(sandbox: Sandbox) -> None:
-    run(addresses(30))
+    run(addresses(12))
     calls = sandbox.ledger()["calls"]
     sandbox.bucket_control("calls", method="DELETE")
-    report = run(addresses(30), owner="dag/another run/task/-1", price_usd=0.2)
+    report = run(addresses(12), owner="dag/another run/task/-1", price_usd=0.2)
     assert report.error is None
-    assert report.summary["reused"] == 30
+    assert report.summary["reused"] == 12
     assert report.summary["bought"] == 0
     assert sandbox.ledger()["calls"] == calls
     asked = sandbox.bucket_control("calls")["calls"]
     assert asked.get("bucket.list") == 2
     assert asked.get("bucket.get") == 1  # what this task planned before: nothing
-    assert len(manifest(report)) == 30
+    assert len(manifest(report)) == 12
 
 
 def test_a_landing_does_not_read_a_record_or_name_of_a_purchase_of_its_process(sandbox: Sandbox) -> None:
@@ -148,26 +148,26 @@ def test_failed_requests_are_retried_within_the_limits(sandbox: Sandbox) -> None
 
 
 def test_an_empty_account_leaves_the_rest_and_a_rerun_continues(sandbox: Sandbox) -> None:
-    sandbox.control("account", {"balance_usd": 3.0})
-    report = run(addresses(25))
+    sandbox.control("account", {"balance_usd": 1.0})
+    report = run(addresses(12))
     assert isinstance(report.error, WanBalanceError)
-    assert outcomes(report) == {"landed": 15, "left": 10}
-    assert "10 of 25 images are not done" in str(report.error)
+    assert outcomes(report) == {"landed": 5, "left": 7}
+    assert "7 of 12 images are not done" in str(report.error)
     sandbox.control("account", {"balance_usd": 100.0})
-    assert run(addresses(25)).error is None
-    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(25), 1)
+    assert run(addresses(12)).error is None
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(12), 1)
 
 
-@pytest.mark.parametrize("limits", [BudgetLimits(max_requests=10), BudgetLimits(max_cost_usd=2.19)])
+@pytest.mark.parametrize("limits", [BudgetLimits(max_requests=5), BudgetLimits(max_cost_usd=1.19)])
 def test_a_limit_holds_across_retries_of_the_task(sandbox: Sandbox, limits: BudgetLimits) -> None:
     for _ in range(2):
-        report = run(addresses(25), budget=limits)
+        report = run(addresses(12), budget=limits)
         assert isinstance(report.error, WanBudgetError)
         assert not report.error.retry_helps
-        assert outcomes(report) == {"landed": 10, "left": 15}
-    assert len(sandbox.ledger()["purchases"]) == 10
-    other = run(addresses(25), budget=limits, owner="dag/next run/task/-1")
-    assert outcomes(other) == {"reused": 10, "landed": 10, "left": 5}
+        assert outcomes(report) == {"landed": 5, "left": 7}
+    assert len(sandbox.ledger()["purchases"]) == 5
+    other = run(addresses(12), budget=limits, owner="dag/next run/task/-1")
+    assert outcomes(other) == {"reused": 5, "landed": 5, "left": 2}
 
 
 def test_an_image_is_not_left_because_of_purchases_that_are_refused(sandbox: Sandbox) -> None:
@@ -227,10 +227,10 @@ def test_a_lost_submit_is_reported_and_not_resent(sandbox: Sandbox) -> None:
 def test_failing_calls_only_cost_time(sandbox: Sandbox) -> None:
     for call in ("status", "result", "media", "bucket.get", "bucket.list"):
         sandbox.add_fault(call, "status", rate=0.1, status=503)
-    report = run(addresses(60))
+    report = run(addresses(30))
     assert report.error is None
-    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(60), 1)
-    assert len(videos()) == 60
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(30), 1)
+    assert len(videos()) == 30
 
 
 def test_a_pending_result_is_waited_for(sandbox: Sandbox) -> None:
@@ -278,20 +278,20 @@ def test_two_images_of_a_batch_never_share_a_request(sandbox: Sandbox) -> None:
 
 def test_two_runs_at_once_buy_each_image_once(sandbox: Sandbox) -> None:
     with ThreadPoolExecutor(2) as pool:
-        images = addresses(50)
+        images = addresses(24)
         first = pool.submit(run, images, owner="dag/a/task/-1")
         second = pool.submit(run, images[::-1], owner="dag/b/task/-1")
         reports = [first.result(), second.result()]
     assert [report.error for report in reports] == [None, None]
     assert purchases_per_image(sandbox) == dict.fromkeys(images, 1)
-    assert len(videos()) == 50
+    assert len(videos()) == 24
 
 
 def test_a_bucket_outage_is_waited_for(sandbox: Sandbox) -> None:
-    sandbox.add_fault("bucket.*", "status", status=503, skip=60, count=25)
-    report = run(addresses(40))
+    sandbox.add_fault("bucket.*", "status", status=503, skip=40, count=25)
+    report = run(addresses(20))
     assert report.error is None
-    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(40), 1)
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(20), 1)
 
 
 def test_a_rate_limit_on_submits_is_respected(sandbox: Sandbox) -> None:
@@ -361,16 +361,16 @@ def test_requests_accepted_after_the_deadline_are_left_too(
 
 def test_a_stopped_batch_has_recorded_every_request(sandbox: Sandbox) -> None:
     stop = threading.Event()
-    one = batch(addresses(40), stop=stop)
+    one = batch(addresses(20), stop=stop)
     engine = one.begin()
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(engine.run, may_pause=False)
-        while len(sandbox.ledger()["purchases"]) < 10:
+        while len(sandbox.ledger()["purchases"]) < 5:
             pass
         stop.set()
         running.result()
-    assert run(addresses(40)).error is None
-    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(40), 1)
+    assert run(addresses(20)).error is None
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(20), 1)
 
 
 def test_a_batch_pauses_when_it_only_waits_and_resumes_in_another_process(sandbox: Sandbox) -> None:
