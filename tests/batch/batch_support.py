@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from google.cloud import storage
 
 from airflow_provider_wan.batch.batch import Batch
@@ -41,6 +42,13 @@ def connection(sandbox: Sandbox, **extra: Any) -> str:
     given = json.loads(sandbox.env()["AIRFLOW_CONN_WAN_DEFAULT"])
     given["extra"] |= {"timeout": 2, "not_found_patience": 0.4, **extra}
     return json.dumps(given)
+
+
+def point_at(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox, **extra: Any) -> None:
+    """Set the environment that points at a sandbox, with other values in the extra of the connection."""
+    for name, value in sandbox.env().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox, **extra))
 
 
 #: What a task says about its model if it says nothing.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.batch.batch_support import connection
+from tests.batch.batch_support import point_at
 from wan_sandbox.server import Sandbox
 
 
@@ -26,7 +26,5 @@ def batch_sandbox(shared_batch_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
     shared_batch_sandbox.reset()
     shared_batch_sandbox.control("speed", {"speed": 200, "generation_seconds": None})
     shared_batch_sandbox.control("account", {"concurrency": 10, "balance_usd": 1000})
-    for name, value in shared_batch_sandbox.env().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(shared_batch_sandbox))
+    point_at(monkeypatch, shared_batch_sandbox)
     return shared_batch_sandbox

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two hundred images through kills, outages and an empty balance: nothing is bought twice, and nothing is
-lost.
-"""
+"""Batches through kills, outages and an empty balance: nothing is bought twice, and nothing is lost."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -34,6 +33,7 @@ from tests.batch.batch_support import (
     connection,
     manifest,
     outcomes,
+    point_at,
     purchases_per_image,
     run,
     videos,
@@ -43,35 +43,64 @@ from wan_sandbox.server import Sandbox
 IMAGES, KILLS = 200, 10
 REJECT_FIRST = VideoChecks((bad_first_take,), "reject")
 ROOT = Path(__file__).resolve().parents[2]
-_GIVE_UP_S = 60.0
+_GIVE_UP_S = 240.0
 
 
-@pytest.fixture
-def sandbox(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    """A sandbox, and a connection to it whose timeout is the parameter in seconds, default 1: a claim lasts as long."""
-    with Sandbox(
-        speed=100,
-        concurrency=20,
-        video_bytes=20_000,
-        check_images=False,
-        buckets=("videos",),
-        faults=("status:status:rate=0.1,status=503", "result:status:rate=0.1,status=502"),
-    ) as started:
-        for name, value in started.env().items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv(
-            "AIRFLOW_CONN_WAN_DEFAULT", connection(started, timeout=getattr(request, "param", 1))
-        )
+class Workers:
+    """Starts batches in processes of their own, which share no files with this one.
+
+    :param importer: a process of ``batch_worker``, which has imported everything.
+    :param env: environment variables of the workers.
+    """
+
+    def __init__(self, importer: subprocess.Popen[str], env: dict[str, str]) -> None:
+        assert importer.stdin is not None
+        assert importer.stdout is not None
+        self._orders, self._answers = importer.stdin, importer.stdout
+        self._env = env
+        self._running: int | None = None
+
+    def start(self, images: int, rebuys: int = 0) -> int:
+        """Start a batch in a worker; return its process id."""
+        order = {"images": images, "owner": "dag/run/task/-1", "rebuys": rebuys, "env": self._env}
+        self._orders.write(json.dumps(order) + "\n")
+        self._orders.flush()
+        self._running = int(next(line for line in self._answers if line.strip().isdigit()))
+        return self._running
+
+    def kill(self) -> None:
+        """Kill the worker if it runs, and wait until it has ended."""
+        if self._running is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._running, signal.SIGKILL)
+            next(line for line in self._answers if line.strip() == "over")
+            self._running = None
+
+
+@pytest.fixture(scope="module")
+def faulty_sandbox() -> Iterator[Sandbox]:
+    settings = {"speed": 100, "concurrency": 20, "video_bytes": 20_000, "check_images": False}
+    with Sandbox(**settings, buckets=("videos",)) as started:
         yield started
 
 
 @pytest.fixture
-def workers(sandbox: Sandbox, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Start workers that share no files with this process."""
+def sandbox(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, faulty_sandbox: Sandbox
+) -> Sandbox:
+    """A sandbox, and a connection to it whose timeout is the parameter in seconds, default 1: a claim lasts as long."""
+    faulty_sandbox.reset()
+    faulty_sandbox.add_fault("status", "status", rate=0.1, status=503)
+    faulty_sandbox.add_fault("result", "status", rate=0.1, status=502)
+    point_at(monkeypatch, faulty_sandbox, timeout=getattr(request, "param", 1))
+    return faulty_sandbox
+
+
+@pytest.fixture(scope="module")
+def importer() -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         [sys.executable, "-m", "tests.batch.batch_worker"],
         cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -81,13 +110,13 @@ def workers(sandbox: Sandbox, tmp_path: Path) -> Iterator[subprocess.Popen[str]]
         started.kill()
 
 
-def start_worker(workers: subprocess.Popen[str], images: int, rebuys: int = 0) -> int:
-    """Start a batch in a worker; return its process id."""
-    assert workers.stdin is not None
-    assert workers.stdout is not None
-    workers.stdin.write(f"{images} dag/run/task/-1 {rebuys}\n")
-    workers.stdin.flush()
-    return int(next(line for line in workers.stdout if line.strip().isdigit()))
+@pytest.fixture
+def workers(importer: subprocess.Popen[str], sandbox: Sandbox, tmp_path: Path) -> Iterator[Workers]:
+    started = Workers(
+        importer, {name: os.environ[name] for name in sandbox.env()} | {"TMPDIR": str(tmp_path)}
+    )
+    yield started
+    started.kill()
 
 
 def until(is_time: Callable[[], bool]) -> None:
@@ -105,15 +134,8 @@ def has_ended(worker: int) -> bool:
     return False
 
 
-def kill(workers: subprocess.Popen[str], worker: int) -> None:
-    assert workers.stdout is not None
-    with suppress(ProcessLookupError):
-        os.kill(worker, signal.SIGKILL)
-    next(line for line in workers.stdout if line.strip() == "over")
-
-
 def kill_worker_when(
-    workers: subprocess.Popen[str],
+    workers: Workers,
     is_time: Callable[[], bool],
     then_s: float = 0.0,
     *,
@@ -121,10 +143,10 @@ def kill_worker_when(
     rebuys: int = 0,
 ) -> None:
     """Run a worker until it is time and a bit longer, then kill it, unless it has ended before."""
-    worker = start_worker(workers, images, rebuys)
+    worker = workers.start(images, rebuys)
     until(lambda: is_time() or has_ended(worker))
     time.sleep(then_s)
-    kill(workers, worker)
+    workers.kill()
 
 
 def submits_seen(sandbox: Sandbox, count: int) -> Callable[[], bool]:
@@ -137,9 +159,7 @@ def has_hit(sandbox: Sandbox, rule: Any) -> Callable[[], bool]:
     return lambda: any(each["id"] == rule and each["hits"] for each in sandbox.control("faults")["faults"])
 
 
-def test_ten_kills_at_random_moments_buy_each_image_once(
-    sandbox: Sandbox, workers: subprocess.Popen[str]
-) -> None:
+def test_ten_kills_at_random_moments_buy_each_image_once(sandbox: Sandbox, workers: Workers) -> None:
     moments = random.Random(20)
     for number in range(KILLS):
         # Each kill can leave claims whose request was never sent, so there may be fewer submits in the end.
@@ -172,7 +192,7 @@ def takes_per_image(sandbox: Sandbox) -> Counter[tuple[str, int | None]]:
     "moment", ["before the verdict is in the journal", "before the next take is claimed"]
 )
 def test_a_kill_between_verdict_and_next_purchase_loses_nothing_and_buys_nothing_twice(
-    moment: str, sandbox: Sandbox, workers: subprocess.Popen[str]
+    moment: str, sandbox: Sandbox, workers: Workers
 ) -> None:
     first = make_video_spec(DEFAULT_MODEL_ID, {"prompt": "waves", "img_url": addresses(1)[0]}).fingerprint
     _, second = take_of(first, 2)
@@ -188,10 +208,10 @@ def test_a_kill_between_verdict_and_next_purchase_loses_nothing_and_buys_nothing
     assert list(takes_per_image(sandbox).values()) == [1, 1]
 
 
-def test_kills_at_random_moments_buy_each_take_once(sandbox: Sandbox, workers: subprocess.Popen[str]) -> None:
-    images, kills, moments = 40, 5, random.Random(4)
+def test_kills_at_random_moments_buy_each_take_once(sandbox: Sandbox, workers: Workers) -> None:
+    images, kills, moments = 24, 5, random.Random(4)
     for number in range(kills):
-        seen = number * 10 + moments.randrange(1, 10)  # of at least 50, with some that end as unknown
+        seen = number * 6 + moments.randrange(1, 6)  # of at least 30, with some that end as unknown
         kill_worker_when(
             workers, submits_seen(sandbox, seen), moments.random() * 0.3, images=images, rebuys=1
         )
@@ -236,20 +256,20 @@ class Eviction:
     indirect=["sandbox"],
 )
 def test_evicted_pod_buys_each_image_once_and_its_successor_lands_them(
-    sandbox: Sandbox, workers: subprocess.Popen[str], tmp_path: Path, eviction: Eviction
+    sandbox: Sandbox, workers: Workers, tmp_path: Path, eviction: Eviction
 ) -> None:
-    images = addresses(60)
+    images = addresses(30)
     is_time = submits_seen(sandbox, len(images) // 2)
     if eviction.at is not None:
         is_time = has_hit(sandbox, sandbox.add_fault(*eviction.at, count=1))
-    worker = start_worker(workers, len(images))
+    worker = workers.start(len(images))
     until(is_time)
     os.kill(worker, signal.SIGTERM)
     killed_at = time.monotonic() + eviction.grace_s
     while Path(f"/proc/{worker}").exists() and time.monotonic() < killed_at:
         time.sleep(0.01)
     assert eviction.at is not None or not Path(f"/proc/{worker}").exists(), "it ends within its grace"
-    kill(workers, worker)
+    workers.kill()
     bought_before = set(purchases_per_image(sandbox))
     assert bought_before
     assert list(tmp_path.iterdir()) == []
@@ -272,9 +292,9 @@ def test_two_runs_through_outages_and_an_empty_balance_buy_each_image_once(
     # No process dies here, so no claim has to expire soon; a short timeout would lose answers on a busy
     # machine.
     monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox, timeout=60))
-    images = addresses(IMAGES)
-    sandbox.control("account", {"balance_usd": 20.0})  # for half of them
-    sandbox.add_fault("bucket.*", "status", status=503, skip=250, count=25)
+    images = addresses(60)
+    sandbox.control("account", {"balance_usd": 6.0})  # for half of them
+    sandbox.add_fault("bucket.*", "status", status=503, skip=100, count=25)
 
     def overlapping() -> list[Report]:
         with ThreadPoolExecutor(2) as pool:
@@ -286,13 +306,13 @@ def test_two_runs_through_outages_and_an_empty_balance_buy_each_image_once(
         assert isinstance(report.error, WanBalanceError)
         ended = outcomes(report)
         assert ended["left"] > 0
-        assert sum(ended.values()) == IMAGES
+        assert sum(ended.values()) == len(images)
     sandbox.control("account", {"balance_usd": 1000.0})
     assert [report.error for report in overlapping()] == [None, None]
     assert purchases_per_image(sandbox) == dict.fromkeys(images, 1)
-    assert len(videos()) == IMAGES
+    assert len(videos()) == len(images)
 
     again = run(images).summary
-    assert again["reused"] + again["landed"] == IMAGES
+    assert again["reused"] + again["landed"] == len(images)
     assert again["bought"] == 0
-    assert len(sandbox.ledger()["purchases"]) == IMAGES
+    assert len(sandbox.ledger()["purchases"]) == len(images)

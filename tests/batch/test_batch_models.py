@@ -23,7 +23,7 @@ from airflow_provider_wan.images.source import ImageOptions, ImageSources
 from airflow_provider_wan.operators.wan_images import WanPrepareImagesOperator
 from airflow_provider_wan.utils.images import open_images
 from airflow_provider_wan.utils.params import model_of
-from tests.batch.batch_support import LOG, connection, manifest, outcomes, run, run_over_a_wait
+from tests.batch.batch_support import LOG, manifest, outcomes, point_at, run, run_over_a_wait
 from tests.image_samples import encoded, exif_with, photo
 from tests.sandboxes import Bucket
 from wan_sandbox.server import Sandbox
@@ -89,9 +89,7 @@ def sandbox(checking_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandb
     monkeypatch.setattr(hooks, "_pages", {})
     checking_sandbox.reset()
     checking_sandbox.control("speed", {"speed": 2000, "generation_seconds": None})
-    for name, value in checking_sandbox.env().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(checking_sandbox, allow_private_images=True))
+    point_at(monkeypatch, checking_sandbox, allow_private_images=True)
     return checking_sandbox
 
 

@@ -13,7 +13,7 @@ from airflow_provider_wan.exceptions import WanBudgetError
 from airflow_provider_wan.hooks.gcs import storage_client
 from airflow_provider_wan.images.source import ImageOptions, ImageSources
 from airflow_provider_wan.model_api.schema import LazyModel
-from tests.batch.batch_support import LOG, addresses, batch, connection, manifest, outcomes, run
+from tests.batch.batch_support import LOG, addresses, batch, manifest, outcomes, point_at, run
 from wan_sandbox.server import Sandbox
 
 #: A model that accepts any input, including any duration.
@@ -24,9 +24,7 @@ ANY_LENGTH = "sandbox/free-form/any"
 def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
     options = {"speed": 200, "video_bytes": 20_000, "check_images": False, "price_unit": "second"}
     with Sandbox(buckets=("videos",), **options) as started:
-        for name, value in started.env().items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(started))
+        point_at(monkeypatch, started)
         yield started
 
 

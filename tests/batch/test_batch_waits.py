@@ -14,7 +14,7 @@ from google.cloud import storage
 from airflow_provider_wan.batch.batch import Batch
 from airflow_provider_wan.batch.engine import BatchEngine, Pause
 from airflow_provider_wan.exceptions import WanTransientError
-from tests.batch.batch_support import addresses, batch, connection, outcomes, purchases_per_image, wait
+from tests.batch.batch_support import addresses, batch, outcomes, point_at, purchases_per_image, wait
 from tests.image_samples import encoded, photo
 from wan_sandbox.server import Sandbox
 
@@ -23,9 +23,7 @@ from wan_sandbox.server import Sandbox
 def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
     settings = {"speed": 1, "generation_seconds": 3600, "video_bytes": 20_000, "check_images": False}
     with Sandbox(**settings, buckets=("videos", "images")) as started:
-        for name, value in started.env().items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(started))
+        point_at(monkeypatch, started)
         yield started
 
 
