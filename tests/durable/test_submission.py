@@ -49,18 +49,22 @@ from wan_sandbox.server import Sandbox
 
 VIDEO = a_video()
 OWNER = "dag/run/task/-1"
+#: The most that an API call may take, in seconds: on a busy machine, no answer may count as lost that is only slow.
+TIMEOUT_S = 30.0
+#: The same for tests that wait for it.
+SHORT_TIMEOUT_S = 3.0
 LONG_AGO = (datetime.now(UTC) - timedelta(days=1)).isoformat(timespec="milliseconds")
 
 
 @pytest.fixture
 def journal(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> BucketJournal:
-    connect(monkeypatch, bucket.sandbox, timeout=1, not_found_patience=0.02)
+    connect(monkeypatch, bucket.sandbox, timeout=TIMEOUT_S, not_found_patience=0.02)
     return bucket_journal()
 
 
 @pytest.fixture
 def store(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> StoreInMemory:
-    connect(monkeypatch, sandbox, timeout=1, not_found_patience=0.02)
+    connect(monkeypatch, sandbox, timeout=TIMEOUT_S, not_found_patience=0.02)
     return StoreInMemory()
 
 
@@ -234,8 +238,14 @@ def test_an_overloaded_api_is_retried(
 
 @pytest.mark.parametrize(("fault", "params"), UNKNOWN + BOUGHT_UNKNOWN)
 def test_a_lost_answer_is_not_sent_again(
-    sandbox: Sandbox, store: StoreInMemory, fault: str, params: dict[str, Any]
+    sandbox: Sandbox,
+    store: StoreInMemory,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    params: dict[str, Any],
 ) -> None:
+    if fault in ("hang", "hang_after", "drip"):
+        connect(monkeypatch, sandbox, timeout=SHORT_TIMEOUT_S)
     sandbox.add_fault("submit", fault, **params)
     with pytest.raises(WanUnknownSubmissionError, match="resolve=") as first:
         submission(TaskStateJournal(store), retry=AT_ONCE).obtain(VIDEO)
@@ -397,10 +407,10 @@ def lost_in_the_bucket(journal: BucketJournal, *videos: VideoSpec) -> None:
 
 
 @pytest.fixture
-def quick(journal: BucketJournal, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> BucketJournal:
-    """A journal whose claims count as open after a very short time."""
-    connect(monkeypatch, sandbox, timeout=0.2, not_found_patience=0.02)
-    monkeypatch.setattr("airflow_provider_wan.durable.submission.CLAIM_MARGIN_S", 0.0)
+def quick(journal: BucketJournal, monkeypatch: pytest.MonkeyPatch) -> BucketJournal:
+    """A journal whose claims count as open at once."""
+    # The window is a connect and an answer for sending, the same for the answer, and the margin.
+    monkeypatch.setattr("airflow_provider_wan.durable.submission.CLAIM_MARGIN_S", -4 * TIMEOUT_S)
     return journal
 
 
@@ -502,9 +512,10 @@ def test_nothing_is_claimed_while_the_api_is_down(
 
 
 def test_threads_that_need_the_free_call_at_once_share_its_failure(
-    sandbox: Sandbox, journal: BucketJournal
+    sandbox: Sandbox, journal: BucketJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One call after another for each thread would block a batch for as many timeouts as it has threads."""
+    connect(monkeypatch, sandbox, timeout=SHORT_TIMEOUT_S)
     sandbox.add_fault("status", "hang")
     shared = submission(journal, is_retry=True)
     together = threading.Barrier(8)
@@ -656,9 +667,11 @@ def test_a_process_that_was_stopped_after_its_claim_does_not_send_late(
 
 
 def test_a_bucket_that_answers_a_claim_too_late_delays_the_purchase(
-    sandbox: Sandbox, journal: BucketJournal
+    sandbox: Sandbox, journal: BucketJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sandbox.add_fault("bucket.upload", "delay", seconds=2.3, count=1, object_contains=VIDEO.fingerprint)
+    connect(monkeypatch, sandbox, timeout=SHORT_TIMEOUT_S)
+    late_s = 2 * SHORT_TIMEOUT_S + 0.5
+    sandbox.add_fault("bucket.upload", "delay", seconds=late_s, count=1, object_contains=VIDEO.fingerprint)
     obtained = submission(journal, retry=AT_ONCE).obtain(VIDEO)
     assert purchases(sandbox) == [obtained.request_id]
     assert posts(sandbox) == 1, "the first claim was taken back, and nothing sent on it"
@@ -667,11 +680,14 @@ def test_a_bucket_that_answers_a_claim_too_late_delays_the_purchase(
 def test_waiting_for_the_rate_limit_does_not_age_a_claim(
     sandbox: Sandbox, journal: BucketJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connect(monkeypatch, sandbox, timeout=0.2, requests_per_second=1)
+    connect(monkeypatch, sandbox, timeout=TIMEOUT_S, requests_per_second=1)
     from airflow_provider_wan.hooks.wan import WanHook
 
+    first_turn = datetime.now(UTC)
     WanHook().take_turn()
-    obtained = submission(journal, retry=AT_ONCE).obtain(VIDEO)
+    obtained = submission(journal).obtain(VIDEO)
+    claimed_at = datetime.fromisoformat(str(obtained.record.claimed_at))
+    assert claimed_at - first_turn > timedelta(seconds=0.9), "it is claimed after the wait for its turn"
     assert (posts(sandbox), purchases(sandbox)) == (1, [obtained.request_id])
 
 

@@ -22,12 +22,10 @@ from tests.durable.submission_support import a_video, bucket_journal, connect, s
 from tests.sandboxes import Bucket
 from wan_sandbox.server import Sandbox
 
-ROUNDS = 100
+ROUNDS = 40
 
 
-def test_two_processes_that_claim_at_once_buy_once_in_each_of_100_rounds(
-    sandbox: Sandbox, bucket: Bucket
-) -> None:
+def test_two_processes_that_claim_at_once_buy_once_in_each_round(sandbox: Sandbox, bucket: Bucket) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     fresh = multiprocessing.get_context("spawn")  # a fork would copy the sandbox's thread
     barrier, results = fresh.Barrier(2), fresh.Queue()
@@ -113,7 +111,8 @@ def test_a_killed_worker_leaves_one_purchase_or_an_unknown_one(
     bought = {purchase["prompt"]: purchase["request_id"] for purchase in sandbox.ledger()["purchases"]}
     assert set(bought) == {prompt for prompt, (was_bought, _) in POINTS.items() if was_bought}
 
-    connect(monkeypatch, sandbox, timeout=0.2)  # so that the next tries do not wait long for the dead process
+    # Twice a connect and an answer: the next tries do not wait for the dead process.
+    monkeypatch.setattr("airflow_provider_wan.durable.submission.CLAIM_MARGIN_S", -4 * 20.0)
 
     def again(prompt: str, **resolve: str) -> Any:
         video = a_video(prompt)

@@ -19,7 +19,7 @@ JOURNAL = "gs://videos/_journal"
 
 @pytest.fixture(autouse=True)
 def _connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    connect(monkeypatch, sandbox, timeout=2)
+    connect(monkeypatch, sandbox, timeout=30)
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.control("account", {"concurrency": 1})
 

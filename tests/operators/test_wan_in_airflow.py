@@ -23,7 +23,7 @@ needs_the_store = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    connect(monkeypatch, sandbox, timeout=2, not_found_patience=0.05)
+    connect(monkeypatch, sandbox, timeout=30, not_found_patience=0.05)
     monkeypatch.setenv("WAN_POLL_INTERVAL_SCALE", "0.05")
 
 

@@ -45,7 +45,7 @@ JOURNAL = "gs://videos/_journal"
 
 @pytest.fixture(autouse=True)
 def _connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    connect(monkeypatch, sandbox, timeout=2, not_found_patience=0.05)
+    connect(monkeypatch, sandbox, timeout=30, not_found_patience=0.05)
 
 
 @pytest.fixture
