@@ -25,6 +25,7 @@ from airflow_provider_wan.exceptions import (
 )
 from tests.batch.batch_support import (
     JOURNAL,
+    TIMEOUT_S,
     addresses,
     batch,
     connection,
@@ -211,7 +212,9 @@ def test_a_dry_run_counts_failed_images_and_not_images_in_flight(sandbox: Sandbo
     assert (summary["reused"], summary["in_journal"], summary["to_buy"]) == (5, 0, 1)
 
 
-def test_a_lost_submit_is_reported_and_not_resent(sandbox: Sandbox) -> None:
+def test_a_lost_submit_is_reported_and_not_resent(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Twice a connect and an answer: its claim counts as open at once.
+    monkeypatch.setattr("airflow_provider_wan.durable.submission.CLAIM_MARGIN_S", -4 * TIMEOUT_S)
     lost = addresses(8)[5]
     sandbox.add_fault("submit", "no_id", img_url_contains="00005.jpg", count=1)
     for _ in range(2):

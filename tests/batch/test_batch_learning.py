@@ -40,9 +40,9 @@ def learn(images: Any, limit: float, **more: Any) -> Report:
 
 
 def test_a_clip_that_costs_more_than_the_page_says_does_not_pass_the_limit(sandbox: Sandbox) -> None:
-    report = learn(addresses(30), 3.0)
+    report = learn(addresses(12), 3.0)
     assert isinstance(report.error, WanBudgetError)
-    assert outcomes(report) == {"landed": 6, "left": 24}
+    assert outcomes(report) == {"landed": 6, "left": 6}
     assert report.summary["cost_usd"] == pytest.approx(charged(sandbox)) == pytest.approx(3.0)
     assert report.summary["cost_is_exact"]
 
@@ -71,7 +71,7 @@ def test_price_is_learned_from_a_clip_that_can_not_land(
     assert outcomes(report) == {"landed": 3}
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_limit_is_exceeded_by_one_surprise_for_each_combination_at_most(
     sandbox: Sandbox, seed: int
 ) -> None:
@@ -79,8 +79,8 @@ def test_a_limit_is_exceeded_by_one_surprise_for_each_combination_at_most(
     sandbox.control("price", {"price_usd": 0.1, "by_inputs": True, "charged_usd": None})
     sandbox.add_fault("generation", "fail", rate=random.choice([0.0, 0.2]))
     costs = {"480P": 0.15, "1080P": 0.5}
-    rows = [{"image": image, "resolution": random.choice(list(costs))} for image in addresses(30)]
-    limit = random.uniform(0.2, 4.0)
+    rows = [{"image": image, "resolution": random.choice(list(costs))} for image in addresses(20)]
+    limit = random.uniform(0.2, 3.0)
     report = learn(rows, limit, limits={"retries_per_image": random.randrange(2)})
     surprise = sum(cost - 0.1 for cost in costs.values())
     assert charged(sandbox) <= limit + surprise + 1e-9
@@ -136,7 +136,9 @@ def test_a_chunk_waits_deferred_for_a_price_that_another_learns(sandbox: Sandbox
     limits = BudgetLimits(max_cost_usd=5.0)
     first = batch(addresses(4), budget=limits, owner="dag/run/task/0")
     assert first.begin().run(may_pause=True) is not None
-    other = batch(addresses(4, first=10), budget=limits, owner="dag/run/task/1")
+    # It is deferred only for a wait of more than 10 s.
+    given = {"limits": {"price_check_s": 12.0, "max_in_flight": 50}, "owner": "dag/run/task/1"}
+    other = batch(addresses(4, first=10), budget=limits, **given)
     engine = other.begin()
     pause = engine.run(may_pause=True)
     assert pause is not None
@@ -146,8 +148,7 @@ def test_a_chunk_waits_deferred_for_a_price_that_another_learns(sandbox: Sandbox
     assert len(sandbox.ledger()["purchases"]) == 1
 
     sandbox.control("speed", {"speed": 100_000})
-    more = {"budget": limits, "limits": {**FAST, "max_in_flight": 50}, "owner": "dag/run/task/1"}
-    other = batch(addresses(4, first=10), **more)
+    other = batch(addresses(4, first=10), budget=limits, **given)
     engine = other.resume({"outcome": "due"})
     assert engine.run(may_pause=False) is None  # it reads the cost of the other chunk's request
     report = other.report(engine)

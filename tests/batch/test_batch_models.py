@@ -155,16 +155,23 @@ def lines(bucket: Bucket, uri: str) -> list[dict[str, Any]]:
 
 
 @EACH
-def test_batch_lands_a_video_of_each_row(model_id: str, sandbox: Sandbox, bucket: Bucket) -> None:
+def test_batch_lands_a_video_that_plan_and_preparation_find(
+    model_id: str, sandbox: Sandbox, bucket: Bucket
+) -> None:
     bucket.put("a.jpg", image())
     bucket.put("b.jpg", image(820, 600))
-    report = start([row_of(model_id)], model_id)
+    rows = [row_of(model_id)]
+    report = start(rows, model_id)
     assert outcomes(report) == {"landed": 1}, manifest(report)
     (inputs,) = submitted(sandbox)
     table = MODELS[model_id]
     assert inputs[table.field].endswith("/videos/a.jpg")
     assert table.second is None or inputs[table.second].endswith("/videos/b.jpg")
     assert report.summary["cost_usd"] > 0
+    plan, _ = prepare(rows, model_id, dry_run=True, journal="gs://videos/_journal")
+    assert (plan["model_id"], plan["images"], plan["bought_before"]) == (model_id, 1, 1)
+    (chunk,), _ = prepare(rows, model_id)
+    assert reuses(sandbox, chunk, model_id)
 
 
 @EACH
@@ -180,20 +187,6 @@ def test_prepared_rows_carry_their_images_into_a_batch(
     table = MODELS[model_id]
     assert "/staged/" in inputs[table.field]
     assert table.second is None or "/staged/" in inputs[table.second]
-
-
-@EACH
-def test_a_plan_and_a_preparation_and_a_batch_mean_the_same_video(
-    model_id: str, sandbox: Sandbox, bucket: Bucket
-) -> None:
-    bucket.put("a.jpg", image())
-    bucket.put("b.jpg", image(820, 600))
-    rows = [row_of(model_id)]
-    start(rows, model_id)
-    plan, _ = prepare(rows, model_id, dry_run=True, journal="gs://videos/_journal")
-    assert (plan["model_id"], plan["images"], plan["bought_before"]) == (model_id, 1, 1)
-    (chunk,), _ = prepare(rows, model_id)
-    assert reuses(sandbox, chunk, model_id)
 
 
 # -- rules of images ---------------------------------------------------------------------------------------

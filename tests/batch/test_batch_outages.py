@@ -32,7 +32,7 @@ ANY = MaxFailures(share=1.0)
 
 @pytest.fixture
 def sandbox(batch_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
-    # On a busy machine, only answers that the tests drop on purpose may count as lost.
+    # Some tests wait for calls that hang. No other answer may count as lost on a busy machine.
     monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(batch_sandbox, timeout=4))
     return batch_sandbox
 
@@ -61,12 +61,12 @@ def outage_after(sandbox: Sandbox, submits: int, seconds: float) -> Iterator[Non
 
 
 def test_an_outage_leaves_only_submits_under_way_in_doubt_and_the_rest_is_made(sandbox: Sandbox) -> None:
-    with outage_after(sandbox, 15, 4.0):
-        report = run(addresses(40), max_failures=ANY)
+    with outage_after(sandbox, 10, 4.0):
+        report = run(addresses(28), max_failures=ANY)
     assert report.error is None
     ended = outcomes(report)
     assert 1 <= ended["unknown"] <= UNDER_WAY + TRIALS
-    assert ended["landed"] == 40 - ended["unknown"]
+    assert ended["landed"] == 28 - ended["unknown"]
     assert max(purchases_per_image(sandbox).values()) == 1
     assert len(videos()) == ended["landed"]
 
@@ -75,20 +75,20 @@ def test_submits_that_stay_unclear_end_the_batch_after_three_trials_and_a_retry_
     sandbox: Sandbox,
 ) -> None:
     sandbox.add_fault("submit", "status", status=503, skip=10)  # the free call succeeds meanwhile
-    report = run(addresses(60), max_failures=ANY)
+    report = run(addresses(36), max_failures=ANY)
     assert isinstance(report.error, WanTransientError)
     assert report.error.retry_helps
     assert "retry or clear the task after 20" in str(report.error)
     ended = outcomes(report)
     assert ended["unknown"] <= UNDER_WAY + TRIALS
     assert ended["landed"] == 10
-    assert ended["left"] == 50 - ended["unknown"]
+    assert ended["left"] == 26 - ended["unknown"]
 
     sandbox.clear_faults()
     unknown = {line["image"] for line in manifest(report) if line["outcome"] == "unknown"}
-    again = run(addresses(60), max_failures=ANY)
+    again = run(addresses(36), max_failures=ANY)
     assert again.error is None
-    assert outcomes(again) == {"landed": 60 - len(unknown), "unknown": len(unknown)}
+    assert outcomes(again) == {"landed": 36 - len(unknown), "unknown": len(unknown)}
     assert {line["image"] for line in manifest(again) if line["outcome"] == "unknown"} == unknown
     assert not unknown & set(purchases_per_image(sandbox))
 
@@ -103,10 +103,10 @@ def test_late_acceptance_of_an_earlier_submit_does_not_end_a_pause(sandbox: Sand
 
 def test_one_lost_answer_affects_only_its_image(sandbox: Sandbox) -> None:
     sandbox.add_fault("submit", "no_id", img_url_contains="00005.jpg", count=1)
-    report = run(addresses(30), max_failures=ANY)
+    report = run(addresses(16), max_failures=ANY)
     assert report.error is None
-    assert outcomes(report) == {"landed": 29, "unknown": 1}
-    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(30), 1)
+    assert outcomes(report) == {"landed": 15, "unknown": 1}
+    assert purchases_per_image(sandbox) == dict.fromkeys(addresses(16), 1)
 
 
 def test_a_long_outage_is_waited_for_without_a_worker(sandbox: Sandbox) -> None:

@@ -23,6 +23,7 @@ ANY_LENGTH = "sandbox/free-form/any"
 @pytest.fixture
 def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
     options = {"speed": 200, "video_bytes": 20_000, "check_images": False, "price_unit": "second"}
+    monkeypatch.setenv("WAN_POLL_INTERVAL_SCALE", "0.05")
     with Sandbox(buckets=("videos",), **options) as started:
         point_at(monkeypatch, started)
         yield started
