@@ -95,7 +95,7 @@ def image_bytes(
     return file.getvalue()
 
 
-def eventually(condition: Callable[[], Any], timeout_s: float = 20) -> Any:
+def eventually(condition: Callable[[], Any], timeout_s: float = 120) -> Any:
     """Poll until a condition is true, and return its value."""
     ends = time.monotonic() + timeout_s
     while not (found := condition()):

@@ -36,7 +36,7 @@ LOST = [a_video(prompt, owner=f"dag/run/task/{index}") for index, prompt in enum
 @pytest.fixture
 def journal(bucket: Bucket, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> BucketJournal:
     """A journal with two open claims, whose writers can't be at their POST any more."""
-    connect(monkeypatch, sandbox, timeout=0.1)
+    connect(monkeypatch, sandbox, timeout=30)
     monkeypatch.setattr("airflow_provider_wan.durable.submission.CLAIM_MARGIN_S", -1000.0)
     opened = bucket_journal()
     for video in LOST:

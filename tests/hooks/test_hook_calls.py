@@ -186,8 +186,8 @@ def test_no_call_takes_longer_than_its_timeout(
     params: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("airflow_provider_wan.http.transport.CONNECT_TIMEOUT_S", 0.5)
-    monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox.url, timeout=0.5))
+    monkeypatch.setattr("airflow_provider_wan.http.transport.CONNECT_TIMEOUT_S", 1.0)
+    monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox.url, timeout=1))
     impatient = EitherHook(hook.kind, retry=replace(QUICK, tries=1))
     sandbox.add_fault(call, fault, **params)
     with pytest.raises(WanUnknownSubmissionError if call == "submit" else WanTransientError):

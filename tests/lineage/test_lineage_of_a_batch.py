@@ -240,12 +240,3 @@ def test_lineage_of_a_larger_batch_names_folders(sandbox: Sandbox, tmp_path: Pat
     assert facet["cost_usd"] == pytest.approx(29 * 0.2)
     assert facet["processing_seconds"] == summary["duration_s"] > 0
     assert (facet["manifest"], facet["journal"]) == (summary["manifest"], summary["journal"])
-
-
-def test_openlineage_is_not_imported_with_the_operator() -> None:
-    code = (
-        "import sys, airflow_provider_wan.operators.wan_batch, airflow_provider_wan.lineage.assets;"
-        "print([m for m in sys.modules if m.startswith('openlineage')])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("[]")

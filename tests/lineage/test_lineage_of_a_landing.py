@@ -184,12 +184,3 @@ def test_landing_is_reported_to_hook_lineage_and_openlineage(
         "Bucket": "https://console.cloud.google.com/storage/browser/videos/",
         "RunComfy generations": "https://www.runcomfy.com/generations",
     }
-
-
-def test_openlineage_is_not_imported_with_the_operator() -> None:
-    code = (
-        "import sys, airflow_provider_wan.transfers.wan_to_gcs, airflow_provider_wan.lineage.assets;"
-        "print([m for m in sys.modules if m.startswith('openlineage')])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("[]")

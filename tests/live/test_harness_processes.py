@@ -36,7 +36,7 @@ def family(folder: Path) -> tuple[OwnProcess, int]:
         "family", [sys.executable, "-c", FAMILY], env=os.environ, log_path=folder / "log", cwd=folder
     )
     text = wait_until(
-        lambda: (folder / "child").exists() and (folder / "child").read_text(), "the child", timeout_s=20
+        lambda: (folder / "child").exists() and (folder / "child").read_text(), "the child", timeout_s=120
     )
     return own, int(text)
 
@@ -79,7 +79,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
     assert starter.returncode == -signal.SIGKILL
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
-    wait_until(lambda: all(map(is_gone, pids)), "the end of both", timeout_s=20)
+    wait_until(lambda: all(map(is_gone, pids)), "the end of both", timeout_s=120)
 
 
 def test_the_useful_end_begins_with_the_last_traceback() -> None:

@@ -330,7 +330,8 @@ def test_missing_protection_is_not_logged_where_nothing_is_bought(
 def test_lost_submission_fails_without_retry_and_is_settled_by_dag_run_conf(
     sandbox: Sandbox, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connect(monkeypatch, sandbox, timeout=0.2)
+    # Twice a connect and an answer, of 30 s each: a claim counts as open at once.
+    monkeypatch.setattr("airflow_provider_wan.durable.submission.CLAIM_MARGIN_S", -120.0)
     sandbox.add_fault("submit", "reset_after", count=1)
     with pytest.raises(WanUnknownSubmissionError) as error:
         run(submit(journal=JOURNAL), make_context())
@@ -347,7 +348,6 @@ def test_lost_submission_fails_without_retry_and_is_settled_by_dag_run_conf(
 
     DagRun.conf = conf  # type: ignore[attr-defined]
     task.render_template_fields({"dag_run": DagRun})
-    # Its writer has died, but that cannot be known: the task waits as long as a POST may take.
     from airflow_provider_wan.durable.journal import BucketJournal
     from airflow_provider_wan.hooks.gcs import storage_client
 

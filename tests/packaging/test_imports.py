@@ -15,8 +15,20 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent.parent / "airflow_provider_wan"
+#: What the operators import only in a task.
+LINEAGE = "airflow_provider_wan.lineage.assets"
 AIRFLOW_ROOMS = ("operators", "sensors", "triggers", "transfers", "links", "decorators", "plugins")
-HEAVY = ("requests", "aiohttp", "PIL", "jsonschema", "google.cloud", "google.auth", "google.api_core", "av")
+HEAVY = (
+    "requests",
+    "aiohttp",
+    "PIL",
+    "jsonschema",
+    "google.cloud",
+    "google.auth",
+    "google.api_core",
+    "av",
+    "openlineage",
+)
 
 #: Imports what every DAG file imports anyway once, then each module in a process forked from there.
 _PROBE = """
@@ -40,7 +52,7 @@ def _airflow_modules() -> list[str]:
     found = [
         f"airflow_provider_wan.{file.parent.name}.{file.stem}" for file in files if file.stem != "__init__"
     ]
-    return [*found, "airflow_provider_wan.get_provider_info"]
+    return [*found, LINEAGE, "airflow_provider_wan.get_provider_info"]
 
 
 @pytest.fixture(scope="module")
