@@ -85,7 +85,7 @@ def test_each_bad_file_or_link_is_its_own_error(
     record = buy()
     sandbox.add_fault(call, fault, **params)
     with pytest.raises(WanDownloadError, match=said) as caught:
-        landing(bucket, tries=2, stall_s=0.5).land(record, to(bucket))
+        landing(bucket, tries=2, head_s=2, stall_s=2).land(record, to(bucket))
     assert caught.value.retry_helps is retry_helps
     assert str(record.request_id) in str(caught.value)
     assert bucket.objects() == {}
@@ -126,7 +126,7 @@ def test_temporary_failures_are_outlasted(
     for call, fault, params in faults:
         sandbox.add_fault(call, fault, **params)
     asked = any("retry_after" in params for _, _, params in faults)
-    patient = landing(bucket, stall_s=0.5, **({"sleep": time.sleep} if asked else {}))
+    patient = landing(bucket, head_s=2, stall_s=2, **({"sleep": time.sleep} if asked else {}))
     landed = patient.land(record, to(bucket))
     assert (landed.videos[0].size_bytes, landed.videos[0].crc32c) == (
         VIDEO_BYTES,
