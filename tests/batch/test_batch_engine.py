@@ -435,7 +435,7 @@ def test_an_unreadable_record_fails_only_its_own_image(
     storage.Client().bucket("videos").blob(f"_journal/{broken}.json").upload_from_string("{")
     monkeypatch.setattr(module, "_LIST_AT_LEAST", listed_up_to)
     monkeypatch.setattr(module, "_LIST_PER_IMAGE", 0)
-    report = run(addresses(4), deadline_s=30)
+    report = run(addresses(4), deadline_s=120)
     assert outcomes(report) == {"unknown": 1, "landed": 3}
     assert f"gs://videos/_journal/{broken}.json" in manifest(report)[0]["error"]
     assert isinstance(report.error, WanBatchError)

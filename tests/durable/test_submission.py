@@ -622,6 +622,7 @@ def test_a_claim_whose_writer_died_is_unknown_after_its_posts_time(
     sandbox: Sandbox, journal: BucketJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(monkeypatch, sandbox, timeout=0.1)  # twice a POST of 0.2 s, and the margin
+    monkeypatch.setattr("airflow_provider_wan.durable.submission.CLAIM_MARGIN_S", 1.0)
     journal.write(an_intent(VIDEO), replaces=None)
     outcomes: list[Exception] = []
 
