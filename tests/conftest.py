@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from tests.dag_runs import DagFolder
     from tests.sandboxes import Bucket
     from wan_sandbox.server import Sandbox
 
@@ -77,6 +78,16 @@ def airflow_db() -> Path:
     database = AIRFLOW_HOME / "airflow.db"
     shutil.copyfile(template / "airflow.db", database)
     return database
+
+
+@pytest.fixture
+def dags(airflow_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DagFolder:
+    """A dags folder for a test that runs tasks in Airflow."""
+    from tests.dag_runs import DagFolder
+
+    folder = tmp_path / "dags"
+    folder.mkdir()
+    return DagFolder(folder, monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
-
 from tests.dag_runs import DagFolder
 from tests.sandboxes import INPUTS, Bucket
 from tests.task_runs import purchases
@@ -21,13 +17,6 @@ WanToGCSOperator.partial(
     task_id="land", bucket_name="videos", trigger_rule="none_failed"
 ).expand(request=wait.output)
 """
-
-
-@pytest.fixture
-def dags(airflow_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DagFolder:
-    folder = tmp_path / "dags"
-    folder.mkdir()
-    return DagFolder(folder, monkeypatch)
 
 
 def test_paid_videos_land_although_another_image_is_refused(

@@ -17,13 +17,6 @@ from wan_sandbox.server import Sandbox
 ROWS = [{"image": f"https://images.example.com/{n}.jpg", "prompt": f"wave {n}"} for n in range(3)]
 
 
-@pytest.fixture
-def dags(airflow_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DagFolder:
-    folder = tmp_path / "dags"
-    folder.mkdir()
-    return DagFolder(folder, monkeypatch)
-
-
 def batch(dags: DagFolder, calls: Path, rows: list[Any]) -> Any:
     return dags.write(
         f"""
