@@ -171,7 +171,7 @@ class Budget:
         """Return whether a purchase at this price is within the limits if no reserved purchase is made."""
         with self._lock:
             count, spent = len(self._reserved), sum(self._reserved.values())
-            return bool(count) and self._why_not(round(price_usd * _MICRO) - spent, fewer=count) is None
+            return self._why_not(round(price_usd * _MICRO) - spent, fewer=count) is None
 
     def _why_not(self, amount: int, *, fewer: int = 0) -> str | None:
         if self._max_requests is not None and self._count - fewer >= self._max_requests:

@@ -51,6 +51,18 @@ def test_a_refused_purchase_costs_nothing() -> None:
     assert buy(budget, 5) == 2
 
 
+def test_purchase_fits_later_also_if_the_reserved_one_was_refused_meanwhile() -> None:
+    """A thread of a submit releases it, between the engine's two questions."""
+    budget = Budget(BudgetLimits(max_requests=1))
+    budget.reserve("a", 0.1)
+    assert budget.why_not(0.1)
+    assert budget.may_fit_later(0.1)
+    budget.release("a")
+    assert budget.may_fit_later(0.1)
+    buy(budget, 1)
+    assert not budget.may_fit_later(0.1)
+
+
 def test_reserving_again_before_the_purchase_counts_once() -> None:
     budget = Budget(BudgetLimits(max_requests=2))
     budget.reserve("a", 0.1)
