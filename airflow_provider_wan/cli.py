@@ -248,9 +248,7 @@ def snippet_of(model: Model) -> str:
     images, inputs = dict[str, Any](), dict[str, Any]()
     if model.schema is None:
         inputs["prompt"] = "what happens in the video"
-    fields, required = (
-        (model.schema.fields, model.schema.required) if model.schema else ({}, frozenset[str]())
-    )
+    fields, required = (model.schema.fields, model.schema.required) if model.schema else ({}, frozenset[str]())
     for name, rules in ((name, rules) for name, rules in fields.items() if name in required):
         if "x-image" in rules:
             address = f"gs://my-bucket/{name}.jpg"
@@ -408,9 +406,7 @@ def _answers_of_file(path: str) -> Iterator[tuple[str, str]]:
         raise WanInputError(f"--file {path} can't be read as JSON: {error}") from error
     if isinstance(given, Mapping):
         given = [{"fingerprint": key, "request_id": value} for key, value in given.items()]
-    if not isinstance(given, list) or not all(
-        isinstance(row, Mapping) and row.get("fingerprint") for row in given
-    ):
+    if not isinstance(given, list) or not all(isinstance(row, Mapping) and row.get("fingerprint") for row in given):
         raise WanInputError(f"--file {path} is neither a mapping nor a list of rows with a fingerprint.")
     for row in given:
         if row.get("request_id"):  # rows without an answer stay open
@@ -420,6 +416,4 @@ def _answers_of_file(path: str) -> Iterator[tuple[str, str]]:
 def _journal(args: argparse.Namespace) -> BucketJournal:
     from airflow_provider_wan.utils.task import bucket_journal
 
-    return bucket_journal(
-        args.journal, gcp_conn_id=args.gcp_conn_id, impersonation_chain=args.impersonation_chain
-    )
+    return bucket_journal(args.journal, gcp_conn_id=args.gcp_conn_id, impersonation_chain=args.impersonation_chain)

@@ -16,8 +16,7 @@ _HOW_TO = ("submit", "wait", "land", "batch", "check-videos", "cancel", "table",
 CONN_FIELDS: dict[str, dict[str, Any]] = {
     "requests_per_second": {
         "label": "Requests per second",
-        "description": "Upper bound for calls to the API, shared by all that one process sends. "
-        "Empty: no bound.",
+        "description": "Upper bound for calls to the API, shared by all that one process sends. Empty: no bound.",
         "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
     },
     "timeout": {
@@ -27,8 +26,7 @@ CONN_FIELDS: dict[str, dict[str, Any]] = {
     },
     "not_found_patience": {
         "label": "Patience with an unknown request (seconds)",
-        "description": "How long the API has to keep saying that it does not know a request before "
-        "that is believed.",
+        "description": "How long the API has to keep saying that it does not know a request before that is believed.",
         "schema": {"type": ["number", "null"], "default": 60, "exclusiveMinimum": 0},
     },
     "download_hosts": {

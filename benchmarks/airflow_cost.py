@@ -229,9 +229,7 @@ def spread(times: list[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chain", type=int, default=40, help="images of the chain")
     parser.add_argument("--batch", type=int, default=300, help="images of the batch")
     parser.add_argument("--generation-seconds", type=float, default=15)
@@ -243,9 +241,7 @@ def main() -> None:
         bench = Bench(stack, Path(home), options)
         bench.run("warm_chain", "warm_batch")
         idle = bench.idle(options.idle_seconds)
-        print(
-            f"idle: {1000 * airflow_total(idle):.0f} CPU-ms a second ({format_cpu(idle)}); subtracted below"
-        )
+        print(f"idle: {1000 * airflow_total(idle):.0f} CPU-ms a second ({format_cpu(idle)}); subtracted below")
         chain, _ = cost(bench, "chain", options.chain, idle)
         print(f"  {bench.waits('full_chain', 'wait')} of its sensors waited in the triggerer")
         batch, run_id = cost(bench, "batch", options.batch, idle)

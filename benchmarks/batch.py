@@ -80,9 +80,7 @@ def in_own_process(way: str, env: dict[str, str], *arguments: str) -> dict[str, 
 # -- the batch ---------------------------------------------------------------------------------------------
 
 
-def run_batch(
-    images: list[str], *, in_flight: int, land: int | None = None, decodes: bool = True
-) -> dict[str, Any]:
+def run_batch(images: list[str], *, in_flight: int, land: int | None = None, decodes: bool = True) -> dict[str, Any]:
     """Run a batch in this process, as a task with ``deferrable=False`` does.
 
     :param decodes: whether videos are checked frame by frame, as by default.
@@ -100,9 +98,7 @@ def run_batch(
     stop = threading.Event()
     hook = WanHook("wan_default")
     client = storage_client(pool_size=28)
-    sources = ImageSources(
-        LazyModel(MODEL), lambda: client, log, options=ImageOptions(check=False, allow_private=True)
-    )
+    sources = ImageSources(LazyModel(MODEL), lambda: client, log, options=ImageOptions(check=False, allow_private=True))
     spec = BatchSpec(
         images=images,
         bucket_name=BUCKET,
@@ -238,9 +234,7 @@ def throughput(count: int) -> None:
 
 def memory(land: int) -> None:
     with sandbox("--speed", "60", "--concurrency", "500", "--video-bytes", "20000000") as state:
-        run = in_own_process(
-            "decoding", state["env"], "--images", "700", "--in-flight", "500", "--land", str(land)
-        )
+        run = in_own_process("decoding", state["env"], "--images", "700", "--in-flight", "500", "--land", str(land))
     print(
         f"500 in flight, 20 MB videos, {run['landed']} landed: peak {run['peak_mb']:.0f} MB, idle task process "
         f"{run['idle_mb']:.0f} MB: + {run['peak_mb'] - run['idle_mb']:.0f} MB (goal: 150 at most)"
@@ -326,9 +320,7 @@ def resume(count: int, others: int, times: int = 5) -> None:
     images = addresses(count + others)
     for before in (0, others):
         with sandbox("--generation-seconds", "36000", "--concurrency", "2") as state:
-            seed_landed(
-                state["bucket_url"], [*images[: count // 2], *images[count : count + before]], "batch"
-            )
+            seed_landed(state["bucket_url"], [*images[: count // 2], *images[count : count + before]], "batch")
             part = in_own_process("part", state["env"], "--images", str(count))
             cpu: list[float] = []
             calls: dict[str, int] = {}
@@ -337,9 +329,7 @@ def resume(count: int, others: int, times: int = 5) -> None:
                 event = json.dumps(part["event"])
                 part = in_own_process("part", state["env"], "--images", str(count), "--event", event)
                 now = control(state["bucket_url"], "calls")["calls"]
-                calls = {
-                    name: now[name] - earlier.get(name, 0) for name in now if now[name] != earlier.get(name)
-                }
+                calls = {name: now[name] - earlier.get(name, 0) for name in now if now[name] != earlier.get(name)}
                 cpu.append(part["cpu_s"])
         print(
             f"a resume of {count} images, {part['in_flight']} in flight, {before} other records in the journal: "
@@ -349,18 +339,14 @@ def resume(count: int, others: int, times: int = 5) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("throughput", "memory", "rerun", "resume"))
     parser.add_argument("--images", type=int)
     parser.add_argument("--land", type=int)
     parser.add_argument("--in-flight", type=int, default=IN_FLIGHT, help=argparse.SUPPRESS)
     parser.add_argument("--way", choices=("batch", "decoding", "loop", "part"), help=argparse.SUPPRESS)
     parser.add_argument("--event", type=json.loads, help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--others", type=int, default=20_000, help="other records in the large journal, for resume"
-    )
+    parser.add_argument("--others", type=int, default=20_000, help="other records in the large journal, for resume")
     options = parser.parse_args()
     if options.way == "loop":
         print(json.dumps(asyncio.run(run_loop(addresses(options.images), in_flight=options.in_flight))))

@@ -42,9 +42,7 @@ DISTINCT = 20
 WORKERS = 8
 
 
-def control(
-    bucket_url: str, path: str, body: dict[str, Any] | None = None, method: str = "GET"
-) -> dict[str, Any]:
+def control(bucket_url: str, path: str, body: dict[str, Any] | None = None, method: str = "GET") -> dict[str, Any]:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"{bucket_url}/_sandbox/{path}", data=data, method=method)
     with urllib.request.urlopen(request, timeout=60) as answer:

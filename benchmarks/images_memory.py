@@ -31,9 +31,7 @@ DATASETS = {"manifest": "gs://data/set-{rows}.jsonl", "prefix": "gs://data/set-{
 
 
 def control(bucket_url: str, path: str, body: dict[str, Any]) -> None:
-    request = urllib.request.Request(
-        f"{bucket_url}/_sandbox/{path}", data=json.dumps(body).encode(), method="POST"
-    )
+    request = urllib.request.Request(f"{bucket_url}/_sandbox/{path}", data=json.dumps(body).encode(), method="POST")
     with urllib.request.urlopen(request, timeout=600):
         pass
 
@@ -47,9 +45,7 @@ def fill(bucket_url: str, way: str, rows: int) -> None:
         body = {"bucket": "data", "prefix": f"set-{rows}/", "count": rows, "suffix": ".bmp"}
         control(bucket_url, "seed", body | {"text": content.decode("latin-1")})
         return
-    image = PreparedImage(
-        "", "", 640, 480, 81234, "0" * 64, ("encoded as JPEG, quality 95",), "md5:" + "0" * 32
-    )
+    image = PreparedImage("", "", 640, 480, 81234, "0" * 64, ("encoded as JPEG, quality 95",), "md5:" + "0" * 32)
     with tempfile.TemporaryFile() as file:
         for number in range(rows):
             line = image.as_dict() | {
@@ -74,9 +70,7 @@ def run_once(way: str, rows: int) -> None:
     from airflow_provider_wan.operators.wan_images import WanPrepareImagesOperator
 
     logging.disable(logging.INFO)
-    ti = SimpleNamespace(
-        dag_id="d", run_id="r", task_id=f"t{rows}", map_index=-1, xcom_push=lambda key, value: None
-    )
+    ti = SimpleNamespace(dag_id="d", run_id="r", task_id=f"t{rows}", map_index=-1, xcom_push=lambda key, value: None)
     task = WanPrepareImagesOperator(
         task_id="prepare",
         dataset=DATASETS[way].format(rows=rows),
@@ -122,9 +116,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="wan-memory-") as temporary:
         state = Path(temporary) / "state.json"
         command = [sys.executable, "-m", "wan_sandbox", "--port", "0", "--bucket-port", "0"]
-        server = subprocess.Popen(
-            [*command, "--bucket", "data", "--state-file", str(state)], stdout=subprocess.DEVNULL
-        )
+        server = subprocess.Popen([*command, "--bucket", "data", "--state-file", str(state)], stdout=subprocess.DEVNULL)
         try:
             while not state.exists():
                 time.sleep(0.05)
@@ -148,9 +140,7 @@ def main() -> None:
                         f"{way:9} {rows:8,} rows  peak {result['peak_mb']:6.1f} MB  {result['seconds']:7.1f} s  "
                         f"{result['chunks']} chunks"
                     )
-                print(
-                    f"{way}: {peaks[-1] / peaks[0]:.2f} x the memory for {args.rows[-1] // args.rows[0]} x the rows"
-                )
+                print(f"{way}: {peaks[-1] / peaks[0]:.2f} x the memory for {args.rows[-1] // args.rows[0]} x the rows")
         finally:
             server.terminate()
             server.wait()

@@ -33,20 +33,14 @@ print("MS", (middle - began) * 1000, (time.perf_counter() - middle) * 1000)
 
 
 def airflow_modules() -> list[str]:
-    files = [
-        file for room in AIRFLOW_ROOMS for file in sorted((ROOT / "airflow_provider_wan" / room).glob("*.py"))
-    ]
-    return [
-        f"airflow_provider_wan.{file.parent.name}.{file.stem}" for file in files if file.stem != "__init__"
-    ]
+    files = [file for room in AIRFLOW_ROOMS for file in sorted((ROOT / "airflow_provider_wan" / room).glob("*.py"))]
+    return [f"airflow_provider_wan.{file.parent.name}.{file.stem}" for file in files if file.stem != "__init__"]
 
 
 def measure(statement: str, env: dict[str, str]) -> tuple[float, float]:
     """Return the milliseconds of the baseline, and of the statement after it, in a new process."""
     code = _TIMER.format(baseline=BASELINE, statement=statement)
-    printed = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
-    ).stdout
+    printed = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
     _, baseline_ms, statement_ms = printed[printed.index("MS") :].split()
     return float(baseline_ms), float(statement_ms)
 
@@ -67,9 +61,7 @@ def main() -> None:
                 baseline_ms, module_ms = measure(f"import {module}", env)
                 baselines.append(baseline_ms)
                 added[module].append(module_ms)
-    report(
-        statistics.median(baselines), {m: statistics.median(ms) for m, ms in added.items()}, arguments.json
-    )
+    report(statistics.median(baselines), {m: statistics.median(ms) for m, ms in added.items()}, arguments.json)
 
 
 def report(baseline_ms: float, added_ms: dict[str, float], file: Path | None) -> None:

@@ -96,9 +96,7 @@ def copy(request_ids: Sequence[str], folder: str) -> tuple[Callable[[], None], C
     return _modes(one, request_ids)
 
 
-def _modes(
-    one: Callable[[str], None], request_ids: Sequence[str]
-) -> tuple[Callable[[], None], Callable[[], None]]:
+def _modes(one: Callable[[str], None], request_ids: Sequence[str]) -> tuple[Callable[[], None], Callable[[], None]]:
     def sequential() -> None:
         for request_id in request_ids:
             one(request_id)
@@ -183,9 +181,7 @@ class Environment:
 
 
 @contextlib.contextmanager
-def environment(
-    video_bytes: int, requests: int, *, round_trip_s: float, bytes_per_s: float
-) -> Iterator[Environment]:
+def environment(video_bytes: int, requests: int, *, round_trip_s: float, bytes_per_s: float) -> Iterator[Environment]:
     """Start the sandbox and the links, and generate the videos."""
     options = ["--speed", "600", "--concurrency", "100", "--video-bytes", str(video_bytes)]
     with sandbox(*options) as state:
@@ -276,9 +272,7 @@ def memory(where: Environment, count: int, video_mb: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", metavar="one|eight|memory", help="default: all three")
     parser.add_argument("--round-trip-ms", type=float, default=20)
     parser.add_argument("--mb-per-s", type=float, default=25, help="of each direction of a connection")

@@ -46,9 +46,7 @@ def shown(outcomes: list[Outcome]) -> str:
 
 
 def compare_accounts(seeds: int) -> bool:
-    print(
-        "requests, concurrency, order      goal                     batch                       single waits"
-    )
+    print("requests, concurrency, order      goal                     batch                       single waits")
     all_met = True
     for goal in GOALS:
         found = []
@@ -76,9 +74,7 @@ def compare_outages(seeds: int) -> bool:
     print(f"60 new requests, 10 at a time, after an outage (goal: {OUTAGE_GOAL_S:.0f} s)")
     for outage_s in OUTAGES_S:
         for single_waits in (False, True):
-            outcomes = [
-                poll_after_outage(outage_s, single_waits=single_waits, seed=seed) for seed in range(seeds)
-            ]
+            outcomes = [poll_after_outage(outage_s, single_waits=single_waits, seed=seed) for seed in range(seeds)]
             longest_s = max(one.total_s for one in outcomes)
             is_met = longest_s <= OUTAGE_GOAL_S
             all_met = all_met and is_met
@@ -94,14 +90,10 @@ def compare_sockets(requests: int, seconds: float) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="simulations of each account")
     parser.add_argument("--requests", type=int, default=5000, help="single waits over sockets")
-    parser.add_argument(
-        "--seconds", type=float, default=240.0, help="how long these are measured; 0: not at all"
-    )
+    parser.add_argument("--seconds", type=float, default=240.0, help="how long these are measured; 0: not at all")
     options = parser.parse_args()
     met = [compare_accounts(options.seeds), compare_outages(options.seeds)]
     show_other_accounts(options.seeds)

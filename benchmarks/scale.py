@@ -199,9 +199,7 @@ def rerun(bench: Bench, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("backfill", "rerun"))
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--before", type=int, default=0, help="images that have landed before")
@@ -215,9 +213,7 @@ def main() -> None:
         try:
             (backfill if options.what == "backfill" else rerun)(bench, options)
         except KeyboardInterrupt:
-            raise SystemExit(
-                "Stopped. The same command runs the parts that --results does not have."
-            ) from None
+            raise SystemExit("Stopped. The same command runs the parts that --results does not have.") from None
 
 
 if __name__ == "__main__":

@@ -137,17 +137,13 @@ def shaped_links(*servers: str, round_trip_s: float, bytes_per_s: float) -> Iter
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", action="append", required=True, metavar="HOST:PORT", help="repeatable")
     parser.add_argument("--round-trip-ms", type=float, default=20)
     parser.add_argument("--mb-per-s", type=float, default=25, help="of each direction of a connection")
     options = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(
-            serve(options.to, round_trip_s=options.round_trip_ms / 1000, bytes_per_s=options.mb_per_s * 1e6)
-        )
+        asyncio.run(serve(options.to, round_trip_s=options.round_trip_ms / 1000, bytes_per_s=options.mb_per_s * 1e6))
 
 
 if __name__ == "__main__":

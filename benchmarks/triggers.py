@@ -120,9 +120,7 @@ class MinimalHttp(asyncio.Protocol):
         for head in heads:
             path = head.split(b" ", 2)[1].decode()
             body = json.dumps(self.answer(path.partition("?")[0])).encode()
-            head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(
-                body
-            )
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
             self.transport.write(head + body)  # type: ignore[attr-defined]
 
     def answer(self, path: str) -> dict[str, Any]:
@@ -292,9 +290,7 @@ def compare(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         f"{options.requests} requests, {options.concurrency} at a time, {GENERATION_S:.0f} s each (spread {SPREAD}), "
         f"{options.seconds:.0f} s of it; an end is noticed within {POLL_S:.0f} s"
     )
-    print(
-        "            CPU     of a core  calls/s   noticed after: median   95 %    max    loop lag: p50, p99, max"
-    )
+    print("            CPU     of a core  calls/s   noticed after: median   95 %    max    loop lag: p50, p99, max")
     cpu, found = {}, {}
     with contextlib.ExitStack() as stack:
         waits = {way: stack.enter_context(waiting(way, options)) for way in ("fixed", "triggers")}
@@ -325,15 +321,11 @@ def compare(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--concurrency", type=int, default=500, help="how many the account runs at a time")
     parser.add_argument("--seconds", type=float, default=180.0, help="seconds to measure")
-    parser.add_argument(
-        "--check", action="store_true", help="fail where the fixed poll is better in anything"
-    )
+    parser.add_argument("--check", action="store_true", help="fail where the fixed poll is better in anything")
     parser.add_argument("--way", choices=("serve", "fixed", "triggers"), help=argparse.SUPPRESS)
     parser.add_argument("--api", help=argparse.SUPPRESS)
     options = parser.parse_args()

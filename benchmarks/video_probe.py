@@ -49,17 +49,15 @@ def photo() -> bytes:
 
     file = io.BytesIO()
     noise = Image.effect_noise((1600, 900), 60).convert("RGB")
-    Image.blend(
-        noise, Image.effect_mandelbrot((1600, 900), (-2, -1.2, 1, 1.2), 100).convert("RGB"), 0.7
-    ).save(file, "JPEG")
+    Image.blend(noise, Image.effect_mandelbrot((1600, 900), (-2, -1.2, 1, 1.2), 100).convert("RGB"), 0.7).save(
+        file, "JPEG"
+    )
     return file.getvalue()
 
 
 def probe_in_a_process(path: Path) -> tuple[float, float, int, float]:
     """Return seconds, CPU seconds, frames, and the growth of the process's peak memory in MB."""
-    done = subprocess.run(
-        [sys.executable, "-c", _PROBE, str(path)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", _PROBE, str(path)], capture_output=True, text=True, check=True)
     seconds, cpu_s, frames, grown_mb = done.stdout.split()
     return float(seconds), float(cpu_s), int(frames), float(grown_mb)
 
@@ -106,9 +104,7 @@ def landings(lines: int, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ffprobe", default=shutil.which("ffprobe"))
     options = parser.parse_args()
@@ -123,9 +119,7 @@ def main() -> None:
             runs = [probe_in_a_process(path) for _ in range(options.rounds)]
             seconds, cpu_s, _, grown_mb = (statistics.median(each) for each in zip(*runs, strict=True))
             print(f"a clip of {lines} lines, {path.stat().st_size / 1e6:.1f} MB, {runs[0][2]} frames")
-            print(
-                f"  facts and checks     {seconds:6.3f} s, {cpu_s:.3f} CPU-s, peak memory + {grown_mb:.0f} MB"
-            )
+            print(f"  facts and checks     {seconds:6.3f} s, {cpu_s:.3f} CPU-s, peak memory + {grown_mb:.0f} MB")
             if options.ffprobe:
                 other = [ffprobe_s(options.ffprobe, path) for _ in range(options.rounds)]
                 other_s, other_cpu_s = (statistics.median(each) for each in zip(*other, strict=True))

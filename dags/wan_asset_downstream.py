@@ -61,10 +61,7 @@ def wan_asset_downstream() -> None:
     def review(*, triggering_asset_events: dict[Asset, Any]) -> list[dict[str, Any]]:
         """Return address, checksum and cost of each video that has landed since the last run."""
         return [
-            {
-                name: event.extra.get(name)
-                for name in ("uri", "request_id", "crc32c", "size_bytes", "cost_usd")
-            }
+            {name: event.extra.get(name) for name in ("uri", "request_id", "crc32c", "size_bytes", "cost_usd")}
             for events in triggering_asset_events.values()
             for event in events
         ]

@@ -52,9 +52,7 @@ def wan_caption_prompts() -> None:
     @task(trigger_rule="none_failed")
     def save_prompts(images: list[str], prompts: list[str] | None) -> str:
         blob = manifest()
-        rows = [
-            {"image": image, "prompt": prompt} for image, prompt in zip(images, prompts or [], strict=True)
-        ]
+        rows = [{"image": image, "prompt": prompt} for image, prompt in zip(images, prompts or [], strict=True)]
         lines = [*read(blob).splitlines(), *map(json.dumps, rows)]
         blob.upload_from_string("\n".join(lines), if_generation_match=blob.generation or 0)
         return f"gs://{blob.bucket.name}/{blob.name}"

@@ -36,9 +36,7 @@ MODELS = [
 @dag(
     schedule=None,
     params={
-        "images": Param(
-            "gs://my-images/photos/", type="string", description="Prefix or manifest of the images"
-        ),
+        "images": Param("gs://my-images/photos/", type="string", description="Prefix or manifest of the images"),
         "prompt": Param("A slow move closer", type="string"),
         "models": Param(MODELS, type="array", description="Models, each with the inputs of its own"),
         "bucket": Param("my-videos", type="string", description="Bucket of the videos"),

@@ -32,12 +32,8 @@ FIRST_DAY = pendulum.datetime(2026, 1, 1, tz="UTC")
     catchup=False,  # True buys the missed days as well, each once
     max_active_runs=2,
     params={
-        "bucket": Param(
-            "", type="string", description="Bucket of the videos. Default: the one in the Variable"
-        ),
-        "per_day": Param(
-            0, type="integer", minimum=0, description="Images a day. 0: as in the Variable, or all"
-        ),
+        "bucket": Param("", type="string", description="Bucket of the videos. Default: the one in the Variable"),
+        "per_day": Param(0, type="integer", minimum=0, description="Images a day. 0: as in the Variable, or all"),
         "images": Param([], type="array", description="Catalogue. Default: the one in the Variable"),
     },
     default_args={"retries": 2, "retry_delay": pendulum.duration(seconds=30)},

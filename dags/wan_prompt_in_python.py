@@ -35,9 +35,7 @@ def wan_prompt_in_python() -> None:
         }
 
     # [END howto_task_wan]
-    WanToGCSOperator(
-        task_id="land", request=film(), bucket_name="{{ params.bucket }}", object_name="in-python/"
-    )
+    WanToGCSOperator(task_id="land", request=film(), bucket_name="{{ params.bucket }}", object_name="in-python/")
 
 
 dag_object = wan_prompt_in_python()

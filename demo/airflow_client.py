@@ -93,9 +93,7 @@ class AirflowClient:
         for attempt in ("first", "with a new token"):
             if "Authorization" not in self._session.headers:
                 self._authorize()
-            reply = self._session.request(
-                method, f"{self.base_url}/api/v2{path}", json=json, params=query, timeout=60
-            )
+            reply = self._session.request(method, f"{self.base_url}/api/v2{path}", json=json, params=query, timeout=60)
             if reply.status_code != 401 or attempt != "first":
                 break
             del self._session.headers["Authorization"]
@@ -132,10 +130,7 @@ class AirflowClient:
 
     def triggerer_job_ids(self) -> set[int]:
         """Return the job ids of the triggerers whose heartbeat is recent."""
-        return {
-            job["id"]
-            for job in self.pages("/jobs", "jobs", job_type="TriggererJob", is_alive=True, order_by="id")
-        }
+        return {job["id"] for job in self.pages("/jobs", "jobs", job_type="TriggererJob", is_alive=True, order_by="id")}
 
     def dags_seen(self) -> set[str]:
         """Return the ids of the Dags that the Dag processor has parsed."""
@@ -187,9 +182,7 @@ class AirflowClient:
     def why_failed(self, dag_id: str, run_id: str, *, at_most: int = 3) -> str:
         """Return the states of a run's tasks, and the end of the log of those that failed first."""
         rows = self.task_instances(dag_id, run_id)
-        failed = sorted(
-            (row for row in rows if row["state"] == "failed"), key=lambda row: row["end_date"] or ""
-        )
+        failed = sorted((row for row in rows if row["state"] == "failed"), key=lambda row: row["end_date"] or "")
         text = f"{dag_id} run {run_id}: {self.task_states(dag_id, run_id)}"
         for row in failed[:at_most]:
             task = TaskKey(dag_id, run_id, row["task_id"], row["map_index"])
@@ -215,9 +208,7 @@ class AirflowClient:
         row: dict[str, Any] = self.api("GET", _task_path(task))
         return row
 
-    def wait_task(
-        self, task: TaskKey, *states: str, timeout_s: float, try_number: int | None = None
-    ) -> dict[str, Any]:
+    def wait_task(self, task: TaskKey, *states: str, timeout_s: float, try_number: int | None = None) -> dict[str, Any]:
         """Wait until a task instance is in one of the states (default: a final one), and return it.
 
         :param try_number: count only this try or a later one.

@@ -40,11 +40,7 @@ class AirflowSettings:
             "PYTHONUNBUFFERED": "1",
             **_as_variables(self._base()),
             **_as_variables(self._short_intervals()),
-            **(
-                _as_variables(self._fast_detection(self.health_threshold_s))
-                if self.health_threshold_s
-                else {}
-            ),
+            **(_as_variables(self._fast_detection(self.health_threshold_s)) if self.health_threshold_s else {}),
             **extra,
         }
 

@@ -32,18 +32,14 @@ def start(client: AirflowClient, photo_urls: dict[str, str]) -> str:
 def refused_so_far(client: AirflowClient, run_id: str) -> list[str]:
     """Return the file names of the photographs whose submit was skipped; they are the names of the map indexes."""
     rows = client.task_instances(DAG_ID, run_id, SUBMIT)
-    return [
-        row["rendered_map_index"] for row in rows if row["state"] == "skipped" and row["rendered_map_index"]
-    ]
+    return [row["rendered_map_index"] for row in rows if row["state"] == "skipped" and row["rendered_map_index"]]
 
 
 def refusals(client: AirflowClient, run_id: str) -> dict[str, str]:
     """Return the rule that each refused photograph broke, by file name."""
     rows = client.task_instances(DAG_ID, run_id, SUBMIT)
     return {
-        row["rendered_map_index"]: _rule(
-            client.xcom(TaskKey(DAG_ID, run_id, SUBMIT, row["map_index"]), "refused")
-        )
+        row["rendered_map_index"]: _rule(client.xcom(TaskKey(DAG_ID, run_id, SUBMIT, row["map_index"]), "refused"))
         for row in rows
         if row["state"] == "skipped"
     }

@@ -267,9 +267,7 @@ class LocalAirflow:
                 database.execute("PRAGMA journal_mode=WAL")
             database.close()
 
-    def _start(
-        self, *command: str, name: str | None = None, env: Mapping[str, str] | None = None
-    ) -> OwnProcess:
+    def _start(self, *command: str, name: str | None = None, env: Mapping[str, str] | None = None) -> OwnProcess:
         name, env = name or command[0], {**self.env, **(env or {})}
         program = [str(_SCHEDULER)] if command[0] in ("scheduler", "celery") else ["-m", "airflow"]
         process = OwnProcess(
@@ -308,9 +306,7 @@ class LocalAirflow:
             part = next(name for name in sorted(wanted) if health.get(name) != "healthy")
             blamed, state = part.replace("_", "-"), f"{part} is {health.get(part)}"
         process = next((p for p in self.processes if p.name.startswith(blamed)), self.processes[0])
-        return (
-            f"Airflow was not healthy in time: {state}. The end of {process.log_path}:\n{process.log_end()}"
-        )
+        return f"Airflow was not healthy in time: {state}. The end of {process.log_path}:\n{process.log_end()}"
 
     def _new_triggerer_job_id(self, process: OwnProcess, before: set[int], deadline: float) -> int:
         def registered() -> set[int]:

@@ -31,9 +31,7 @@ def free_port() -> int:
 
 def useful_end(text: str, *, lines: int = 30, width: int = 400) -> str:
     """Return the last traceback and the lines after it, or the last lines if there is no traceback near the end."""
-    kept = [
-        line.rstrip()[:width] for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines() if line.strip()
-    ]
+    kept = [line.rstrip()[:width] for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines() if line.strip()]
     near_end = kept[-4 * lines :]
     starts = [number for number, line in enumerate(near_end) if "Traceback (most recent call last)" in line]
     if starts and len(near_end) - starts[-1] > lines:

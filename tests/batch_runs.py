@@ -59,8 +59,7 @@ class BatchTry:
     def links(self) -> list[dict[str, str]]:
         """Return the link targets after each part."""
         return [
-            {link.name: link.get_link(task, ti_key=None) for link in task.operator_extra_links}
-            for task in self.tasks
+            {link.name: link.get_link(task, ti_key=None) for link in task.operator_extra_links} for task in self.tasks
         ]
 
 

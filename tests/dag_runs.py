@@ -76,14 +76,10 @@ class DagFolder:
         }
         monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps([bundle]))
 
-    def write(
-        self, body: str, *, params: Mapping[str, Any] | None = None, **default_args: Any
-    ) -> Callable[..., Run]:
+    def write(self, body: str, *, params: Mapping[str, Any] | None = None, **default_args: Any) -> Callable[..., Run]:
         """Write a Dag with these tasks, and return a function that runs it: ``run(conf)``."""
         dag_id = f"dag_{uuid4().hex[:8]}"
-        head = _HEAD.format(
-            dag_id=dag_id, params=dict(params or {}), default_args={**_DEFAULT_ARGS, **default_args}
-        )
+        head = _HEAD.format(dag_id=dag_id, params=dict(params or {}), default_args={**_DEFAULT_ARGS, **default_args})
         path = self._folder / f"{dag_id}.py"
         path.write_text(head + "\n".join("    " + line for line in dedent(body).splitlines()) + "\n")
         return lambda conf=None, **options: self._run(path, conf, **options)

@@ -94,9 +94,7 @@ def _colour_word(pixel: tuple[int, int, int]) -> str:
     return min(words, key=lambda word: sum(abs(a - b) for a, b in zip(words[word], pixel, strict=True)))
 
 
-def exif_with(
-    *, orientation: int | None = None, gps: bool = False, maker: bool = False, camera: bool = False
-) -> bytes:
+def exif_with(*, orientation: int | None = None, gps: bool = False, maker: bool = False, camera: bool = False) -> bytes:
     exif = Image.Exif()
     if orientation is not None:
         exif[0x0112] = orientation

@@ -85,9 +85,7 @@ def read_head(sock: socket.socket) -> bytes:
 def read_request(sock: socket.socket) -> bytes:
     """Read a complete request, by its Content-Length."""
     head, _, body = read_head(sock).partition(b"\r\n\r\n")
-    lengths = [
-        line.split(b":")[1] for line in head.splitlines() if line.lower().startswith(b"content-length:")
-    ]
+    lengths = [line.split(b":")[1] for line in head.splitlines() if line.lower().startswith(b"content-length:")]
     while len(body) < int(lengths[0] if lengths else 0):
         body += sock.recv(65536)
     return head + b"\r\n\r\n" + body
@@ -206,8 +204,6 @@ def certificate() -> str:
         .sign(key, hashes.SHA256())
     )
     path = Path(tempfile.mkdtemp(prefix="wan-tests-tls-")) / "both.pem"
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     path.write_bytes(pem + made.public_bytes(serialization.Encoding.PEM))
     return str(path)

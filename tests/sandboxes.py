@@ -39,9 +39,7 @@ class Bucket:
         data: bytes = self.client.bucket(self.name).blob(name).download_as_bytes()
         return data
 
-    def put(
-        self, name: str, data: bytes, content_type: str = "application/octet-stream", **metadata: str
-    ) -> int:
+    def put(self, name: str, data: bytes, content_type: str = "application/octet-stream", **metadata: str) -> int:
         """Upload an object; returns its generation."""
         blob = self.client.bucket(self.name).blob(name)
         blob.metadata = metadata or None

@@ -133,9 +133,7 @@ class Batch:
         """
         self._checkpoint = self._files.take_checkpoint(self._log) or self._checkpoint
         started = event.get("started") or {}
-        poller = RequestPoller.resume(
-            policy_of(self._hook.settings), event.get("learned"), (), started, time.time()
-        )
+        poller = RequestPoller.resume(policy_of(self._hook.settings), event.get("learned"), (), started, time.time())
         saved = self._files.read_plan(self._log)
         model = self._sources.model
         if saved and (known := saved.model(model.model_id, model.chosen_field)):
@@ -243,9 +241,7 @@ class Batch:
                 self._log.warning("%s would be refused: %s", item.source.shown, problem)
         return usable
 
-    def _engine(
-        self, plan: Plan, poller: RequestPoller, *, started: Mapping[str, float] | None = None
-    ) -> BatchEngine:
+    def _engine(self, plan: Plan, poller: RequestPoller, *, started: Mapping[str, float] | None = None) -> BatchEngine:
         spec = self._spec
         state = BatchState(
             plan,
@@ -342,9 +338,7 @@ class Batch:
         for item in plan.items.values():
             names += [take.fingerprint for take in item.takes[:-1]]
             result = state.results[item.fingerprint]
-            if result.outcome is Outcome.UNKNOWN or (
-                result.request_id and result.outcome is not Outcome.REUSED
-            ):
+            if result.outcome is Outcome.UNKNOWN or (result.request_id and result.outcome is not Outcome.REUSED):
                 names.append(item.fingerprint)
         for _, found in self._journal.read_each(dict.fromkeys(names)):
             if isinstance(found, VersionedRecord) and found.record.buyer == self._owner:

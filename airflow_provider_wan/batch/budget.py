@@ -88,9 +88,7 @@ class Budget:
         self._count = 0
         self._known_count = 0
 
-    def set_share(
-        self, limits: BudgetLimits, price_usd: float, learning_usd: float, *, is_first: bool
-    ) -> None:
+    def set_share(self, limits: BudgetLimits, price_usd: float, learning_usd: float, *, is_first: bool) -> None:
         """Reduce the limit in USD to the share of this task.
 
         :param price_usd: of one request, from which the shares were computed.
@@ -104,9 +102,7 @@ class Budget:
             self._limit = round(share * _MICRO)
             self.has_share = True
 
-    def bought_before(
-        self, fingerprint: str, *, purchases: int, cost_usd: float | None, price_usd: float
-    ) -> None:
+    def bought_before(self, fingerprint: str, *, purchases: int, cost_usd: float | None, price_usd: float) -> None:
         """Count earlier purchases of this task instance.
 
         :param purchases: requests for this fingerprint, including failed ones.

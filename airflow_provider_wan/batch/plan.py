@@ -111,9 +111,7 @@ class Item:
         takes = self.takes
         variation, name = take_of(takes[0].fingerprint, len(takes) + 1)
         inputs = {**self.inputs, **model.seed_from(name, self.inputs)}
-        return replace(
-            self, fingerprint=name, inputs=inputs, variation=variation, before=self, rejection=rejection
-        )
+        return replace(self, fingerprint=name, inputs=inputs, variation=variation, before=self, rejection=rejection)
 
     def uri_in(self, bucket_name: str) -> str:
         """Return the address of its first video."""
@@ -193,9 +191,7 @@ class Plan:
                 self.there.add(fingerprint)
             elif not may_replace and not self.is_in_journal(fingerprint):
                 del self.items[fingerprint]
-                self.refused.append(
-                    item.result(Outcome.REFUSED, error=_TAKEN.format(item.uri_in(bucket_name)))
-                )
+                self.refused.append(item.result(Outcome.REFUSED, error=_TAKEN.format(item.uri_in(bucket_name))))
 
     def is_in_journal(self, fingerprint: str) -> bool:
         """Return whether the journal has a request or a claim for it that has not failed: then none is bought."""
@@ -268,9 +264,7 @@ def _check_pattern(pattern: str, available: Iterable[str]) -> None:
         example = pattern.format_map(dict.fromkeys(available, "x"))
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         known = ", ".join(f"{{{name}}}" for name in sorted(available))
-        raise WanInputError(
-            f"object_name={pattern!r} can't be filled in ({error}); known are {known}."
-        ) from None
+        raise WanInputError(f"object_name={pattern!r} can't be filled in ({error}); known are {known}.") from None
     check_object_name(example)
 
 
@@ -284,9 +278,7 @@ def _object_name(pattern: str, row: DatasetRow, item: Item) -> str:
     try:
         return check_object_name(pattern.format_map(values))
     except KeyError as error:
-        raise WanInputError(
-            f"object_name={pattern!r} needs {error}, and the row has no value for it."
-        ) from None
+        raise WanInputError(f"object_name={pattern!r} needs {error}, and the row has no value for it.") from None
 
 
 def _stem(address: str) -> str:

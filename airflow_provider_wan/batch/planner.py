@@ -89,9 +89,7 @@ class Planner:
 
     def _read_dataset(self) -> Plan:
         spec = self._spec
-        columns = self._sources.columns(
-            defaults=spec.inputs, variation=spec.variation, passthrough=spec.passthrough
-        )
+        columns = self._sources.columns(defaults=spec.inputs, variation=spec.variation, passthrough=spec.passthrough)
         reader = DatasetReader(lambda: self._client, columns)
         return plan_rows(
             open_rows(reader.rows(spec.images), self._sources),
@@ -177,9 +175,7 @@ class Planner:
         return names_taken(self._client, self._spec.bucket_name, names, list_at_most=most)
 
 
-def names_taken(
-    client: storage.Client, bucket_name: str, names: Collection[str], *, list_at_most: int
-) -> set[str]:
+def names_taken(client: storage.Client, bucket_name: str, names: Collection[str], *, list_at_most: int) -> set[str]:
     """Return which of these object names are taken: by one listing, and one by one where that gets too long.
 
     :param client: a Cloud Storage client.

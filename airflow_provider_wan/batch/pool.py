@@ -124,9 +124,7 @@ class BatchWork:
 
     # -- submits -------------------------------------------------------------------------------------------
 
-    def obtain(
-        self, item: Item, make_inputs: Callable[[], Mapping[str, Any]], *, is_new: bool
-    ) -> SubmitResult:
+    def obtain(self, item: Item, make_inputs: Callable[[], Mapping[str, Any]], *, is_new: bool) -> SubmitResult:
         """Return the request for an image, buying at most one."""
         obtained = self.submission.obtain(self._video_spec(item, make_inputs), is_new=is_new)
         if obtained.version:
@@ -224,9 +222,7 @@ class BatchWork:
         result = self.hook.get_result(request_id)
         if result.cost_usd is not None:
             self.costs[request_id] = result.cost_usd
-        amend(
-            self.journal, item.fingerprint, request_id, lambda record: with_result(record, result), self.log
-        )
+        amend(self.journal, item.fingerprint, request_id, lambda record: with_result(record, result), self.log)
         if (failure := error_of_result(result)) is not None:
             raise failure
 

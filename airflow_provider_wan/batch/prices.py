@@ -123,9 +123,7 @@ def check_given(given: GivenPrice) -> None:
     """
     for price in given.values() if isinstance(given, Mapping) else [given]:
         if price is not None and not (isinstance(price, int | float) and 0 < price < 1e6):
-            raise WanInputError(
-                f"price_usd={price!r} must be more than 0: it is what one request costs, in USD."
-            )
+            raise WanInputError(f"price_usd={price!r} must be more than 0: it is what one request costs, in USD.")
 
 
 class PriceBook:
@@ -250,9 +248,7 @@ class PriceBook:
         for fingerprint, known in plan.known.items():
             if known.stage in (Stage.LANDED, Stage.SUCCEEDED) and known.cost_usd:
                 key = self.key_of(plan.items[fingerprint].inputs)
-                highest[key] = max(
-                    highest.get(key, (0.0, None)), (known.cost_usd, known.request_id), key=_cost
-                )
+                highest[key] = max(highest.get(key, (0.0, None)), (known.cost_usd, known.request_id), key=_cost)
         for key, (cost_usd, request_id) in highest.items():
             self.learn(key, cost_usd, request_id)
 
@@ -388,9 +384,7 @@ class PriceBook:
             if not self._write(name, cut, 0):
                 cut, _ = self._read(name)
         if cut is not None:
-            budget.set_share(
-                limits, cut["price_usd"], cut["spent_usd"], is_first=cut["index"] == limits.index
-            )
+            budget.set_share(limits, cut["price_usd"], cut["spent_usd"], is_first=cut["index"] == limits.index)
 
     # -- objects -------------------------------------------------------------------------------------------
 

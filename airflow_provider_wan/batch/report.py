@@ -77,15 +77,11 @@ def error_of(
     if state.unwritten:
         return _unwritten_error(state, left, manifest)
     if left:
-        halted = state.halted or WanBatchError(
-            "The task was ended early; a rerun continues.", retry_helps=True
-        )
+        halted = state.halted or WanBatchError("The task was ended early; a rerun continues.", retry_helps=True)
         message = f"{left} of {total} images are not done. {halted} Manifest: {manifest}"
         halted.args = (message, *halted.args[1:])
         return halted
-    failing = {each for each in Outcome if each.is_failure} | (
-        {Outcome.REJECTED} if rejected_fails else set()
-    )
+    failing = {each for each in Outcome if each.is_failure} | ({Outcome.REJECTED} if rejected_fails else set())
     failures = sum(outcomes[outcome] for outcome in failing)
     if max_failures.allows(failures, total):
         return None

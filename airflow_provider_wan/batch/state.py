@@ -91,9 +91,7 @@ class BatchState:
         self._restore_retries()
         if checkpoint.done_before is None:
             checkpoint.done_before = sum(result.outcome.is_there for result in self.results.values())
-            self.metrics.on_start(
-                adopted=len(self.in_flight), reused=checkpoint.done_before, refused=len(plan.refused)
-            )
+            self.metrics.on_start(adopted=len(self.in_flight), reused=checkpoint.done_before, refused=len(plan.refused))
 
     # -- at the beginning ----------------------------------------------------------------------------------
 
@@ -125,9 +123,7 @@ class BatchState:
             ):
                 in_flight.append((known.submitted_at or "", known.request_id, fingerprint))
             elif known.stage is Stage.INTENT:
-                claimed.append(
-                    item
-                )  # perhaps by a killed task: it takes minutes to be sure, so it comes last
+                claimed.append(item)  # perhaps by a killed task: it takes minutes to be sure, so it comes last
             else:
                 self.to_submit.appendleft(item)  # perhaps paid for: it comes first
         self.to_submit.extend(claimed)
@@ -343,9 +339,7 @@ class BatchState:
 
     def lines(self) -> Iterator[Mapping[str, Any]]:
         """Return the lines of the status file; images with a result have the same line as in the manifest."""
-        requests = {
-            name: request_id for request_id, name in chain(self.in_flight.items(), self.finished.items())
-        }
+        requests = {name: request_id for request_id, name in chain(self.in_flight.items(), self.finished.items())}
         for fingerprint, item in self.plan.items.items():
             result = self.results.get(fingerprint)
             if result is not None:
@@ -386,9 +380,7 @@ class BatchState:
             bad=sum(result.outcome.is_there and not result.is_usable for result in self.results.values()),
             rejected=outcomes[Outcome.REJECTED],
             further_takes=sum(len(item.takes) - 1 for item in self.plan.items.values()),
-            usable=sum(
-                result.outcome is Outcome.LANDED and result.is_usable for result in self.results.values()
-            ),
+            usable=sum(result.outcome is Outcome.LANDED and result.is_usable for result in self.results.values()),
         )
 
 

@@ -313,9 +313,7 @@ class Submits:
 
     # -- ends ----------------------------------------------------------------------------------------------
 
-    def on_completion(
-        self, fingerprint: str, outcome: SubmitResult | _Failed | BaseException, now: float
-    ) -> None:
+    def on_completion(self, fingerprint: str, outcome: SubmitResult | _Failed | BaseException, now: float) -> None:
         """Handle the end of a submit."""
         self._state.submitting.discard(fingerprint)
         settings = self._settings.pop(fingerprint)
@@ -451,9 +449,7 @@ class Submits:
             case WanBalanceError() | WanAuthError():
                 state.to_submit.appendleft(item)
                 state.halt(error)
-            case WanDownloadError() if (
-                error.retry_helps and self._image(fingerprint).times + 1 < _IMAGE_TRIES
-            ):
+            case WanDownloadError() if error.retry_helps and self._image(fingerprint).times + 1 < _IMAGE_TRIES:
                 retry = self._image(fingerprint)
                 retry = retry.later(now, _IMAGE_PAUSE_S * (retry.times + 1))
                 self._retries.images[fingerprint] = retry

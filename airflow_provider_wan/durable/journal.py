@@ -143,9 +143,7 @@ class BucketJournal:
             ) from error
         return VersionedRecord(record, generation)
 
-    def read_each(
-        self, fingerprints: Iterable[str]
-    ) -> Iterator[tuple[str, VersionedRecord | WanRecordError | None]]:
+    def read_each(self, fingerprints: Iterable[str]) -> Iterator[tuple[str, VersionedRecord | WanRecordError | None]]:
         """Read many records, some at a time; return each with its fingerprint, or the error of an unreadable one."""
 
         def read(fingerprint: str) -> tuple[str, VersionedRecord | WanRecordError | None]:
@@ -371,9 +369,7 @@ class BucketJournal:
                     retry_for_s=retry_for_s,
                 )
 
-    def _upload(
-        self, name: str, body: str, *, replaces: int | None, metadata: Mapping[str, str] | None = None
-    ) -> int:
+    def _upload(self, name: str, body: str, *, replaces: int | None, metadata: Mapping[str, str] | None = None) -> int:
         """Write an object, and return its generation.
 
         :raises PreconditionFailed: another generation exists than the one that it replaces.
@@ -567,11 +563,7 @@ class TaskStateJournal:
     def fingerprint_of(self, request_id: str) -> str | None:
         """Return the fingerprint of this task's latest record, if it holds the request."""
         latest = self._read(self.KEY)
-        return (
-            latest.record.fingerprint
-            if latest is not None and latest.record.request_id == request_id
-            else None
-        )
+        return latest.record.fingerprint if latest is not None and latest.record.request_id == request_id else None
 
     def age_s(self, held: VersionedRecord) -> float:
         """Return the age by the worker's clock, or 0 where a skewed clock could matter."""

@@ -152,9 +152,7 @@ class Record:
         try:
             values = {key: value for key, value in plain.items() if key in known}
             values["extra"] = {
-                key: value
-                for key, value in plain.items()
-                if key not in known and (key, value) != ("schema", SCHEMA)
+                key: value for key, value in plain.items() if key not in known and (key, value) != ("schema", SCHEMA)
             }
             values["stage"] = Stage(values["stage"])
             for name in ("watchers", "earlier_request_ids", "earlier_buyers"):
@@ -227,10 +225,7 @@ class Record:
     @property
     def defects(self) -> str | None:
         """What the checks found wrong, in words."""
-        return (
-            "; ".join(str((video.verdict or {}).get("detail")) for video in self.videos if video.is_bad)
-            or None
-        )
+        return "; ".join(str((video.verdict or {}).get("detail")) for video in self.videos if video.is_bad) or None
 
     @property
     def is_rejected(self) -> bool:

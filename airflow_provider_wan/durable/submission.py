@@ -82,9 +82,7 @@ class ClaimWindow:
     :param hook: the API, for how long a submit takes.
     """
 
-    def __init__(
-        self, hook: WanHook, journal: Journal | None, log: Logger, *, sleep: Callable[[float], None]
-    ) -> None:
+    def __init__(self, hook: WanHook, journal: Journal | None, log: Logger, *, sleep: Callable[[float], None]) -> None:
         #: A POST is sent within this time after its claim, and answered, or lost, within as much again.
         self.send_within_s = hook.submit_takes_at_most_s
         self._window_s = self.send_within_s + hook.submit_takes_at_most_s + CLAIM_MARGIN_S
@@ -199,9 +197,7 @@ class Submission:
         self._log = log
         self._where = journal.where if journal else ""
         self._on_unknown = on_unknown_submission
-        self._resolve = {
-            canonical_url(encoded_url(key)): _resolution(value) for key, value in (resolve or {}).items()
-        }
+        self._resolve = {canonical_url(encoded_url(key)): _resolution(value) for key, value in (resolve or {}).items()}
         self._retry = retry or RetryPolicy()
         self._sleep = sleep
         self._follows_task = follows_task
@@ -284,9 +280,7 @@ class Submission:
             return found
         return self._intent(spec, found)
 
-    def _decide(
-        self, spec: VideoSpec, held: VersionedRecord | None
-    ) -> tuple[Decision, VersionedRecord | None]:
+    def _decide(self, spec: VideoSpec, held: VersionedRecord | None) -> tuple[Decision, VersionedRecord | None]:
         """Decide about a record: ask RunComfy about its request, wait for its claim or settle it, where needed.
 
         :raises RecordConflict: the record has to be read again.
@@ -326,9 +320,7 @@ class Submission:
             return resolution
         claims = [claim for claim in self._journal.open_claims() if claim.record.image == image]
         if held is None:  # the image's claim is of another video, or was settled as another video's request
-            is_spent = (
-                not is_resubmit_word(resolution) and self._journal.fingerprint_of(resolution) is not None
-            )
+            is_spent = not is_resubmit_word(resolution) and self._journal.fingerprint_of(resolution) is not None
             return None if claims or is_spent else resolution
         if len(claims) > 1:
             self._log.warning(
@@ -349,9 +341,7 @@ class Submission:
             assert record is not None
             return SubmitResult(record, "reused")
         if decision.do is Action.FAIL_PAID_AND_GONE and record is not None and record.stage is Stage.FAILED:
-            raise error_of_no_output(
-                record.request_id
-            )  # a failed request counts as paid only if it had no output
+            raise error_of_no_output(record.request_id)  # a failed request counts as paid only if it had no output
         raise refusal_of(decision, record, spec.fingerprint, self._where)
 
     # -- a task whose inputs have changed ------------------------------------------------------------------
@@ -398,9 +388,7 @@ class Submission:
         return _nothing
 
     def _is_not_bought(self, record: Record) -> bool:
-        return is_resubmit_word(
-            self._resolve.get(record.fingerprint) or self._resolve.get(record.image or "", "")
-        )
+        return is_resubmit_word(self._resolve.get(record.fingerprint) or self._resolve.get(record.image or "", ""))
 
     def _cancel_former(self, record: Record, owner: str) -> None:
         assert record.request_id is not None
@@ -417,9 +405,7 @@ class Submission:
 
     # -- buying --------------------------------------------------------------------------------------------
 
-    def _buy(
-        self, spec: VideoSpec, held: VersionedRecord | None, cancel_former: Callable[[], None]
-    ) -> SubmitResult:
+    def _buy(self, spec: VideoSpec, held: VersionedRecord | None, cancel_former: Callable[[], None]) -> SubmitResult:
         """Claim, POST, log, write. Read the module docstring before changing the order of any step."""
         inputs = spec.make_inputs()
         self._check_journal()
@@ -492,9 +478,7 @@ class Submission:
         self, submitted: SubmittedRequest, intent: Record, claimed: VersionedRecord | None
     ) -> VersionedRecord:
         self._log.info("RunComfy accepted the request: request_id=%s", submitted.request_id)
-        record = replace(
-            intent, stage=Stage.SUBMITTED, request_id=submitted.request_id, submitted_at=utc_text()
-        )
+        record = replace(intent, stage=Stage.SUBMITTED, request_id=submitted.request_id, submitted_at=utc_text())
         return self._write_id(record, claimed)
 
     def _claim(self, intent: Record, held: VersionedRecord | None) -> VersionedRecord | None:
@@ -581,9 +565,7 @@ class Submission:
             if replaces is not None and replaces.record.request_id == record.request_id:
                 return replaces
             if found is not None and found.claim != record.claim:
-                raise self._id_not_written(
-                    record, "another process has claimed or settled this video meanwhile."
-                )
+                raise self._id_not_written(record, "another process has claimed or settled this video meanwhile.")
 
     def _id_not_written(self, record: Record, why: str) -> WanStorageError:
         return WanJournalError(
@@ -661,9 +643,7 @@ def settle_as(
             f"fingerprint {holder} in {journal.where} already holds it. Nothing was bought and nothing was changed. "
             "Two videos can't share a request: look at the Generations page for the right one."
         )
-    settled = replace(
-        held.record, stage=Stage.SUBMITTED, request_id=request_id, submitted_at=held.record.claimed_at
-    )
+    settled = replace(held.record, stage=Stage.SUBMITTED, request_id=request_id, submitted_at=held.record.claimed_at)
     return journal.write(settled, replaces=held)
 
 

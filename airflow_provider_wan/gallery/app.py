@@ -205,9 +205,7 @@ def _with_record(card: Card, fields: Mapping[TaskInstanceKey, Mapping[str, Any]]
 @app.get("/dags/{dag_id}/live")
 async def show_progress(session: SessionDep, query: AskedPage) -> JSONResponse:
     """Return the state of the requests that a page shows as in progress."""
-    return JSONResponse(
-        await _work(_progress, RunData(session, query.dag_id, query.run_id), query), headers=_PRIVATE
-    )
+    return JSONResponse(await _work(_progress, RunData(session, query.dag_id, query.run_id), query), headers=_PRIVATE)
 
 
 def _progress(data: RunData, query: PageQuery) -> dict[str, Any]:
@@ -216,9 +214,7 @@ def _progress(data: RunData, query: PageQuery) -> dict[str, Any]:
     waiting = [card for card in shown if card.state is CardState.OPEN and card.request_id]
     fields = data.rendered(card.ref.task for card in waiting)
     data.close()
-    requests = [
-        (Access.of_fields(fields[card.ref.task]).wan_conn_id, str(card.request_id)) for card in waiting
-    ]
+    requests = [(Access.of_fields(fields[card.ref.task]).wan_conn_id, str(card.request_id)) for card in waiting]
     return {
         "version": run.version,
         "progress": "\n".join(run.progress),

@@ -214,9 +214,7 @@ class RunView:
         self.is_over = is_over
         self.uses_provider = uses_provider
         #: How far the running batches are, a line each.
-        self.progress = [
-            f"{task_name(batch.task)}: {batch.progress}" for batch, _ in batches if batch.progress
-        ]
+        self.progress = [f"{task_name(batch.task)}: {batch.progress}" for batch, _ in batches if batch.progress]
         self.problems = [*problems]
         for batch, images in batches:
             if batch.uri and not images:

@@ -183,9 +183,7 @@ class Card:
     def title(self) -> str:
         """File name of the source image, else of the video, else the request or the task."""
         name = file_name(self.image) or (file_name(self.videos[0].uri) if self.videos else "")
-        return (
-            name or (f"request {self.request_id}" if self.request_id else task_name(self.ref.task)) or "video"
-        )
+        return name or (f"request {self.request_id}" if self.request_id else task_name(self.ref.task)) or "video"
 
     @property
     def names(self) -> str:

@@ -75,9 +75,7 @@ class VideoVersion:
         :raises ValueError: a field is missing.
         """
         try:
-            return cls(
-                str(plain["uri"]), str(plain["request_id"]), int(plain["generation"]), str(plain["crc32c"])
-            )
+            return cls(str(plain["uri"]), str(plain["request_id"]), int(plain["generation"]), str(plain["crc32c"]))
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a landed video: {error!r}") from error
 
@@ -100,9 +98,7 @@ class Media:
                 blob = self._find(str(batch.uri), retry_s=5.0)
                 if blob is None or (earlier and earlier[0] == int(blob.generation)):
                     return earlier if blob else None
-                return int(blob.generation), CardList.of_lines(
-                    batch, io.BytesIO(read_whole(blob, retry_s=5.0))
-                )
+                return int(blob.generation), CardList.of_lines(batch, io.BytesIO(read_whole(blob, retry_s=5.0)))
             except WanError as error:
                 log.warning("The file of a batch cannot be read: %s", error)
                 return None
@@ -138,9 +134,7 @@ class Media:
 
         def read(earlier: Any) -> tuple[str | None, str | None]:
             blob = None if earlier else self._find(video.uri, video.generation)
-            return (
-                earlier or (blob and ((blob.metadata or {}).get(META_REQUEST), blob.crc32c)) or (None, None)
-            )
+            return earlier or (blob and ((blob.metadata or {}).get(META_REQUEST), blob.crc32c)) or (None, None)
 
         request_id, crc32c = self._landed.get((video.uri, video.generation), read)
         return request_id == video.request_id or (bool(crc32c) and crc32c == video.crc32c)
@@ -149,11 +143,7 @@ class Media:
         """Read the poster of a landed video, a JPEG; None if its request has no poster."""
         bucket, name = split_gs_uri(video.uri, name="uri", needs_object=True)
         uri = f"gs://{bucket}/{poster_name(name)}"
-        return (
-            self.read(uri, max_bytes=_LARGEST_POSTER_BYTES)
-            if self.find_landed(uri, video.request_id)
-            else None
-        )
+        return self.read(uri, max_bytes=_LARGEST_POSTER_BYTES) if self.find_landed(uri, video.request_id) else None
 
     def signed_address(self, video: VideoVersion, *, disposition: str = "inline") -> str | None:
         """Return an address that works for a while without Airflow; None if the credentials cannot sign.
@@ -173,9 +163,7 @@ class Media:
                 generation=video.generation,
                 response_disposition=disposition,
             )
-        except (
-            Exception
-        ):  # signing may need a call that IAM does not allow; the server then streams the video
+        except Exception:  # signing may need a call that IAM does not allow; the server then streams the video
             return None
         return address
 

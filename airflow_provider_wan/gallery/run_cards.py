@@ -233,9 +233,7 @@ def image_at(value: Any, index: int) -> str | None:
     if isinstance(value, list):
         value = value[index] if index < len(value) else None
     value = mapping_or_empty(value)
-    found = (
-        value.get("image") or value.get("img_url") or _image_of_inputs(mapping_or_empty(value.get("inputs")))
-    )
+    found = value.get("image") or value.get("img_url") or _image_of_inputs(mapping_or_empty(value.get("inputs")))
     return str(found) if found else None
 
 
@@ -300,18 +298,12 @@ class BatchStatus(OfTask):
         if not isinstance(line, Mapping):
             raise ValueError("not a JSON object")
         ref = XComRef(self.task_id, self.map_index, MANIFEST, number)
-        uri, request_id, fingerprint = (
-            _text(line.get(name)) for name in ("uri", "request_id", "fingerprint")
-        )
+        uri, request_id, fingerprint = (_text(line.get(name)) for name in ("uri", "request_id", "fingerprint"))
         verdict, reasons = str(line.get("verdict") or ""), line.get("reasons")
         # The record has more about the defect than the names of the checks that found it.
         defect = ", ".join(map(str, reasons)) if verdict == "bad" and isinstance(reasons, list) else ""
         takes = line.get("takes")
-        earlier = (
-            [_number(mapping_or_empty(take).get("cost_usd")) for take in takes]
-            if isinstance(takes, list)
-            else []
-        )
+        earlier = [_number(mapping_or_empty(take).get("cost_usd")) for take in takes] if isinstance(takes, list) else []
         record = self.journal and _FINGERPRINT.fullmatch(fingerprint or "")
         return Card(
             self._state(str(line.get("outcome")), request_id),
@@ -360,9 +352,7 @@ def batches_of(
 
 def progress_of(value: Any) -> str:
     """Return how far a batch is, from its XCom ``progress``; empty if that has another form."""
-    given: dict[str, Any] = {
-        field.name: mapping_or_empty(value).get(field.name) for field in fields(Progress)
-    }
+    given: dict[str, Any] = {field.name: mapping_or_empty(value).get(field.name) for field in fields(Progress)}
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in given.values()):
         return ""
     return Progress(**given).line()
@@ -386,9 +376,7 @@ def with_record(card: Card, record: Mapping[str, Any] | None) -> Card:
     if card.cost_usd is not None:
         facts["cost_usd"] = card.cost_usd
     landed = {video.get("uri"): video for video in record.get("videos") or () if isinstance(video, Mapping)}
-    videos = [
-        CardVideo.of(landed[video.uri], video.ref) if video.uri in landed else video for video in card.videos
-    ]
+    videos = [CardVideo.of(landed[video.uri], video.ref) if video.uri in landed else video for video in card.videos]
     return replace(card, videos=tuple(videos), **facts)
 
 

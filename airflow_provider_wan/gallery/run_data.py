@@ -101,8 +101,7 @@ class RunData:
         found = batches_of(entries, tasks, run_is_over=self.is_over())
         fields = self.rendered(batch.task for batch in found)
         return [
-            (replace(batch, model_id=fields[batch.task].get("model_id") or None), fields[batch.task])
-            for batch in found
+            (replace(batch, model_id=fields[batch.task].get("model_id") or None), fields[batch.task]) for batch in found
         ]
 
     def batch(self, task: TaskInstanceKey) -> BatchStatus | None:

@@ -108,9 +108,7 @@ def _peer_of(call: Call[Any], settings: WanSettings) -> str:
     return f"connection {settings.conn_id!r} (host {origin_of(call.host, settings).partition('://')[2]})"
 
 
-def reply_of(
-    call: Call[Any], settings: WanSettings, status: int, headers: Mapping[str, str], body: bytes
-) -> Reply:
+def reply_of(call: Call[Any], settings: WanSettings, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
     """Return an answer, from which the token is removed where the server repeats it."""
     peer = _peer_of(call, settings)
     return Reply(status, headers, body, received_at=datetime.now(UTC), peer=peer, secret=settings.token)

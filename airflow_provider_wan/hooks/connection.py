@@ -71,8 +71,7 @@ def read_settings(connection: _Connection) -> WanSettings:
     token = (connection.password or "").strip()
     if not token:
         raise WanAuthError(
-            f"Connection {conn_id!r} has no API token. Put the token of your RunComfy account into its "
-            "password field."
+            f"Connection {conn_id!r} has no API token. Put the token of your RunComfy account into its password field."
         )
     if not token.isascii() or any(not 32 < ord(c) < 127 for c in token):
         raise WanAuthError(f"The API token of connection {conn_id!r} has characters that no token has.")
@@ -101,9 +100,7 @@ def _extra(connection: _Connection) -> Mapping[str, Any]:
     for name in extra.keys() - CONN_FIELDS.keys():
         near = difflib.get_close_matches(name, CONN_FIELDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(CONN_FIELDS))}."
-        _LOG.warning(
-            "Field %r in the extra of connection %r is not known; %s", name, connection.conn_id, hint
-        )
+        _LOG.warning("Field %r in the extra of connection %r is not known; %s", name, connection.conn_id, hint)
     return extra
 
 
@@ -115,9 +112,7 @@ def _api_origin(connection: _Connection) -> str:
         raise WanInputError(f"Field 'schema' of connection {conn_id!r} must be http or https.")
     if not host:
         if port:
-            raise WanInputError(
-                f"Connection {conn_id!r} has a port and no host. Fill in its host, or no port."
-            )
+            raise WanInputError(f"Connection {conn_id!r} has a port and no host. Fill in its host, or no port.")
         return API_HOST
     has_scheme = "://" in host
     origin = _origin(host if has_scheme else f"{schema or 'https'}://{host}", "host", conn_id)

@@ -129,9 +129,7 @@ def call_limits(
         nonlocal logged_at
         if time.monotonic() - logged_at >= _LOG_EVERY_S:
             logged_at = time.monotonic()
-            _LOG.warning(
-                "Cloud Storage has no usable answer (%s) Trying again for up to %.0f s.", _said(error), for_s
-            )
+            _LOG.warning("Cloud Storage has no usable answer (%s) Trying again for up to %.0f s.", _said(error), for_s)
 
     retry = Retry(predicate=DEFAULT_RETRY._predicate, timeout=for_s, on_error=log_once_a_minute)
     return {"timeout": timeout_s, "retry": retry}
@@ -222,9 +220,7 @@ def _said(error: Exception) -> str:
         text = str(error.response.json()["error"]["message"])  # type: ignore[attr-defined]
     except (AttributeError, LookupError, TypeError, ValueError):
         text = str(error)
-    if not isinstance(
-        error, GoogleAuthError
-    ):  # its address is of a help page; others are of the call, with signatures
+    if not isinstance(error, GoogleAuthError):  # its address is of a help page; others are of the call, with signatures
         text = re.sub(r"https?://\S+", "", text)
     lines = text.strip().splitlines()
     return clean_text(lines[0] if lines else type(error).__name__).rstrip(".") + "."

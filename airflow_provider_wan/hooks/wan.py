@@ -119,9 +119,7 @@ class WanHook(BaseHook):
     conn_type: ClassVar[str] = "wan"
     hook_name: ClassVar[str] = "Wan (RunComfy)"
 
-    def __init__(
-        self, wan_conn_id: str = "wan_default", *, retry: RetryPolicy | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, wan_conn_id: str = "wan_default", *, retry: RetryPolicy | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.wan_conn_id = wan_conn_id
         self.retry = retry or RetryPolicy()
@@ -267,9 +265,7 @@ class WanHook(BaseHook):
         found: dict[str, ModelInfo] = {}
         offset = 0
         while True:
-            page = self._read(
-                calls.models_call(search, category, limit=common.MODELS_PER_PAGE, offset=offset)
-            )
+            page = self._read(calls.models_call(search, category, limit=common.MODELS_PER_PAGE, offset=offset))
             offset += len(page.models)
             is_new = any(model.model_id not in found for model in page.models)
             found |= {model.model_id: model for model in page.models}
@@ -372,9 +368,7 @@ class WanHook(BaseHook):
                     allow_redirects=False,
                     stream=True,
                 ) as response:
-                    body = transport.read_body(
-                        response, limit_bytes=common.MAX_REPLY_BYTES, deadline=deadline
-                    )
+                    body = transport.read_body(response, limit_bytes=common.MAX_REPLY_BYTES, deadline=deadline)
                     reply = common.reply_of(call, settings, response.status_code, response.headers, body)
             except (requests.RequestException, OSError, ValueError) as error:
                 failure = error

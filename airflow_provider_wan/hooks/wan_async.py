@@ -75,9 +75,7 @@ class _SharedClient:
         self.calls_at_once = asyncio.Semaphore(_CALLS_AT_ONCE)
         self.users = 0
 
-    async def settings(
-        self, *, instead_of: str | None = None, newer_than_s: float | None = None
-    ) -> WanSettings:
+    async def settings(self, *, instead_of: str | None = None, newer_than_s: float | None = None) -> WanSettings:
         """Return the settings, read once for all callers at the same time.
 
         :param instead_of: a token that the API refused: read again, unless another caller just has.

@@ -201,9 +201,7 @@ class Fetcher:
     :param sleep: waits between the tries of a download.
     """
 
-    def __init__(
-        self, rules: FetchRules, *, pool_size: int = 16, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
+    def __init__(self, rules: FetchRules, *, pool_size: int = 16, sleep: Callable[[float], None] = time.sleep) -> None:
         self._rules = rules
         self._sleep = sleep
         self._session = transport.bounded_session(refuse_private=rules.refuse_private, pool_size=pool_size)

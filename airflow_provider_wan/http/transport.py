@@ -220,9 +220,7 @@ class _BoundedConnection:
 
     refuse_private = False
     sock: Any
-    timeout: (
-        Any  # urllib3 puts the connect timeout there first, and the read timeout once the request is sent
-    )
+    timeout: Any  # urllib3 puts the connect timeout there first, and the read timeout once the request is sent
     _connecting = False
 
     def connect(self) -> None:
@@ -432,9 +430,7 @@ def read_body(response: requests.Response, *, limit_bytes: int, deadline: float)
     return b"".join(pieces)
 
 
-def iter_body(
-    response: requests.Response, *, deadline: float = math.inf, stall_s: float = math.inf
-) -> Iterator[bytes]:
+def iter_body(response: requests.Response, *, deadline: float = math.inf, stall_s: float = math.inf) -> Iterator[bytes]:
     """Yield the body as it arrives.
 
     :param deadline: ``time.monotonic()`` after which ``requests.ReadTimeout`` is raised; default: none.

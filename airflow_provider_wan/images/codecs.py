@@ -154,9 +154,7 @@ def decoding(name: str, fmt: str | None = None, *, doing: str = "decoded") -> It
             f"{name}: the file is truncated or damaged, it cannot be {doing} ({str(error) or type(error).__name__}). "
             "Upload it again, whole."
         )
-        raise UnusableImageError(
-            message, (BrokenRule("decodable", fmt, None, message, fixable=False),)
-        ) from error
+        raise UnusableImageError(message, (BrokenRule("decodable", fmt, None, message, fixable=False),)) from error
 
 
 def open_image(file: IO[bytes], fmt: str, name: str) -> ImageFile.ImageFile:
@@ -188,9 +186,7 @@ def encode(image: Image.Image, fmt: str, **options: Any) -> bytes:
 #: Bytes that the decision needs.
 SNIFF_BYTES = 512
 
-_HEIF_BRANDS = frozenset(
-    (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
-)
+_HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"))
 
 _BMP_HEADER_SIZES = frozenset(size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124))
 

@@ -146,9 +146,7 @@ class DatasetReader:
             elif isinstance(entry, str):
                 yield from self._of_address(entry.strip(), where, number)
             else:
-                yield RowError(
-                    where, number, f"it is of type {type(entry).__name__}, not an address or a row"
-                )
+                yield RowError(where, number, f"it is of type {type(entry).__name__}, not an address or a row")
 
     def _of_address(self, address: str, where: str, number: int) -> Iterator[Row]:
         try:
@@ -251,9 +249,7 @@ class DatasetReader:
             with open(address, "rb") as file:
                 yield from read_manifest(file, origin=address, columns=self.columns)
         except OSError as error:
-            raise WanInputError(
-                f"The manifest {address} can't be read: {error.strerror or error}."
-            ) from error
+            raise WanInputError(f"The manifest {address} can't be read: {error.strerror or error}.") from error
 
 
 def _plain(dataset: Any) -> Any:

@@ -141,9 +141,7 @@ class _HeaderFile(RangedFile):
     Pillow reads a header in order, so the kept start can be inspected again without a second read.
     """
 
-    def __init__(
-        self, read_range: Callable[[int, int], bytes], size: Callable[[], int | None], name: str
-    ) -> None:
+    def __init__(self, read_range: Callable[[int, int], bytes], size: Callable[[], int | None], name: str) -> None:
         super().__init__(self._read_or_kept, size)
         self._fetch = read_range
         self._name = name
@@ -172,9 +170,7 @@ class _HeaderFile(RangedFile):
         return data[:length]
 
 
-def _facts(
-    image: ImageFile.ImageFile, fmt: str, head: bytes, name: str, size_bytes: int | None
-) -> ImageFacts:
+def _facts(image: ImageFile.ImageFile, fmt: str, head: bytes, name: str, size_bytes: int | None) -> ImageFacts:
     width, height = image.size
     bits, lossless, sequential = 8, fmt in ("PNG", "BMP", "GIF"), False
     exif = _own_exif(image)
@@ -227,9 +223,7 @@ def _refuse_camera_raw(file: IO[bytes], name: str) -> None:
 def _own_exif(image: ImageFile.ImageFile) -> Image.Exif:
     """Return the EXIF block alone: Pillow's ``getexif`` adds an orientation from XMP and from raw profiles."""
     exif = Image.Exif()
-    with suppress(
-        Exception
-    ):  # Pillow raises errors of many kinds; viewers show an image with a damaged block upright
+    with suppress(Exception):  # Pillow raises errors of many kinds; viewers show an image with a damaged block upright
         if isinstance(image, TiffImagePlugin.TiffImageFile):  # its tags are its EXIF
             exif = image.getexif()
             exif[ExifTags.Base.Orientation] = image.tag_v2.get(ExifTags.Base.Orientation, 1)
@@ -283,9 +277,7 @@ def _as_tuple(value: Any) -> tuple[int, ...]:
 def _refuse_bomb(facts: ImageFacts) -> None:
     most = codecs.MAX_PIXELS_SCALED if facts.scales_down else codecs.MAX_PIXELS
     if facts.width < 1 or facts.height < 1:
-        raise WanInputError(
-            f"{facts.name}: its header says {facts.width}x{facts.height} px; the file is damaged."
-        )
+        raise WanInputError(f"{facts.name}: its header says {facts.width}x{facts.height} px; the file is damaged.")
     if max(facts.width, facts.height) >= codecs.MAX_SIDE_PX or facts.width * facts.height > most:
         raise WanInputError(
             f"{facts.name}: {facts.width:,}x{facts.height:,} px is more than is ever decoded here (each side under "

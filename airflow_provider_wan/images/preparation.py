@@ -112,9 +112,7 @@ class Preparation:
         """Inspect the header of each row's image, and earlier preparations of it; nothing is written."""
         return self._each(rows, self._plan)
 
-    def _each(
-        self, rows: Iterable[Row], function: Callable[[Row], Usable | Unusable]
-    ) -> Iterator[Usable | Unusable]:
+    def _each(self, rows: Iterable[Row], function: Callable[[Row], Usable | Unusable]) -> Iterator[Usable | Unusable]:
         for row, result in map_in_order(function, rows, workers=self._workers):
             if isinstance(result, WanStorageError):
                 raise result
@@ -283,11 +281,7 @@ class Findings:
             lines.append((row["image"], row["rule"], value, row["message"]))
         widths = [min(60, max(len(line[column]) for line in lines)) for column in range(3)]
         text = "\n".join("  ".join((*map(str.ljust, line, widths), line[3][:200])) for line in lines)
-        return (
-            text
-            if self.unusable <= _SHOWN
-            else f"{text}\n... and more, {self.unusable} in all: see the report"
-        )
+        return text if self.unusable <= _SHOWN else f"{text}\n... and more, {self.unusable} in all: see the report"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers as plain JSON values."""

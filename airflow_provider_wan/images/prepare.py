@@ -78,9 +78,7 @@ def _broken(facts: ImageFacts, rules: ImageRules, too_small: TooSmall) -> Iterat
         message = f"it is {facts.format}, the model takes {taken}{f' ({missing})' if missing else ''}"
         yield BrokenRule("formats", facts.format, taken, message, missing is None)
     if facts.bits > codecs.MAX_BITS:
-        message = (
-            f"it has {facts.bits} bits a channel, and nothing says which of them is white: export it with 8"
-        )
+        message = f"it has {facts.bits} bits a channel, and nothing says which of them is white: export it with 8"
         yield BrokenRule("decodable", facts.bits, codecs.MAX_BITS, message, fixable=False)
     if facts.has_alpha and not rules.alpha:
         message = "it has transparency, the model takes none"
@@ -123,9 +121,7 @@ def explain(facts: ImageFacts, broken: Iterable[BrokenRule]) -> str:
     return f"{facts.name} would be refused: {'; '.join(rule.message for rule in rules)}. {what_now}"
 
 
-def fit_size(
-    width: int, height: int, *, rules: ImageRules, too_small: TooSmall = "upscale"
-) -> tuple[int, int] | str:
+def fit_size(width: int, height: int, *, rules: ImageRules, too_small: TooSmall = "upscale") -> tuple[int, int] | str:
     """Return the size that an image of this size is scaled to, or why no size fits, in words.
 
     A size within the rules stays as it is, the limits included. Where scaling is needed the result stays strictly

@@ -441,9 +441,7 @@ def shown_name(name: str) -> str:
 
 def _refuse_large(name: str, size_bytes: int | None) -> None:
     if size_bytes is not None and size_bytes > MAX_SOURCE_BYTES:
-        raise WanInputError(
-            f"{name} has {size_bytes:,} bytes; more than {MAX_SOURCE_BYTES:,} are not loaded."
-        )
+        raise WanInputError(f"{name} has {size_bytes:,} bytes; more than {MAX_SOURCE_BYTES:,} are not loaded.")
 
 
 def _vanished(uri: str) -> WanInputError:

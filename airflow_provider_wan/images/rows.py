@@ -243,9 +243,7 @@ class Columns:
     def problems_of_table(self, names: Sequence[str]) -> list[str]:
         """Return a message for each fault of the first line of a table."""
         problems = self.problems(names)
-        problems += [
-            f"column {name!r} is there twice" for name in sorted({x for x in names if names.count(x) > 1})
-        ]
+        problems += [f"column {name!r} is there twice" for name in sorted({x for x in names if names.count(x) > 1})]
         if self.needs_image and not {_IMAGE, *self.images} & {*names}:
             problems.append("there is no column 'image' in the first line")
         return problems

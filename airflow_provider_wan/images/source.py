@@ -239,9 +239,7 @@ class ImageSources:
         for each in row.images:
             name = each.input_name or self._image_field(others)
             # By its name or as the image of the row, the source image of a bundled model is the same video.
-            is_source = not each.is_listed and (
-                not each.input_name or (not has_image and name == self._bundled_field)
-            )
+            is_source = not each.is_listed and (not each.input_name or (not has_image and name == self._bundled_field))
             images.append(self._identified(replace(each, input_name=name, is_source=is_source)))
         return ImageSource(row, tuple(sorted(images, key=lambda each: not each.is_source)), self)
 
@@ -416,9 +414,7 @@ class ImageSources:
                 facts = inspect(data, name=reader.address)
             broken = check(facts, rules, too_small=self.options.too_small)
             if broken:
-                hint = (
-                    ' staging="gs://bucket/prefix" does it.' if all(rule.fixable for rule in broken) else ""
-                )
+                hint = ' staging="gs://bucket/prefix" does it.' if all(rule.fixable for rule in broken) else ""
                 raise UnusableImageError(explain(facts, broken) + hint, broken)
             if data is not None:
                 check_whole(data, facts)

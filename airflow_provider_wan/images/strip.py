@@ -242,9 +242,7 @@ def _private_chunk(kind: bytes, body: bytes) -> tuple[str, ...]:
 def _rebuild_png(data: bytes, parts: list[Part], kept: list[Part]) -> tuple[bytes, bytes] | None:
     if not parts or parts[-1].kind != b"IEND" or len(parts[-1].data) != 12:
         return None
-    return b"".join([data[:8], *(part.data for part in kept if part.kind in _PNG_PIXELS)]), data[
-        parts[-1].end :
-    ]
+    return b"".join([data[:8], *(part.data for part in kept if part.kind in _PNG_PIXELS)]), data[parts[-1].end :]
 
 
 # -- WEBP ------------------------------------------------------------------------------------------------------------

@@ -78,9 +78,7 @@ def _size(facts: VideoFacts, record: Record) -> str | None:
     area = facts.width * facts.height / lines**2
     if _LEAST_AREA <= area <= _MOST_AREA:
         return None
-    return (
-        f"it has {facts.width} x {facts.height} pixels, too {'few' if area < 1 else 'many'} for {lines} lines"
-    )
+    return f"it has {facts.width} x {facts.height} pixels, too {'few' if area < 1 else 'many'} for {lines} lines"
 
 
 def _asked_lines(record: Record) -> int | None:
@@ -99,9 +97,7 @@ def _frozen(facts: VideoFacts, record: Record) -> str | None:
     share = facts.still_share
     if _black(facts, record):
         return None
-    return (
-        f"nothing moves in {share:.0%} of its frames" if share is not None and share >= _MOST_STILL else None
-    )
+    return f"nothing moves in {share:.0%} of its frames" if share is not None and share >= _MOST_STILL else None
 
 
 def _first_frame(facts: VideoFacts, record: Record) -> str | None:

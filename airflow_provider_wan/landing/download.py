@@ -24,9 +24,7 @@ class LinkExpiredError(WanDownloadError):
     """The link does not work any more: a fresh one is in ``/result``."""
 
 
-def video_rules(
-    hosts: Sequence[str], *, max_size_bytes: int = 2 * 1024**3, stall_s: float = 30.0
-) -> FetchRules:
+def video_rules(hosts: Sequence[str], *, max_size_bytes: int = 2 * 1024**3, stall_s: float = 30.0) -> FetchRules:
     """Return the rules and bounds of downloads of videos.
 
     :param hosts: host patterns or whole origins that videos may come from.
@@ -50,9 +48,7 @@ class Downloader:
     :param sleep: waits between the tries.
     """
 
-    def __init__(
-        self, rules: FetchRules, log: Logger, *, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
+    def __init__(self, rules: FetchRules, log: Logger, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self._rules = rules
         self._log = log
         self._fetcher = Fetcher(rules, sleep=sleep)
@@ -67,9 +63,7 @@ class Downloader:
         """
         file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115  # returned
         try:
-            done = self._fetcher.download(
-                url, file, self._log, check_head=functools.partial(_check_type, request_id)
-            )
+            done = self._fetcher.download(url, file, self._log, check_head=functools.partial(_check_type, request_id))
             file.seek(0)  # what is still buffered goes to the disk now
             return done
         except FetchError as error:

@@ -77,9 +77,7 @@ class JournalExport:
                 before = state.get(name)
                 if not isinstance(found, VersionedRecord):
                     unreadable += 1
-                    if (
-                        found is not None
-                    ):  # else it was deleted since the listing: the next export removes its line
+                    if found is not None:  # else it was deleted since the listing: the next export removes its line
                         self._log.warning("%s It is left out of the table.", found)
                     continue
                 day = day_of(found.record)

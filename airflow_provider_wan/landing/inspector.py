@@ -103,9 +103,7 @@ class VideoInspector:
             self._log.info("A frame of %d bytes is not decoded.", video.largest_frame_bytes)
             return VideoFacts(duration_s=video.duration_s, c2pa=video.has_c2pa), None
         probed = probe(file, video.content_type, size_bytes, self._log)
-        facts = replace(
-            probed.facts, c2pa=video.has_c2pa, duration_s=probed.facts.duration_s or video.duration_s
-        )
+        facts = replace(probed.facts, c2pa=video.has_c2pa, duration_s=probed.facts.duration_s or video.duration_s)
         poster = jpeg_of(probed.poster) if probed.poster is not None else None
         if "first_frame" not in self._checks or not probed.beginning or not record.image:
             return facts, poster
@@ -204,6 +202,4 @@ class _SourceImages:
         if address.startswith("gs://"):
             facts = look_up_object(self._client, address)
             return BucketReader(self._client, facts).read_all() if facts.size_bytes <= _IMAGE_BYTES else b""
-        return (
-            WebReader(address, total_s=_IMAGE_SECONDS).read_all() if address.startswith("https://") else b""
-        )
+        return WebReader(address, total_s=_IMAGE_SECONDS).read_all() if address.startswith("https://") else b""

@@ -124,9 +124,7 @@ class Landing:
         result = None if are_free or record.videos else _in_background(lambda: self._result(record))
         found = self._already_landed(names)
         if found:
-            self._log.info(
-                "Request %s has landed before: %s", record.request_id, ", ".join(v.uri for v in found)
-            )
+            self._log.info("Request %s has landed before: %s", record.request_id, ", ".join(v.uri for v in found))
             landed = replace(record, videos=found)
         else:
             landed = self._copy(record, names) or self._download_all(record, names, result, on_result)
@@ -146,9 +144,7 @@ class Landing:
         count = 1
         while len(videos) < count:
             index = len(videos)
-            blob = names.own(index) or (
-                names.own(index, is_rejected=True) if self._checks.quarantines else None
-            )
+            blob = names.own(index) or (names.own(index, is_rejected=True) if self._checks.quarantines else None)
             if blob is None:
                 return ()
             videos.append(landed_as(blob, names.request_id))
@@ -169,9 +165,7 @@ class Landing:
                 inspection = self._earlier_inspection(video)
                 copies.append(self._place(source, record, index, len(before), names, inspection))
             except SourceGoneError as error:
-                self._log.info(
-                    "Request %s landed before, but %s. Asking for its result.", names.request_id, error
-                )
+                self._log.info("Request %s landed before, but %s. Asking for its result.", names.request_id, error)
                 names.forget()  # some videos may have been copied before one was missing
                 return None
         return replace(record, videos=tuple(copies))
@@ -267,13 +261,9 @@ class Landing:
         poster = inspection.poster
         inspection = inspection.with_poster(poster_name(blob.name) if poster else None)
         blob.metadata = metadata_of(record, index, count, inspection)
-        writing = (
-            _in_background(lambda: put_poster(poster, blob, names.request_id, self._log)) if poster else None
-        )
+        writing = _in_background(lambda: put_poster(poster, blob, names.request_id, self._log)) if poster else None
         try:
-            blob = self._write(
-                source, blob, names, replaces=int(found.generation) if found is not None else 0
-            )
+            blob = self._write(source, blob, names, replaces=int(found.generation) if found is not None else 0)
         finally:  # also where the video could not be written: nothing is written after this call
             has_poster = writing is not None and writing.result()
         if not has_poster:
@@ -287,9 +277,7 @@ class Landing:
         from google.api_core.exceptions import PreconditionFailed
 
         uri, request_id = f"gs://{blob.bucket.name}/{blob.name}", names.request_id
-        paid = (
-            " The request is paid for: run the task again when this is corrected, and nothing more is bought."
-        )
+        paid = " The request is paid for: run the task again when this is corrected, and nothing more is bought."
         with storage_errors(f"Writing {uri} of request {request_id}", request_id=request_id, advice=paid):
             try:
                 source.write(blob, replaces=replaces)

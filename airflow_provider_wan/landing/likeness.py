@@ -108,9 +108,7 @@ def _moments(a: _Pixels, b: _Pixels, axes: tuple[int, int]) -> tuple[_Pixels, ..
 def _ssim(a: _Pixels, b: _Pixels) -> _Pixels:
     """Return the mean structural similarity over the windows of each picture of one stack and that of the other."""
     windows = (-1, _SIDE // _WINDOW, _WINDOW, _SIDE // _WINDOW, _WINDOW)
-    mean_a, mean_b, variance_a, variance_b, covariance = _moments(
-        a.reshape(windows), b.reshape(windows), axes=(2, 4)
-    )
+    mean_a, mean_b, variance_a, variance_b, covariance = _moments(a.reshape(windows), b.reshape(windows), axes=(2, 4))
     luminance = (2 * mean_a * mean_b + _C1) / (mean_a**2 + mean_b**2 + _C1)
     structure = (2 * covariance + _C2) / (variance_a + variance_b + _C2)
     means: _Pixels = (luminance * structure).mean((1, 2))

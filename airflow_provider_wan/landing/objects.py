@@ -123,9 +123,7 @@ class VideoNames:
         """
         name = self.destination.name_of(index, self.request_id, is_rejected=is_rejected)
         if name not in self._found:
-            self._found[name] = (
-                None if self._are_free else get_blob(self._client, self.destination.bucket_name, name)
-            )
+            self._found[name] = None if self._are_free else get_blob(self._client, self.destination.bucket_name, name)
         return self._found[name]
 
     def own(self, index: int, *, is_rejected: bool = False) -> storage.Blob | None:
@@ -139,11 +137,7 @@ class VideoNames:
         :raises WanConflictError: the name is another video's, and ``if_exists`` is ``fail``.
         """
         found = self.look_up(index)
-        if (
-            found is not None
-            and self.destination.if_exists == "fail"
-            and not is_of(found, self.request_id, index)
-        ):
+        if found is not None and self.destination.if_exists == "fail" and not is_of(found, self.request_id, index):
             raise self.conflict(found)
 
     def forget(self) -> None:

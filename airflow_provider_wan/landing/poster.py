@@ -48,9 +48,7 @@ def put_poster(poster: bytes | storage.Blob, video: storage.Blob, request_id: st
     try:
         with storage_errors(f"Writing {uri}"):
             return _write_unless_foreign(poster, blob, request_id, log)
-    except (
-        Exception
-    ) as error:  # the video is paid for: nothing about its poster may keep it out of the bucket
+    except Exception as error:  # the video is paid for: nothing about its poster may keep it out of the bucket
         log.warning("The video of request %s has no poster: %s", request_id, error)
         return False
 
@@ -59,9 +57,7 @@ def _limits() -> dict[str, Any]:
     return call_limits(_RETRY_FOR_S, timeout_s=_TIMEOUT_S)
 
 
-def _write_unless_foreign(
-    poster: bytes | storage.Blob, blob: storage.Blob, request_id: str, log: Logger
-) -> bool:
+def _write_unless_foreign(poster: bytes | storage.Blob, blob: storage.Blob, request_id: str, log: Logger) -> bool:
     from google.api_core.exceptions import PreconditionFailed
 
     try:
@@ -70,9 +66,7 @@ def _write_unless_foreign(
         found = blob.bucket.get_blob(blob.name, **_limits())
         owner = (found.metadata or {}).get(META_REQUEST) if found is not None else request_id
         if owner is None:
-            log.warning(
-                "gs://%s/%s is not the poster of a video, and was left as it is.", blob.bucket.name, blob.name
-            )
+            log.warning("gs://%s/%s is not the poster of a video, and was left as it is.", blob.bucket.name, blob.name)
             return False
         if owner != request_id:
             _write(poster, blob, request_id, replaces=int(found.generation))

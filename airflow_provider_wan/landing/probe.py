@@ -133,16 +133,12 @@ def probe(
     file.seek(0)
     seen = _Seen(limits or ProbeLimits())
     try:
-        with av.open(
-            _Unclosed(file), format=_FORMATS.get(content_type, "mp4"), metadata_errors="replace"
-        ) as opened:
+        with av.open(_Unclosed(file), format=_FORMATS.get(content_type, "mp4"), metadata_errors="replace") as opened:
             video = _video_of(opened)
             seen.poster_from_s = (_duration_s(opened, video) or 0.0) / 3 if video is not None else 0.0
             _decode(av, opened, seen)
             return seen.probed(opened, size_bytes)
-    except (
-        Exception
-    ) as error:  # the video is paid for: whatever is wrong with it must not keep it out of the bucket
+    except Exception as error:  # the video is paid for: whatever is wrong with it must not keep it out of the bucket
         log.info("The video can't be decoded: %r", error)
         return Probed(VideoFacts(damaged=_reason(error)))
 

@@ -73,11 +73,7 @@ def table_schema() -> list[dict[str, str]]:
         {
             "name": name,
             "type": kind.strip("[]"),
-            "mode": "REPEATED"
-            if kind.startswith("[")
-            else "REQUIRED"
-            if name == "fingerprint"
-            else "NULLABLE",
+            "mode": "REPEATED" if kind.startswith("[") else "REQUIRED" if name == "fingerprint" else "NULLABLE",
             "description": description,
         }
         for name, kind, description in _COLUMNS
@@ -119,9 +115,7 @@ def line_of(record: Record) -> str:
     return json.dumps(row_of(record), separators=(",", ":"))
 
 
-def leave_records(
-    client: storage.Client, destination: str, owner: str, records: Iterable[Record], log: Logger
-) -> None:
+def leave_records(client: storage.Client, destination: str, owner: str, records: Iterable[Record], log: Logger) -> None:
     """Write the records of a task for a table of all runs. A failure is logged: the videos are paid for, and there.
 
     :param destination: ``gs://bucket/prefix``.

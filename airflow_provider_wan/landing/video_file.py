@@ -94,9 +94,7 @@ def _check_mp4(file: BinaryIO, size_bytes: int) -> VideoFile:
         end = size_bytes if open_ended else at + size
         if end > size_bytes:
             name = kind.decode("ascii", "replace")
-            raise ValueError(
-                f"it is cut: its box {name!r} should end at byte {end}, the file at {size_bytes}"
-            )
+            raise ValueError(f"it is cut: its box {name!r} should end at byte {end}, the file at {size_bytes}")
         if kind == b"ftyp" and not seen:
             content_type = "video/quicktime" if _read(file, at + header, end)[:4] == b"qt  " else content_type
         elif kind == b"moov":
@@ -314,9 +312,7 @@ def _check_tracks(tracks: dict[int, _Track], duration_s: float | None, media: li
         for start, size in track.chunks:
             place = bisect.bisect(begins, start) - 1
             if size and (place < 0 or start + size > media[place][1]):
-                raise ValueError(
-                    f"its media data is not whole: bytes {start} to {start + size} are not there"
-                )
+                raise ValueError(f"its media data is not whole: bytes {start} to {start + size} are not there")
     return duration_s
 
 

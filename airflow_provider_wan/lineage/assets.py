@@ -133,10 +133,7 @@ def extra_of_batch(end: BatchEnd) -> dict[str, Any]:
     summary = {name: end.summary[name] for name in _SUMMARY_FIELDS if name in end.summary}
     in_bucket = [result for result in end.results if result.outcome.is_there]
     videos = [
-        {
-            name: getattr(result, name)
-            for name in ("uri", "request_id", "cost_usd", "size_bytes", "image", "verdict")
-        }
+        {name: getattr(result, name) for name in ("uri", "request_id", "cost_usd", "size_bytes", "image", "verdict")}
         for result in in_bucket
     ]
     more = {"videos": videos} if len(videos) <= FEW else {}
@@ -166,9 +163,7 @@ def emit_batch_hook_lineage(hook: Any, end: BatchEnd, log: Logger) -> None:
     _report(hook, inputs, [(uri, extra) for uri in end.outputs], log)
 
 
-def _report(
-    hook: Any, inputs: Iterable[str], outputs: Iterable[tuple[str, dict[str, Any]]], log: Logger
-) -> None:
+def _report(hook: Any, inputs: Iterable[str], outputs: Iterable[tuple[str, dict[str, Any]]], log: Logger) -> None:
     from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
 
     try:

@@ -130,9 +130,7 @@ def lineage_of(record: Record) -> Any:
             for video in record.videos
         ],
     )
-    query = external_query_run.ExternalQueryRunFacet(
-        externalQueryId=record.request_id or "", source="runcomfy"
-    )
+    query = external_query_run.ExternalQueryRunFacet(externalQueryId=record.request_id or "", source="runcomfy")
     return OperatorLineage(
         inputs=[_image(record.image)] if record.image else [],
         outputs=[_output(video.uri, video.size_bytes) for video in record.videos],
@@ -148,9 +146,7 @@ def _image(uri: str) -> InputDataset:
 
 def _output(uri: str, size_bytes: int | None, *, files: int = 1) -> OutputDataset:
     bucket, _, name = uri.removeprefix("gs://").partition("/")
-    statistics = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
-        size=size_bytes, fileCount=files
-    )
+    statistics = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(size=size_bytes, fileCount=files)
     return OutputDataset(
         namespace=f"gs://{bucket}",
         name=name.rstrip("/") or "/",

@@ -207,9 +207,7 @@ def read_models(reply: Reply) -> ModelPage:
     total = found.get("total")
     return ModelPage(
         models=tuple(
-            _model_info(model)
-            for model in models
-            if isinstance(model, dict) and isinstance(model.get("model_id"), str)
+            _model_info(model) for model in models if isinstance(model, dict) and isinstance(model.get("model_id"), str)
         ),
         total=total if isinstance(total, int) and not isinstance(total, bool) else None,
     )

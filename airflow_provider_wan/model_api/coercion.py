@@ -36,12 +36,7 @@ def coerce_fields(schema: ModelSchema, inputs: Mapping[str, Any]) -> dict[str, A
         if value is None or (name not in schema.required and _means_left_out(value, types)):
             continue
         coerced[name] = coerce_value(value, types)
-        if (
-            "array" in types
-            and "string" not in types
-            and "x-image" in rules
-            and isinstance(coerced[name], str)
-        ):
+        if "array" in types and "string" not in types and "x-image" in rules and isinstance(coerced[name], str):
             coerced[name] = [coerced[name]]  # one image for a field that takes several
     return coerced
 
@@ -68,12 +63,8 @@ def _types(rules: Mapping[str, Any]) -> tuple[str, ...]:
     declared = rules.get("type", ())
     if isinstance(declared, str):
         return (declared,)
-    alternatives = [
-        name for rule in ("anyOf", "oneOf") for other in rules.get(rule, ()) for name in _types(other)
-    ]
-    values = [
-        name for value in rules.get("enum", ()) for name in _IS if _IS[name](value) and name != "number"
-    ]
+    alternatives = [name for rule in ("anyOf", "oneOf") for other in rules.get(rule, ()) for name in _types(other)]
+    values = [name for value in rules.get("enum", ()) for name in _IS if _IS[name](value) and name != "number"]
     return tuple(declared) or tuple(dict.fromkeys(alternatives)) or tuple(dict.fromkeys(values))
 
 

@@ -149,9 +149,7 @@ class SchemaTranslation:
         items = given.get("items")
         formats = [given.get("format"), items.get("format") if isinstance(items, Mapping) else None]
         kind = next((_MEDIA[text] for text in formats if isinstance(text, str) and text in _MEDIA), None)
-        rules = self._image_rules(name, given) | (
-            self._image_rules(name, items) if isinstance(items, Mapping) else {}
-        )
+        rules = self._image_rules(name, given) | (self._image_rules(name, items) if isinstance(items, Mapping) else {})
         if kind is None and rules:  # older pages mark images only by the rules for them
             has_pixels = rules.keys() - {"max_size_bytes_exclusive"}
             kind = "image" if has_pixels or _IMAGE_NAME.search(name) else None
@@ -241,9 +239,7 @@ _PLAIN_KEYWORDS: Mapping[Any, Callable[[Any], Any]] = {
     "type": _types,
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), _number),
     "multipleOf": _step,
-    **dict.fromkeys(
-        ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"), _count
-    ),
+    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"), _count),
     "uniqueItems": lambda value: value if isinstance(value, bool) else None,
     "required": lambda value: _names(value) or None,
     **dict.fromkeys(("title", "description"), _text),
@@ -296,9 +292,7 @@ def merge_with_bundled(bundled: ModelSchema, page: ModelSchema) -> tuple[ModelSc
         fields[name] = {**_without_replaced(known, stated), **stated}
         if "x-image" in known:
             fields[name]["x-image"] = {**known["x-image"], **stated.get("x-image", {})}
-        rules = sorted(
-            (_VALUE_RULES | _LENGTH_RULES | {"type", "default", "x-image"}) & (known.keys() | stated.keys())
-        )
+        rules = sorted((_VALUE_RULES | _LENGTH_RULES | {"type", "default", "x-image"}) & (known.keys() | stated.keys()))
         differences += [
             f"{name}: {_words(rule, known)} is now {_words(rule, fields[name])}"
             for rule in rules

@@ -97,8 +97,7 @@ _REFUSALS: Mapping[Verdict, tuple[type[WanRefusedError], str]] = {
     ),
 }
 _NOT_THE_API = (
-    "This is not an answer of the API itself: a proxy or gateway may be in between, or the host is wrong. "
-    "Check {peer}."
+    "This is not an answer of the API itself: a proxy or gateway may be in between, or the host is wrong. Check {peer}."
 )
 IT_MAY_BE_BOUGHT = "It may have been bought, so it is not sent again by itself."
 #: How a person settles that; code that knows the image and the fingerprint says something more exact instead.
@@ -110,9 +109,7 @@ HOW_TO_SETTLE = (
 _THE_CONNECTION = "the connection"
 
 
-def error_of_reply(
-    reply: Reply, *, what: str, request_id: str | None = None, submit: bool = False
-) -> WanError:
+def error_of_reply(reply: Reply, *, what: str, request_id: str | None = None, submit: bool = False) -> WanError:
     """Return the error for an unexpected answer.
 
     :param reply: the HTTP answer, of any status.
@@ -148,9 +145,7 @@ def error_of_reply(
     which = "the model id" if submit or request_id is None else "the request id"
     advice = advice.format(peer=peer, which=which, redirect=_redirect_advice(reply, peer))
     bought = " Nothing was bought." if submit else ""
-    return error(
-        f"RunComfy refused the {subject} ({said}).{bought} {advice}", request_id=request_id, code=body.code
-    )
+    return error(f"RunComfy refused the {subject} ({said}).{bought} {advice}", request_id=request_id, code=body.code)
 
 
 def error_of_no_reply(

@@ -71,9 +71,7 @@ def canonical_url(url: str) -> str:
         pair
         for pair, name in zip(pairs, names, strict=True)
         if not (
-            name in _SIGNING_NAMES
-            or name.startswith(_SIGNING_PREFIXES)
-            or (name in _BESIDE_SIG and "sig" in names)
+            name in _SIGNING_NAMES or name.startswith(_SIGNING_PREFIXES) or (name in _BESIDE_SIG and "sig" in names)
         )
     ]
     return urlunsplit((parts.scheme, host, parts.path, "&".join(kept), ""))

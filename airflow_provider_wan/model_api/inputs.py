@@ -129,9 +129,7 @@ def _broken_form(inputs: Mapping[str, Any]) -> list[str]:
     try:
         size_bytes = len(json.dumps(inputs, allow_nan=False))
     except (TypeError, ValueError, RecursionError):
-        return [
-            f"{name!r}: {_shown(value)} is not JSON" for name, value in inputs.items() if not _is_json(value)
-        ]
+        return [f"{name!r}: {_shown(value)} is not JSON" for name, value in inputs.items() if not _is_json(value)]
     if size_bytes > _REQUEST_MAX_BYTES:
         return [f"the request has {size_bytes} bytes; at most {_REQUEST_MAX_BYTES} are accepted"]
     return []
@@ -153,11 +151,7 @@ def _unknown_fields(schema: ModelSchema, inputs: Mapping[str, Any]) -> Iterator[
     for name in inputs:
         if name not in schema.fields:
             near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-            hint = (
-                f"did you mean {names[near[0]]!r}?"
-                if near
-                else clean_text(f"known: {', '.join(schema.fields)}")
-            )
+            hint = f"did you mean {names[near[0]]!r}?" if near else clean_text(f"known: {', '.join(schema.fields)}")
             yield f"{_shown(name)} is not a field of this model; {hint}"
 
 
@@ -166,17 +160,11 @@ def _broken_rules(schema: ModelSchema, inputs: Mapping[str, Any], *, is_partial:
 
     try:
         errors = sorted(Draft202012Validator(schema.document).iter_errors(inputs), key=_position)
-    except (
-        Exception
-    ) as odd:  # a page's rules and a user's values can meet in ways that jsonschema does not expect
+    except Exception as odd:  # a page's rules and a user's values can meet in ways that jsonschema does not expect
         yield f"the schema of this model can't be applied ({type(odd).__name__}); set schema= to a corrected one"
         return
     for error in errors:
-        if (
-            is_partial
-            and not error.absolute_path
-            and error.validator in ("required", "anyOf", "oneOf", "allOf")
-        ):
+        if is_partial and not error.absolute_path and error.validator in ("required", "anyOf", "oneOf", "allOf"):
             continue
         if error.validator == "required":
             # jsonschema gives one error a missing field, and only its message names it: "'prompt' is a ..."

@@ -191,9 +191,7 @@ class Model:
     def images(self) -> tuple[ImageRules, ...]:
         """The rules for the image of each field that takes one, in the order of the schema."""
         fields = self.schema.fields if self.schema else {}
-        found = [
-            ImageRules.of(name, rules["x-image"]) for name, rules in fields.items() if "x-image" in rules
-        ]
+        found = [ImageRules.of(name, rules["x-image"]) for name, rules in fields.items() if "x-image" in rules]
         chosen = self.chosen_field
         if chosen is not None and all(rules.field != chosen for rules in found):
             found.append(ImageRules(chosen, is_array=fields.get(chosen, {}).get("type") == "array"))
@@ -250,9 +248,7 @@ class Model:
                 f"The input of model {self.model_id} that takes the image is not known: the model's page {why} "
                 'Nothing was bought. Set image_field=, such as image_field="image_url".'
             )
-            return (WanTransientError if isinstance(self.unread, WanTransientError) else WanInputError)(
-                message
-            )
+            return (WanTransientError if isinstance(self.unread, WanTransientError) else WanInputError)(message)
         if not found:
             return WanInputError(
                 f"Model {self.model_id} names no input for an image. Nothing was bought. Leave out image=, or set "
@@ -299,6 +295,4 @@ class LazyModel:
         """
         if self.chosen_field is not None:
             return self.chosen_field
-        return (Model.bundled(self.model_id) if load_schema(self.model_id) else self.known).image_field(
-            others
-        )
+        return (Model.bundled(self.model_id) if load_schema(self.model_id) else self.known).image_field(others)

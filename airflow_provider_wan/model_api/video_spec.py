@@ -108,9 +108,7 @@ def make_video_spec(
     image = next((each for each in images if each.is_source), None)
     names = {each.input_name for each in images}
     if twice := sorted(name for name in names if inputs.get(name)):
-        raise WanInputError(
-            f"{', '.join(twice)}: given as an image and among the inputs; one of them is enough."
-        )
+        raise WanInputError(f"{', '.join(twice)}: given as an image and among the inputs; one of them is enough.")
     if image is not None and sum(each.input_name == image.input_name for each in images) > 1:
         raise WanInputError(f"{image.input_name} is given by image and by images; one of them is enough.")
     given = _plain(check_model_id(model_id), {n: value for n, value in inputs.items() if n not in names})
@@ -120,9 +118,7 @@ def make_video_spec(
         del identities[image.input_name]
 
     def validate() -> dict[str, Any]:
-        found = given | by_field(
-            images, lambda each: PLACEHOLDER if each.identity else encoded_url(each.address)
-        )
+        found = given | by_field(images, lambda each: PLACEHOLDER if each.identity else encoded_url(each.address))
         return validate_inputs(model.known, found) if model is not None else found
 
     def make_inputs() -> dict[str, Any]:

@@ -281,14 +281,10 @@ class WanSubmitOperator(BaseOperator):
                 link_lifetime=self.link_lifetime,
                 waits_for_s=seconds_of(self.timeout) if self.wait_for_completion else 0.0,
             )
-            source = open_images(
-                sources, image, images, inputs=given, variation=given_or_none(self.variation)
-            )
+            source = open_images(sources, image, images, inputs=given, variation=given_or_none(self.variation))
             return source.spec(owner=task.owner, validates=True)
 
-    def _obtain(
-        self, task: TaskRequest, model: LazyModel, journal: Journal | None, spec: VideoSpec
-    ) -> SubmitResult:
+    def _obtain(self, task: TaskRequest, model: LazyModel, journal: Journal | None, spec: VideoSpec) -> SubmitResult:
         from airflow_provider_wan.durable.submission import Submission
 
         submission = Submission(

@@ -151,9 +151,7 @@ class WanBatchOperator(BaseOperator):
         "share_of", "price_usd", "dry_run", "max_failures", "resolve", "records", "staging", "background",
         "wan_conn_id", "gcp_conn_id", "impersonation_chain",
     )  # fmt: skip
-    template_fields_renderers: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("inputs", "schema", "resolve"), "json"
-    )
+    template_fields_renderers: ClassVar[dict[str, str]] = dict.fromkeys(("inputs", "schema", "resolve"), "json")
     operator_extra_links = (WanBucketLink(), WanGenerationsLink())
     ui_color = "#e2f3e4"
 
@@ -443,9 +441,7 @@ class WanBatchOperator(BaseOperator):
             number_of(self.max_requests, name="max_requests"),
             number_of(self.share_of, name="share_of"),
         )
-        limits = BudgetLimits(
-            number_of(self.max_cost_usd, name="max_cost_usd"), None if count is None else int(count)
-        )
+        limits = BudgetLimits(number_of(self.max_cost_usd, name="max_cost_usd"), None if count is None else int(count))
         if of is None:
             return limits
         return dataclasses.replace(limits, index=max(0, task.ti.map_index or 0), of=int(of))

@@ -54,9 +54,7 @@ class WanCancelOperator(BaseOperator):
             ref = request_of(self.request)
             request_id = ref.request_id
             task = TaskRequest.of(self, context)
-            if ref.journal and has_other_owners(
-                task.open_journal(ref.journal), ref.fingerprint, task.owners(ref)
-            ):
+            if ref.journal and has_other_owners(task.open_journal(ref.journal), ref.fingerprint, task.owners(ref)):
                 self.log.info("Request %s is left alone: other tasks depend on it.", request_id)
                 return {"request_id": request_id, "cancelled": False, "outcome": "wanted_by_others"}
             outcome = task.hook.cancel(request_id)

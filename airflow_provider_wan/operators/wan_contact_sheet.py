@@ -171,9 +171,7 @@ class WanContactSheetOperator(BaseOperator):
         with storage_errors(f"Listing gs://{bucket}/{prefix}"):
             found = [
                 blob
-                for blob in client.list_blobs(
-                    bucket, prefix=f"{prefix}/" if prefix else None, **call_limits()
-                )
+                for blob in client.list_blobs(bucket, prefix=f"{prefix}/" if prefix else None, **call_limits())
                 if blob.name.endswith(".json") and (blob.metadata or {}).get(META_REQUEST)
             ]
         found.sort(key=lambda blob: blob.time_created, reverse=True)

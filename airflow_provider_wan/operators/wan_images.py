@@ -108,9 +108,7 @@ class WanPrepareImagesOperator(BaseOperator):
         "dataset", "staging", "manifests", "inputs", "variation", "background", "dry_run", "journal", "skip_landed",
         "model_id", "image_field", "schema", "require_schema", "wan_conn_id", "gcp_conn_id", "impersonation_chain",
     )  # fmt: skip
-    template_fields_renderers: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("dataset", "inputs", "schema"), "json"
-    )
+    template_fields_renderers: ClassVar[dict[str, str]] = dict.fromkeys(("dataset", "inputs", "schema"), "json")
     ui_color = "#efe4fb"
 
     def __init__(
@@ -274,9 +272,7 @@ class WanPrepareImagesOperator(BaseOperator):
                 f'{what} Prepared images are kept. Remove the others from the dataset, or use on_invalid="skip".'
             )
         if share > self.tolerated_share:
-            raise WanInputError(
-                f"{what} tolerated_share is {self.tolerated_share:.1%}. Prepared images are kept."
-            )
+            raise WanInputError(f"{what} tolerated_share is {self.tolerated_share:.1%}. Prepared images are kept.")
         self.log.warning("%s They are skipped.", what)
 
     def _manifests_uri(self, context: Any) -> str:

@@ -62,9 +62,7 @@ class RequestPoller:
     :param durations: how long generations take, as far as is known; updated with every observed generation.
     """
 
-    def __init__(
-        self, policy: PollPolicy | None = None, *, durations: DurationEstimate | None = None
-    ) -> None:
+    def __init__(self, policy: PollPolicy | None = None, *, durations: DurationEstimate | None = None) -> None:
         self.policy = policy or PollPolicy()
         self.durations = durations or DurationEstimate()
         #: Requests that are over by their status, and when that was noticed; the driver calls :meth:`forget`.
@@ -385,11 +383,7 @@ class RequestPoller:
     def _reschedule_running(self, now: float) -> None:
         """Poll the other running requests earlier, by what is known since an end was noticed."""
         for request in self._requests.values():
-            if (
-                request.started_by is not None
-                and request.request_id not in self.ready
-                and not request.is_asked
-            ):
+            if request.started_by is not None and request.request_id not in self.ready and not request.is_asked:
                 at = now + self._running_s(request, now) * request.jitter
                 if self.durations.is_known and request.started_at is not None:
                     at = max(at, request.started_at + self.durations.first_poll_s)
@@ -464,6 +458,4 @@ class RequestPoller:
 def _numbers(values: Any) -> dict[str, float]:
     """Return the finite numbers of a JSON object by key, without anything else."""
     given = values.items() if isinstance(values, Mapping) else ()
-    return {
-        str(key): float(each) for key, each in given if isinstance(each, int | float) and math.isfinite(each)
-    }
+    return {str(key): float(each) for key, each in given if isinstance(each, int | float) and math.isfinite(each)}

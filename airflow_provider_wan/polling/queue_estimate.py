@@ -175,9 +175,7 @@ class QueueEstimate:
         before = self._measures[-1][1] if self._measures else left
         expected = self.left_by(now) - before
         if abs(left - before - expected) > expected + _ROUGH:
-            self._doubtful = [
-                other for other in self._rough if other.is_waiting and other is not self._compared
-            ]
+            self._doubtful = [other for other in self._rough if other.is_waiting and other is not self._compared]
         self._rough.clear()
         self._measure(left, now)
         self._in_turn, self._first_waited_at, self._least_left = 0, now, left

@@ -84,9 +84,7 @@ class PollPolicy:
     intervals: PollIntervals = PollIntervals()
 
 
-def policy_of(
-    settings: WanSettings | None, *, polls_per_second: float = BATCH_POLLS_PER_SECOND
-) -> PollPolicy:
+def policy_of(settings: WanSettings | None, *, polls_per_second: float = BATCH_POLLS_PER_SECOND) -> PollPolicy:
     """Return how often to poll over a connection.
 
     :param settings: of the connection; None: not known.

@@ -130,9 +130,7 @@ class RequestWait:
     def on_deadline(self) -> None:
         """End the wait: its time is up."""
         failed = f" The last poll failed: {self._last_error}" if self._last_error else ""
-        text = (
-            f"Request {self.request_id} was not finished at the deadline, {self.messages.last_seen}.{failed}"
-        )
+        text = f"Request {self.request_id} was not finished at the deadline, {self.messages.last_seen}.{failed}"
         self.over = Over("timeout", error=WanTimeoutError(text, request_id=self.request_id))
 
     def as_event(self) -> dict[str, Any]:
@@ -309,9 +307,7 @@ class ProgressMessages:
     def on_answer(self, errors_before: int) -> None:
         """Log a recovery."""
         if errors_before:
-            self.lines.append(
-                f"Request {self._request_id}: answered again after {errors_before} failed polls."
-            )
+            self.lines.append(f"Request {self._request_id}: answered again after {errors_before} failed polls.")
 
     def _on_position(self, state: State, position: int) -> None:
         text, logged = f"{state}, at position {position}", self._logged_position

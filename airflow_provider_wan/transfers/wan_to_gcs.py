@@ -147,9 +147,7 @@ class WanToGCSOperator(BaseOperator):
 
         bucket_name, path = split_gs_uri(f"gs://{self.bucket_name.removeprefix('gs://')}", name="bucket_name")
         if path:
-            raise WanInputError(
-                f"bucket_name={self.bucket_name!r}: the path {path!r} belongs into object_name."
-            )
+            raise WanInputError(f"bucket_name={self.bucket_name!r}: the path {path!r} belongs into object_name.")
         destination = Destination(bucket_name, self.object_name, self.if_exists)
         rules = video_rules(
             hook.settings.download_hosts,

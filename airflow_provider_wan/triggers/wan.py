@@ -96,9 +96,7 @@ class WanRequestTrigger(BaseWanTrigger):
             not_before=self.not_before or 0.0,
         )
         await wait_in_triggerer(self.wan_conn_id, wait, self.logger())
-        yield TriggerEvent(
-            {"request_id": self.request_id, "fingerprint": self.fingerprint, **wait.as_event()}
-        )
+        yield TriggerEvent({"request_id": self.request_id, "fingerprint": self.fingerprint, **wait.as_event()})
 
     async def on_kill(self) -> None:
         """Cancel the request if it is still queued and no task owns it any more."""

@@ -43,9 +43,7 @@ def given_images(images: Any) -> dict[str, str | list[str]]:
         items = value if isinstance(value, list | tuple) else [value]
         addresses = [item.strip() if isinstance(item, str) else item for item in items if given_or_none(item)]
         if not all(isinstance(address, str) for address in addresses):
-            raise WanInputError(
-                f"images[{str(field)!r}] must be an address or a list of them. Nothing was bought."
-            )
+            raise WanInputError(f"images[{str(field)!r}] must be an address or a list of them. Nothing was bought.")
         if addresses:
             given[str(field)] = addresses if isinstance(value, list | tuple) else addresses[0]
     return given

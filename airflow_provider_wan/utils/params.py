@@ -74,9 +74,7 @@ def request_of(given: Any) -> RequestRef:
         known = {name: given.get(name) for name in _ALWAYS[1:]}
         known |= {name: given.get(key) for key, name in _IF_KNOWN.items()}
         return RequestRef(check_request_id(str(given["request_id"])), **known)
-    raise WanInputError(
-        f"request={str(given)[:80]!r} is neither a request id nor what a WanSubmitOperator returned."
-    )
+    raise WanInputError(f"request={str(given)[:80]!r} is neither a request id nor what a WanSubmitOperator returned.")
 
 
 def _from_json(text: str, *, name: str) -> Any:

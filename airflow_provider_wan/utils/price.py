@@ -39,15 +39,11 @@ def prices_of(given: Any) -> float | dict[str, float] | None:
     """
     if not isinstance(given, Mapping) and not str(given).lstrip().startswith("{"):
         return number_of(given, name="price_usd")
-    prices = {
-        key: number_of(price, name="price_usd") for key, price in mapping_of(given, name="price_usd").items()
-    }
+    prices = {key: number_of(price, name="price_usd") for key, price in mapping_of(given, name="price_usd").items()}
     return {key: price for key, price in prices.items() if price is not None}
 
 
-def learn_price(
-    task: TaskRequest, journal: Journal | None, request: RequestRef, cost_usd: float | None
-) -> None:
+def learn_price(task: TaskRequest, journal: Journal | None, request: RequestRef, cost_usd: float | None) -> None:
     """Store the real cost of a request next to its journal, for later plans and limits. Best effort."""
     from airflow_provider_wan.batch.prices import PriceBook
     from airflow_provider_wan.durable.journal import BucketJournal
@@ -97,9 +93,7 @@ def with_limit(
                 f"A request of {spec.model_id} with these inputs costs {price:g} USD ({source}), and max_cost_usd is "
                 f"{limit:g}. Nothing was bought."
             )
-        task.log.info(
-            "A request of %s costs %g USD (%s); max_cost_usd is %g.", spec.model_id, price, source, limit
-        )
+        task.log.info("A request of %s costs %g USD (%s); max_cost_usd is %g.", spec.model_id, price, source, limit)
         return spec.make_inputs()
 
     return replace(spec, make_inputs=make_inputs)

@@ -57,9 +57,7 @@ class AwaitedRequest:
     def submitted_at(self) -> float | None:
         """When it was submitted, in unix seconds; None if that is not known."""
         try:
-            return (
-                datetime.fromisoformat(self.ref.submitted_at).timestamp() if self.ref.submitted_at else None
-            )
+            return datetime.fromisoformat(self.ref.submitted_at).timestamp() if self.ref.submitted_at else None
         except ValueError:
             return None
 
@@ -116,9 +114,7 @@ class AwaitedRequest:
                 raise self.paid_and_gone(message)
             case "gone":
                 # Another try submits a new request, if this task submits.
-                raise (WanTransientError if self.submits else WanNotFoundError)(
-                    message, request_id=request_id
-                )
+                raise (WanTransientError if self.submits else WanNotFoundError)(message, request_id=request_id)
             case "refused":
                 raise WanRefusedError(message, request_id=request_id)
         result = self.finished(has_succeeded=event["outcome"] == "succeeded")
@@ -161,11 +157,7 @@ class AwaitedRequest:
         from airflow_provider_wan.durable.record import Stage
 
         held = self.journal.read(self.ref.fingerprint) if self.journal and self.ref.fingerprint else None
-        if (
-            held is None
-            or held.record.request_id != self.ref.request_id
-            or held.record.stage is not Stage.LANDED
-        ):
+        if held is None or held.record.request_id != self.ref.request_id or held.record.stage is not Stage.LANDED:
             return None
         return held.record
 

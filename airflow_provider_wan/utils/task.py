@@ -104,9 +104,7 @@ class TaskRequest:
     def open_journal(self, uri: str) -> BucketJournal:
         """Open the journal in a bucket, with the credentials of the task."""
         operator = self.operator
-        return bucket_journal(
-            uri, gcp_conn_id=operator.gcp_conn_id, impersonation_chain=operator.impersonation_chain
-        )
+        return bucket_journal(uri, gcp_conn_id=operator.gcp_conn_id, impersonation_chain=operator.impersonation_chain)
 
     def journal(self, uri: str | None) -> Journal | None:
         """Return the journal of the task's records; None if they are not kept.

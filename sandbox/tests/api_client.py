@@ -87,9 +87,7 @@ def put_image(sandbox: Sandbox, name: str, data: bytes) -> str:
     return f"{sandbox.bucket_url}/pictures/{name}"
 
 
-def image_bytes(
-    width: int = 400, height: int = 400, mode: str = "RGB", format: str = "PNG", colour: Any = 90
-) -> bytes:
+def image_bytes(width: int = 400, height: int = 400, mode: str = "RGB", format: str = "PNG", colour: Any = 90) -> bytes:
     file = io.BytesIO()
     Image.new(mode, (width, height), colour).save(file, format)
     return file.getvalue()

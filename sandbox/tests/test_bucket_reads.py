@@ -21,9 +21,7 @@ from sandbox.tests.bucket_support import BUCKET, MIB, BucketServer, bytes_of
 @pytest.fixture(scope="module")
 def signer() -> Any:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return service_account.Credentials.from_service_account_info(
         {
             "client_email": "signer@sandbox.iam.gserviceaccount.com",

@@ -48,9 +48,7 @@ def test_resumable_upload_in_chunks_is_read_back_unchanged(server: BucketServer,
 
 
 @pytest.mark.parametrize("size", [0, 5, 512 * 1024, 512 * 1024 + 1])
-def test_a_resumable_upload_of_unknown_length_ends_with_its_last_chunk(
-    server: BucketServer, size: int
-) -> None:
+def test_a_resumable_upload_of_unknown_length_ends_with_its_last_chunk(server: BucketServer, size: int) -> None:
     data = bytes_of(size)
     blob = server.bucket().blob("stream.bin")
     with blob.open("wb", chunk_size=256 * 1024) as writer:
@@ -102,9 +100,7 @@ def test_bytes_that_differ_from_the_clients_checksum_are_refused(server: BucketS
         blob.upload_from_string(b"data", checksum=None)
     url = f"{server.url}/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name=sums"
     wrong = requests.post(url, data=b"data", headers={"X-Goog-Hash": f"crc32c={crc32c_of(b'x')}"}, timeout=20)
-    right = requests.post(
-        url, data=b"data", headers={"X-Goog-Hash": f"crc32c={crc32c_of(b'data')}"}, timeout=20
-    )
+    right = requests.post(url, data=b"data", headers={"X-Goog-Hash": f"crc32c={crc32c_of(b'data')}"}, timeout=20)
     assert (wrong.status_code, right.status_code) == (400, 200)
     assert wrong.json()["error"]["code"] == 400
 
@@ -157,9 +153,7 @@ def test_interrupted_resumable_upload_continues_at_the_servers_offset(server: Bu
     ask = {"Content-Range": f"bytes */{len(data)}"}
     assert "Range" not in requests.put(session, headers=ask, timeout=20).headers
     # Not a multiple of 256 KiB: only complete multiples are kept, as in Cloud Storage.
-    first = requests.put(
-        session, data=data[:300_000], headers={"Content-Range": "bytes 0-299999/*"}, timeout=20
-    )
+    first = requests.put(session, data=data[:300_000], headers={"Content-Range": "bytes 0-299999/*"}, timeout=20)
     assert (first.status_code, first.headers["Range"]) == (308, f"bytes=0-{unit - 1}")
     send_half_a_chunk_and_leave(session, data, start=unit)
     status = requests.put(session, headers=ask, timeout=20)

@@ -78,9 +78,7 @@ def test_each_call_can_answer_anything(client: Client, call: str, fault: str, st
         ({"body": "empty"}, None, ""),
     ],
 )
-def test_an_outage_can_have_any_form(
-    client: Client, params: dict[str, Any], header: str | None, body: Any
-) -> None:
+def test_an_outage_can_have_any_form(client: Client, params: dict[str, Any], header: str | None, body: Any) -> None:
     client.sandbox.add_fault("balance", "status", **params)
     answer = client.get("/prod/v2/balance")
     assert answer.status_code == params.get("status", 503)
@@ -109,9 +107,7 @@ def test_an_outage_can_have_any_form(
         ("bad_id", 1),
     ],
 )
-def test_a_submit_without_a_usable_answer_was_bought_or_not(
-    client: Client, fault: str, purchases: int
-) -> None:
+def test_a_submit_without_a_usable_answer_was_bought_or_not(client: Client, fault: str, purchases: int) -> None:
     client.sandbox.add_fault("submit", fault)
     try:
         answer = client.submit(timeout=0.3)
@@ -226,9 +222,7 @@ def test_output_comes_in_many_shapes(client: Client, shape: str, keys: list[str]
     output = client.result(request_id).json()["output"]
     assert sorted(output) == keys
     if shape == "videos":
-        files = [
-            client.session.get(url, headers={"Authorization": None}, timeout=10) for url in output["videos"]
-        ]
+        files = [client.session.get(url, headers={"Authorization": None}, timeout=10) for url in output["videos"]]
         assert files[0].content != files[1].content
 
 
@@ -299,9 +293,7 @@ def test_cost_can_be_late_or_absent(client: Client) -> None:
     assert costs == [None, None, 0.2]
 
 
-@pytest.mark.parametrize(
-    ("shape", "kind"), [("string", str), ("object", dict), ("list", list), ("null", type(None))]
-)
+@pytest.mark.parametrize(("shape", "kind"), [("string", str), ("object", dict), ("list", list), ("null", type(None))])
 def test_the_error_of_a_failure_has_any_shape(client: Client, shape: str, kind: type) -> None:
     client.sandbox.add_fault("generation", "fail", error_shape=shape, error="bad luck")
     request_id = client.done_by_rules()

@@ -69,9 +69,7 @@ def test_the_summary_has_the_sums_alone(client: Client) -> None:
     ("retry_after", "is_early"),
     [("3600", True), (formatdate(4e9, usegmt=True), True), ("0", False), ("soon", False), ("-5", False)],
 )
-def test_who_does_not_wait_for_a_retry_after_is_noted(
-    client: Client, retry_after: str, is_early: bool
-) -> None:
+def test_who_does_not_wait_for_a_retry_after_is_noted(client: Client, retry_after: str, is_early: bool) -> None:
     request_id, other = client.buy(), client.buy()
     client.sandbox.add_fault("status", "status", status=429, retry_after=retry_after, count=1)
     client.status(request_id)
@@ -179,9 +177,7 @@ def test_a_request_can_be_forced_into_any_state(client: Client) -> None:
 
 
 def test_accounts_can_be_seen_and_changed(client: Client) -> None:
-    changed = client.sandbox.control(
-        "account", {"balance_usd": 3, "concurrency": 1, "requests_per_second": 99}
-    )
+    changed = client.sandbox.control("account", {"balance_usd": 3, "concurrency": 1, "requests_per_second": 99})
     assert changed == {
         "account": "default",
         "balance_usd": 3.0,

@@ -175,9 +175,7 @@ def test_models_are_searched_and_paged(client: Client) -> None:
     assert not [model for model in everything["models"] if "input_schema" in model]
     pages = [client.get("/v1/models", limit=20, offset=at).json()["models"] for at in range(0, total, 20)]
     assert [model for shown in pages for model in shown] == everything["models"]
-    found = client.get(
-        "/v1/models", search="WAN-2-2", category="image-to-video", include_schema="true"
-    ).json()
+    found = client.get("/v1/models", search="WAN-2-2", category="image-to-video", include_schema="true").json()
     assert [model["model_id"] for model in found["models"]] == [MODEL]
     assert found["models"][0] == page(client, MODEL)
 
@@ -203,9 +201,7 @@ def test_categories_are_listed_and_select_models(client: Client) -> None:
 def test_a_model_charges_by_its_inputs_unless_it_is_wan_2_2(
     client: Client, model_id: str, inputs: dict[str, Any], usd: float
 ) -> None:
-    request_id = client.post(f"/v1/models/{model_id}", {"prompt": "a slow wave", **inputs}).json()[
-        "request_id"
-    ]
+    request_id = client.post(f"/v1/models/{model_id}", {"prompt": "a slow wave", **inputs}).json()["request_id"]
     client.finish(request_id)
     assert client.result(request_id, include_cost="true").json()["cost"] == pytest.approx(usd)
 

@@ -40,9 +40,7 @@ def looking() -> Iterator[Sandbox]:
         ({"promt": "x"}, "promt", "not permitted"),
     ],
 )
-def test_inputs_are_checked_as_the_schema_says(
-    client: Client, inputs: dict[str, Any], field: str, says: str
-) -> None:
+def test_inputs_are_checked_as_the_schema_says(client: Client, inputs: dict[str, Any], field: str, says: str) -> None:
     answer = client.submit(**inputs)
     assert answer.status_code == 422
     [problem] = answer.json()["detail"]

@@ -86,9 +86,7 @@ def parser() -> argparse.ArgumentParser:
         help="name by which /_sandbox/ may be called, besides IP addresses and localhost; repeatable",
     )
     where.add_argument("--state-file", type=Path, help="write addresses and pid as JSON here when ready")
-    where.add_argument(
-        "--bucket", dest="buckets", action="append", default=[], help="create this bucket; repeatable"
-    )
+    where.add_argument("--bucket", dest="buckets", action="append", default=[], help="create this bucket; repeatable")
     _add_behaviour(options.add_argument_group("behaviour"))
     _add_account(options.add_argument_group("account"))
     return options

@@ -13,9 +13,7 @@ from wan_sandbox.server import Sandbox
 
 @pytest.fixture(scope="module")
 def shared_batch_sandbox() -> Iterator[Sandbox]:
-    with Sandbox(
-        speed=200, concurrency=10, video_bytes=20_000, check_images=False, buckets=("videos",)
-    ) as started:
+    with Sandbox(speed=200, concurrency=10, video_bytes=20_000, check_images=False, buckets=("videos",)) as started:
         yield started
 
 

@@ -127,9 +127,7 @@ def test_reported_cost_equals_the_ledger_or_says_how_many_costs_are_unknown(seed
     assert budget.bought == len(charged)
     assert budget.unpriced == missing
     settled = sum(charged[name] for name in charged if name not in unsettled[:missing])
-    assert budget.spent_usd == pytest.approx(
-        settled / 1000 + sum(asked[name] for name in unsettled[:missing])
-    )
+    assert budget.spent_usd == pytest.approx(settled / 1000 + sum(asked[name] for name in unsettled[:missing]))
 
 
 def test_a_real_cost_that_arrives_between_reservation_and_purchase_is_counted() -> None:
@@ -161,10 +159,7 @@ def test_purchases_of_others_are_not_settled() -> None:
 @pytest.mark.parametrize("price", [None, 0.0, 0.2, 0.3])
 @pytest.mark.parametrize("of", [1, 3, 7, 100])
 def test_shares_add_up_exactly_to_the_limit(of: int, price: float | None) -> None:
-    shares = [
-        BudgetLimits(max_cost_usd=10.0, max_requests=23, index=index, of=of).part(price)
-        for index in range(of)
-    ]
+    shares = [BudgetLimits(max_cost_usd=10.0, max_requests=23, index=index, of=of).part(price) for index in range(of)]
     assert sum(share.max_requests or 0 for share in shares) == 23
     assert sum(round((share.max_cost_usd or 0) * 1e6) for share in shares) == 10_000_000
 
@@ -207,9 +202,7 @@ def test_used_up_share_names_the_whole_limit() -> None:
     assert "max_cost_usd=2 (of which 0.5 is this mapped task's share)" in str(budget.why_not(0.5))
 
 
-@pytest.mark.parametrize(
-    "price", [0.0, -1.0, float("nan"), float("inf"), {"": 0.0}, {"resolution=480P": -1.0}]
-)
+@pytest.mark.parametrize("price", [0.0, -1.0, float("nan"), float("inf"), {"": 0.0}, {"resolution=480P": -1.0}])
 def test_a_price_that_is_not_positive_is_refused(price: Any) -> None:
     with pytest.raises(WanInputError, match="price_usd"):
         check_given(price)
@@ -221,9 +214,7 @@ def test_an_invalid_share_is_refused(index: int, of: int) -> None:
         BudgetLimits(max_requests=5, index=index, of=of)
 
 
-@pytest.mark.parametrize(
-    "limits", [{"max_cost_usd": -1}, {"max_requests": -1}, {"max_cost_usd": float("nan")}]
-)
+@pytest.mark.parametrize("limits", [{"max_cost_usd": -1}, {"max_requests": -1}, {"max_cost_usd": float("nan")}])
 def test_a_negative_limit_is_refused(limits: dict[str, float]) -> None:
     with pytest.raises(WanInputError):
         BudgetLimits(**limits)  # type: ignore[arg-type]

@@ -54,9 +54,7 @@ def test_every_image_becomes_one_video(sandbox: Sandbox) -> None:
     lines = manifest(report)
     assert [line["image"] for line in lines] == addresses(20)
     assert all(line["finished_at"] >= line["created_at"] > "2" for line in lines)
-    assert sorted(line["uri"].rpartition("/")[2] for line in lines) == [
-        name.rpartition("/")[2] for name in videos()
-    ]
+    assert sorted(line["uri"].rpartition("/")[2] for line in lines) == [name.rpartition("/")[2] for name in videos()]
 
 
 def test_a_rerun_of_a_finished_batch_buys_nothing_and_reads_no_record(sandbox: Sandbox) -> None:
@@ -317,9 +315,7 @@ def test_a_rotated_token_does_not_end_the_batch(sandbox: Sandbox, monkeypatch: p
         sandbox.control("tokens", {"add": sandbox.token})
 
 
-def test_a_refused_token_ends_the_batch_before_it_buys(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_token_ends_the_batch_before_it_buys(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox).replace(sandbox.token, "wrong"))
     with pytest.raises(WanAuthError):
         run(addresses(10), price_usd=0.1)
@@ -350,9 +346,7 @@ def test_queued_requests_are_cancelled_at_the_deadline(sandbox: Sandbox) -> None
 def test_requests_accepted_after_the_deadline_are_left_too(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, call: str, fault: str
 ) -> None:
-    monkeypatch.setenv(
-        "AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox, timeout=1.5 if call == "result" else 20)
-    )
+    monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox, timeout=1.5 if call == "result" else 20))
     speed = {"submit": {"speed": 1, "generation_seconds": 3600}, "result": {"speed": 100_000}}[call]
     sandbox.control("speed", speed)
     sandbox.add_fault(call, fault, seconds=8)  # under way at the deadline

@@ -85,9 +85,7 @@ def faulty_sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def sandbox(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, faulty_sandbox: Sandbox
-) -> Sandbox:
+def sandbox(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, faulty_sandbox: Sandbox) -> Sandbox:
     """A sandbox, and a connection to it whose timeout is the parameter in seconds, default 1: a claim lasts as long."""
     faulty_sandbox.reset()
     faulty_sandbox.add_fault("status", "status", rate=0.1, status=503)
@@ -112,9 +110,7 @@ def importer() -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def workers(importer: subprocess.Popen[str], sandbox: Sandbox, tmp_path: Path) -> Iterator[Workers]:
-    started = Workers(
-        importer, {name: os.environ[name] for name in sandbox.env()} | {"TMPDIR": str(tmp_path)}
-    )
+    started = Workers(importer, {name: os.environ[name] for name in sandbox.env()} | {"TMPDIR": str(tmp_path)})
     yield started
     started.kill()
 
@@ -188,9 +184,7 @@ def takes_per_image(sandbox: Sandbox) -> Counter[tuple[str, int | None]]:
     return Counter((each["img_url"], each["inputs"].get("seed")) for each in purchases)
 
 
-@pytest.mark.parametrize(
-    "moment", ["before the verdict is in the journal", "before the next take is claimed"]
-)
+@pytest.mark.parametrize("moment", ["before the verdict is in the journal", "before the next take is claimed"])
 def test_a_kill_between_verdict_and_next_purchase_loses_nothing_and_buys_nothing_twice(
     moment: str, sandbox: Sandbox, workers: Workers
 ) -> None:
@@ -212,9 +206,7 @@ def test_kills_at_random_moments_buy_each_take_once(sandbox: Sandbox, workers: W
     images, kills, moments = 24, 5, random.Random(4)
     for number in range(kills):
         seen = number * 6 + moments.randrange(1, 6)  # of at least 30, with some that end as unknown
-        kill_worker_when(
-            workers, submits_seen(sandbox, seen), moments.random() * 0.3, images=images, rebuys=1
-        )
+        kill_worker_when(workers, submits_seen(sandbox, seen), moments.random() * 0.3, images=images, rebuys=1)
     report = run(
         addresses(images),
         checks=REJECT_FIRST,
@@ -279,9 +271,7 @@ def test_evicted_pod_buys_each_image_once_and_its_successor_lands_them(
     unknown = {line["image"] for line in manifest(report) if line["outcome"] == "unknown"}
     assert report.error is None
     assert len(unknown) <= eviction.most_unknown
-    assert (
-        outcomes(report)["landed"] + outcomes(report)["reused"] == len(images) - len(unknown) == len(videos())
-    )
+    assert outcomes(report)["landed"] + outcomes(report)["reused"] == len(images) - len(unknown) == len(videos())
     assert bought_before - unknown <= set(purchases_per_image(sandbox))
     assert set(purchases_per_image(sandbox).values()) == {1}
 

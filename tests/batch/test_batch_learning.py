@@ -72,9 +72,7 @@ def test_price_is_learned_from_a_clip_that_can_not_land(
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_limit_is_exceeded_by_one_surprise_for_each_combination_at_most(
-    sandbox: Sandbox, seed: int
-) -> None:
+def test_a_limit_is_exceeded_by_one_surprise_for_each_combination_at_most(sandbox: Sandbox, seed: int) -> None:
     random = Random(seed)
     sandbox.control("price", {"price_usd": 0.1, "by_inputs": True, "charged_usd": None})
     sandbox.add_fault("generation", "fail", rate=random.choice([0.0, 0.2]))
@@ -84,9 +82,7 @@ def test_a_limit_is_exceeded_by_one_surprise_for_each_combination_at_most(
     report = learn(rows, limit, limits={"retries_per_image": random.randrange(2)})
     surprise = sum(cost - 0.1 for cost in costs.values())
     assert charged(sandbox) <= limit + surprise + 1e-9
-    assert (
-        report.summary["cost_usd"] == pytest.approx(charged(sandbox)) or not report.summary["cost_is_exact"]
-    )
+    assert report.summary["cost_usd"] == pytest.approx(charged(sandbox)) or not report.summary["cost_is_exact"]
 
 
 def test_a_clip_that_failed_or_was_not_charged_teaches_nothing(sandbox: Sandbox) -> None:

@@ -69,11 +69,7 @@ EACH = pytest.mark.parametrize("model_id", list(MODELS))
 #: MiniMax states its limits in the text only, so nothing can be fixed for it; LTX has none for pixels.
 TWO_WITH_PIXEL_RULES = pytest.mark.parametrize(
     "model_id",
-    [
-        name
-        for name, table in MODELS.items()
-        if table.second and not name.startswith(("minimax", "lightricks"))
-    ],
+    [name for name, table in MODELS.items() if table.second and not name.startswith(("minimax", "lightricks"))],
 )
 
 
@@ -105,9 +101,7 @@ def image(width: int = 800, height: int = 600, **options: Any) -> bytes:
 
 
 def start(images: Any, model_id: str, **more: Any) -> Report:
-    inputs = (
-        {"prompt": "waves", **dict(MODELS[model_id].inputs)} if model_id in MODELS else {"prompt": "waves"}
-    )
+    inputs = {"prompt": "waves", **dict(MODELS[model_id].inputs)} if model_id in MODELS else {"prompt": "waves"}
     return run(images, model_id=model_id, inputs=inputs, check_images=True, **more)
 
 
@@ -122,9 +116,7 @@ def submitted(sandbox: Sandbox) -> list[dict[str, Any]]:
     return [dict(purchase["inputs"]) for purchase in sandbox.ledger()["purchases"]]
 
 
-def row_of(
-    model_id: str, image: str = "gs://videos/a.jpg", second: str = "gs://videos/b.jpg"
-) -> dict[str, str]:
+def row_of(model_id: str, image: str = "gs://videos/a.jpg", second: str = "gs://videos/b.jpg") -> dict[str, str]:
     """Return a row with every image that a model needs."""
     table = MODELS[model_id]
     return {"image": image} | ({table.second: second} if table.second else {})
@@ -155,9 +147,7 @@ def lines(bucket: Bucket, uri: str) -> list[dict[str, Any]]:
 
 
 @EACH
-def test_batch_lands_a_video_that_plan_and_preparation_find(
-    model_id: str, sandbox: Sandbox, bucket: Bucket
-) -> None:
+def test_batch_lands_a_video_that_plan_and_preparation_find(model_id: str, sandbox: Sandbox, bucket: Bucket) -> None:
     bucket.put("a.jpg", image())
     bucket.put("b.jpg", image(820, 600))
     rows = [row_of(model_id)]
@@ -175,9 +165,7 @@ def test_batch_lands_a_video_that_plan_and_preparation_find(
 
 
 @EACH
-def test_prepared_rows_carry_their_images_into_a_batch(
-    model_id: str, sandbox: Sandbox, bucket: Bucket
-) -> None:
+def test_prepared_rows_carry_their_images_into_a_batch(model_id: str, sandbox: Sandbox, bucket: Bucket) -> None:
     bucket.put("a.jpg", image(exif=exif_with(orientation=6, gps=True)))
     bucket.put("b.jpg", image(820, 600, exif=exif_with(gps=True)))
     (chunk,), summary = prepare([row_of(model_id)], model_id)
@@ -304,9 +292,7 @@ def test_a_single_submit_of_the_same_images_is_the_same_video(model_id: str, buc
 # -- forms of rows -----------------------------------------------------------------------------------------
 
 
-def test_images_that_are_all_named_by_their_inputs_need_no_image_column(
-    sandbox: Sandbox, bucket: Bucket
-) -> None:
+def test_images_that_are_all_named_by_their_inputs_need_no_image_column(sandbox: Sandbox, bucket: Bucket) -> None:
     bucket.put("in/a.jpg", image(exif=exif_with(gps=True)))
     bucket.put("in/b.jpg", image(820, 600))
     bucket.put("in/set.csv", b"first_frame,last_frame,prompt\na.jpg,b.jpg,rain\n")
@@ -321,13 +307,9 @@ def test_images_that_are_all_named_by_their_inputs_need_no_image_column(
     assert inputs["prompt"] == "rain"
 
 
-@pytest.mark.parametrize(
-    "row", ['"[""a.jpg"", ""b.jpg""]"', '"[""gs://videos/in/a.jpg"", ""gs://videos/in/b.jpg""]"']
-)
+@pytest.mark.parametrize("row", ['"[""a.jpg"", ""b.jpg""]"', '"[""gs://videos/in/a.jpg"", ""gs://videos/in/b.jpg""]"'])
 @pytest.mark.parametrize("column", ["image", "image_urls"])
-def test_an_array_of_images_is_a_json_list_in_csv(
-    column: str, row: str, sandbox: Sandbox, bucket: Bucket
-) -> None:
+def test_an_array_of_images_is_a_json_list_in_csv(column: str, row: str, sandbox: Sandbox, bucket: Bucket) -> None:
     model_id = "wan-ai/wan-3.0/reference-to-video"
     bucket.put("in/a.jpg", image())
     bucket.put("in/b.jpg", image(820, 600))
@@ -344,9 +326,7 @@ def test_one_image_of_a_model_that_takes_an_array_is_sent_as_a_list(sandbox: San
     assert inputs["image_urls"] == [f"{sandbox.bucket_url}/videos/in/a.jpg"]
 
 
-def test_a_second_image_of_the_task_counts_for_every_image_of_a_prefix(
-    sandbox: Sandbox, bucket: Bucket
-) -> None:
+def test_a_second_image_of_the_task_counts_for_every_image_of_a_prefix(sandbox: Sandbox, bucket: Bucket) -> None:
     for name in ("a", "b"):
         bucket.put(f"in/{name}.jpg", image(800 + ord(name), 600))
     bucket.put("end.jpg", image(820, 600))
@@ -399,9 +379,7 @@ def test_a_batch_keeps_the_rules_that_it_began_with_over_its_waits(
         if meanwhile == "down":
             sandbox.add_fault("model", "status", status=503)
         else:
-            monkeypatch.setattr(
-                hooks.WanHook, "model", lambda *args, **kwargs: pytest.fail("the page was read")
-            )
+            monkeypatch.setattr(hooks.WanHook, "model", lambda *args, **kwargs: pytest.fail("the page was read"))
 
     report = over_a_wait(sandbox, rows, other_process, staging=STAGING)
     assert outcomes(report) == {"landed": 2}, manifest(report)

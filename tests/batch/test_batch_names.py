@@ -22,9 +22,7 @@ def sandbox(batch_sandbox: Sandbox) -> Sandbox:
     [{"object_name": "other/{fingerprint}.mp4"}, {"bucket_name": "more", "object_name": "other/"}],
     ids=["name", "bucket"],
 )
-def test_video_landed_under_another_name_is_copied_not_bought(
-    sandbox: Sandbox, elsewhere: dict[str, Any]
-) -> None:
+def test_video_landed_under_another_name_is_copied_not_bought(sandbox: Sandbox, elsewhere: dict[str, Any]) -> None:
     from google.cloud import storage
 
     storage.Client().create_bucket("more")
@@ -130,9 +128,7 @@ def test_rows_without_a_name_are_refused_alone(sandbox: Sandbox) -> None:
     report = run(rows, object_name="out/{sku}/{name}.mp4", passthrough=("sku",))
     assert outcomes(report) == {"landed": 1, "refused": 4}
     refused = manifest(report)[1:]
-    assert [line["row"] for line in refused] == [
-        f"dataset[{number}], line {number + 1}" for number in range(1, 5)
-    ]
+    assert [line["row"] for line in refused] == [f"dataset[{number}], line {number + 1}" for number in range(1, 5)]
     assert all("object_name" in line["error"] for line in refused)
     assert purchases_per_image(sandbox) == {addresses(1)[0]: 1}
 

@@ -233,9 +233,7 @@ def test_a_record_that_can_not_be_updated_for_an_adopted_request_is_not_called_a
     assert purchases_per_image(sandbox) == dict.fromkeys(addresses(5), 1)
 
 
-def test_any_error_of_one_cancel_leaves_the_others_cancelled(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_error_of_one_cancel_leaves_the_others_cancelled(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow_provider_wan.hooks.wan import WanHook
 
     sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})

@@ -38,9 +38,7 @@ def test_an_invalid_max_failures_is_refused(given: Any) -> None:
 
 
 def test_a_result_survives_a_checkpoint() -> None:
-    result = ImageResult(
-        "gs://b/ü.jpg", Outcome.FAILED, "f", "r", cost_usd=0.2, error="no", row="set.csv, line 3"
-    )
+    result = ImageResult("gs://b/ü.jpg", Outcome.FAILED, "f", "r", cost_usd=0.2, error="no", row="set.csv, line 3")
     assert ImageResult.from_dict(result.as_dict()) == result
     assert "\n" not in result.to_json()
 

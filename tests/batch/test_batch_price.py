@@ -31,9 +31,7 @@ def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
 
 def any_length() -> dict[str, Any]:
     options = ImageOptions(check=False, allow_private=True)
-    sources = ImageSources(
-        LazyModel(ANY_LENGTH, chosen_field="img_url"), storage_client, LOG, options=options
-    )
+    sources = ImageSources(LazyModel(ANY_LENGTH, chosen_field="img_url"), storage_client, LOG, options=options)
     return {"model_id": ANY_LENGTH, "sources": sources}
 
 

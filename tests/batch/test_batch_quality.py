@@ -38,9 +38,7 @@ REJECT, FAIL = VideoChecks(on_bad_video="reject"), VideoChecks(on_bad_video="fai
 def black(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     """Gives a black video to one image of each batch."""
     with FileServer(Serving(made("black"))) as server:
-        monkeypatch.setenv(
-            "AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox, download_hosts=[sandbox.url, server.url])
-        )
+        monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox, download_hosts=[sandbox.url, server.url]))
         sandbox.add_fault("result", "link", url=f"{server.url}/v.mp4", img_url_contains="00001.jpg")
         yield server
 
@@ -93,9 +91,7 @@ def test_a_rejected_video_is_no_failure_unless_bad_videos_fail(sandbox: Sandbox)
     assert purchases_per_image(sandbox) == dict.fromkeys(addresses(4), 1)
 
 
-def test_a_rejected_video_is_accepted_by_a_later_run_that_reports(
-    sandbox: Sandbox, black: FileServer
-) -> None:
+def test_a_rejected_video_is_accepted_by_a_later_run_that_reports(sandbox: Sandbox, black: FileServer) -> None:
     run(addresses(4), checks=REJECT)
     report = run(addresses(4))
     assert outcomes(report) == {"landed": 4}
@@ -216,15 +212,11 @@ def test_without_room_in_a_limit_the_rejected_take_is_the_result_until_there_is(
         assert report.error is None
         assert outcomes(report) == {"landed": 3, "rejected": 1}
         line = bad_line(report)
-        assert line["error"].startswith(
-            ("100% of its frames are black; it was not bought again: ", "black; ")
-        )
+        assert line["error"].startswith(("100% of its frames are black; it was not bought again: ", "black; "))
         assert why in line["error"]
         assert (line["takes"], line["cost_usd"]) == (None, 0.2)
         assert len(bought(sandbox)) == 1
-    report = run(
-        addresses(4), checks=REJECT, rebuy_rejected=1, budget=BudgetLimits(max_requests=5), price_usd=0.2
-    )
+    report = run(addresses(4), checks=REJECT, rebuy_rejected=1, budget=BudgetLimits(max_requests=5), price_usd=0.2)
     assert outcomes(report) == {"landed": 4}
     assert len(bought(sandbox)) == 2
 
@@ -244,9 +236,7 @@ def test_further_takes_of_mapped_chunks_stay_within_their_shares(sandbox: Sandbo
     assert len(sandbox.ledger()["purchases"]) == 6
 
 
-def test_a_take_that_fails_ends_as_failed_and_a_rerun_buys_it_again(
-    sandbox: Sandbox, black_once: FileServer
-) -> None:
+def test_a_take_that_fails_ends_as_failed_and_a_rerun_buys_it_again(sandbox: Sandbox, black_once: FileServer) -> None:
     sandbox.add_fault("generation", "fail", img_url_contains="00001.jpg", skip=1, count=1)
     report = run(addresses(4), checks=REJECT, rebuy_rejected=1)
     line = bad_line(report)
@@ -264,9 +254,7 @@ def test_purchases_of_further_takes_count_after_their_image_has_left_the_dataset
 ) -> None:
     run(addresses(2), checks=REJECT, rebuy_rejected=2)
     for _ in range(2):
-        report = run(
-            addresses(1), checks=REJECT, rebuy_rejected=2, budget=BudgetLimits(max_requests=4), price_usd=0.2
-        )
+        report = run(addresses(1), checks=REJECT, rebuy_rejected=2, budget=BudgetLimits(max_requests=4), price_usd=0.2)
         assert (report.summary["bought"], report.summary["cost_usd"]) == (4, pytest.approx(0.8))
 
 

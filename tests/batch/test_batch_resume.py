@@ -67,9 +67,7 @@ def test_a_signed_address_is_not_saved_and_is_looked_up_again(
     put([f"{address}?{SIGNATURE}" for address in addresses(2)])
 
     def meanwhile() -> None:
-        texts = [
-            blob.download_as_text() for blob in storage.Client().list_blobs("videos", prefix="_journal/")
-        ]
+        texts = [blob.download_as_text() for blob in storage.Client().list_blobs("videos", prefix="_journal/")]
         assert len(texts) == 4  # a record, the plan, the checkpoint and the status file
         assert not any(SIGNATURE in text for text in texts)
         if not stays:
@@ -128,9 +126,7 @@ def test_a_resume_of_a_batch_too_large_for_a_checkpoint_lists_the_journal(
     assert sandbox.ledger()["calls"]["submit"] == 5  # 2 of the other run, 2 purchases, and one refusal
 
 
-def test_a_resume_keeps_the_requests_that_were_taken_over_from_another_run(
-    sandbox: Sandbox, bucket: Bucket
-) -> None:
+def test_a_resume_keeps_the_requests_that_were_taken_over_from_another_run(sandbox: Sandbox, bucket: Bucket) -> None:
     images = addresses(3)
     waiting(sandbox, images, owner="dag/other/task/-1")
     pause = waiting(sandbox, images)

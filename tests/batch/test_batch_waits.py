@@ -147,9 +147,7 @@ def test_a_request_whose_id_could_not_be_written_is_landed_after_the_wait(
     from airflow_provider_wan.durable import submission
 
     monkeypatch.setattr(submission, "WRITE_ID_FOR_S", -1.0)
-    sandbox.add_fault(
-        "bucket.upload", "forbidden", skip=4
-    )  # plan, check (twice) and claim are written, the id is not
+    sandbox.add_fault("bucket.upload", "forbidden", skip=4)  # plan, check (twice) and claim are written, the id is not
     process = Process(lambda: batch(addresses(1)))
     pause = process.engine.run(may_pause=True)
     assert pause is not None

@@ -129,9 +129,7 @@ class Site:
             batch.execute({"ti": ti, "outlet_events": {}})
         entries = [Entry("make_videos", -1, key, value) for key, value in ti.xcoms.items()]
         entries += [Entry("make_videos", -1, "_link_WanGenerationsLink", GENERATIONS_URL)]
-        write_run(
-            run_id, entries, [RunTask("make_videos", -1, "deferred", "WanBatchOperator")], dag_id=BATCH_DAG_ID
-        )
+        write_run(run_id, entries, [RunTask("make_videos", -1, "deferred", "WanBatchOperator")], dag_id=BATCH_DAG_ID)
         return run_id
 
     def _landed_xcoms(self) -> list[list[Entry]]:
@@ -167,9 +165,7 @@ class Site:
                 if isinstance(other.value, dict):
                     other.value["model_id"] = OTHER_MODEL
                 else:
-                    del other.value[0]["facts"][
-                        "poster"
-                    ]  # the object beside the video is of the first request
+                    del other.value[0]["facts"]["poster"]  # the object beside the video is of the first request
                 entries += [entry, other]
         write_run("takes", entries, state="success", dag_id=DAG_ID)
         return "takes"
@@ -235,9 +231,7 @@ class Windows:
         """Open a run's page, click on the tab as a person does, and return its frame."""
         page = page or self()
         page.goto(self._site.run_page(run_id, dag_id))
-        page.get_by_role("link", name="Videos", exact=True).or_(
-            page.get_by_text("Videos", exact=True)
-        ).first.click()
+        page.get_by_role("link", name="Videos", exact=True).or_(page.get_by_text("Videos", exact=True)).first.click()
         frame = page.frame_locator("iframe")
         expect(frame.locator("h1")).to_have_text("Videos")
         return frame

@@ -73,9 +73,7 @@ def browser(_chromium: str, site: Site, tmp_path_factory: pytest.TempPathFactory
 
     with sync_playwright() as playwright:
         profile = free_of_proxies(tmp_path_factory.mktemp("profile"))
-        launched = playwright.chromium.launch(
-            executable_path=_chromium, args=list(FLAGS), env=profile, timeout=240_000
-        )
+        launched = playwright.chromium.launch(executable_path=_chromium, args=list(FLAGS), env=profile, timeout=240_000)
         yield launched
         launched.close()
 

@@ -74,9 +74,7 @@ def slow_generations(site: Site) -> Iterator[None]:
     site.sandbox.control("speed", {"speed": 600})
 
 
-def test_tab_shows_the_videos_of_a_run_and_finds_them(
-    site: Site, page_of: Windows, screenshot: Screenshot
-) -> None:
+def test_tab_shows_the_videos_of_a_run_and_finds_them(site: Site, page_of: Windows, screenshot: Screenshot) -> None:
     frame = page_of.tab(site.run_id)
     expect(frame.locator("li.card")).to_have_count(6)
     expect(frame.locator("video")).to_have_count(3)
@@ -147,9 +145,7 @@ def test_dark_follows_airflow(site: Site, page_of: Windows, screenshot: Screensh
         page.evaluate("localStorage.removeItem('theme')")
 
 
-def test_narrow_window_needs_no_scrolling_sideways(
-    site: Site, page_of: Windows, screenshot: Screenshot
-) -> None:
+def test_narrow_window_needs_no_scrolling_sideways(site: Site, page_of: Windows, screenshot: Screenshot) -> None:
     page = page_of.gallery(site.run_id, page=page_of(width=420, height=860))
     expect(page.locator("li.card")).to_have_count(6)
     width, window = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")

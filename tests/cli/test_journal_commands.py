@@ -197,7 +197,5 @@ def test_commands_import_nothing_heavy() -> None:
         "import airflow.cli.cli_config, sys; before = set(sys.modules); import airflow_provider_wan.cli; "
         "print(sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout.splitlines()[-1] == "['airflow_provider_wan']"

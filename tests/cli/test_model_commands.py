@@ -69,9 +69,7 @@ def test_snippet_of_every_model_can_be_pasted(sandbox: Sandbox) -> None:
         model = model_of_page(page)[0]
         tree = ast.parse(snippet_of(model), mode="eval").body
         assert isinstance(tree, ast.Call)
-        task = WanSubmitOperator(
-            **{word.arg: ast.literal_eval(word.value) for word in tree.keywords if word.arg}
-        )
+        task = WanSubmitOperator(**{word.arg: ast.literal_eval(word.value) for word in tree.keywords if word.arg})
         images = dict(task.images or {})
         if task.image:
             images[model.image_field()] = task.image
@@ -108,9 +106,7 @@ def test_balance_is_shown(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) 
         (("models", "show", "acme/nothing/x"), "400001"),
     ],
 )
-def test_errors_are_printed_without_a_traceback(
-    sandbox: Sandbox, arguments: tuple[str, ...], says: str
-) -> None:
+def test_errors_are_printed_without_a_traceback(sandbox: Sandbox, arguments: tuple[str, ...], says: str) -> None:
     with pytest.raises(SystemExit) as ended:
         main(list(arguments))
     assert says in str(ended.value.code)

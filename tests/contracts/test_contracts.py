@@ -221,9 +221,7 @@ def lines(bucket: Bucket, uri: str) -> list[Any]:
 def landed(sandbox: Sandbox, bucket: Bucket) -> dict[str, Any]:
     sandbox.add_fault("generation", "output_shape", shape="videos", n=2)
     request = submit_request(journal=JOURNAL, variation="b")
-    xcoms = xcoms_of(
-        WanToGCSOperator(task_id="land", request=request, bucket_name="videos", object_name="a.mp4")
-    )
+    xcoms = xcoms_of(WanToGCSOperator(task_id="land", request=request, bucket_name="videos", object_name="a.mp4"))
     objects = {name: about["metadata"] for name, about in bucket.objects("a").items()}
     return {**xcoms, "metadata": objects, "record": json.loads(bucket.read("a.mp4.json"))}
 
@@ -240,9 +238,7 @@ def prepared(bucket: Bucket, **options: Any) -> dict[str, Any]:
     bucket.put("in/a.jpg", turned)
     bucket.put("in/b.jpg", b"no image")
     given = {"inputs": {"prompt": "waves"}, "on_invalid": "skip", "tolerated_share": 0.5, **options}
-    task = WanPrepareImagesOperator(
-        task_id="prepare", dataset="gs://videos/in/", staging="gs://videos/s", **given
-    )
+    task = WanPrepareImagesOperator(task_id="prepare", dataset="gs://videos/in/", staging="gs://videos/s", **given)
     xcoms = xcoms_of(task)
     if "summary" in xcoms:
         xcoms["chunk"] = lines(bucket, xcoms["return_value"][0])
@@ -264,9 +260,7 @@ def event(trigger: type[Any] = WanRequestTrigger, *, seconds: float = 60, **opti
     return asyncio.run(first_event(trigger(**given)))
 
 
-def failing(
-    sandbox: Sandbox, what: Callable[[], dict[str, Any]], call: str = "generation", fault: str = "fail"
-) -> Any:
+def failing(sandbox: Sandbox, what: Callable[[], dict[str, Any]], call: str = "generation", fault: str = "fail") -> Any:
     sandbox.add_fault(call, fault)
     return what()
 
@@ -286,14 +280,10 @@ def deferred(sandbox: Sandbox) -> dict[str, Any]:
 #: Values that are produced with the sandbox, by name.
 MADE: dict[str, Callable[[Sandbox, Bucket], Any]] = {
     "submit": lambda _s, _b: xcoms_of(submit_operator()),
-    "submit with a journal": lambda _s, _b: xcoms_of(
-        submit_operator(journal=JOURNAL, variation="b", seed="7")
-    ),
+    "submit with a journal": lambda _s, _b: xcoms_of(submit_operator(journal=JOURNAL, variation="b", seed="7")),
     "submit that waits": lambda _s, _b: xcoms_of(submit_operator(wait_for_completion=True)),
     "submit that defers": lambda s, _b: deferred(s),
-    "submit that fails": lambda s, _b: failing(
-        s, lambda: xcoms_of(submit_operator(wait_for_completion=True))
-    ),
+    "submit that fails": lambda s, _b: failing(s, lambda: xcoms_of(submit_operator(wait_for_completion=True))),
     "submit that is skipped": lambda _s, _b: xcoms_of(submit_operator(duration=7, on_invalid="skip")),
     "sensor": lambda _s, _b: xcoms_of(WanRequestSensor(task_id="wait", request=submit_request())),
     "sensor of an id": lambda _s, _b: xcoms_of(
@@ -320,9 +310,7 @@ MADE: dict[str, Callable[[Sandbox, Bucket], Any]] = {
     ),
     "event of a batch": lambda _s, _b: event(WanBatchTrigger, request_ids=[submit_request()["request_id"]]),
     "event of a late batch": lambda _s, _b: event(WanBatchTrigger, request_ids=["a"], seconds=-1),
-    "event of a batch that is due": lambda _s, _b: event(
-        WanBatchTrigger, request_ids=["a"], not_later_than=1
-    ),
+    "event of a batch that is due": lambda _s, _b: event(WanBatchTrigger, request_ids=["a"], not_later_than=1),
 }
 
 
@@ -355,9 +343,7 @@ def import_path(path: str) -> Any:
 def parameters(what: Any) -> dict[str, str]:
     what = getattr(what, "__func__", what)
     signature = inspect.signature(what.__init__ if inspect.isclass(what) else what)
-    known = [
-        one for one in signature.parameters.values() if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
-    ]
+    known = [one for one in signature.parameters.values() if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
     return {
         one.name: "required" if one.default is one.empty else repr(one.default)
         for one in known
@@ -390,8 +376,6 @@ def test_faults_of_the_sandbox(sandbox: Sandbox) -> None:
     known: dict[str, set[str]] = {}
     for kind in sandbox.control("fault-kinds")["kinds"]:
         known.setdefault(kind["fault"], set()).update(kind["params"])
-    lost = {
-        name: params for name, params in PINNED["faults"].items() if not set(params) <= known.get(name, set())
-    }
+    lost = {name: params for name, params in PINNED["faults"].items() if not set(params) <= known.get(name, set())}
     assert not lost
     assert PINNED["faults"].keys() <= known.keys()

@@ -11,9 +11,7 @@ from typing import Any
 
 
 @contextmanager
-def person(
-    choose: Callable[[str, list[str]], list[str]], *, questions: int = 1
-) -> Iterator[list[dict[str, Any]]]:
+def person(choose: Callable[[str, list[str]], list[str]], *, questions: int = 1) -> Iterator[list[dict[str, Any]]]:
     """Answer as a person does, through Airflow's API, as soon as there is a question.
 
     :param choose: returns the chosen options, given the subject and the options.
@@ -38,9 +36,7 @@ def person(
     assert len(asked) == questions
 
 
-def _answer(
-    choose: Callable[[str, list[str]], list[str]], questions: int, asked: list[dict[str, Any]]
-) -> None:
+def _answer(choose: Callable[[str, list[str]], list[str]], questions: int, asked: list[dict[str, Any]]) -> None:
     from airflow.api_fastapi.app import create_app
     from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
     from fastapi.testclient import TestClient
@@ -50,9 +46,7 @@ def _answer(
     deadline = time.monotonic() + 120
     with TestClient(app, headers={"Authorization": f"Bearer {token}"}) as client:
         while len(asked) < questions and time.monotonic() < deadline:
-            found = client.get(
-                "/api/v2/dags/~/dagRuns/~/hitlDetails", params={"response_received": False}
-            ).json()
+            found = client.get("/api/v2/dags/~/dagRuns/~/hitlDetails", params={"response_received": False}).json()
             for question in found.get("hitl_details", []):
                 ti = question["task_instance"]
                 if ti["state"] not in ("awaiting_input", "deferred"):

@@ -19,9 +19,7 @@ WanToGCSOperator.partial(
 """
 
 
-def test_paid_videos_land_although_another_image_is_refused(
-    dags: DagFolder, sandbox: Sandbox, bucket: Bucket
-) -> None:
+def test_paid_videos_land_although_another_image_is_refused(dags: DagFolder, sandbox: Sandbox, bucket: Bucket) -> None:
     run = dags.write(CHAIN.replace("{good}", INPUTS["img_url"]))()
     states = run.states()
     assert [states[f"submit[{index}]"] for index in range(3)] == ["success", "skipped", "success"]

@@ -52,9 +52,7 @@ def videos(bucket: Bucket) -> Counter[str]:
     return Counter(name.split("/")[1] for name in bucket.objects("compare/") if name.endswith(".mp4"))
 
 
-def test_every_image_becomes_a_video_of_every_model_once(
-    sandbox: Sandbox, bucket: Bucket, photos: str
-) -> None:
+def test_every_image_becomes_a_video_of_every_model_once(sandbox: Sandbox, bucket: Bucket, photos: str) -> None:
     folders = {model.replace("/", "--"): 2 for model in MODELS}
     for logical_date in (None, pendulum.datetime(2026, 3, 1, tz="UTC")):
         made = run(photos, logical_date=logical_date)
@@ -69,9 +67,7 @@ def test_every_image_becomes_a_video_of_every_model_once(
 
 
 @pytest.mark.parametrize("sandbox", [50_000], indirect=True, ids=["padded videos"])
-def test_limit_is_shared_by_the_models_and_what_is_left_is_shown(
-    sandbox: Sandbox, bucket: Bucket, photos: str
-) -> None:
+def test_limit_is_shared_by_the_models_and_what_is_left_is_shown(sandbox: Sandbox, bucket: Bucket, photos: str) -> None:
     sandbox.control("price", {"price_usd": 0.2, "by_inputs": False})  # 0.2, 0.3 and 0.25 USD a clip
     made = run(photos, max_cost_usd=1.5)
     assert made.states()["compare"] == "success"

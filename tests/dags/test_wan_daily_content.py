@@ -60,9 +60,7 @@ def test_each_day_uses_the_next_images_and_restarts_after_the_last(sandbox: Sand
     assert len(set(taken)) == 3
 
 
-def test_rerun_of_a_day_buys_nothing_and_the_next_round_buys_new_videos(
-    sandbox: Sandbox, bucket: Bucket
-) -> None:
+def test_rerun_of_a_day_buys_nothing_and_the_next_round_buys_new_videos(sandbox: Sandbox, bucket: Bucket) -> None:
     images = catalogue(bucket, USABLE[0])
     landed = [run_day(images).xcom("make_video.land", map_index=0) for _ in range(2)]
     assert landed[0] == landed[1]

@@ -46,9 +46,7 @@ def test_returned_text_is_the_prompt(sandbox: Sandbox) -> None:
 
 
 def test_returned_inputs_override_the_options(sandbox: Sandbox) -> None:
-    inputs = submitted(
-        sandbox, lambda: {"prompt": "a wave", "img_url": IMAGE, "seed": 6}, seed=5, resolution="480P"
-    )
+    inputs = submitted(sandbox, lambda: {"prompt": "a wave", "img_url": IMAGE, "seed": 6}, seed=5, resolution="480P")
     assert inputs == {"prompt": "a wave", "img_url": IMAGE, "seed": 6, "resolution": "480P"}
 
 

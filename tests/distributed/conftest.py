@@ -18,9 +18,7 @@ ROOT, live_sandbox, _stop_on_sigterm = conftest.ROOT, conftest.live_sandbox, con
 
 
 @pytest.fixture(scope="session")
-def airflow(
-    tmp_path_factory: pytest.TempPathFactory, live_sandbox: SandboxProcess
-) -> Iterator[CeleryAirflow]:
+def airflow(tmp_path_factory: pytest.TempPathFactory, live_sandbox: SandboxProcess) -> Iterator[CeleryAirflow]:
     """The cluster."""
     home = tmp_path_factory.mktemp("cluster")
     folders = [Path(__file__).parent / "dags", ROOT / "tests/live/dags", ROOT / "dags"]

@@ -140,9 +140,7 @@ def test_broker_that_loses_all_messages(live: Live, airflow: CeleryAirflow) -> N
     in_worker, request_id = waiting_in_a_worker(running)
     workers = [worker for worker in airflow.workers if worker in airflow.processes]
     for worker in workers:
-        os.kill(
-            worker.pid, signal.SIGSTOP
-        )  # takes no message, so that the next one is in the broker when it dies
+        os.kill(worker.pid, signal.SIGSTOP)  # takes no message, so that the next one is in the broker when it dies
     run_id = queued.start(CHAIN)
     wait_until(live, lambda: airflow.redis.client.llen("default"), "a message in the broker")
 
@@ -166,9 +164,7 @@ def set_catalogue(live: Live, *images: str) -> None:
 
 def only_run(live: Live, dag_id: str) -> str:
     """Wait until a Dag has a run, and return the id of the only one."""
-    [run] = live.wait_until(
-        lambda: live.client.pages(f"/dags/{dag_id}/dagRuns", "dag_runs"), f"a run of {dag_id}"
-    )
+    [run] = live.wait_until(lambda: live.client.pages(f"/dags/{dag_id}/dagRuns", "dag_runs"), f"a run of {dag_id}")
     return str(run["dag_run_id"])
 
 

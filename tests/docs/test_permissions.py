@@ -12,11 +12,7 @@ ROLE = re.compile(r"roles/(?:storage|iam)\.\w+")
 
 
 def test_page_commands_and_terraform_name_the_same_roles() -> None:
-    table = [
-        line
-        for line in (DOCS / "permissions.md").read_text(encoding="utf-8").splitlines()
-        if "| `roles/" in line
-    ]
+    table = [line for line in (DOCS / "permissions.md").read_text(encoding="utf-8").splitlines() if "| `roles/" in line]
     roles = {role for line in table for role in ROLE.findall(line)}
     assert len(roles) == 3
     for name in ("grant.sh", "main.tf"):
@@ -41,6 +37,4 @@ def test_shell_commands_bind_each_role_to_the_identity(tmp_path: Path) -> None:
         "roles/iam.serviceAccountTokenCreator",
     ]
     assert all(f"--member={identity}" in call for call in calls)
-    assert calls[2].startswith(
-        "iam service-accounts add-iam-policy-binding airflow@p.iam.gserviceaccount.com"
-    )
+    assert calls[2].startswith("iam service-accounts add-iam-policy-binding airflow@p.iam.gserviceaccount.com")

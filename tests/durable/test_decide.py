@@ -79,9 +79,7 @@ TABLE = [
 @pytest.mark.parametrize(
     ("record", "there", "policy", "expected"), [row[1:] for row in TABLE], ids=[r[0] for r in TABLE]
 )
-def test_decision_table(
-    record: Record | None, there: RemoteState | None, policy: Policy, expected: Action
-) -> None:
+def test_decision_table(record: Record | None, there: RemoteState | None, policy: Policy, expected: Action) -> None:
     assert decide(record, WANTED, there, policy).do is expected
 
 

@@ -55,9 +55,7 @@ def test_body_and_metadata_are_always_written_together(journal: BucketJournal, b
     claimed = journal.write(intent(), replaces=None)
     journal.write(replace(submitted(claimed.record), cost_usd=0.2), replaces=claimed)
     shown = bucket.objects()[NAME]
-    assert (
-        shown["metadata"].items() >= {"stage": "submitted", "request_id": "req-1", "cost_usd": "0.2"}.items()
-    )
+    assert shown["metadata"].items() >= {"stage": "submitted", "request_id": "req-1", "cost_usd": "0.2"}.items()
     assert shown["metageneration"] == 1
     assert "bucket.update" not in bucket.calls()
     assert "bucket.patch" not in bucket.calls()
@@ -109,9 +107,7 @@ def test_the_limit_of_one_update_a_second_is_retried(journal: BucketJournal, buc
     assert any("429" in status for status in statuses), statuses
 
 
-def test_a_refusing_bucket_is_named_with_the_role_that_is_needed(
-    journal: BucketJournal, bucket: Bucket
-) -> None:
+def test_a_refusing_bucket_is_named_with_the_role_that_is_needed(journal: BucketJournal, bucket: Bucket) -> None:
     bucket.sandbox.add_fault("bucket.*", "forbidden")
     with pytest.raises(WanStorageError, match=f"{JOURNAL}/{FINGERPRINT}.json.*storage.objectUser") as read:
         journal.read(FINGERPRINT)
@@ -124,9 +120,7 @@ def test_a_refusing_bucket_is_named_with_the_role_that_is_needed(
     "body",
     [b"", b"<html>", b"{}", b'{"stage": "submitted", "fingerprint": "x", "model_id": "m"}', b"\xff\xfe"],
 )
-def test_an_unreadable_record_stops_every_purchase(
-    journal: BucketJournal, bucket: Bucket, body: bytes
-) -> None:
+def test_an_unreadable_record_stops_every_purchase(journal: BucketJournal, bucket: Bucket, body: bytes) -> None:
     bucket.put(NAME, body)
     with pytest.raises(WanStorageError, match="Nothing is bought while it exists"):
         journal.read(FINGERPRINT)

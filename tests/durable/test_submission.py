@@ -108,9 +108,7 @@ def test_a_succeeded_request_is_reused_and_the_log_names_variation(
     assert stage_of(journal) is Stage.SUCCEEDED
 
 
-def test_a_landed_request_is_reused_after_its_result_expired(
-    sandbox: Sandbox, journal: BucketJournal
-) -> None:
+def test_a_landed_request_is_reused_after_its_result_expired(sandbox: Sandbox, journal: BucketJournal) -> None:
     bought = submission(journal).obtain(VIDEO)
     landed = lambda record: replace(record, stage=Stage.LANDED)  # noqa: E731
     amend(journal, VIDEO.fingerprint, bought.request_id, landed, LOG)
@@ -120,9 +118,7 @@ def test_a_landed_request_is_reused_after_its_result_expired(
 
 
 @pytest.mark.parametrize("state", ["failed", "cancelled"])
-def test_a_failed_or_cancelled_request_is_bought_again(
-    sandbox: Sandbox, journal: BucketJournal, state: str
-) -> None:
+def test_a_failed_or_cancelled_request_is_bought_again(sandbox: Sandbox, journal: BucketJournal, state: str) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     first = submission(journal).obtain(VIDEO)
     sandbox.control(f"requests/{first.request_id}", {"state": state})
@@ -132,9 +128,7 @@ def test_a_failed_or_cancelled_request_is_bought_again(
     assert purchases(sandbox) == [first.request_id, second.request_id]
 
 
-def test_five_threads_that_ask_for_one_video_at_once_buy_it_once(
-    sandbox: Sandbox, journal: BucketJournal
-) -> None:
+def test_five_threads_that_ask_for_one_video_at_once_buy_it_once(sandbox: Sandbox, journal: BucketJournal) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.add_fault("submit", "delay", seconds=0.3)
     together = threading.Barrier(5)
@@ -270,9 +264,7 @@ def test_a_lost_answer_is_not_sent_again(
     assert [settled.request_id] == purchases(sandbox)
 
 
-def test_an_accepted_request_is_known_by_its_id_whatever_the_status(
-    sandbox: Sandbox, journal: BucketJournal
-) -> None:
+def test_an_accepted_request_is_known_by_its_id_whatever_the_status(sandbox: Sandbox, journal: BucketJournal) -> None:
     sandbox.add_fault("submit", "accepted_202")
     assert [submission(journal).obtain(VIDEO).request_id] == purchases(sandbox)
 
@@ -321,9 +313,7 @@ def test_resubmit_buys_one_request(sandbox: Sandbox, store: StoreInMemory) -> No
     assert len(purchases(sandbox)) == 1
 
 
-def test_on_unknown_submission_resubmit_sends_a_lost_submission_again(
-    sandbox: Sandbox, store: StoreInMemory
-) -> None:
+def test_on_unknown_submission_resubmit_sends_a_lost_submission_again(sandbox: Sandbox, store: StoreInMemory) -> None:
     bought = submission(lost_long_ago(store), on_unknown_submission="resubmit").obtain(VIDEO)
     assert bought.how == "submitted"
     assert bought.record.lost_submissions == 1
@@ -356,9 +346,7 @@ def test_second_task_with_the_same_resubmit_setting_does_not_resubmit_again(
 
 
 @pytest.mark.parametrize("key", ["image", "fingerprint", "signed image"])
-def test_a_lost_submission_is_settled_by_image_or_fingerprint(
-    sandbox: Sandbox, store: StoreInMemory, key: str
-) -> None:
+def test_a_lost_submission_is_settled_by_image_or_fingerprint(sandbox: Sandbox, store: StoreInMemory, key: str) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     real = submission(None).obtain(VIDEO)
     names = {
@@ -414,9 +402,7 @@ def quick(journal: BucketJournal, monkeypatch: pytest.MonkeyPatch) -> BucketJour
     return journal
 
 
-def test_a_settlement_by_image_reaches_only_its_one_open_claim(
-    sandbox: Sandbox, quick: BucketJournal
-) -> None:
+def test_a_settlement_by_image_reaches_only_its_one_open_claim(sandbox: Sandbox, quick: BucketJournal) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     real = submission(None).obtain(VIDEO)
     lost_in_the_bucket(quick, VIDEO)
@@ -478,9 +464,7 @@ def test_the_proof_that_a_journal_can_be_written_leaves_nothing_behind(
     assert bucket.calls()["bucket.delete"] == 1, "proved once for a task"
 
 
-def test_a_refusal_to_write_the_id_is_final_at_once_and_names_it(
-    sandbox: Sandbox, journal: BucketJournal
-) -> None:
+def test_a_refusal_to_write_the_id_is_final_at_once_and_names_it(sandbox: Sandbox, journal: BucketJournal) -> None:
     sandbox.add_fault("bucket.upload", "forbidden", skip=1, object_contains=VIDEO.fingerprint)
     with pytest.raises(WanJournalError, match="was bought") as error:
         submission(journal, sleep=lambda seconds: pytest.fail("it waits")).obtain(VIDEO)
@@ -493,9 +477,7 @@ def test_a_refusal_to_write_the_id_is_final_at_once_and_names_it(
 
 
 @pytest.mark.parametrize("is_retry", [True, False])
-def test_nothing_is_claimed_while_the_api_is_down(
-    sandbox: Sandbox, journal: BucketJournal, is_retry: bool
-) -> None:
+def test_nothing_is_claimed_while_the_api_is_down(sandbox: Sandbox, journal: BucketJournal, is_retry: bool) -> None:
     """A retry makes a free call first; so does every task of a process in which a submit just got no answer."""
     sandbox.add_fault("submit", "status", status=503)
     sandbox.add_fault("status", "status", status=503)
@@ -560,9 +542,7 @@ def test_the_first_error_gives_the_time_of_the_submit(sandbox: Sandbox, journal:
     assert f"sent at {held.record.claimed_at}" in str(error.value)
 
 
-def test_an_id_that_settled_an_earlier_loss_does_not_settle_the_next(
-    sandbox: Sandbox, store: StoreInMemory
-) -> None:
+def test_an_id_that_settled_an_earlier_loss_does_not_settle_the_next(sandbox: Sandbox, store: StoreInMemory) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     real = submission(None).obtain(VIDEO)
     journal = lost_long_ago(store)
@@ -580,9 +560,7 @@ def test_an_id_that_settled_an_earlier_loss_does_not_settle_the_next(
     assert stage_of(journal) is Stage.INTENT
 
 
-def test_a_former_tasks_lost_submission_is_not_taken_for_this_one(
-    sandbox: Sandbox, store: StoreInMemory
-) -> None:
+def test_a_former_tasks_lost_submission_is_not_taken_for_this_one(sandbox: Sandbox, store: StoreInMemory) -> None:
     """The task was changed after a submit was lost; the id that a person finds belongs to the former inputs."""
     sandbox.control("speed", {"generation_seconds": 3600})
     former = submission(None).obtain(VIDEO)
@@ -734,9 +712,7 @@ def test_a_record_that_was_deleted_during_the_post_is_written_again(
     assert held.record.request_id == obtained.request_id == purchases(sandbox)[0]
 
 
-def test_an_id_that_comes_too_late_is_named_and_overwrites_no_other(
-    sandbox: Sandbox, journal: BucketJournal
-) -> None:
+def test_an_id_that_comes_too_late_is_named_and_overwrites_no_other(sandbox: Sandbox, journal: BucketJournal) -> None:
     def settle() -> None:
         held = journal.read(VIDEO.fingerprint)
         assert held is not None
@@ -751,9 +727,7 @@ def test_an_id_that_comes_too_late_is_named_and_overwrites_no_other(
     assert held.record.request_id == "of-another"
 
 
-def test_a_process_that_loses_the_claim_adopts_the_winners_request(
-    sandbox: Sandbox, journal: BucketJournal
-) -> None:
+def test_a_process_that_loses_the_claim_adopts_the_winners_request(sandbox: Sandbox, journal: BucketJournal) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     bought: list[str] = []
 
@@ -773,9 +747,7 @@ def remember(journal: Any, **changes: Any) -> None:
     journal.write(replace(record, **changes), replaces=None)
 
 
-def test_missing_request_is_bought_again_only_if_it_never_succeeded(
-    sandbox: Sandbox, journal: BucketJournal
-) -> None:
+def test_missing_request_is_bought_again_only_if_it_never_succeeded(sandbox: Sandbox, journal: BucketJournal) -> None:
     remember(journal)
     looks: list[float] = []
     assert submission(journal, sleep=looks.append).obtain(VIDEO).how == "submitted"
@@ -790,14 +762,10 @@ def test_missing_request_that_was_paid_is_not_bought_again(sandbox: Sandbox, jou
     assert posts(sandbox) == 0
 
 
-def test_request_missing_after_days_is_not_bought_again_by_a_clear(
-    sandbox: Sandbox, store: StoreInMemory
-) -> None:
+def test_request_missing_after_days_is_not_bought_again_by_a_clear(sandbox: Sandbox, store: StoreInMemory) -> None:
     """A run cleared after weeks, without a journal: its store does not know that its video landed."""
     journal = TaskStateJournal(store)
-    remember(
-        journal, submitted_at=(datetime.now(UTC) - timedelta(days=14)).isoformat(timespec="milliseconds")
-    )
+    remember(journal, submitted_at=(datetime.now(UTC) - timedelta(days=14)).isoformat(timespec="milliseconds"))
     for _ in range(2):
         with pytest.raises(WanRefusedError, match=r"req-gone.*variation"):
             submission(journal).obtain(VIDEO)
@@ -827,9 +795,7 @@ def test_two_404s_do_not_make_a_request_missing(sandbox: Sandbox, journal: Bucke
     assert len(purchases(sandbox)) == 1
 
 
-@pytest.mark.parametrize(
-    "fault", ["other_user", "not_found_html", "forbidden_html", "malformed_id", "unauthorized"]
-)
+@pytest.mark.parametrize("fault", ["other_user", "not_found_html", "forbidden_html", "malformed_id", "unauthorized"])
 def test_no_clear_answer_buys_nothing(sandbox: Sandbox, journal: BucketJournal, fault: str) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     first = submission(journal).obtain(VIDEO)
@@ -929,9 +895,7 @@ def test_a_changed_task_that_may_resubmit_continues(sandbox: Sandbox, either: An
     assert len(purchases(sandbox)) == 1
 
 
-def test_a_refused_submit_of_changed_inputs_keeps_the_former_record(
-    sandbox: Sandbox, store: StoreInMemory
-) -> None:
+def test_a_refused_submit_of_changed_inputs_keeps_the_former_record(sandbox: Sandbox, store: StoreInMemory) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     former = retried(TaskStateJournal(store)).obtain(MINE)
     sandbox.add_fault("submit", "no_balance", count=1)
@@ -971,18 +935,14 @@ def test_a_changed_task_that_is_refused_keeps_its_former_request_queued(
     assert [cancel["outcome"] for cancel in sandbox.ledger()["cancels"]] == ["cancelled"]
 
 
-def test_a_changed_task_whose_new_request_exists_cancels_the_former_one(
-    sandbox: Sandbox, quick: BucketJournal
-) -> None:
+def test_a_changed_task_whose_new_request_exists_cancels_the_former_one(sandbox: Sandbox, quick: BucketJournal) -> None:
     first = queued_former(sandbox, quick)
     second = submission(quick).obtain(a_video("changed", owner="dag/another/task/-1"))
     assert retried(quick).obtain(CHANGED).request_id == second.request_id
     assert [cancel["request_id"] for cancel in sandbox.ledger()["cancels"]] == [first.request_id]
 
 
-def test_a_former_request_that_another_task_depends_on_is_not_cancelled(
-    sandbox: Sandbox, quick: BucketJournal
-) -> None:
+def test_a_former_request_that_another_task_depends_on_is_not_cancelled(sandbox: Sandbox, quick: BucketJournal) -> None:
     former = queued_former(sandbox, quick)
     retried(quick).obtain(a_video(owner="dag/another/task/-1"))
     assert retried(quick).obtain(CHANGED).request_id != former.request_id
@@ -993,9 +953,7 @@ def test_map_index_with_another_image_cancels_nothing(
     sandbox: Sandbox, either: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     queued_former(sandbox, either())
-    other_image = make_video_spec(
-        MODEL, {**INPUTS, "img_url": "https://example.com/another.jpg"}, owner=OWNER
-    )
+    other_image = make_video_spec(MODEL, {**INPUTS, "img_url": "https://example.com/another.jpg"}, owner=OWNER)
     retried(either()).obtain(other_image)
     assert sandbox.ledger()["cancels"] == []
     assert "have changed" not in caplog.text

@@ -105,9 +105,7 @@ def test_a_killed_worker_leaves_one_purchase_or_an_unknown_one(
     sandbox.control("speed", {"generation_seconds": 3600})
     connect(monkeypatch, sandbox, timeout=20)
     killed = Killed(sandbox, bucket, tmp_path / "worker.log")
-    assert {prompt: killed.stage(prompt) for prompt in POINTS} == {
-        p: str(stage) for p, (_, stage) in POINTS.items()
-    }
+    assert {prompt: killed.stage(prompt) for prompt in POINTS} == {p: str(stage) for p, (_, stage) in POINTS.items()}
     bought = {purchase["prompt"]: purchase["request_id"] for purchase in sandbox.ledger()["purchases"]}
     assert set(bought) == {prompt for prompt, (was_bought, _) in POINTS.items() if was_bought}
 

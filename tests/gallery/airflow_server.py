@@ -71,9 +71,7 @@ class AirflowServer:
         """Return the headers of a user with a role."""
         return {"Authorization": f"Bearer {self.token(role)}"}
 
-    def get(
-        self, route: str, run_id: str, *, role: str | None = "VIEWER", dag_id: str = DAG_ID, **query: Any
-    ) -> Any:
+    def get(self, route: str, run_id: str, *, role: str | None = "VIEWER", dag_id: str = DAG_ID, **query: Any) -> Any:
         """Ask for a route of the gallery."""
         path = f"/wan/dags/{dag_id}/{route}"
         return self.as_user(role).get(path, params={"run_id": run_id, **query}, follow_redirects=False)
@@ -100,9 +98,7 @@ def write_run(
     from sqlalchemy import func, insert, select
 
     entries = list(entries)
-    versions = (
-        select(DagVersion.id).where(DagVersion.dag_id == dag_id).order_by(DagVersion.version_number.desc())
-    )
+    versions = select(DagVersion.id).where(DagVersion.dag_id == dag_id).order_by(DagVersion.version_number.desc())
     known = {task.task: task for task in tasks}
     for entry in entries:
         known.setdefault(entry.task, RunTask(*entry.task, "success", "Other"))
@@ -119,9 +115,7 @@ def write_run(
             more |= {"pool": "default_pool", "pool_slots": 1}
             session.execute(insert(TaskInstance.__table__).values(**one, **more))
             if fields := (rendered or {}).get(task.task_id):
-                session.execute(
-                    insert(RenderedTaskInstanceFields.__table__).values(**one, rendered_fields=fields)
-                )
+                session.execute(insert(RenderedTaskInstanceFields.__table__).values(**one, rendered_fields=fields))
     write_xcoms(run_id, entries, dag_id=dag_id)
 
 

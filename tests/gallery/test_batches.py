@@ -105,9 +105,7 @@ def test_file_is_read_only_if_a_batch_names_it(key: str, value: object, uri: str
     assert [batch.uri for batch in batches_of([Entry("batch", -1, key, value)])] == ([uri] if uri else [])
 
 
-@pytest.mark.parametrize(
-    "value", [None, 5, {}, {"total": 3}, progress(total="<b>"), progress(done=float("nan"))]
-)
+@pytest.mark.parametrize("value", [None, 5, {}, {"total": 3}, progress(total="<b>"), progress(done=float("nan"))])
 def test_progress_of_another_shape_is_not_shown(value: object) -> None:
     assert progress_of(value) == ""
 
@@ -152,9 +150,7 @@ def test_ended_states_do_not_keep_a_page_polling() -> None:
     assert {CardState.OPEN, CardState.SUCCEEDED, CardState.WAITING} == LIVE
 
 
-@pytest.mark.parametrize(
-    "line", [None, 5, "text", {"image": {"a": 1}, "cost_usd": "much", "request_id": ["x"]}]
-)
+@pytest.mark.parametrize("line", [None, 5, "text", {"image": {"a": 1}, "cost_usd": "much", "request_id": ["x"]}])
 def test_line_of_another_shape_breaks_nothing(line: object) -> None:
     run = RunView([], [(RUNNING, images([line], RUNNING))])
     query = PageQuery("dag", "run")
@@ -168,10 +164,7 @@ def test_only_the_lines_of_a_page_are_parsed_again() -> None:
         for n in range(20_000)
     ]
     run = RunView([], [(RUNNING, images(values[:5_000])), (RUNNING, images(values[5_000:]))])
-    names = {
-        number: [card.title for card in run.page(PageQuery("d", "r", page=number))[0]]
-        for number in (1, 209, 834)
-    }
+    names = {number: [card.title for card in run.page(PageQuery("d", "r", page=number))[0]] for number in (1, 209, 834)}
     assert names[1] == [f"{n:06d}.jpg" for n in range(PAGE_SIZE)]
     assert names[209] == [f"{n:06d}.jpg" for n in range(208 * PAGE_SIZE, 209 * PAGE_SIZE)]  # over both files
     assert names[834] == [f"{n:06d}.jpg" for n in range(833 * PAGE_SIZE, 20_000)]

@@ -136,9 +136,7 @@ def test_skipped_landing_of_a_running_run_marks_its_requests_as_not_landed() -> 
 
 
 def test_search_finds_names_of_images_and_videos() -> None:
-    cards = cards_of(
-        [submitted(0, image="https://in.example.com/Ada%20one.PNG"), submitted(1), landed(1), refused(2)]
-    )
+    cards = cards_of([submitted(0, image="https://in.example.com/Ada%20one.PNG"), submitted(1), landed(1), refused(2)])
     listed = CardList.of_cards(cards)
 
     def find(name: str, state: str = "all") -> list[int]:

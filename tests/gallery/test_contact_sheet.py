@@ -43,9 +43,9 @@ def land(prompt: str, object_name: str, image: str, **more: Any) -> None:
     request = WanSubmitOperator(
         task_id="submit", prompt=prompt, img_url=image, check_image=False, durable=False, **more
     ).execute(CONTEXT)
-    WanToGCSOperator(
-        task_id="land", request={**request}, bucket_name="videos", object_name=object_name
-    ).execute(CONTEXT)
+    WanToGCSOperator(task_id="land", request={**request}, bucket_name="videos", object_name=object_name).execute(
+        CONTEXT
+    )
 
 
 def sheet(bucket: Bucket, name: str) -> Tags:
@@ -59,9 +59,7 @@ def image(bucket: Bucket) -> str:
 
     file = io.BytesIO()
     Image.new("RGB", (800, 600), "teal").save(file, "PNG")
-    bucket.client.bucket("images").blob("teal.png").upload_from_string(
-        file.getvalue(), content_type="image/png"
-    )
+    bucket.client.bucket("images").blob("teal.png").upload_from_string(file.getvalue(), content_type="image/png")
     return f"{bucket.sandbox.bucket_url}/images/teal.png"
 
 
@@ -129,9 +127,9 @@ def test_images_of_a_batch_without_a_video_are_shown_with_the_reason(bucket: Buc
     manifest = "gs://videos/_manifests/a.jsonl"
 
     for given in (manifest, {"manifest": manifest}, [{"manifest": manifest}], f" {manifest} "):
-        made = WanContactSheetOperator(
-            task_id="sheet", bucket_name="videos", prefix="2026", manifest=given
-        ).execute(CONTEXT)
+        made = WanContactSheetOperator(task_id="sheet", bucket_name="videos", prefix="2026", manifest=given).execute(
+            CONTEXT
+        )
 
         assert made["videos"] == 1
         html = sheet(bucket, "2026/index.html")

@@ -18,9 +18,7 @@ def submit(count: int) -> list[tuple[str, str]]:
 
     hook = WanHook()
     inputs = {"prompt": "a wave", "img_url": "https://images.example.com/a.jpg"}
-    return [
-        ("wan_default", hook.submit(MODEL, {**inputs, "seed": number}).request_id) for number in range(count)
-    ]
+    return [("wan_default", hook.submit(MODEL, {**inputs, "seed": number}).request_id) for number in range(count)]
 
 
 def test_running_and_queued_requests_are_shown_with_their_position(sandbox: Sandbox) -> None:

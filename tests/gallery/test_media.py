@@ -74,9 +74,7 @@ def test_only_what_the_provider_landed_is_shown(media: Media, video: VideoVersio
     assert not media.is_what_landed(replace(video, generation=12345))
 
 
-def test_other_video_under_the_same_name_is_not_shown(
-    media: Media, video: VideoVersion, bucket: Bucket
-) -> None:
+def test_other_video_under_the_same_name_is_not_shown(media: Media, video: VideoVersion, bucket: Bucket) -> None:
     bucket.put("2026/a ü.mp4", b"another take", "video/mp4", **{"wan-request-id": "request-2"})
     part = media.part(video, range_header=None, if_range=None)
     assert part.status_code == 404
@@ -114,9 +112,7 @@ def test_credentials_with_a_key_give_a_signed_address(bucket: Bucket, video: Vid
     assert parse_qs(urlsplit(address).query)["response-content-disposition"] == [disposition]
 
 
-def test_video_of_a_batch_is_found_by_address_and_request(
-    media: Media, video: VideoVersion, bucket: Bucket
-) -> None:
+def test_video_of_a_batch_is_found_by_address_and_request(media: Media, video: VideoVersion, bucket: Bucket) -> None:
     assert media.find_landed(video.uri, "request-1") == video
     assert media.find_landed(video.uri, "request-2") is None
     assert media.find_landed("gs://videos/none.mp4", "request-1") is None

@@ -47,9 +47,7 @@ class Tags(HTMLParser):
         return [attributes for _, attributes in self.tags if name in (attributes.get("class") or "").split()]
 
 
-def page(
-    cards: Sequence[Card], *, is_over: bool = False, uses_provider: bool = True, **query: object
-) -> Tags:
+def page(cards: Sequence[Card], *, is_over: bool = False, uses_provider: bool = True, **query: object) -> Tags:
     what = PageQuery("a dag", "run+1", **query)  # type: ignore[arg-type]
     run = RunView(cards, is_over=is_over, uses_provider=uses_provider)
     shown, total = run.page(what)
@@ -74,9 +72,7 @@ def test_markup_in_any_field_shows_as_text() -> None:
     html = page(cards_of(entries), name="")
 
     assert len(html.all("script")) == 1  # its own
-    assert not [
-        attributes for _, attributes in html.tags if any(name.startswith("on") for name in attributes)
-    ]
+    assert not [attributes for _, attributes in html.tags if any(name.startswith("on") for name in attributes)]
     assert html.text.count(HOSTILE) >= 5
     assert all(image["src"] and image["src"].startswith("image?") for image in html.all("img"))
     assert [script.get("nonce") for script in html.all("script")] == ["n0nce"]
@@ -306,9 +302,7 @@ def test_cards_are_filtered_and_sorted(query: dict[str, str], names: str, view: 
 def test_order_holds_over_pages_and_batches() -> None:
     def batch(first: int) -> tuple[BatchStatus, CardList]:
         status = BatchStatus("batch", first, "gs://videos/a.jsonl", is_over=True)
-        lines = (
-            {"outcome": "landed", "cost_usd": n % 977, "image": f"{n}.jpg"} for n in range(first, 10_000, 2)
-        )
+        lines = ({"outcome": "landed", "cost_usd": n % 977, "image": f"{n}.jpg"} for n in range(first, 10_000, 2))
         return status, CardList.of_lines(status, map(json.dumps, lines))
 
     run = RunView([], [batch(0), batch(1)])
@@ -327,9 +321,7 @@ def test_table_has_a_sortable_column_for_each_fact() -> None:
     assert html.all("li") == []
     heads = [tag.get("aria-sort") for tag in html.all("th") if tag.get("scope") == "col"]
     assert [head for head in heads if head] == ["ascending"]
-    sorts = [
-        parse_qs(urlsplit(tag["href"] or "").query) for tag in html.all("a") if tag.get("data-key") == "sort"
-    ]
+    sorts = [parse_qs(urlsplit(tag["href"] or "").query) for tag in html.all("a") if tag.get("data-key") == "sort"]
     assert [query["sort"] for query in sorts] == [
         ["name"],
         ["state"],
@@ -357,9 +349,7 @@ def test_video_has_a_download_link_and_its_poster_frame() -> None:
     html = page(cards_of([submitted(0), landed(0), submitted(1), with_poster]))
     assert [tag.get("poster", "").partition("?")[0] for tag in html.all("video")] == ["", "poster"]
     downloads = [tag["href"] or "" for tag in html.all("a") if "download" in tag]
-    assert [(link.partition("?")[0], parse_qs(link)["download"]) for link in downloads] == [
-        ("video", ["1"])
-    ] * 2
+    assert [(link.partition("?")[0], parse_qs(link)["download"]) for link in downloads] == [("video", ["1"])] * 2
 
 
 def test_paid_requests_that_will_not_land_are_announced() -> None:

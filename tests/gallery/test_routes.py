@@ -159,9 +159,7 @@ def test_video_is_saved_under_its_own_name(airflow: AirflowServer, run: str) -> 
     assert saved.content == VIDEO
 
 
-def test_poster_is_the_picture_beside_a_landed_video(
-    airflow: AirflowServer, bucket: Bucket, run: str
-) -> None:
+def test_poster_is_the_picture_beside_a_landed_video(airflow: AirflowServer, bucket: Bucket, run: str) -> None:
     where = {"task_id": "land", "map_index": 0}
     assert airflow.get("poster", run, **where).status_code == 404
     bucket.put("0.poster.jpg", jpeg("red"), "image/jpeg", **{"wan-request-id": request_id(9)})
@@ -204,9 +202,7 @@ def test_page_allows_no_foreign_script(airflow: AirflowServer, run: str) -> None
 def test_search_finds_images_of_tasks_that_have_returned_nothing_yet(airflow: AirflowServer) -> None:
     found = run_id()
     tasks = [RunTask(f"submit_{name}", -1, "running") for name in ("ada", "bob")]
-    fields = {
-        task.task_id: {"img_url": f"https://in.example.com/{task.task_id[7:]}.jpg?key=1"} for task in tasks
-    }
+    fields = {task.task_id: {"img_url": f"https://in.example.com/{task.task_id[7:]}.jpg?key=1"} for task in tasks}
     write_run(found, [], tasks, rendered=fields)
     page = Tags(airflow.get("videos", found, name="ADA").text)
     assert len(page.all("li")) == 1

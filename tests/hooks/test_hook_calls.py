@@ -94,10 +94,7 @@ def test_early_result_is_not_terminal(hook: EitherHook, sandbox: Sandbox, early:
 
 #: fault, what a read raises, what a submit raises (None: nothing)
 FAULTS: list[tuple[str, dict[str, Any], type[WanError] | None, type[WanError] | None]] = [
-    *(
-        ("status", {"status": code}, WanTransientError, WanUnknownSubmissionError)
-        for code in (500, 502, 503, 504)
-    ),
+    *(("status", {"status": code}, WanTransientError, WanUnknownSubmissionError) for code in (500, 502, 503, 504)),
     ("status", {"status": 500, "body": "html"}, WanTransientError, WanUnknownSubmissionError),
     ("status", {"status": 503, "body": "empty"}, WanTransientError, WanUnknownSubmissionError),
     ("status", {"status": 408}, WanTransientError, WanUnknownSubmissionError),

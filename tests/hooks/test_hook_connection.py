@@ -55,9 +55,7 @@ def test_token_is_the_only_required_field(monkeypatch: pytest.MonkeyPatch) -> No
         ({"host": "127.0.0.1:8787", "port": 8787, "schema": "http"}, "http://127.0.0.1:8787"),
     ],
 )
-def test_host_is_read_as_an_origin(
-    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], origin: str
-) -> None:
+def test_host_is_read_as_an_origin(monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], origin: str) -> None:
     assert settings_of(monkeypatch, **fields).api_origin == origin
 
 
@@ -84,9 +82,7 @@ def test_host_is_read_as_an_origin(
     ],
     ids=str,
 )
-def test_extra_is_read(
-    monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any], name: str, value: object
-) -> None:
+def test_extra_is_read(monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any], name: str, value: object) -> None:
     assert getattr(settings_of(monkeypatch, extra), name) == value
 
 
@@ -188,9 +184,7 @@ def test_connection_test_names_the_problem(
     assert sandbox.token not in message
 
 
-def test_connection_test_never_raises_or_shows_the_token(
-    hook: EitherHook, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_connection_test_never_raises_or_shows_the_token(hook: EitherHook, monkeypatch: pytest.MonkeyPatch) -> None:
     with RawServer(always(reply(b"secret-token", "401 Unauthorized"))) as echo:
         written = [
             connection(echo.url, "secret-token"),
@@ -206,9 +200,7 @@ def test_connection_test_never_raises_or_shows_the_token(
             assert "secret-token" not in message
 
 
-def test_token_echoed_by_a_server_is_not_in_the_error(
-    hook: EitherHook, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_token_echoed_by_a_server_is_not_in_the_error(hook: EitherHook, monkeypatch: pytest.MonkeyPatch) -> None:
     for body in (
         b'{"error_code": 400001, "error_message": "bad: Bearer secret-token"}',
         b"Bearer secret-token",

@@ -40,14 +40,10 @@ def test_models_are_typed_and_searched(sandbox: Sandbox) -> None:
     assert (model.price_unit, model.base_price_usd) == ("output", 0.2)
     assert model.schema is not None
     assert model.schema.fields["duration"]["default"] == 5
-    assert {"text-to-video"} == {
-        m.model_id.rpartition("/")[2] for m in hook.list_models(category="text-to-video")
-    }
+    assert {"text-to-video"} == {m.model_id.rpartition("/")[2] for m in hook.list_models(category="text-to-video")}
 
 
-def test_page_is_read_once_for_all_hooks_of_a_connection(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_page_is_read_once_for_all_hooks_of_a_connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     WanHook().get_model(MODEL)
     WanHook().model(MODEL)
     assert sandbox.ledger()["calls"]["model"] == 1
@@ -97,9 +93,7 @@ def test_page_that_can_not_be_used_leaves_inputs_unchecked_with_one_warning(
         hook = hook_of(wire, monkeypatch)
         assert validate_inputs(hook.model(ACME), {"anything": 1}) == {"anything": 1}
         assert capfd.readouterr().out.count("sent unchecked") == 1
-        with pytest.raises(
-            (WanInputError, WanTransientError), match="require_schema=True, so nothing was sent"
-        ):
+        with pytest.raises((WanInputError, WanTransientError), match="require_schema=True, so nothing was sent"):
             hook.model(ACME, require_schema=True)
         assert hook.model(MODEL, require_schema=True).schema == load_schema(MODEL)
 

@@ -204,9 +204,7 @@ def test_rotated_token_is_read(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
     assert hook.get_result(request_id).video_urls
 
 
-def test_rotated_token_is_read_once_for_all_threads(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rotated_token_is_read_once_for_all_threads(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     hook = WanHook(retry=QUICK)
     request_id = hook.submit(MODEL, INPUTS).request_id
     sandbox.control("tokens", {"add": "rotated", "revoke": sandbox.token})
@@ -216,9 +214,7 @@ def test_rotated_token_is_read_once_for_all_threads(
     assert all(status.is_over for status in statuses)
 
 
-def test_rotated_token_is_read_once_for_all_in_the_loop(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rotated_token_is_read_once_for_all_in_the_loop(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     async def follow() -> None:
         async with WanAsyncHook(retry=QUICK) as hook, WanAsyncHook(retry=QUICK) as other:
             request_id = WanHook(retry=QUICK).submit(MODEL, INPUTS).request_id

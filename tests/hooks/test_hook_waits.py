@@ -38,9 +38,7 @@ YEAR_S = 365 * 86400
     ],
     ids=["none", "a second", "a fraction", "a date", "a date that is over", "negative", "nonsense", "more"],
 )
-def test_retry_after_within_the_budget_is_waited_for(
-    hook: EitherHook, sandbox: Sandbox, retry_after: Any
-) -> None:
+def test_retry_after_within_the_budget_is_waited_for(hook: EitherHook, sandbox: Sandbox, retry_after: Any) -> None:
     request_id = hook("submit", MODEL, INPUTS).request_id
     for call in ("status", "submit"):
         asked = retry_after() if callable(retry_after) else retry_after
@@ -62,9 +60,7 @@ def test_retry_after_within_the_budget_is_waited_for(
     ],
     ids=["a year", "for ever", "the end of time", "a date in a year"],
 )
-def test_retry_after_beyond_the_budget_ends_the_retries(
-    hook: EitherHook, sandbox: Sandbox, retry_after: Any
-) -> None:
+def test_retry_after_beyond_the_budget_ends_the_retries(hook: EitherHook, sandbox: Sandbox, retry_after: Any) -> None:
     request_id = hook("submit", MODEL, INPUTS).request_id
     asked = retry_after() if callable(retry_after) else retry_after
     for call in ("status", "result", "cancel", "submit"):
@@ -97,9 +93,7 @@ def test_pacer_spreads_calls_evenly() -> None:
     assert [Pacer(None).reserve() for _ in range(3)] == [0, 0, 0]
 
 
-def test_one_limit_holds_for_all_hooks_of_a_connection(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_limit_holds_for_all_hooks_of_a_connection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     limited = connection(sandbox.url, requests_per_second=40)
     monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", limited)
     monkeypatch.setenv("AIRFLOW_CONN_WAN_OTHER", limited)

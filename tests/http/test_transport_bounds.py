@@ -125,9 +125,7 @@ def test_an_exchange_in_time_passes_without_a_thread(way: str, monkeypatch: pyte
 
 @pytest.mark.parametrize("part", ["head", "body"])
 @pytest.mark.parametrize("way", ROUTES)
-def test_an_answer_that_drips_is_cut_on_every_route(
-    way: str, part: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_that_drips_is_cut_on_every_route(way: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(sock: socket.socket) -> None:
         read_head(sock)
         if part == "body":

@@ -86,9 +86,7 @@ def test_a_private_host_is_refused_by_its_name_before_a_proxy_could_be_asked(hos
     assert "Signature" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "host", ["example.com", "8.8.8.8", "[2606:4700:4700::1111]", "internal.example.com", "a"]
-)
+@pytest.mark.parametrize("host", ["example.com", "8.8.8.8", "[2606:4700:4700::1111]", "internal.example.com", "a"])
 def test_a_public_host_passes(host: str) -> None:
     refuse_private_literal(f"https://{host}/a.jpg")
 

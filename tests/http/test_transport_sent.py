@@ -73,9 +73,7 @@ def test_sent_request_counts_as_sent(
 
 
 def test_request_with_an_answer_counts_as_sent() -> None:
-    with RawServer(
-        lambda sock: sock.sendall(reply(status="503 Out")) if read_request(sock) else None
-    ) as server:
+    with RawServer(lambda sock: sock.sendall(reply(status="503 Out")) if read_request(sock) else None) as server:
         assert exchange(server.url) == (True, "503")
 
 
@@ -88,9 +86,7 @@ def test_request_with_an_answer_counts_as_sent() -> None:
     ],
     ids=["refused", "no such name", "no name at all"],
 )
-def test_without_a_connection_nothing_was_sent(
-    where: Callable[[], AbstractContextManager[str]], ended: str
-) -> None:
+def test_without_a_connection_nothing_was_sent(where: Callable[[], AbstractContextManager[str]], ended: str) -> None:
     with where() as url:
         sent, how = exchange(url)
     assert not sent
@@ -109,12 +105,8 @@ def test_server_without_tls_receives_nothing() -> None:
         assert exchange(f"https://127.0.0.1:{server.port}") == (False, "SSLError")
 
 
-@pytest.mark.parametrize(
-    "answer", [reply(b"no", "403 Forbidden"), reply(b"", "407 Proxy Authentication"), b""]
-)
-def test_proxy_that_refuses_the_tunnel_receives_nothing(
-    answer: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("answer", [reply(b"no", "403 Forbidden"), reply(b"", "407 Proxy Authentication"), b""])
+def test_proxy_that_refuses_the_tunnel_receives_nothing(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     with Proxy(refuse=answer) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         sent, ended = exchange("https://model-api.runcomfy.net/v1/models/a")

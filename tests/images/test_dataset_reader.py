@@ -43,8 +43,7 @@ def test_prefix_yields_its_images_with_facts_of_the_listing(bucket: Bucket, read
     rows = read("gs://videos/shoes/")
     assert images(rows) == [f"gs://videos/shoes/{name}" for name in ("a ä.png", "b.JPG", "deep/c.heic")]
     assert all(
-        isinstance(row, DatasetRow) and row.images[0].known and row.images[0].known.size_bytes == 4
-        for row in rows
+        isinstance(row, DatasetRow) and row.images[0].known and row.images[0].known.size_bytes == 4 for row in rows
     )
     assert all(isinstance(row, DatasetRow) and row.inputs == {"prompt": "waves"} for row in rows)
 
@@ -56,9 +55,7 @@ def test_posters_of_videos_are_not_source_images(bucket: Bucket, read: Read) -> 
 
 
 def test_a_long_prefix_is_listed_by_pages(bucket: Bucket, read: Read) -> None:
-    bucket.sandbox.bucket_control(
-        "seed", {"bucket": "videos", "prefix": "many/", "count": 2500, "suffix": ".jpg"}
-    )
+    bucket.sandbox.bucket_control("seed", {"bucket": "videos", "prefix": "many/", "count": 2500, "suffix": ".jpg"})
     bucket.sandbox.bucket_control("calls", method="DELETE")
     rows = DatasetReader(lambda: bucket.client, COLUMNS).rows("gs://videos/many/")
     next(rows)
@@ -75,9 +72,7 @@ def test_a_prefix_without_images_is_an_error(bucket: Bucket, read: Read) -> None
 
 
 @pytest.mark.parametrize("place", ["bucket", "disk"])
-def test_manifest_is_read_from_every_kind_of_location(
-    place: str, bucket: Bucket, read: Read, tmp_path: Path
-) -> None:
+def test_manifest_is_read_from_every_kind_of_location(place: str, bucket: Bucket, read: Read, tmp_path: Path) -> None:
     text = 'image,prompt,seed,variation\ngs://videos/a.jpg,,7,\n"b c.jpg","rain, at\nnight",,w\n,x,,\n'
     if place == "bucket":
         bucket.put("sets/one.csv", text.encode())
@@ -140,9 +135,7 @@ def test_broken_row_does_not_affect_the_rest(bucket: Bucket, read: Read) -> None
     assert [isinstance(row, RowError) for row in rows] == [False, True, True, True, False]
 
 
-@pytest.mark.parametrize(
-    "dataset", ["gs://videos/none.csv", "https://h.example.com/set.csv", "[1,", 7, "gs://V/x/"]
-)
+@pytest.mark.parametrize("dataset", ["gs://videos/none.csv", "https://h.example.com/set.csv", "[1,", 7, "gs://V/x/"])
 def test_invalid_dataset_is_refused(dataset: Any, read: Read) -> None:
     with pytest.raises(WanInputError):
         read(dataset)
@@ -208,9 +201,7 @@ def test_object_of_an_unknown_kind_is_not_called_missing(bucket: Bucket, read: R
 
 
 @pytest.mark.parametrize("place", ["bucket", "disk"])
-def test_parquet_is_read_where_pyarrow_is_installed(
-    place: str, bucket: Bucket, read: Read, tmp_path: Path
-) -> None:
+def test_parquet_is_read_where_pyarrow_is_installed(place: str, bucket: Bucket, read: Read, tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "set.parquet"
@@ -230,9 +221,7 @@ def test_parquet_is_read_where_pyarrow_is_installed(
         read(str(path))
 
 
-def test_parquet_without_pyarrow_names_the_package(
-    monkeypatch: pytest.MonkeyPatch, read: Read, tmp_path: Path
-) -> None:
+def test_parquet_without_pyarrow_names_the_package(monkeypatch: pytest.MonkeyPatch, read: Read, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "set.parquet").write_bytes(b"PAR1")
     with pytest.raises(WanInputError, match="pip install pyarrow"):
@@ -241,9 +230,7 @@ def test_parquet_without_pyarrow_names_the_package(
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("place", ["bucket", "disk"])
-def test_csv_is_read_with_any_line_end(
-    end: str, place: str, bucket: Bucket, read: Read, tmp_path: Path
-) -> None:
+def test_csv_is_read_with_any_line_end(end: str, place: str, bucket: Bucket, read: Read, tmp_path: Path) -> None:
     text = end.join(["image,prompt", "gs://videos/a.jpg,rain", 'gs://videos/b.jpg,"fog, mist"', ""])
     bucket.put("set.csv", text.encode())
     (tmp_path / "set.csv").write_bytes(text.encode())

@@ -212,9 +212,7 @@ def whole(answer: Answer, *, limit_bytes: int = 1_000_000, total_s: float = 10.0
         "http://[::1]/a.jpg",
     ],
 )
-def test_a_redirect_to_a_private_address_is_not_followed(
-    location: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_redirect_to_a_private_address_is_not_followed(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with RawServer(always(reply(status="302 Found", Location=location))) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         with pytest.raises(WanDownloadError, match="not a public address") as refused:
@@ -264,9 +262,7 @@ def test_an_image_that_is_cut_off_in_transit_is_a_download_error() -> None:
 def test_more_than_the_limit_is_not_loaded(honest: bool) -> None:
     def answer(sock: socket.socket) -> None:
         read_head(sock)
-        sock.sendall(
-            reply(bytes(5000)) if honest else b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + bytes(5000)
-        )
+        sock.sendall(reply(bytes(5000)) if honest else b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + bytes(5000))
 
     with pytest.raises(WanInputError, match="more than 4,000 bytes"):
         whole(answer, limit_bytes=4000)

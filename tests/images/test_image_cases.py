@@ -87,9 +87,7 @@ def test_plan_preparation_and_submit_agree(path: Path, bucket: Bucket, sources: 
     image = prepared.row.images[0].prepared
     assert image is not None
     assert (image.width, image.height) == right
-    sent = requests.get(
-        sources(staging="gs://videos/staged").open(uri).addresses()["img_url"], timeout=60
-    ).content
+    sent = requests.get(sources(staging="gs://videos/staged").open(uri).addresses()["img_url"], timeout=60).content
     assert (inspect(sent).width, inspect(sent).height) == right
 
 
@@ -103,9 +101,7 @@ def test_image_that_every_viewer_opens_is_sent_as_it_is_without_staging(
 
 
 @pytest.mark.usefixtures("pillow")
-def test_cut_image_behind_a_web_address_is_refused_before_it_is_sent(
-    bucket: Bucket, sources: Sources
-) -> None:
+def test_cut_image_behind_a_web_address_is_refused_before_it_is_sent(bucket: Bucket, sources: Sources) -> None:
     bucket.put("cut.jpg", (CASES / "truncated_55pct.jpg").read_bytes())
     url = f"{bucket.sandbox.bucket_url}/videos/cut.jpg"
     for options in ({}, {"staging": "gs://videos/staged"}):
@@ -165,9 +161,7 @@ def test_macos_companion_file_is_passed_over_and_counted(bucket: Bucket) -> None
 
 
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF"])
-def test_pillow_settings_of_other_code_decide_nothing_and_are_kept(
-    fmt: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pillow_settings_of_other_code_decide_nothing_and_are_kept(fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"speed": 10} if fmt == "AVIF" else {}
     data = encoded(photo(), fmt, **options)
     expected = prepare(data, rules=_rules()).sha256

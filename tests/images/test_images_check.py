@@ -39,9 +39,7 @@ def _broken(**change: object) -> list[tuple[str, object, object, bool]]:
 
 
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "BMP", "WEBP"])
-@pytest.mark.parametrize(
-    ("width", "height"), [(360, 360), (2000, 2000), (360, 2000), (2000, 360), (1200, 800)]
-)
+@pytest.mark.parametrize(("width", "height"), [(360, 360), (2000, 2000), (360, 2000), (2000, 360), (1200, 800)])
 def test_acceptable_image_breaks_no_rule_at_the_limits_either(fmt: str, width: int, height: int) -> None:
     assert _broken(format=fmt, width=width, height=height, size_bytes=9_999_999) == []
 
@@ -114,9 +112,7 @@ def test_explanation_names_the_image_every_rule_and_the_remedy() -> None:
 
 
 def test_a_model_without_limits_takes_any_image() -> None:
-    free = replace(
-        RULES, formats=(), alpha=True, min_side_px=None, max_side_px=None, max_size_bytes_exclusive=None
-    )
+    free = replace(RULES, formats=(), alpha=True, min_side_px=None, max_side_px=None, max_size_bytes_exclusive=None)
     assert check(replace(GOOD, format="GIF", has_alpha=True, width=9000, height=9), free) == ()
 
 

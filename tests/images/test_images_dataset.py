@@ -22,14 +22,10 @@ from airflow_provider_wan.model_api.schema import load_schema
 SCHEMA = load_schema("wan-ai/wan-2-2/image-to-video")
 assert SCHEMA is not None
 INPUTS = tuple(name for name in SCHEMA.fields if name not in SCHEMA.image_fields)
-COLUMNS = Columns(
-    inputs=INPUTS, defaults={"prompt": "a slow pan", "resolution": "480P"}, passthrough=("sku",)
-)
+COLUMNS = Columns(inputs=INPUTS, defaults={"prompt": "a slow pan", "resolution": "480P"}, passthrough=("sku",))
 
 
-def _csv(
-    text: str, columns: Columns = COLUMNS, origin: str = "gs://shoes/set.csv"
-) -> list[DatasetRow | RowError]:
+def _csv(text: str, columns: Columns = COLUMNS, origin: str = "gs://shoes/set.csv") -> list[DatasetRow | RowError]:
     return list(read_manifest(io.BytesIO(text.encode()), origin=origin, columns=columns))
 
 
@@ -64,9 +60,7 @@ def test_a_row_overrides_the_tasks_defaults_and_an_empty_cell_does_not() -> None
 
 
 def test_jsonl_keeps_types_and_null_means_not_given() -> None:
-    (row,) = _jsonl(
-        {"image": "gs://a/b.jpg", "seed": 7, "prompt_extend": False, "prompt": None, "variation": 3}
-    )
+    (row,) = _jsonl({"image": "gs://a/b.jpg", "seed": 7, "prompt_extend": False, "prompt": None, "variation": 3})
     assert isinstance(row, DatasetRow)
     assert row.inputs == {"prompt": "a slow pan", "resolution": "480P", "seed": 7, "prompt_extend": False}
     assert row.variation == "3"
@@ -156,9 +150,7 @@ def test_bad_jsonl_row_is_reported_with_file_and_line_and_the_rest_is_read() -> 
 
 
 def test_unclosed_quote_is_bounded() -> None:
-    lines = ["image,prompt\n", 'gs://a/1.jpg,"open\n'] + [
-        f"gs://a/{n}.jpg,fine words here\n" for n in range(9000)
-    ]
+    lines = ["image,prompt\n", 'gs://a/1.jpg,"open\n'] + [f"gs://a/{n}.jpg,fine words here\n" for n in range(9000)]
     rows = _csv("".join(lines))
     assert isinstance(rows[0], RowError)
     assert isinstance(rows[-1], DatasetRow)
@@ -223,9 +215,7 @@ def _peak_of(count: int, suffix: str) -> int:
     file = io.BytesIO(b"".join(lines()))
     tracemalloc.start()
     try:
-        rows = sum(
-            isinstance(row, DatasetRow) for row in read_manifest(file, origin=f"s.{suffix}", columns=COLUMNS)
-        )
+        rows = sum(isinstance(row, DatasetRow) for row in read_manifest(file, origin=f"s.{suffix}", columns=COLUMNS))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -61,9 +61,7 @@ ORDINARY: dict[str, Callable[[], bytes]] = {
     "grey tiff": lambda: samples.encoded(samples.photo().convert("L"), "TIFF"),
     "avif": lambda: samples.encoded(samples.photo(), "AVIF", speed=10),
     "avif with alpha": lambda: samples.encoded(_rgba(), "AVIF", speed=10),
-    "mpo": lambda: samples.encoded(
-        samples.photo(), "MPO", save_all=True, append_images=[samples.photo(100, 100)]
-    ),
+    "mpo": lambda: samples.encoded(samples.photo(), "MPO", save_all=True, append_images=[samples.photo(100, 100)]),
 }
 
 
@@ -225,9 +223,7 @@ def test_webp_shorter_than_its_header_says_is_refused() -> None:
     ("width", "height"), [(30_000, 30_000), (30_000, 10), (20_000, 20_000), (2**31 - 1, 2**31 - 1)]
 )
 def test_a_bomb_is_refused_by_its_header(width: int, height: int) -> None:
-    with pytest.raises(
-        WanInputError, match=rf"bomb\.png: {width:,}x{height:,} px is more than is ever decoded"
-    ):
+    with pytest.raises(WanInputError, match=rf"bomb\.png: {width:,}x{height:,} px is more than is ever decoded"):
         inspect(samples.claiming_size(width, height), name="bomb.png")
 
 
@@ -258,10 +254,6 @@ def test_a_path_is_read_and_a_missing_one_is_named(tmp_path: Path) -> None:
 
 def test_a_camera_raw_file_is_named() -> None:
     entries = [(0x00FE, 4, 1, 1), (0x0100, 3, 1, 160), (0x0101, 3, 1, 120), (0x014A, 4, 1, 500)]
-    ifd = (
-        struct.pack("<H", len(entries))
-        + b"".join(struct.pack("<HHII", *entry) for entry in entries)
-        + b"\0" * 4
-    )
+    ifd = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + b"\0" * 4
     with pytest.raises(WanInputError, match="looks like a camera raw file"):
         inspect(b"II*\0\x08\0\0\0" + ifd, name="DSC_0001.tif")

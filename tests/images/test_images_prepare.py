@@ -184,30 +184,22 @@ def test_orientation_is_applied_in_every_format(fmt: str) -> None:
             (255, 255, 255),
         ),
         (
-            lambda: samples.encoded(
-                Image.new("L", (400, 400), 128), "PNG", icc_profile=samples.linear_grey_profile()
-            ),
+            lambda: samples.encoded(Image.new("L", (400, 400), 128), "PNG", icc_profile=samples.linear_grey_profile()),
             (188, 188, 188),
         ),
         (
-            lambda: samples.encoded(
-                Image.new("L", (400, 400), 128), "JPEG", icc_profile=samples.srgb_profile()
-            ),
+            lambda: samples.encoded(Image.new("L", (400, 400), 128), "JPEG", icc_profile=samples.srgb_profile()),
             (128, 128, 128),
         ),
     ],
 )
-def test_any_pixels_become_rgb_of_the_same_colour(
-    make: Callable[[], bytes], expected: tuple[int, int, int]
-) -> None:
+def test_any_pixels_become_rgb_of_the_same_colour(make: Callable[[], bytes], expected: tuple[int, int, int]) -> None:
     colour = _colour(_prepared(make()))
     assert max(abs(a - b) for a, b in zip(colour, expected, strict=True)) <= 3
 
 
 @pytest.mark.parametrize(("background", "expected"), [("black", (0, 0, 0)), ("#102030", (16, 32, 48))])
-def test_transparent_parts_show_the_chosen_background(
-    background: str, expected: tuple[int, int, int]
-) -> None:
+def test_transparent_parts_show_the_chosen_background(background: str, expected: tuple[int, int, int]) -> None:
     palette = Image.new("P", (400, 400), 3)
     palette.putpalette([0, 0, 0] * 3 + [220, 30, 30])
     data = samples.encoded(palette, "PNG", transparency=3)
@@ -273,9 +265,7 @@ def test_small_images_are_refused_where_enlarging_is_off() -> None:
     [((1, 1), "too small even to enlarge"), ((2000, 100), "crop it"), ((1, 4000), "crop it")],
 )
 def test_size_that_cannot_be_scaled_is_refused_with_its_reason(size: tuple[int, int], message: str) -> None:
-    with pytest.raises(
-        WanInputError, match=rf"pic would be refused: it is {size[0]}x{size[1]} px.*{message}"
-    ):
+    with pytest.raises(WanInputError, match=rf"pic would be refused: it is {size[0]}x{size[1]} px.*{message}"):
         _prepared(samples.encoded(Image.new("RGB", size), "PNG"))
 
 
@@ -321,9 +311,7 @@ def test_heic_becomes_jpeg() -> None:
 def test_heic_without_its_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     data = _heic(samples.photo())
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(
-        WanInputError, match=r"pic: HEIC needs the extra: pip install 'airflow-provider-wan\[heif\]'"
-    ):
+    with pytest.raises(WanInputError, match=r"pic: HEIC needs the extra: pip install 'airflow-provider-wan\[heif\]'"):
         prepare(data, rules=RULES, name="pic")
 
 
@@ -333,9 +321,7 @@ def test_heic_without_its_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "AVIF"])
 @pytest.mark.parametrize("size", [(600, 400), (2100, 900)])
 @pytest.mark.parametrize("part", [0.5, 0.95])
-def test_a_truncated_file_is_refused_whether_it_fits_or_not(
-    fmt: str, size: tuple[int, int], part: float
-) -> None:
+def test_a_truncated_file_is_refused_whether_it_fits_or_not(fmt: str, size: tuple[int, int], part: float) -> None:
     options = {"speed": 10} if fmt == "AVIF" else {}
     data = samples.encoded(samples.photo(*size), fmt, **options)
     with pytest.raises(WanInputError, match=r"^cut\.img: .*(truncated|cut off)"):

@@ -42,9 +42,7 @@ def key() -> rsa.RSAPrivateKey:
 
 
 def account(key: rsa.RSAPrivateKey) -> Any:
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return service_account.Credentials.from_service_account_info(
         {
             "client_email": EMAIL,
@@ -86,9 +84,7 @@ def test_a_key_signs_a_link_that_anybody_can_read(bucket: Bucket, key: rsa.RSAPr
 
 
 @pytest.mark.parametrize("lifetime_s", [7 * 24 * HOUR_S + 1, 0, -5])
-def test_a_key_signs_for_seven_days_at_most(
-    lifetime_s: float, bucket: Bucket, key: rsa.RSAPrivateKey
-) -> None:
+def test_a_key_signs_for_seven_days_at_most(lifetime_s: float, bucket: Bucket, key: rsa.RSAPrivateKey) -> None:
     with pytest.raises(WanInputError, match="at most 168"):
         ObjectLinks(client_with(account(key), bucket), lifetime_s=lifetime_s).link_to("videos", "a.jpg")
 
@@ -140,9 +136,7 @@ def iam_url(monkeypatch: pytest.MonkeyPatch) -> Any:
     return use
 
 
-def test_a_machine_without_a_key_signs_through_iam(
-    bucket: Bucket, key: rsa.RSAPrivateKey, iam_url: Any
-) -> None:
+def test_a_machine_without_a_key_signs_through_iam(bucket: Bucket, key: rsa.RSAPrivateKey, iam_url: Any) -> None:
     answer = Iam(key)
     with RawServer(answer) as server:
         iam_url(server)
@@ -151,9 +145,7 @@ def test_a_machine_without_a_key_signs_through_iam(
     assert answer.asked == [f"POST /v1/{EMAIL}:signBlob HTTP/1.1"]
 
 
-def test_an_impersonated_account_signs_through_iam(
-    bucket: Bucket, key: rsa.RSAPrivateKey, iam_url: Any
-) -> None:
+def test_an_impersonated_account_signs_through_iam(bucket: Bucket, key: rsa.RSAPrivateKey, iam_url: Any) -> None:
     source = Machine().with_scopes(("https://www.googleapis.com/auth/cloud-platform",))
     source.token = "machine-token"
     acting = impersonated_credentials.Credentials(
@@ -181,9 +173,7 @@ def test_user_credentials_cannot_sign_and_the_error_says_what_to_do(bucket: Buck
         ObjectLinks(client_with(person, bucket)).link_to("videos", "a.jpg")
 
 
-def test_links_without_credentials_point_only_to_an_emulator(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_links_without_credentials_point_only_to_an_emulator(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     client = client_with(AnonymousCredentials(), bucket)
     assert ObjectLinks(client).link_to("videos", "a b.jpg") == f"{bucket.sandbox.bucket_url}/videos/a%20b.jpg"
     monkeypatch.delenv("STORAGE_EMULATOR_HOST")
@@ -194,9 +184,7 @@ def test_links_without_credentials_point_only_to_an_emulator(
 def test_a_wait_longer_than_the_link_is_refused_before_anything_is_opened() -> None:
     def make(link_lifetime: timedelta | None, waits_for_s: float) -> float:
         task: Any = SimpleNamespace(staging=None, background="white", too_small="upscale", log=None)
-        sources = image_sources(
-            task, None, LazyModel(MODEL), link_lifetime=link_lifetime, waits_for_s=waits_for_s
-        )
+        sources = image_sources(task, None, LazyModel(MODEL), link_lifetime=link_lifetime, waits_for_s=waits_for_s)
         return sources.options.link_lifetime_s
 
     assert make(None, 6 * HOUR_S) == 12 * HOUR_S
@@ -206,9 +194,7 @@ def test_a_wait_longer_than_the_link_is_refused_before_anything_is_opened() -> N
         make(timedelta(hours=1), 6 * HOUR_S)
 
 
-def test_all_links_of_a_task_are_signed_with_one_token(
-    bucket: Bucket, key: rsa.RSAPrivateKey, iam_url: Any
-) -> None:
+def test_all_links_of_a_task_are_signed_with_one_token(bucket: Bucket, key: rsa.RSAPrivateKey, iam_url: Any) -> None:
     machine = Machine()
     client = client_with(machine, bucket)
     client._http_internal = requests.Session()  # reads go to the emulator, which asks for no token

@@ -62,9 +62,7 @@ def turned() -> bytes:
     return encoded(photo(640, 480), "JPEG", quality=90, exif=exif_with(orientation=6, gps=True))
 
 
-def test_same_content_is_the_same_image_in_every_place(
-    bucket: Bucket, sources: Sources, tmp_path: Path
-) -> None:
+def test_same_content_is_the_same_image_in_every_place(bucket: Bucket, sources: Sources, tmp_path: Path) -> None:
     bucket.put("a.jpg", fits())
     bucket.put("again/ä b.jpg", fits())
     (tmp_path / "c.jpg").write_bytes(fits())
@@ -141,17 +139,13 @@ def test_staged_copy_is_upright_and_without_private_data(bucket: Bucket, sources
 def test_another_background_is_another_copy(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.png", encoded(quadrants().convert("RGBA"), "PNG"))
     urls = [
-        sources(staging="gs://videos/staged", background=colour)
-        .open("gs://videos/a.png")
-        .addresses()["img_url"]
+        sources(staging="gs://videos/staged", background=colour).open("gs://videos/a.png").addresses()["img_url"]
         for colour in ("white", "#ffffff", "black")
     ]
     assert urls[0] == urls[1] != urls[2]
 
 
-def test_unfit_image_without_staging_is_refused_and_staging_is_named(
-    bucket: Bucket, sources: Sources
-) -> None:
+def test_unfit_image_without_staging_is_refused_and_staging_is_named(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.png", encoded(quadrants().convert("RGBA"), "PNG"))
     with pytest.raises(WanInputError, match=r"gs://videos/a.png would be refused: .*transparency.*staging="):
         sources().open("gs://videos/a.png").addresses()["img_url"]
@@ -208,9 +202,7 @@ def test_a_file_is_staged_even_where_it_fits(bucket: Bucket, sources: Sources, t
         sources().open(str(tmp_path / "a.jpg")).addresses()["img_url"]
 
 
-@pytest.mark.parametrize(
-    "address", ["", "ftp://h/a.jpg", "data:image/png;base64,AAAA", "gs://videos", "gs://B/x"]
-)
+@pytest.mark.parametrize("address", ["", "ftp://h/a.jpg", "data:image/png;base64,AAAA", "gs://videos", "gs://B/x"])
 def test_invalid_image_address_is_refused(sources: Sources, address: str) -> None:
     with pytest.raises(WanInputError):
         sources().open(address).addresses()["img_url"]
@@ -292,16 +284,12 @@ def test_requester_pays_bucket_is_read_on_the_quota_project(credentials: Any) ->
             look_up_object(client, "gs://paid-by-reader/a.jpg")
         with pytest.raises(WanStorageError, match=r"requester pays.*GOOGLE_CLOUD_QUOTA_PROJECT"):
             list(DatasetReader(lambda: client).rows("gs://paid-by-reader/in/"))
-    for head in (
-        head for head in heads if "/paid-by-reader/o" in head
-    ):  # the client asks for the bucket by itself
+    for head in (head for head in heads if "/paid-by-reader/o" in head):  # the client asks for the bucket by itself
         assert ("userProject=who-pays" in head) == isinstance(credentials, _WithQuotaProject)
 
 
 @pytest.mark.parametrize("staging", [None, "gs://videos/staged"])
-def test_no_image_is_read_by_ranges_and_then_completely(
-    staging: str | None, bucket: Bucket, sources: Sources
-) -> None:
+def test_no_image_is_read_by_ranges_and_then_completely(staging: str | None, bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.jpg", encoded(noise(900, 900), "JPEG", quality=95))
     size = bucket.objects()["a.jpg"]["size_bytes"]
     url = f"{bucket.sandbox.bucket_url}/videos/a.jpg"
@@ -311,9 +299,7 @@ def test_no_image_is_read_by_ranges_and_then_completely(
         assert bucket.sandbox.bucket_control("calls")["bytes_read"] in (size, 0)
 
 
-def test_image_of_which_the_size_alone_is_too_large_is_refused_by_its_header(
-    bucket: Bucket, sources: Sources
-) -> None:
+def test_image_of_which_the_size_alone_is_too_large_is_refused_by_its_header(bucket: Bucket, sources: Sources) -> None:
     bucket.put("a.bmp", encoded(noise(1900, 1900), "BMP"))
     bucket.sandbox.bucket_control("calls", method="DELETE")
     with pytest.raises(WanInputError, match="the model takes less than 10,000,000"):

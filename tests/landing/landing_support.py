@@ -42,9 +42,7 @@ def landing(
     """Give a landing that does not pause between its tries unless told to."""
     hook = WanHook(retry=QUICK)
     rules = video_rules(hosts or hook.settings.download_hosts, stall_s=10)
-    return Landing(
-        hook, bucket.client, Downloader(replace(rules, **bounds), LOG, sleep=sleep), LOG, checks=checks
-    )
+    return Landing(hook, bucket.client, Downloader(replace(rules, **bounds), LOG, sleep=sleep), LOG, checks=checks)
 
 
 def to(bucket: Bucket, name: str = "v/clip.mp4", **more: Any) -> Destination:

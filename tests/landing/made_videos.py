@@ -82,9 +82,7 @@ def small_motion() -> Frames:
     """Hold the camera still while something of 9 by 9 pixels moves by three eighths of a pixel a frame."""
     for number, at in enumerate(times()):
         image = scene().copy()
-        ImageDraw.Draw(image).rectangle(
-            (75 + number * 0.375, 75, 84 + number * 0.375, 84), fill=(255, 255, 255)
-        )
+        ImageDraw.Draw(image).rectangle((75 + number * 0.375, 75, 84 + number * 0.375, 84), fill=(255, 255, 255))
         yield at, image
 
 
@@ -191,12 +189,8 @@ MAKERS: dict[str, Callable[[], bytes]] = {
     "silent audio": lambda: encode(pan(), audio=silence),
     "audio": lambda: encode(pan(), audio=noise),
     "variable frame rate": lambda: encode(irregular()),
-    "hevc": lambda: encode(
-        pan(), codec="libx265", options={"preset": "ultrafast", "x265-params": "log-level=none"}
-    ),
-    "webm": lambda: encode(
-        pan(), container="webm", codec="libvpx", options={"deadline": "realtime", "cpu-used": "8"}
-    ),
+    "hevc": lambda: encode(pan(), codec="libx265", options={"preset": "ultrafast", "x265-params": "log-level=none"}),
+    "webm": lambda: encode(pan(), container="webm", codec="libvpx", options={"deadline": "realtime", "cpu-used": "8"}),
     "damaged": lambda: damaged_in_the_middle(made("pan")),
 }
 

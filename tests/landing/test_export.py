@@ -99,9 +99,7 @@ def test_the_schema_describes_every_column_of_a_row(bucket: Bucket, journal: Buc
 
 
 def test_a_later_export_reads_only_what_has_changed(bucket: Bucket, journal: BucketJournal) -> None:
-    held = [
-        journal.write(record(number, f"2026-01-{10 + number % 3}"), replaces=None) for number in range(30)
-    ]
+    held = [journal.write(record(number, f"2026-01-{10 + number % 3}"), replaces=None) for number in range(30)]
     export()
     before = {name: stored["generation"] for name, stored in bucket.objects("tables/").items()}
     counted = bucket.calls()["bucket.get"]
@@ -123,9 +121,7 @@ def test_a_later_export_reads_only_what_has_changed(bucket: Bucket, journal: Buc
     assert [line["request_id"] for line in rows(bucket)["dt=2026-03-01/records.jsonl"]] == ["other"]
 
 
-def test_an_export_that_was_killed_is_repeated(
-    bucket: Bucket, sandbox: Sandbox, journal: BucketJournal
-) -> None:
+def test_an_export_that_was_killed_is_repeated(bucket: Bucket, sandbox: Sandbox, journal: BucketJournal) -> None:
     for number in range(4):
         journal.write(record(number, f"2026-01-1{number}"), replaces=None)
     sandbox.add_fault("bucket.upload", "forbidden", object_contains="dt=2026-01-12", count=1)
@@ -191,9 +187,7 @@ def test_a_batch_leaves_the_records_of_its_purchases_once(bucket: Bucket, sandbo
     assert sorted(found, key=str) == sorted(exported, key=str)
 
 
-def test_purchases_for_images_that_have_left_the_dataset_stay_in_the_file(
-    bucket: Bucket, sandbox: Sandbox
-) -> None:
+def test_purchases_for_images_that_have_left_the_dataset_stay_in_the_file(bucket: Bucket, sandbox: Sandbox) -> None:
     run(addresses(3), records=TABLE)
     run(addresses(1), records=TABLE)
     assert len(run_rows(bucket)) == 3
@@ -247,9 +241,7 @@ def clips(
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """Run a batch with one rejected and one failed image, and load the table of an export or of runs into DuckDB."""
     with FileServer(Serving(made("black"))) as server:
-        monkeypatch.setenv(
-            "AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox, download_hosts=[sandbox.url, server.url])
-        )
+        monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", connection(sandbox, download_hosts=[sandbox.url, server.url]))
         sandbox.add_fault("result", "link", url=f"{server.url}/v.mp4", img_url_contains="00002.jpg")
         sandbox.add_fault("generation", "fail", img_url_contains="00003.jpg", charged=True)
         run(addresses(10), checks=VideoChecks(on_bad_video="reject"), records=TABLE)

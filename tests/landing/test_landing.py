@@ -373,9 +373,7 @@ def test_a_copy_goes_into_another_bucket(bucket: Bucket, sandbox: Sandbox) -> No
 
 
 @pytest.mark.parametrize("what", ["deleted", "replaced", "forbidden"])
-def test_a_copy_whose_source_is_gone_falls_back_to_the_result(
-    bucket: Bucket, sandbox: Sandbox, what: str
-) -> None:
+def test_a_copy_whose_source_is_gone_falls_back_to_the_result(bucket: Bucket, sandbox: Sandbox, what: str) -> None:
     first = landing(bucket).land(buy(), to(bucket))
     if what == "deleted":
         bucket.client.bucket(bucket.name).blob("v/clip.mp4").delete()
@@ -434,9 +432,7 @@ def test_copy_respects_an_existing_object(
     assert downloads(sandbox) == 1
 
 
-@pytest.mark.parametrize(
-    "fault", [("lost_ack", {}), ("reset", {}), ("status", {"status": 503}), ("quota", {})]
-)
+@pytest.mark.parametrize("fault", [("lost_ack", {}), ("reset", {}), ("status", {"status": 503}), ("quota", {})])
 def test_copy_survives_a_failing_bucket(bucket: Bucket, sandbox: Sandbox, fault: Any) -> None:
     first = landing(bucket).land(buy(), to(bucket))
     sandbox.add_fault("bucket.copy", fault[0], count=1, **fault[1])

@@ -265,9 +265,7 @@ def test_file_that_changes_between_two_connections_is_downloaded_again(
     assert bucket.read("v/clip.mp4") == new
 
 
-def test_a_file_without_a_validator_is_fetched_from_the_start(
-    bucket: Bucket, sandbox: Sandbox, record: Record
-) -> None:
+def test_a_file_without_a_validator_is_fetched_from_the_start(bucket: Bucket, sandbox: Sandbox, record: Record) -> None:
     old, new = mp4(b"o" * 20_000), mp4(b"n" * 20_000)
     plans = Serving(old, etag=None, cut=10_000), Serving(new, etag=None, ranges="blind")
     with FileServer(*plans) as files:
@@ -297,9 +295,7 @@ def test_server_that_always_restarts_the_file_fails_the_download(
     assert bucket.objects() == {}
 
 
-def test_a_file_without_a_length_lands_only_if_its_boxes_end(
-    bucket: Bucket, sandbox: Sandbox, record: Record
-) -> None:
+def test_a_file_without_a_length_lands_only_if_its_boxes_end(bucket: Bucket, sandbox: Sandbox, record: Record) -> None:
     open_ended = mp4()[:-14] + box(b"mdat", b"frames", size=0)
     with (
         FileServer(Serving(open_ended, framing="close")) as files,
@@ -329,9 +325,7 @@ def test_more_than_the_size_limit_is_refused_without_reading_on(
     assert bucket.objects() == {}
 
 
-def test_a_length_beyond_all_numbers_is_an_ordinary_error(
-    bucket: Bucket, sandbox: Sandbox, record: Record
-) -> None:
+def test_a_length_beyond_all_numbers_is_an_ordinary_error(bucket: Bucket, sandbox: Sandbox, record: Record) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n"
     with RawServer(always(head + mp4()[:50])) as wire:
         sandbox.add_fault("result", "link", url=wire.url)
@@ -349,9 +343,7 @@ def test_a_file_that_is_sent_encoded_is_refused(bucket: Bucket, sandbox: Sandbox
 
 
 @pytest.mark.parametrize("kind", ["webm", "quicktime"])
-def test_a_video_is_landed_by_its_real_type(
-    bucket: Bucket, sandbox: Sandbox, record: Record, kind: str
-) -> None:
+def test_a_video_is_landed_by_its_real_type(bucket: Bucket, sandbox: Sandbox, record: Record, kind: str) -> None:
     options, content_type = VIDEOS[kind]
     with FileServer(Serving(encoded(**options), content_type="application/octet-stream")) as files:
         land_from(files, record, bucket, sandbox)
@@ -398,9 +390,7 @@ def test_a_long_wait_that_a_file_server_asks_for_travels_with_the_error(
 
 
 @pytest.mark.parametrize("size", [6_003_000, 8_000_000], ids=["at the very end", "on the way"])
-def test_full_temporary_directory_is_reported(
-    bucket: Bucket, sandbox: Sandbox, record: Record, size: int
-) -> None:
+def test_full_temporary_directory_is_reported(bucket: Bucket, sandbox: Sandbox, record: Record, size: int) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     with FileServer(Serving(mp4(bytes(size)))) as files:
@@ -442,9 +432,7 @@ def test_any_bytes_with_any_cuts_land_complete_or_not_at_all(
         bucket.client.bucket(bucket.name).blob(name).delete()
     versions = [first, second]
     plans = [
-        Serving(
-            versions[which], etag=f'"{which}"' if tagged else None, cut=cut, framing=framing, ranges=ranges
-        )
+        Serving(versions[which], etag=f'"{which}"' if tagged else None, cut=cut, framing=framing, ranges=ranges)
         for which, cut, framing, ranges, tagged in connections
     ]
     with FileServer(*plans) as files:
@@ -496,9 +484,7 @@ def test_large_upload_resumes_where_it_was_interrupted(
 
 
 @pytest.mark.parametrize("size", [1000, 17 * 1024 * 1024], ids=["small", "large"])
-def test_a_damaged_upload_never_becomes_an_object(
-    bucket: Bucket, sandbox: Sandbox, record: Record, size: int
-) -> None:
+def test_a_damaged_upload_never_becomes_an_object(bucket: Bucket, sandbox: Sandbox, record: Record, size: int) -> None:
     for call in ("bucket.upload", "bucket.upload.chunk"):
         sandbox.add_fault(call, "corrupt", at="wire", count=1)
     with FileServer(Serving(mp4(bytes(size)))) as files:

@@ -56,9 +56,7 @@ def test_a_poster_shows_a_frame_that_stands_for_the_video(
     assert poster.getpixel((160, 120)) == pytest.approx(color, abs=12)
 
 
-def test_a_poster_of_a_large_video_is_small(
-    bucket: Bucket, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_poster_of_a_large_video_is_small(bucket: Bucket, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     with FileServer(Serving(encode(still(scene((1920, 1080)), seconds=0.4)))) as server:
         connect(monkeypatch, sandbox, download_hosts=[server.url])
         sandbox.add_fault("result", "link", url=f"{server.url}/v.mp4")

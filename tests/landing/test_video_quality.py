@@ -112,9 +112,7 @@ def test_each_kind_of_video_gets_its_facts_and_its_verdict(source: Bucket, kind:
 @pytest.mark.parametrize(
     ("name", "lines", "keys"), [("astronaut", 480, "ac"), ("night", 480, "ac"), ("portrait", 1080, "a")]
 )
-def test_videos_of_the_sandbox_raise_no_alarm(
-    source: Bucket, tmp_path: Path, name: str, lines: int, keys: str
-) -> None:
+def test_videos_of_the_sandbox_raise_no_alarm(source: Bucket, tmp_path: Path, name: str, lines: int, keys: str) -> None:
     size = {"astronaut": (512, 512), "night": (900, 500), "portrait": (500, 900)}[name]
     picture = next(iter(night()))[1].resize(size) if name == "night" else scene_image(size)
     image = encoded(picture, "PNG")
@@ -215,9 +213,7 @@ def test_a_check_of_the_user_gets_the_file_the_facts_and_the_record(source: Buck
     assert seen == [(made("pan"), 480, "360P")]
 
 
-def test_a_check_of_the_user_that_raises_keeps_no_video_out(
-    source: Bucket, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_check_of_the_user_that_raises_keeps_no_video_out(source: Bucket, caplog: pytest.LogCaptureFixture) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("a mistake")
 
@@ -343,8 +339,6 @@ def test_a_landed_video_says_that_a_model_made_it(bucket: Bucket, sandbox: Sandb
 
 
 def test_importing_the_checks_imports_no_decoder() -> None:
-    code = (
-        "import sys, airflow_provider_wan.landing.inspector; print(sorted({'av', 'PIL'} & set(sys.modules)))"
-    )
+    code = "import sys, airflow_provider_wan.landing.inspector; print(sorted({'av', 'PIL'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

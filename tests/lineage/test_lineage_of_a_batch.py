@@ -212,9 +212,7 @@ def emitted(path: Path, count: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_lineage_of_a_small_batch_names_each_image_and_video(sandbox: Sandbox, tmp_path: Path) -> None:
     report, event = emitted(tmp_path / "events.jsonl", 4)
-    assert report["inputs"] == [
-        f"https://images.example.com/{number % 3}/{number:03d}.jpg" for number in (0, 3, 1, 2)
-    ]
+    assert report["inputs"] == [f"https://images.example.com/{number % 3}/{number:03d}.jpg" for number in (0, 3, 1, 2)]
     assert len(report["outputs"]) == len(event["outputs"]) == 4
     assert {one["outputFacets"]["outputStatistics"]["size"] for one in event["outputs"]} == {20_000}
     assert [one["name"] for one in event["inputs"]] == ["0/000.jpg", "1/001.jpg", "2/002.jpg", "0/003.jpg"]

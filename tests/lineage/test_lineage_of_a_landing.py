@@ -163,9 +163,7 @@ def test_landing_is_reported_to_hook_lineage_and_openlineage(
         ["https://images.example.com/a.jpg"],
         ["gs://videos/a.mp4"],
     )
-    assert [(one["namespace"], one["name"]) for one in event["inputs"]] == [
-        ("https://images.example.com", "a.jpg")
-    ]
+    assert [(one["namespace"], one["name"]) for one in event["inputs"]] == [("https://images.example.com", "a.jpg")]
     (output,) = event["outputs"]
     assert (output["namespace"], output["name"]) == ("gs://videos", "a.mp4")
     assert output["outputFacets"]["outputStatistics"]["size"] == 50_000

@@ -54,9 +54,7 @@ class Holder:
         ),
     ],
 )
-def test_links_follow_the_tasks_state(
-    seen: LinkState | None, video: str, bucket: str, generations: str
-) -> None:
+def test_links_follow_the_tasks_state(seen: LinkState | None, video: str, bucket: str, generations: str) -> None:
     operator = Holder(seen)
     links = (WanVideoLink(), WanBucketLink(), WanGenerationsLink())
     assert [link.get_link(operator, ti_key=None) for link in links] == [video, bucket, generations]

@@ -52,9 +52,7 @@ def live_sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SandboxPr
 
 
 @pytest.fixture(scope="session")
-def live_airflow(
-    tmp_path_factory: pytest.TempPathFactory, live_sandbox: SandboxProcess
-) -> Iterator[LocalAirflow]:
+def live_airflow(tmp_path_factory: pytest.TempPathFactory, live_sandbox: SandboxProcess) -> Iterator[LocalAirflow]:
     """Airflow on PostgreSQL with one triggerer; more with ``start_triggerer()``."""
     home = tmp_path_factory.mktemp("airflow")
     folders = [Path(__file__).parent / "dags", ROOT / "dags"]

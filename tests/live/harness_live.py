@@ -38,17 +38,13 @@ class Live:
         """Airflow's REST API."""
         return self.airflow.client
 
-    def start(
-        self, dag_id: str, conf: dict[str, Any] | None = None, *, logical_date: str | None = None
-    ) -> str:
+    def start(self, dag_id: str, conf: dict[str, Any] | None = None, *, logical_date: str | None = None) -> str:
         """Start a run as soon as the Dag is parsed, and return its id."""
         self.airflow.wait_for_dags(dag_id)
         self.client.unpause(dag_id)
         return self.client.trigger(dag_id, conf, logical_date=logical_date)
 
-    def assert_ends(
-        self, dag_id: str, run_id: str, state: str = "success", *, timeout_s: float = 600
-    ) -> None:
+    def assert_ends(self, dag_id: str, run_id: str, state: str = "success", *, timeout_s: float = 600) -> None:
         """Wait for a run's end and fail, with the logs of its failed tasks, if it has another state."""
         ended = self.client.wait_run(dag_id, run_id, timeout_s=timeout_s)
         assert ended == state, f"{ended}, not {state}: {self.client.why_failed(dag_id, run_id)}"

@@ -53,9 +53,7 @@ class SideBySide:
     """Runs the selected scenarios and keeps what became of each."""
 
     def __init__(self, live: Live, items: Iterable[pytest.Item]) -> None:
-        functions = [
-            function for item in items if hasattr(function := getattr(item, "function", None), "scenario")
-        ]
+        functions = [function for item in items if hasattr(function := getattr(item, "function", None), "scenario")]
         self._outcomes: dict[Body, Future[None]] = {function.scenario: Future() for function in functions}
         self._room = threading.Semaphore(AT_ONCE)
         together = [function.scenario for function in functions if not function.alone]

@@ -33,9 +33,7 @@ def find_binaries() -> Path:
     :raises NoPostgresError: neither is there.
     """
     on_path = [Path(found).resolve().parent for found in [shutil.which("postgres")] if found]
-    in_folders = [
-        folder for pattern in _FOLDERS for folder in sorted(Path("/").glob(pattern[1:]), reverse=True)
-    ]
+    in_folders = [folder for pattern in _FOLDERS for folder in sorted(Path("/").glob(pattern[1:]), reverse=True)]
     wheel = importlib.util.find_spec(_WHEEL)
     in_wheel = [Path(wheel.origin).parent / "pginstall" / "bin"] if wheel and wheel.origin else []
     for folder in [*on_path, *in_folders, *in_wheel]:
@@ -157,9 +155,7 @@ class Postgres:
 
     def _reachable(self, binaries: Path) -> Path:
         """The binaries, copied where the unprivileged user can reach them if it cannot where they are."""
-        if self._user is None or all(
-            folder.stat().st_mode & 0o001 for folder in [binaries, *binaries.parents]
-        ):
+        if self._user is None or all(folder.stat().st_mode & 0o001 for folder in [binaries, *binaries.parents]):
             return binaries
         package = binaries.parents[1]
         copies = {

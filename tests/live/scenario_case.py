@@ -114,9 +114,7 @@ class Case:
         """Wait for a run's end, which must be this one."""
 
         def over() -> str | None:
-            row = self.database.row(
-                "SELECT state FROM dag_run WHERE dag_id = %s AND run_id = %s", dag_id, run_id
-            )
+            row = self.database.row("SELECT state FROM dag_run WHERE dag_id = %s AND run_id = %s", dag_id, run_id)
             return row[0] if row and row[0] in OVER else None
 
         ended = self.wait_until(over, f"the end of {dag_id} {run_id}")
@@ -241,9 +239,7 @@ class Case:
         def logged() -> bool:
             if text in self.log(task):
                 return True
-            outputs = [
-                own.log_path for own in self.live.airflow.processes if own.name.startswith("triggerer")
-            ]
+            outputs = [own.log_path for own in self.live.airflow.processes if own.name.startswith("triggerer")]
             lines = (line for path in outputs for line in path.read_text(errors="replace").splitlines())
             return any(text in line and task.run_id in line for line in lines)
 
@@ -255,9 +251,7 @@ class Case:
 
     # -- judgement -----------------------------------------------------------------------------------------
 
-    def judge(
-        self, *, bought: int = 1, charged: int | None = None, landed: int = 1, cancelled: int = 0
-    ) -> None:
+    def judge(self, *, bought: int = 1, charged: int | None = None, landed: int = 1, cancelled: int = 0) -> None:
         """Compare the ledger and the bucket with the promise, and add a line to the table.
 
         :param bought: requests that may have been bought.

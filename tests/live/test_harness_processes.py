@@ -32,9 +32,7 @@ time.sleep(600)
 
 
 def family(folder: Path) -> tuple[OwnProcess, int]:
-    own = OwnProcess(
-        "family", [sys.executable, "-c", FAMILY], env=os.environ, log_path=folder / "log", cwd=folder
-    )
+    own = OwnProcess("family", [sys.executable, "-c", FAMILY], env=os.environ, log_path=folder / "log", cwd=folder)
     text = wait_until(
         lambda: (folder / "child").exists() and (folder / "child").read_text(), "the child", timeout_s=120
     )

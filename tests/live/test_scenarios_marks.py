@@ -121,9 +121,7 @@ def test_run_that_times_out_cancels_queued_requests(live: Live) -> None:
     case = Case(live, "run-timed-out")
     run_id = deferred_in_the_queue(case)
 
-    case.database.change(
-        "UPDATE dag_run SET start_date = start_date - interval '2 hours' WHERE run_id = %s", run_id
-    )
+    case.database.change("UPDATE dag_run SET start_date = start_date - interval '2 hours' WHERE run_id = %s", run_id)
     case.mark_failure()
 
     case.wait_cancel()

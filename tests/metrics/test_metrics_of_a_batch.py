@@ -90,9 +90,7 @@ def metrics_of(code: str, port: socket.socket) -> list[Counter[str]]:
     return by_try(port)
 
 
-def test_each_event_of_a_batch_is_counted_once_over_waits_and_tries(
-    sandbox: Sandbox, port: socket.socket
-) -> None:
+def test_each_event_of_a_batch_is_counted_once_over_waits_and_tries(sandbox: Sandbox, port: socket.socket) -> None:
     pytest.importorskip("statsd")
     sandbox.add_fault("generation", "fail", img_url_contains="007.jpg", count=1)
     sandbox.add_fault("generation", "fail", img_url_contains="008.jpg")

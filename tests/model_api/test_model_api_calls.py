@@ -246,14 +246,10 @@ def test_success_without_a_usable_url_is_a_failure_that_counts_as_paid(output: A
 
 @pytest.mark.parametrize("word", ["in_queue", "in_progress", "archived"])
 def test_result_that_is_not_ready_is_not_an_error(word: str) -> None:
-    assert not calls.read_result(
-        reply(200, {"status": word, "output": {"video": V}}), "r-1"
-    ).state.is_terminal
+    assert not calls.read_result(reply(200, {"status": word, "output": {"video": V}}), "r-1").state.is_terminal
 
 
-@pytest.mark.parametrize(
-    ("status", "key"), [(400, "error_code"), (400, "code"), (200, "error_code"), (404, "code")]
-)
+@pytest.mark.parametrize(("status", "key"), [(400, "error_code"), (400, "code"), (200, "error_code"), (404, "code")])
 def test_error_code_400005_is_not_an_error(status: int, key: str) -> None:
     found = calls.read_result(reply(status, {key: 400005, "error_message": "not ready"}), "r-1")
     assert not found.state.is_terminal
@@ -346,31 +342,20 @@ def test_errors_of_catalogue_and_balance_are_raised(read: Any) -> None:
 
 
 ANY = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=20)
-    | st.sampled_from([V, I, X]),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from([V, I, X]),
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.sampled_from(["video", "videos", "image", "url", "message", "x"]), inner, max_size=4
-        )
+        | st.dictionaries(st.sampled_from(["video", "videos", "image", "url", "message", "x"]), inner, max_size=4)
     ),
     max_leaves=10,
 )
-KEYS = st.sampled_from(
-    ["status", "output", "error", "cost", "queue_position", "request_id", "code", "outcome"]
-)
+KEYS = st.sampled_from(["status", "output", "error", "cost", "queue_position", "request_id", "code", "outcome"])
 
 
 @STEADY
 @given(
     st.sampled_from([200, 202, 400, 404, 500]),
-    st.dictionaries(
-        KEYS, ANY | st.sampled_from(["completed", "in_queue", "failed", 404001, 400005]), max_size=6
-    ),
+    st.dictionaries(KEYS, ANY | st.sampled_from(["completed", "in_queue", "failed", 404001, 400005]), max_size=6),
 )
 def test_any_answer_is_read_or_raises_our_own_error(status: int, body: dict[str, Any]) -> None:
     answer = reply(status, json.dumps(body).encode())

@@ -106,9 +106,7 @@ def test_rules_of_the_page_are_enforced(rules: Any, value: Any, said: str) -> No
 
 
 def test_required_and_unknown_fields_are_named() -> None:
-    found = model(
-        {"prompt": {"type": "string"}, "image_url": IMAGE}, required=["prompt", "image_url", "gone"]
-    )
+    found = model({"prompt": {"type": "string"}, "image_url": IMAGE}, required=["prompt", "image_url", "gone"])
     message = refusal(found, {"promt": "x"})
     for part in ("'prompt' is required", "'image_url' is required", "did you mean 'prompt'?"):
         assert part in message

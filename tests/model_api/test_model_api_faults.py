@@ -151,9 +151,7 @@ def test_submit_is_refused_only_where_that_is_certain(status: int, body: Any, er
         (504, b"", WanTransientError),
     ],
 )
-def test_read_error_is_transient_unless_the_api_is_definite(
-    status: int, body: Any, error: type[WanError]
-) -> None:
+def test_read_error_is_transient_unless_the_api_is_definite(status: int, body: Any, error: type[WanError]) -> None:
     assert type(of_get(status, body)) is error
 
 
@@ -196,9 +194,7 @@ def test_messages_name_code_text_request_and_what_to_do() -> None:
     assert "another user" in str(error)
     assert (error.request_id, getattr(error, "code", None)) == ("r-1", 403001)
     assert "model id" in str(of_submit(400, own(400001)))
-    assert "prompt: too long" in str(
-        of_submit(422, {"detail": [{"loc": ["body", "prompt"], "msg": "too long"}]})
-    )
+    assert "prompt: too long" in str(of_submit(422, {"detail": [{"loc": ["body", "prompt"], "msg": "too long"}]}))
 
 
 @pytest.mark.parametrize(

@@ -142,9 +142,7 @@ def test_signature_and_order_of_fields_are_not_part_of_the_fingerprint(
     own: list[tuple[str, str]], signing: list[tuple[str, str]], chance: Any, fields: list[tuple[str, Any]]
 ) -> None:
     def url(pairs: list[tuple[str, str]]) -> str:
-        return "https://h.example/a.png?" + "&".join(
-            f"{name}={quote(value, safe='')}" for name, value in pairs
-        )
+        return "https://h.example/a.png?" + "&".join(f"{name}={quote(value, safe='')}" for name, value in pairs)
 
     signed = list(own)
     for pair in signing:

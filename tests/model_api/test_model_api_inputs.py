@@ -158,11 +158,7 @@ def test_model_id_cannot_leave_the_folder_of_schemas() -> None:
 def test_every_bundled_schema_is_valid() -> None:
     from jsonschema import Draft202012Validator
 
-    files = [
-        f
-        for f in resources.files("airflow_provider_wan.model_api.schemas").iterdir()
-        if f.name.endswith(".json")
-    ]
+    files = [f for f in resources.files("airflow_provider_wan.model_api.schemas").iterdir() if f.name.endswith(".json")]
     assert files
     for file in files:
         document = json.loads(file.read_text())
@@ -173,9 +169,7 @@ def test_every_bundled_schema_is_valid() -> None:
         for name, rules in schema.fields.items():
             assert rules["title"], name
             assert rules["description"], name
-            assert (
-                "default" not in rules or coerce_value(rules["default"], (rules["type"],)) == rules["default"]
-            )
+            assert "default" not in rules or coerce_value(rules["default"], (rules["type"],)) == rules["default"]
 
 
 def test_bundled_image_rules_are_those_of_the_page() -> None:

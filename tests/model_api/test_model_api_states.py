@@ -73,9 +73,7 @@ def test_unknown_word_is_not_terminal(word: str, has_url: bool) -> None:
 
 @STEADY
 @given(st.sampled_from(KNOWN), st.data(), st.booleans())
-def test_letter_case_and_surrounding_blanks_are_ignored(
-    word: str, data: st.DataObject, has_url: bool
-) -> None:
+def test_letter_case_and_surrounding_blanks_are_ignored(word: str, data: st.DataObject, has_url: bool) -> None:
     upper = data.draw(st.lists(st.booleans(), min_size=len(word), max_size=len(word)))
     written = " " + "".join(c.upper() if up else c for c, up in zip(word, upper, strict=True)) + "\n"
     assert state_of_status_word(written) is state_of_status_word(word)

@@ -104,9 +104,7 @@ def test_invalid_parameters_fail_the_dag_file(changes: dict[str, Any]) -> None:
         {"bucket_name": "no bucket"},
     ],
 )
-def test_invalid_rendered_parameters_fail_before_anything_is_bought(
-    sandbox: Sandbox, changes: dict[str, Any]
-) -> None:
+def test_invalid_rendered_parameters_fail_before_anything_is_bought(sandbox: Sandbox, changes: dict[str, Any]) -> None:
     from airflow_provider_wan.exceptions import WanInputError
 
     with pytest.raises(WanInputError):

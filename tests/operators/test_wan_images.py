@@ -75,14 +75,10 @@ def lines(bucket: Bucket, uri: str) -> list[dict[str, Any]]:
 
 
 def writes(bucket: Bucket) -> int:
-    return sum(
-        about["writes"] for name, about in bucket.objects("staged/").items() if "/manifests/" not in name
-    )
+    return sum(about["writes"] for name, about in bucket.objects("staged/").items() if "/manifests/" not in name)
 
 
-def test_a_dataset_comes_out_as_chunks_of_prepared_rows(
-    bucket: Bucket, run: Run, pushed: dict[str, Any]
-) -> None:
+def test_a_dataset_comes_out_as_chunks_of_prepared_rows(bucket: Bucket, run: Run, pushed: dict[str, Any]) -> None:
     for number in range(4):
         bucket.put(f"in/{number}.jpg", fits(640 + number))
     bucket.put("in/4.jpg", turned())
@@ -108,10 +104,7 @@ def test_a_dataset_comes_out_as_chunks_of_prepared_rows(
     assert fixed["staged_uri"].startswith(f"{STAGING}/")
     assert (fixed["width"], fixed["height"]) == (480, 640)
     assert fixed["changes"][0] == "turned upright (orientation 6)"
-    assert (
-        hashlib.sha256(bucket.read(fixed["staged_uri"].removeprefix("gs://videos/"))).hexdigest()
-        == fixed["sha256"]
-    )
+    assert hashlib.sha256(bucket.read(fixed["staged_uri"].removeprefix("gs://videos/"))).hexdigest() == fixed["sha256"]
     assert pushed["summary"]["images"] == 5
     assert lines(bucket, pushed["summary"]["report"]) == []
 
@@ -165,9 +158,7 @@ def _heic() -> bytes:
     return encoded(photo(640, 480), "HEIF")
 
 
-def test_fixable_images_are_fixed_and_the_others_reported(
-    bucket: Bucket, run: Run, pushed: dict[str, Any]
-) -> None:
+def test_fixable_images_are_fixed_and_the_others_reported(bucket: Bucket, run: Run, pushed: dict[str, Any]) -> None:
     for name, (data, _) in HOSTILE.items():
         bucket.put(f"in/{name}", data)
     for name, data in MENDED.items():
@@ -203,9 +194,7 @@ def test_more_than_the_tolerated_share_fails(bucket: Bucket, run: Run) -> None:
     assert run("gs://videos/in/", on_invalid="skip", tolerated_share=0.25)
 
 
-def test_dataset_without_a_usable_image_fails_even_if_all_failures_are_tolerated(
-    bucket: Bucket, run: Run
-) -> None:
+def test_dataset_without_a_usable_image_fails_even_if_all_failures_are_tolerated(bucket: Bucket, run: Run) -> None:
     bucket.put("in/0.jpg", b"x")
     with pytest.raises(WanInputError, match="No usable image is left"):
         run("gs://videos/in/", on_invalid="skip", tolerated_share=1)
@@ -342,9 +331,7 @@ def test_a_plan_counts_and_prices_and_writes_nothing(bucket: Bucket, run: Run) -
     assert [one["rule"] for one in plan["problems"]] == ["image", "min_side_px", "max_side_px"]
 
 
-def test_plan_and_summary_count_and_name_what_was_passed_over(
-    bucket: Bucket, run: Run, pushed: dict[str, Any]
-) -> None:
+def test_plan_and_summary_count_and_name_what_was_passed_over(bucket: Bucket, run: Run, pushed: dict[str, Any]) -> None:
     bucket.put("in/a.jpg", fits())
     bucket.put("in/._a.jpg", b"companion")
     bucket.put("in/notes.txt", b"x")
@@ -365,9 +352,7 @@ def test_a_plan_reads_headers_only(bucket: Bucket, run: Run) -> None:
     assert bucket.sandbox.bucket_control("calls")["bytes_read"] <= 5 * 64 * 1024
 
 
-def test_a_plan_knows_what_was_prepared_and_bought_before(
-    bucket: Bucket, run: Run, pushed: dict[str, Any]
-) -> None:
+def test_a_plan_knows_what_was_prepared_and_bought_before(bucket: Bucket, run: Run, pushed: dict[str, Any]) -> None:
     from airflow_provider_wan.operators.wan import WanSubmitOperator
 
     bucket.put("in/a.jpg", fits())

@@ -81,9 +81,7 @@ def test_the_same_image_uploaded_again_elsewhere_is_not_bought_again(bucket: Buc
     assert len(purchases(bucket)) == 2
 
 
-def test_a_prepared_row_and_its_source_are_one_video(
-    bucket: Bucket, submit: Submit, pushed: dict[str, Any]
-) -> None:
+def test_a_prepared_row_and_its_source_are_one_video(bucket: Bucket, submit: Submit, pushed: dict[str, Any]) -> None:
     bucket.put("in/a.jpg", turned())
     task = WanPrepareImagesOperator(
         task_id="prepare", dataset="gs://videos/in/", staging=STAGING, inputs={"seed": "7"}, variation="v"
@@ -127,9 +125,7 @@ def test_unfit_image_is_refused_without_staging_and_fixed_with_it(bucket: Bucket
     assert len(purchases(bucket)) == 1
 
 
-def test_a_refused_image_leaves_no_claim_and_can_skip(
-    bucket: Bucket, submit: Submit, pushed: dict[str, Any]
-) -> None:
+def test_a_refused_image_leaves_no_claim_and_can_skip(bucket: Bucket, submit: Submit, pushed: dict[str, Any]) -> None:
     bucket.put("a.jpg", b"<html>")
     with pytest.raises(AirflowSkipException):
         submit("gs://videos/a.jpg", on_invalid="skip")

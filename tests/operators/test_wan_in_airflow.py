@@ -13,9 +13,7 @@ from tests.sandboxes import INPUTS
 from tests.task_runs import connect, posts, purchases
 from wan_sandbox.server import Sandbox
 
-INPUT_LINES = (
-    f"prompt={INPUTS['prompt']!r}, img_url={INPUTS['img_url']!r}, check_image=False, poll_interval=0.05"
-)
+INPUT_LINES = f"prompt={INPUTS['prompt']!r}, img_url={INPUTS['img_url']!r}, check_image=False, poll_interval=0.05"
 needs_the_store = pytest.mark.skipif(
     not hasattr(context, "TaskStateStoreAccessor"), reason="Airflow has a task state store since 3.3"
 )
@@ -46,9 +44,7 @@ def test_try_that_fails_after_its_purchase_does_not_buy_again(sandbox: Sandbox, 
 
 def test_failed_generation_is_bought_again_by_the_retry(sandbox: Sandbox, dags: DagFolder) -> None:
     sandbox.add_fault("generation", "fail", count=1)
-    run = dags.write(
-        f'WanSubmitOperator(task_id="generate", {INPUT_LINES}, wait_for_completion=True, retries=1)'
-    )()
+    run = dags.write(f'WanSubmitOperator(task_id="generate", {INPUT_LINES}, wait_for_completion=True, retries=1)')()
     assert run.states() == {"generate": "success"}
     assert run.xcom("generate")["state"] == "succeeded"
     assert len(purchases(sandbox)) == 2

@@ -81,18 +81,14 @@ def test_right_inputs_and_all_images_are_bought(sandbox: Sandbox, images: Bucket
     returned = run(complete(model_id), make_context())
     fields, inputs = TABLE[model_id]
     given = sent(sandbox)
-    assert [given[name].partition("?")[0].rpartition("/")[2] for name in fields] == ["a.jpg", "b.jpg"][
-        : len(fields)
-    ]
+    assert [given[name].partition("?")[0].rpartition("/")[2] for name in fields] == ["a.jpg", "b.jpg"][: len(fields)]
     assert {name: str(given[name]) for name in inputs} == {name: str(value) for name, value in inputs.items()}
     assert returned["image"] == A
     assert [returned["inputs"][name] for name in fields] == [A, B][: len(fields)]
 
 
 @each_model
-def test_mistyped_field_is_refused_with_the_nearest_name(
-    sandbox: Sandbox, images: Bucket, model_id: str
-) -> None:
+def test_mistyped_field_is_refused_with_the_nearest_name(sandbox: Sandbox, images: Bucket, model_id: str) -> None:
     assert "did you mean 'prompt'?" in refusal(sandbox, complete(model_id, inputs={"promt": "x"}))
 
 
@@ -139,9 +135,7 @@ def test_image_of_a_wrong_aspect_ratio_is_refused(sandbox: Sandbox, images: Buck
 # -- images ------------------------------------------------------------------------------------------------
 
 
-def test_small_images_of_every_field_are_enlarged_in_the_staging_prefix(
-    sandbox: Sandbox, images: Bucket
-) -> None:
+def test_small_images_of_every_field_are_enlarged_in_the_staging_prefix(sandbox: Sandbox, images: Bucket) -> None:
     small = "gs://videos/small.jpg"
     task = submit(model_id=WAN_3, image=small, images={"end_image_url": small}, staging="gs://videos/staged")
     run(task, make_context())
@@ -178,9 +172,7 @@ def test_one_image_is_sent_as_a_list_where_the_field_takes_several(sandbox: Sand
     assert [url.rpartition("/")[2] for url in sent(sandbox)["image_urls"]] == ["a.jpg"]
 
 
-def test_source_image_of_wan_2_2_is_the_same_video_under_its_field_name(
-    sandbox: Sandbox, images: Bucket
-) -> None:
+def test_source_image_of_wan_2_2_is_the_same_video_under_its_field_name(sandbox: Sandbox, images: Bucket) -> None:
     store = StoreInMemory()
     for given in ({"image": A}, {"images": {"img_url": A}}):
         run(submit(**given), make_context(store=store))
@@ -231,9 +223,7 @@ def test_image_without_its_field_fails_while_the_page_is_down_and_can_be_retried
     assert posts(sandbox) == 0
 
 
-def test_image_without_its_field_is_refused_where_the_page_has_no_schema(
-    sandbox: Sandbox, images: Bucket
-) -> None:
+def test_image_without_its_field_is_refused_where_the_page_has_no_schema(sandbox: Sandbox, images: Bucket) -> None:
     assert "image_field=" in refusal(sandbox, submit(model_id=FREE_FORM, image=A))
     run(submit(model_id=FREE_FORM, image=A, image_field="picture"), make_context())
     assert sent(sandbox)["picture"].endswith("/a.jpg")
@@ -302,9 +292,7 @@ def test_schema_of_the_user_replaces_that_of_the_page(sandbox: Sandbox, images: 
     assert sandbox.ledger()["calls"].get("model", 0) == 0
 
 
-def test_wrong_token_is_an_error_of_its_own(
-    sandbox: Sandbox, images: Bucket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_token_is_an_error_of_its_own(sandbox: Sandbox, images: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = json.loads(sandbox.env()["AIRFLOW_CONN_WAN_DEFAULT"])
     monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", json.dumps(connection | {"password": "wrong"}))
     with pytest.raises(WanAuthError):

@@ -54,9 +54,7 @@ def store() -> StoreInMemory:
 
 
 def submit(**options: Any) -> WanSubmitOperator:
-    return WanSubmitOperator(
-        **{"task_id": "task", "check_image": False, "poll_interval": 0.05, **INPUTS, **options}
-    )
+    return WanSubmitOperator(**{"task_id": "task", "check_image": False, "poll_interval": 0.05, **INPUTS, **options})
 
 
 def long_ones(sandbox: Sandbox, *, concurrency: int = 50) -> None:
@@ -203,9 +201,7 @@ def test_unsuitable_image_is_refused_before_the_purchase(bucket: Bucket, store: 
     assert store.values == {}, "an image is looked at before the claim"
 
 
-def test_signed_address_is_sent_and_recorded_without_its_signature(
-    bucket: Bucket, store: StoreInMemory
-) -> None:
+def test_signed_address_is_sent_and_recorded_without_its_signature(bucket: Bucket, store: StoreInMemory) -> None:
     url = f"{an_image(bucket, 400)}?sig=very-secret"
     result = run(submit(img_url=url, check_image=True), make_context(store=store))
     assert sent(bucket.sandbox)["img_url"] == url
@@ -218,10 +214,7 @@ def test_image_is_not_read_where_nothing_is_bought(bucket: Bucket, store: StoreI
     url = an_image(bucket, 400)
     first = run(submit(img_url=url, check_image=True), make_context(store=store))
     bucket.client.bucket("videos").blob("a b.png").delete()
-    assert (
-        run(submit(img_url=url, check_image=True), make_context(store=store))["request_id"]
-        == first["request_id"]
-    )
+    assert run(submit(img_url=url, check_image=True), make_context(store=store))["request_id"] == first["request_id"]
 
 
 def test_private_address_is_refused_unless_the_connection_allows_it(
@@ -249,12 +242,8 @@ def test_invalid_prompt_can_skip_its_task(sandbox: Sandbox, store: StoreInMemory
         run(submit(prompt="x" * 900, on_invalid="skip"), make_context(store=store))
 
 
-@pytest.mark.parametrize(
-    "given", [{"resolve": "[]"}, {"request": "a/b"}, {"inputs": "nonsense"}, {"journal": "x"}]
-)
-def test_error_in_the_dag_is_not_skipped(
-    sandbox: Sandbox, store: StoreInMemory, given: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("given", [{"resolve": "[]"}, {"request": "a/b"}, {"inputs": "nonsense"}, {"journal": "x"}])
+def test_error_in_the_dag_is_not_skipped(sandbox: Sandbox, store: StoreInMemory, given: dict[str, Any]) -> None:
     with pytest.raises(AirflowFailException):
         run(submit(on_invalid="skip", **given), make_context(store=store))
 
@@ -280,9 +269,7 @@ def test_journal_protects_across_runs_and_without_a_store(sandbox: Sandbox, buck
     assert purchases(sandbox) == [first["request_id"]]
 
 
-def test_two_mapped_tasks_with_the_same_inputs_buy_once_with_a_journal(
-    sandbox: Sandbox, bucket: Bucket
-) -> None:
+def test_two_mapped_tasks_with_the_same_inputs_buy_once_with_a_journal(sandbox: Sandbox, bucket: Bucket) -> None:
     long_ones(sandbox)
     results = [run(submit(journal=JOURNAL), make_context(map_index=index)) for index in range(3)]
     assert {result["request_id"] for result in results} == set(purchases(sandbox))
@@ -291,10 +278,7 @@ def test_two_mapped_tasks_with_the_same_inputs_buy_once_with_a_journal(
 
 def test_new_variation_buys_a_new_video(sandbox: Sandbox, bucket: Bucket) -> None:
     takes = ["monday", "tuesday", "monday", "", "None", None]
-    ids = [
-        run(submit(journal=JOURNAL, variation=take), make_context(run_id=str(take)))["request_id"]
-        for take in takes
-    ]
+    ids = [run(submit(journal=JOURNAL, variation=take), make_context(run_id=str(take)))["request_id"] for take in takes]
     assert ids[0] == ids[2] != ids[1]
     assert ids[3] == ids[4] == ids[5], "what a template leaves empty is none"
     assert len(purchases(sandbox)) == 3
@@ -453,9 +437,7 @@ def test_awaited_request_teaches_its_real_cost_to_later_submits_plans_and_batche
     for name in "ab":
         bucket.put(f"photos/{name}.jpg", encoded(noise(600, 400 + ord(name)), "JPEG"), "image/jpeg")
     planned = plan.execute(make_context())
-    assert {
-        price["inputs"]["resolution"]: (price["price_usd"], price["source"]) for price in planned["prices"]
-    } == {
+    assert {price["inputs"]["resolution"]: (price["price_usd"], price["source"]) for price in planned["prices"]} == {
         "480P": (0.7, "learned"),
         "1080P": (0.1, "base"),
     }
@@ -495,9 +477,7 @@ def test_adopted_request_without_inputs_has_no_record(sandbox: Sandbox, bucket: 
     """All requests adopted in this way would share one record."""
     bought = [run(submit(durable=False), make_context()) for _ in range(2)]
     for one in bought:
-        task = WanSubmitOperator(
-            task_id="task", request=one["request_id"], journal=JOURNAL, wait_for_completion=True
-        )
+        task = WanSubmitOperator(task_id="task", request=one["request_id"], journal=JOURNAL, wait_for_completion=True)
         assert run(task, make_context())["state"] == "succeeded"
     assert bucket.objects("_journal") == {}
 
@@ -553,9 +533,7 @@ def test_deadline_is_absolute_and_in_the_trigger_arguments(sandbox: Sandbox, sto
 
 
 @pytest.mark.parametrize("deferrable", [True, False])
-def test_queued_request_is_cancelled_at_the_deadline(
-    sandbox: Sandbox, store: StoreInMemory, deferrable: bool
-) -> None:
+def test_queued_request_is_cancelled_at_the_deadline(sandbox: Sandbox, store: StoreInMemory, deferrable: bool) -> None:
     long_ones(sandbox, concurrency=1)
     run(submit(prompt="keeps the only place", durable=False), make_context())
     task = submit(wait_for_completion=True, deferrable=deferrable, timeout=0.3)
@@ -567,9 +545,7 @@ def test_queued_request_is_cancelled_at_the_deadline(
     assert [cancel["outcome"] for cancel in sandbox.ledger()["cancels"]] == ["cancelled"]
 
 
-def test_running_request_at_the_deadline_is_left_to_the_next_try(
-    sandbox: Sandbox, store: StoreInMemory
-) -> None:
+def test_running_request_at_the_deadline_is_left_to_the_next_try(sandbox: Sandbox, store: StoreInMemory) -> None:
     long_ones(sandbox)
     with pytest.raises(WanTimeoutError, match="charged") as error:
         run(submit(wait_for_completion=True, timeout=0.2), make_context(store=store))
@@ -588,9 +564,7 @@ def test_request_with_other_owners_is_not_cancelled_at_the_deadline(sandbox: San
 
 
 @pytest.mark.parametrize("deferrable", [True, False])
-@pytest.mark.parametrize(
-    ("fault", "kind"), [("fail", WanGenerationFailedError), ("cancelled", WanCancelledError)]
-)
+@pytest.mark.parametrize(("fault", "kind"), [("fail", WanGenerationFailedError), ("cancelled", WanCancelledError)])
 def test_retry_after_a_failed_generation_buys_another(
     sandbox: Sandbox, store: StoreInMemory, deferrable: bool, fault: str, kind: type[Exception]
 ) -> None:

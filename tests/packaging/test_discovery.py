@@ -81,9 +81,7 @@ def test_airflow_accepts_the_provider_info(schema_name: str) -> None:
 
 
 def test_every_public_module_is_in_the_provider_info() -> None:
-    assert sorted(name for name in provider_info_modules() if ".hooks." not in name) == sorted(
-        airflow_modules()
-    )
+    assert sorted(name for name in provider_info_modules() if ".hooks." not in name) == sorted(airflow_modules())
 
 
 @pytest.mark.parametrize("module", [*provider_info_modules()])
@@ -94,9 +92,7 @@ def test_every_module_of_the_provider_info_can_be_imported(module: str) -> None:
 def test_every_link_is_in_the_provider_info() -> None:
     from airflow_provider_wan.links import wan
 
-    links = {
-        f"{wan.__name__}.{name}" for name in vars(wan) if name.startswith("Wan") and name.endswith("Link")
-    }
+    links = {f"{wan.__name__}.{name}" for name in vars(wan) if name.startswith("Wan") and name.endswith("Link")}
     assert set(get_provider_info()["extra-links"]) == links
 
 

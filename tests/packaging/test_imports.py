@@ -49,9 +49,7 @@ for module in sys.argv[1:]:
 
 def _airflow_modules() -> list[str]:
     files = [file for room in AIRFLOW_ROOMS for file in sorted((PACKAGE / room).glob("*.py"))]
-    found = [
-        f"airflow_provider_wan.{file.parent.name}.{file.stem}" for file in files if file.stem != "__init__"
-    ]
+    found = [f"airflow_provider_wan.{file.parent.name}.{file.stem}" for file in files if file.stem != "__init__"]
     return [*found, LINEAGE, "airflow_provider_wan.get_provider_info"]
 
 
@@ -66,9 +64,7 @@ def newly_imported() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("module", _airflow_modules())
-def test_importing_an_airflow_class_imports_nothing_heavy(
-    module: str, newly_imported: dict[str, list[str]]
-) -> None:
+def test_importing_an_airflow_class_imports_nothing_heavy(module: str, newly_imported: dict[str, list[str]]) -> None:
     new = newly_imported[module]
     heavy = [name for name in new if any(name == h or name.startswith(f"{h}.") for h in HEAVY)]
     assert not heavy, f"{module} makes every DAG parse import {heavy[:5]}; import it where it is used"

@@ -19,9 +19,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("built", SOURCES)
-def test_another_build_gives_the_same_bytes(
-    built: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+def test_another_build_gives_the_same_bytes(built: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     first: Path = request.getfixturevalue(built)
     folder = "sandbox/" if built == "sandbox_wheel" else ""
     copy = tmp_path / "elsewhere"

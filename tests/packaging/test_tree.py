@@ -22,9 +22,7 @@ FORBIDDEN = {
     ),
     "a private key": re.compile(r"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----"),
     "a cloud key": re.compile(r"\b(?:AKIA[0-9A-Z]{16}|AIza[0-9A-Za-z_-]{35}|ya29\.[0-9A-Za-z_-]{20,})"),
-    "a token": re.compile(
-        r"\b(?:gh[pousr]_[0-9A-Za-z]{30,}|glpat-[\w-]{20,}|xox[abp]-[\w-]{10,}|sk-[\w-]{32,})"
-    ),
+    "a token": re.compile(r"\b(?:gh[pousr]_[0-9A-Za-z]{30,}|glpat-[\w-]{20,}|xox[abp]-[\w-]{10,}|sk-[\w-]{32,})"),
     "a bearer token": re.compile(r"Bearer\s+(?=[\w.~+/-]*\d)[A-Za-z0-9._~+/-]{24,}"),
     # "user" is not a real account: a test uses it to show how such a link is handled.
     "a link with credentials": re.compile(r"https?://(?!user:)[^\s/@:{}<>\"'$]+:[^\s/@{}<>\"'$]{6,}@"),
@@ -62,9 +60,7 @@ def test_no_file_contains(what: str) -> None:
 def test_every_source_file_names_its_licence() -> None:
     sources = [f for f in _files() if f.suffix in (".py", ".sh") or f.parent.name == ".ci"]
     without = [
-        str(file.relative_to(ROOT))
-        for file in sources
-        if SPDX not in "\n".join((_text(file) or "").splitlines()[:3])
+        str(file.relative_to(ROOT)) for file in sources if SPDX not in "\n".join((_text(file) or "").splitlines()[:3])
     ]
     assert not without
 
@@ -78,10 +74,6 @@ def test_constraints_are_names_and_versions_only() -> None:
 def test_every_development_requirement_is_pinned() -> None:
     def names(file: str) -> set[str]:
         lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
-        return {
-            re.sub(r"[-_.]+", "-", re.split(r"[=<>\[;]", x)[0].strip()).lower()
-            for x in lines
-            if x[:1] not in "#"
-        }
+        return {re.sub(r"[-_.]+", "-", re.split(r"[=<>\[;]", x)[0].strip()).lower() for x in lines if x[:1] not in "#"}
 
     assert names("requirements-dev.txt") - names("constraints.txt") == set()

@@ -87,9 +87,7 @@ def test_connection_form_lists_the_connection_type(installed: Installed) -> None
     }
 
 
-def test_connection_can_be_added_by_type_and_by_uri(
-    installed: Installed, airflow_db: Path, tmp_path: Path
-) -> None:
+def test_connection_can_be_added_by_type_and_by_uri(installed: Installed, airflow_db: Path, tmp_path: Path) -> None:
     airflow = installed.airflow
     shutil.copyfile(airflow_db, Path(airflow.env["AIRFLOW_HOME"]) / "airflow.db")
     extra = '{"requests_per_second": 2}'

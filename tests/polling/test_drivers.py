@@ -96,12 +96,8 @@ def test_nothing_is_waited_for_beyond_the_deadline(sandbox: Sandbox, loop: str) 
         if call != "generation":
             sandbox.add_fault(call, fault, request_id=requests[name], **params)
     with ThreadPoolExecutor(len(TROUBLES)) as pool:
-        ends = list(
-            pool.map(lambda request_id: wait_for(request_id, loop=loop, seconds=1.5), requests.values())
-        )
-    assert {name: over.outcome for name, over in zip(requests, ends, strict=True)} == dict.fromkeys(
-        requests, "timeout"
-    )
+        ends = list(pool.map(lambda request_id: wait_for(request_id, loop=loop, seconds=1.5), requests.values()))
+    assert {name: over.outcome for name, over in zip(requests, ends, strict=True)} == dict.fromkeys(requests, "timeout")
     for request_id, over in zip(requests.values(), ends, strict=True):
         assert request_id in str(over.error)
     assert sandbox.ledger()["too_early"] == []
@@ -181,9 +177,7 @@ def test_wait_in_a_worker_ends_when_it_is_stopped(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.usefixtures("quick_errors")
-def test_a_secrets_backend_that_is_out_is_waited_out(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_secrets_backend_that_is_out_is_waited_out(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     request_id = buy()
     connection = os.environ["AIRFLOW_CONN_WAN_DEFAULT"]
     monkeypatch.setenv("AIRFLOW_CONN_WAN_DEFAULT", '{"conn_type": "wan", "extra": "not JSON"}')
@@ -209,9 +203,7 @@ STORM: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.usefixtures("quick_errors")
-def test_a_storm_loses_nothing_and_buys_nothing_twice(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_storm_loses_nothing_and_buys_nothing_twice(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """30 % of all polls fail; 180 requests wait in a triggerer, and 20 in workers."""
     connect(monkeypatch, sandbox, timeout=5)
     sandbox.control("account", {"concurrency": 50})
@@ -228,9 +220,7 @@ def test_a_storm_loses_nothing_and_buys_nothing_twice(
         return await asyncio.gather(*(wait_in_triggerer("wan_default", wait, LOG) for wait in waits))
 
     with ThreadPoolExecutor(20) as pool:
-        in_workers = [
-            pool.submit(wait_for, request_id, loop="worker", seconds=120) for request_id in requests[:20]
-        ]
+        in_workers = [pool.submit(wait_for, request_id, loop="worker", seconds=120) for request_id in requests[:20]]
         ends = asyncio.run(in_triggerer(requests[20:]))
         ends += [future.result() for future in in_workers]
 
@@ -239,9 +229,7 @@ def test_a_storm_loses_nothing_and_buys_nothing_twice(
     assert len(ledger["purchases"]) == ledger["submits_seen"] == REQUESTS
     assert ledger["too_early"] == []
     assert ledger["cancels"] == []
-    hits = {
-        name: count for name, count in ledger["faults"].items() if name.startswith(("status:", "result:"))
-    }
+    hits = {name: count for name, count in ledger["faults"].items() if name.startswith(("status:", "result:"))}
     polls = ledger["calls"]["status"] + ledger["calls"]["result"]
     assert 0.2 < sum(hits.values()) / polls < 0.4
     assert len({name.partition(":")[2] for name in hits}) == 5, hits

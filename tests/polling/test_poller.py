@@ -30,9 +30,7 @@ WAITS = pytest.mark.parametrize("single_waits", [False, True], ids=["batch", "si
 
 
 @WAITS
-@pytest.mark.parametrize(
-    "goal", GOALS, ids=lambda goal: f"{goal.requests} at {goal.concurrency}, {goal.order}"
-)
+@pytest.mark.parametrize("goal", GOALS, ids=lambda goal: f"{goal.requests} at {goal.concurrency}, {goal.order}")
 def test_ends_are_noticed_soon_with_few_polls(goal: Goal, single_waits: bool) -> None:
     outcome = poll_all(goal.account(), single_waits=single_waits)
     assert goal.is_met(outcome), (outcome.polls_a_request, outcome.median_delay, outcome.delay_95)

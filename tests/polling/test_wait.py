@@ -161,9 +161,7 @@ def test_errors_do_not_end_a_paid_wait() -> None:
 
 
 def test_errors_back_off_and_a_recovery_is_logged() -> None:
-    done = run(
-        [*[WanTransientError("out")] * 25, status("in_progress"), status("completed"), result("succeeded")]
-    )
+    done = run([*[WanTransientError("out")] * 25, status("in_progress"), status("completed"), result("succeeded")])
     assert done.pauses[:5] == [1.5, 3.0, 6.0, 12.0, 24.0]
     assert max(done.pauses) <= 60
     assert sum("out" in note for note in done.lines) == 3  # the first, the 10th, the 20th
@@ -180,9 +178,7 @@ def test_missing_needs_several_404s_in_a_row_over_some_time() -> None:
     assert len(done.asked) - 1 >= 3
 
 
-@pytest.mark.parametrize(
-    "other", [WanTransientError("out"), WanRefusedError("plain 404"), status("in_queue")]
-)
+@pytest.mark.parametrize("other", [WanTransientError("out"), WanRefusedError("plain 404"), status("in_queue")])
 def test_other_answer_resets_the_count_of_404s(other: Answer) -> None:
     gone = WanNotFoundError("404001")
     done = run([gone, gone, other] * 400, deadline=1000.0)
@@ -215,9 +211,7 @@ def test_timeout_in_an_outage_names_the_last_error_and_may_be_retried() -> None:
 def test_last_poll_is_made_at_the_deadline() -> None:
     done = run([status("in_progress")], deadline=100.0, interval_s=80.0)
     assert [at for at, _ in done.asked] == [0.0, 80.0, 100.0]
-    done = run(
-        [status("in_progress"), status("completed"), result("succeeded")], deadline=10.0, interval_s=80.0
-    )
+    done = run([status("in_progress"), status("completed"), result("succeeded")], deadline=10.0, interval_s=80.0)
     assert done.over.outcome == "succeeded"
 
 
@@ -225,10 +219,7 @@ def test_wait_that_wakes_after_its_deadline_polls_once() -> None:
     late = 100.0
     assert len(run([status("in_progress")], deadline=late, start=5000.0).asked) == 1
     assert len(run([WanTransientError("x")], deadline=late, start=5000.0).asked) == 1
-    assert (
-        run([status("completed"), result("succeeded")], deadline=late, start=5000.0).over.outcome
-        == "succeeded"
-    )
+    assert run([status("completed"), result("succeeded")], deadline=late, start=5000.0).over.outcome == "succeeded"
     assert len(run([status("completed"), result("in_progress")], deadline=late, start=5000.0).asked) == 2
 
 
@@ -285,9 +276,7 @@ def test_a_long_queue_is_a_few_lines_in_the_log() -> None:
 
 
 def test_moving_back_in_the_queue_is_logged() -> None:
-    done = run(
-        [status("in_queue", place) for place in (40, 39, 50)] + [status("completed"), result("failed")]
-    )
+    done = run([status("in_queue", place) for place in (40, 39, 50)] + [status("completed"), result("failed")])
     assert [note for note in done.lines if "position" in note] == [
         "Request r-1: queued, at position 40.",
         "Request r-1: queued, at position 50.",

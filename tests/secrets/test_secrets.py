@@ -84,9 +84,7 @@ def test_no_token_or_signature_outlives_a_successful_run(sandbox: Sandbox, bucke
     assert isinstance(waiting, Deferred)
     trigger = json.dumps(waiting.trigger.serialize())
     result = waiting.resume()
-    sensed = run(
-        WanRequestSensor(task_id="wait", request=result, poke_interval=0.05), make_context(task_id="wait")
-    )
+    sensed = run(WanRequestSensor(task_id="wait", request=result, poke_interval=0.05), make_context(task_id="wait"))
     landed = run(
         WanToGCSOperator(task_id="land", request=sensed, bucket_name="videos", object_name="out/"),
         make_context(task_id="land"),
@@ -170,9 +168,7 @@ def test_error_of_a_bad_image_omits_its_signature(bucket: Bucket) -> None:
         assert leaks(exception_text(error.value)) == []
 
 
-@pytest.mark.parametrize(
-    "bad", [f"http://u:{SIGNATURE}@/a.jpg", f"data:{SIGNATURE}", f"https:///a?sig={SIGNATURE}"]
-)
+@pytest.mark.parametrize("bad", [f"http://u:{SIGNATURE}@/a.jpg", f"data:{SIGNATURE}", f"https:///a?sig={SIGNATURE}"])
 def test_error_of_a_refused_url_omits_its_signature(sandbox: Sandbox, bad: str) -> None:
     with pytest.raises(WanError) as error:
         run(submit(img_url=bad, prompt=""), make_context(store=StoreInMemory()))

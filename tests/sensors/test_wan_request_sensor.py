@@ -91,9 +91,7 @@ def test_a_request_is_an_id_or_what_a_task_returned(sandbox: Sandbox, form: str)
     assert wait(given)["request_id"] == request["request_id"]
 
 
-@pytest.mark.parametrize(
-    "given", ["", "None", "a/../b", "a b", "é", {"request_id": "../x"}, {}, None, 4, "{broken"]
-)
+@pytest.mark.parametrize("given", ["", "None", "a/../b", "a b", "é", {"request_id": "../x"}, {}, None, 4, "{broken"])
 def test_value_without_a_request_id_is_refused(sandbox: Sandbox, given: Any) -> None:
     with pytest.raises(WanInputError) as error:
         wait(given)
@@ -102,9 +100,7 @@ def test_value_without_a_request_id_is_refused(sandbox: Sandbox, given: Any) -> 
 
 
 @in_each_mode
-@pytest.mark.parametrize(
-    ("state", "kind"), [("failed", WanGenerationFailedError), ("cancelled", WanCancelledError)]
-)
+@pytest.mark.parametrize(("state", "kind"), [("failed", WanGenerationFailedError), ("cancelled", WanCancelledError)])
 def test_failed_or_cancelled_request_fails_the_sensor_at_once(
     sandbox: Sandbox, mode: dict[str, Any], state: str, kind: type[Exception]
 ) -> None:
@@ -122,9 +118,7 @@ def test_timeout_cancels_a_queued_request_and_says_how_to_continue(
 ) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.control("account", {"concurrency": 1})
-    running, queued = (
-        submit_request(prompt=prompt, journal=JOURNAL) for prompt in ("a wave", "another wave")
-    )
+    running, queued = (submit_request(prompt=prompt, journal=JOURNAL) for prompt in ("a wave", "another wave"))
     with pytest.raises(WanTimeoutError, match="cancelled and not charged") as error:
         wait(queued, timeout=0.2, **mode)
     assert "Run the task again" not in str(error.value), "there is nothing left to wait for"
@@ -276,9 +270,7 @@ def test_a_result_that_expired_before_it_was_read_is_paid_for(sandbox: Sandbox, 
         submit_request(make_context(run_id="later"), journal=JOURNAL)
 
 
-def test_request_owned_by_another_run_is_not_cancelled_at_the_timeout(
-    sandbox: Sandbox, bucket: Bucket
-) -> None:
+def test_request_owned_by_another_run_is_not_cancelled_at_the_timeout(sandbox: Sandbox, bucket: Bucket) -> None:
     sandbox.control("speed", {"generation_seconds": 3600})
     sandbox.control("account", {"concurrency": 1})
     submit_request(prompt="keeps the only place")

@@ -48,9 +48,7 @@ def run(request: Any, **parameters: Any) -> list[dict[str, Any]]:
 
 def remembered(bucket: Bucket, request_id: str) -> dict[str, Any]:
     """Write the record of a submit with a journal, and return the XCom of the submit."""
-    record = Record(
-        FINGERPRINT, MODEL, Stage.SUBMITTED, inputs=INPUTS, request_id=request_id, image="https://i/a"
-    )
+    record = Record(FINGERPRINT, MODEL, Stage.SUBMITTED, inputs=INPUTS, request_id=request_id, image="https://i/a")
     BucketJournal(bucket.client, "gs://videos/journal").write(record, replaces=None)
     return {
         "request_id": request_id,
@@ -128,9 +126,7 @@ def test_landed_video_is_copied_elsewhere_after_its_result_expired(
         run(request_id, object_name="third.mp4")
 
 
-def test_journal_record_of_another_request_is_not_changed(
-    bucket: Bucket, sandbox: Sandbox, request_id: str
-) -> None:
+def test_journal_record_of_another_request_is_not_changed(bucket: Bucket, sandbox: Sandbox, request_id: str) -> None:
     ref = remembered(bucket, "somebody-elses")
     run({**ref, "request_id": request_id}, object_name="v.mp4")
     held = BucketJournal(bucket.client, "gs://videos/journal").read(FINGERPRINT)
@@ -138,9 +134,7 @@ def test_journal_record_of_another_request_is_not_changed(
     assert (held.record.request_id, held.record.stage) == ("somebody-elses", Stage.SUBMITTED)
 
 
-def test_a_journal_that_can_not_be_written_fails_no_landing(
-    bucket: Bucket, sandbox: Sandbox, request_id: str
-) -> None:
+def test_a_journal_that_can_not_be_written_fails_no_landing(bucket: Bucket, sandbox: Sandbox, request_id: str) -> None:
     ref = remembered(bucket, request_id)
     sandbox.add_fault("bucket.upload", "forbidden", object_contains="journal/")
     assert run(ref, object_name="v.mp4")

@@ -62,9 +62,7 @@ def fire(one: WanBatchTrigger) -> dict[str, Any]:
     return asyncio.run(first())
 
 
-def test_trigger_fires_once_when_enough_requests_are_finished(
-    sandbox: Sandbox, request_ids: list[str]
-) -> None:
+def test_trigger_fires_once_when_enough_requests_are_finished(sandbox: Sandbox, request_ids: list[str]) -> None:
     sandbox.control("speed", {"speed": 2000})
     event = fire(trigger(request_ids))
     assert event["outcome"] == "ready"
@@ -92,9 +90,7 @@ def test_trigger_fires_at_its_deadline(request_ids: list[str], changes: str, out
     assert (event["outcome"], event["ready"]) == (outcome, [])
 
 
-def test_another_triggerer_resumes_from_the_serialized_state(
-    sandbox: Sandbox, request_ids: list[str]
-) -> None:
+def test_another_triggerer_resumes_from_the_serialized_state(sandbox: Sandbox, request_ids: list[str]) -> None:
     event = fire(trigger(request_ids, not_later_than=time.time() + 1.0))
     path, given = trigger(request_ids, started=event["started"], learned=event["learned"]).serialize()
     assert path.rpartition(".")[2] == "WanBatchTrigger"

@@ -177,9 +177,7 @@ def states(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     ) -> Mapping[str, Any]:
         if "trouble" in known:
             raise known["trouble"]
-        assert threading.current_thread() is not threading.main_thread(), (
-            "on the event loop it finds no portal"
-        )
+        assert threading.current_thread() is not threading.main_thread(), "on the event loop it finds no portal"
         return {run_ids[0]: {key: state for key, state in known.items() if key.startswith(task_ids[0])}}
 
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance

@@ -38,9 +38,7 @@ from airflow_provider_wan.utils.results import result_of_landed
 from airflow_provider_wan.utils.task import TaskRequest, owner_of
 from tests.task_runs import TaskInstance
 
-ALL_ERRORS = [
-    kind for _, kind in inspect.getmembers(exceptions, inspect.isclass) if issubclass(kind, WanError)
-]
+ALL_ERRORS = [kind for _, kind in inspect.getmembers(exceptions, inspect.isclass) if issubclass(kind, WanError)]
 
 
 @pytest.mark.parametrize("kind", ALL_ERRORS)
@@ -94,9 +92,7 @@ def test_other_errors_are_not_converted() -> None:
         raise ZeroDivisionError
 
 
-REF = RequestRef(
-    "req-1", "some/model", "f" * 64, "2026-01-01", journal="gs://b/j", owner="d/r/t/-1", image="i"
-)
+REF = RequestRef("req-1", "some/model", "f" * 64, "2026-01-01", journal="gs://b/j", owner="d/r/t/-1", image="i")
 
 
 @pytest.mark.parametrize("form", [dict, json.dumps, str])

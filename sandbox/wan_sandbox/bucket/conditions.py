@@ -65,9 +65,7 @@ class Conditions:
         generation = 0 if current is None else current.generation
         if self.generation is not None and self.generation != generation:
             return True
-        if self.metageneration is not None and (
-            current is None or self.metageneration != current.metageneration
-        ):
+        if self.metageneration is not None and (current is None or self.metageneration != current.metageneration):
             return True
         return self.etags is not None and not _names(self.etags, current)
 

@@ -58,9 +58,7 @@ class Content:
     Their file is deleted with the last object or download that uses it.
     """
 
-    def __init__(
-        self, *, size: int, crc32c: str, md5: str | None, data: bytes = b"", path: str | None = None
-    ):
+    def __init__(self, *, size: int, crc32c: str, md5: str | None, data: bytes = b"", path: str | None = None):
         self.size = size
         self.crc32c = crc32c
         self.md5 = md5

@@ -91,9 +91,7 @@ def bad_request(message: str) -> StorageError:
 
 def no_such_bucket(bucket: str) -> StorageError:
     """Return a 404: the bucket does not exist."""
-    return StorageError(
-        404, "notFound", f"The specified bucket does not exist: {bucket}", xml_code="NoSuchBucket"
-    )
+    return StorageError(404, "notFound", f"The specified bucket does not exist: {bucket}", xml_code="NoSuchBucket")
 
 
 def no_such_object(bucket: str, name: str) -> StorageError:
@@ -103,9 +101,7 @@ def no_such_object(bucket: str, name: str) -> StorageError:
 
 def precondition_failed() -> StorageError:
     """Return a 412: a condition of the request does not hold."""
-    return StorageError(
-        412, "conditionNotMet", "At least one of the pre-conditions you specified did not hold."
-    )
+    return StorageError(412, "conditionNotMet", "At least one of the pre-conditions you specified did not hold.")
 
 
 def not_modified() -> StorageError:
@@ -135,8 +131,7 @@ def forbidden(what: str) -> StorageError:
     return StorageError(
         403,
         "forbidden",
-        f"Anonymous caller does not have access to {what}. "
-        "Permission denied on resource (or it may not exist).",
+        f"Anonymous caller does not have access to {what}. Permission denied on resource (or it may not exist).",
     )
 
 

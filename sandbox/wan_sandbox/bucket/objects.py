@@ -142,9 +142,7 @@ def _component(call: Call, entry: Any) -> StoredObject:
     if not isinstance(entry, dict) or not entry.get("name"):
         raise bad_request("Each source object needs a name.")
     generation = entry.get("generation")
-    source = call.store.bucket(call.bucket).get(
-        str(entry["name"]), None if generation is None else int(generation)
-    )
+    source = call.store.bucket(call.bucket).get(str(entry["name"]), None if generation is None else int(generation))
     wanted = (entry.get("objectPreconditions") or {}).get("ifGenerationMatch")
     Conditions(generation=None if wanted is None else int(wanted)).check(source)
     return source

@@ -122,9 +122,7 @@ async def cancel_resumable(call: Call) -> web.StreamResponse:
 def _session(call: Call) -> Session:
     session = call.emulator.sessions.get(call.query.get("upload_id", ""))
     if session is None:
-        raise StorageError(
-            404, "notFound", "Upload session not found: it ended, was cancelled or never began."
-        )
+        raise StorageError(404, "notFound", "Upload session not found: it ended, was cancelled or never began.")
     return session
 
 
@@ -157,9 +155,7 @@ async def _take(call: Call, session: Session, chunk_range: ChunkRange) -> bool:
 
 def _finish(call: Call, session: Session, sums: Expected, chunk_range: ChunkRange) -> web.StreamResponse:
     if session.spool.size != chunk_range.total:
-        raise bad_request(
-            f"{session.spool.size} bytes were uploaded where {chunk_range.total} were announced."
-        )
+        raise bad_request(f"{session.spool.size} bytes were uploaded where {chunk_range.total} were announced.")
     if session.content is None:
         session.content = session.spool.seal()
     try:

@@ -279,9 +279,7 @@ def writable(resource: Mapping[str, Any]) -> dict[str, Any]:
     if metadata is not None:
         if not isinstance(metadata, dict):
             raise bad_request("metadata must be an object of strings.")
-        given["metadata"] = {
-            str(key): value if value is None else str(value) for key, value in metadata.items()
-        }
+        given["metadata"] = {str(key): value if value is None else str(value) for key, value in metadata.items()}
     return given
 
 

@@ -44,9 +44,7 @@ def expected(resource: Mapping[str, Any], headers: Mapping[str, str]) -> Expecte
     """Return the client's checksums from the object resource and the headers."""
     given = {
         name.strip().lower(): value.strip()
-        for name, _, value in (
-            part.partition("=") for part in headers.get("X-Goog-Hash", "").split(",") if part
-        )
+        for name, _, value in (part.partition("=") for part in headers.get("X-Goog-Hash", "").split(",") if part)
     }
     return Expected(
         crc32c=resource.get("crc32c") or given.get("crc32c"),
@@ -87,9 +85,7 @@ def check_start(call: Call, name: str) -> None:
     call.conditions.check(call.store.bucket(call.bucket).objects.get(name))
 
 
-def commit(
-    call: Call, name: str, content: Content, fields: Mapping[str, Any], sums: Expected
-) -> StoredObject:
+def commit(call: Call, name: str, content: Content, fields: Mapping[str, Any], sums: Expected) -> StoredObject:
     """Store the bytes that arrived, if the checksums match and the conditions still hold."""
     sums.check(content)
     return call.store.commit(

@@ -150,9 +150,7 @@ class FaultBook:
         if skip < 0 or (count is not None and count < 1):
             raise FaultError("skip must be 0 or more and count 1 or more")
         rule_id = id or f"fault-{next(self._numbers)}"
-        rule = FaultRule(
-            rule_id, call, fault, float(rate), count, skip, request_id, params, fault_calls=fault_calls
-        )
+        rule = FaultRule(rule_id, call, fault, float(rate), count, skip, request_id, params, fault_calls=fault_calls)
         self._rules[rule_id] = rule
         return rule
 

@@ -59,9 +59,7 @@ LOGIN_PAGE = (
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
-async def play(
-    request: web.Request, rule: FaultRule, process: Process, *, error_json: ErrorJson
-) -> web.StreamResponse:
+async def play(request: web.Request, rule: FaultRule, process: Process, *, error_json: ErrorJson) -> web.StreamResponse:
     """Answer a call with the fault of ``rule``. Faults of other modules are left to the server.
 
     :param process: processes the call and returns the real response.
@@ -93,9 +91,7 @@ async def _replace(
         case "hang":
             return await hang(request, seconds=params.get("seconds"))
         case "html":
-            return web.Response(
-                status=int(params.get("status", 200)), text=LOGIN_PAGE, content_type="text/html"
-            )
+            return web.Response(status=int(params.get("status", 200)), text=LOGIN_PAGE, content_type="text/html")
         case "empty":
             return web.Response(status=int(params.get("status", 200)))
         case "redirect":
@@ -163,9 +159,7 @@ async def write_slowly(
         await asyncio.sleep(every_s)
 
 
-async def _drip(
-    request: web.Request, params: Mapping[str, Any], answer: web.StreamResponse
-) -> web.StreamResponse:
+async def _drip(request: web.Request, params: Mapping[str, Any], answer: web.StreamResponse) -> web.StreamResponse:
     body = body_of(answer)
     if body is None:
         return answer
@@ -180,9 +174,7 @@ async def _drip(
     return slow
 
 
-async def _cut(
-    request: web.Request, params: Mapping[str, Any], answer: web.StreamResponse
-) -> web.StreamResponse:
+async def _cut(request: web.Request, params: Mapping[str, Any], answer: web.StreamResponse) -> web.StreamResponse:
     """Send a part of the response: with the length of the part (``honest``), or with the full length and then
     a cut.
     """

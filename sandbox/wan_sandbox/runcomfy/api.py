@@ -262,9 +262,7 @@ class Api:
         try:
             first, count = int(query.get("offset", "0")), int(query.get("limit", "20"))
         except ValueError:
-            raise Refusal(
-                422, body={"detail": [detail("limit", "Input should be an integer", "int")]}
-            ) from None
+            raise Refusal(422, body={"detail": [detail("limit", "Input should be an integer", "int")]}) from None
         with_schema = query.get("include_schema", "").lower() == "true"
         shown = found[max(0, first) : max(0, first) + count]
         pages = [self._page(model, with_schema=with_schema) for model in shown]
@@ -285,9 +283,7 @@ class Api:
     async def _balance(self, call: Call, account: Account) -> web.StreamResponse:
         account.lane.advance()
         micro = account.balance_micro
-        return web.json_response(
-            {"balance_usd": micro / 1e6, "balance_microdollars": micro, "currency": "USD"}
-        )
+        return web.json_response({"balance_usd": micro / 1e6, "balance_microdollars": micro, "currency": "USD"})
 
 
 def _json_object(raw: bytes) -> dict[str, Any] | None:

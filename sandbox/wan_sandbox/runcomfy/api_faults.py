@@ -53,9 +53,7 @@ API_FAULTS = (
     FaultKind("not_ready", "400005 even after the end", frozenset(), ("result",)),
     FaultKind("pending", "still running, after the end", frozenset({"word"}), ("result",)),
     FaultKind("link", "the link is this one", frozenset({"url"}), ("result",)),
-    FaultKind(
-        "link_other_host", "the link leads to a host that is on no list", frozenset({"url"}), ("result",)
-    ),
+    FaultKind("link_other_host", "the link leads to a host that is on no list", frozenset({"url"}), ("result",)),
     FaultKind("link_private", "the link leads to a private address", frozenset({"url"}), ("result",)),
     FaultKind("link_http", "the link is plain http to another host", frozenset({"url"}), ("result",)),
     FaultKind("link_credentials", "the link has a user and a password in it", frozenset(), ("result",)),

@@ -50,9 +50,7 @@ class Model:
             return {"img_url": ImageRules()}
         properties: Mapping[str, Any] = self.schema["properties"]
         return {
-            name: ImageRules.from_json(rules["x-image"])
-            for name, rules in properties.items()
-            if "x-image" in rules
+            name: ImageRules.from_json(rules["x-image"]) for name, rules in properties.items() if "x-image" in rules
         }
 
     def images(self, inputs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -127,11 +125,7 @@ def page_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _page_field(rules: Mapping[str, Any]) -> dict[str, Any]:
-    field = {
-        name: value
-        for name, value in rules.items()
-        if name not in _NOT_ON_PAGES and not name.startswith("x-")
-    }
+    field = {name: value for name, value in rules.items() if name not in _NOT_ON_PAGES and not name.startswith("x-")}
     image = rules.get("x-image", {})
     if "formats" in image:
         field["description"] += f" {ImageRules.from_json(image).formats_text}."

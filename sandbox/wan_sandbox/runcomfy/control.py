@@ -114,9 +114,7 @@ class Control:
     def _find(self, request: web.Request) -> Generation:
         generation = self._world.generations.get(request.match_info["request_id"])
         if generation is None:
-            raise web.HTTPNotFound(
-                text='{"error": "there is no such request"}', content_type="application/json"
-            )
+            raise web.HTTPNotFound(text='{"error": "there is no such request"}', content_type="application/json")
         self._world.accounts[generation.account].lane.advance()
         return generation
 

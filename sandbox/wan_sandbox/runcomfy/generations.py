@@ -117,9 +117,7 @@ class Lane:
     :param on_finish: called with each generation whose time is over, and the moment.
     """
 
-    def __init__(
-        self, clock: Clock, *, concurrency: int, on_finish: Callable[[Generation, float], None]
-    ) -> None:
+    def __init__(self, clock: Clock, *, concurrency: int, on_finish: Callable[[Generation, float], None]) -> None:
         self.concurrency = concurrency
         self._clock = clock
         self._on_finish = on_finish

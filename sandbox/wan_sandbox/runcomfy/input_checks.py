@@ -24,9 +24,7 @@ def detail(field: str, message: str, kind: str) -> dict[str, Any]:
     return {"loc": ["body", field], "msg": message, "type": kind}
 
 
-def check_inputs(
-    inputs: Mapping[str, Any], schema: Mapping[str, Any], *, inside: str = ""
-) -> list[dict[str, Any]]:
+def check_inputs(inputs: Mapping[str, Any], schema: Mapping[str, Any], *, inside: str = "") -> list[dict[str, Any]]:
     """Return the violations of the schema, one entry each; an empty list is a pass.
 
     :param inside: name of the field that the inputs are part of, with a dot.

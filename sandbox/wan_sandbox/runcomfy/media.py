@@ -22,9 +22,7 @@ from wan_sandbox.runcomfy.world import World
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z")
 _NAME = re.compile(r"(video|image)-(\d{1,3})(?:\.(mp4|webm|png))?\Z")
-_EXPIRED = (
-    '<?xml version="1.0"?><Error><Code>ExpiredToken</Code><Message>Request has expired</Message></Error>'
-)
+_EXPIRED = '<?xml version="1.0"?><Error><Code>ExpiredToken</Code><Message>Request has expired</Message></Error>'
 #: The smallest PNG: one transparent pixel, for models that also give out an image.
 _PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c489"
@@ -72,9 +70,7 @@ class Media:
         world.ledger.faults[f"media:{rule.fault}"] += 1
         if rule.fault == "drip":
             return await self._file(request, generation, rule)
-        answer = await play(
-            request, rule, lambda: self._file(request, generation, rule), error_json=error_json
-        )
+        answer = await play(request, rule, lambda: self._file(request, generation, rule), error_json=error_json)
         if "Retry-After" in answer.headers:
             world.ledger.tell_to_wait("media", request_id, answer.headers["Retry-After"])
         return answer
@@ -119,9 +115,7 @@ class Media:
 
     def _is_valid(self, request: web.Request) -> bool:
         expires, signature = request.query.get("Expires", ""), request.query.get("Signature", "")
-        right = hmac.compare_digest(
-            signature.encode(), _signature(self._world, request.path, expires).encode()
-        )
+        right = hmac.compare_digest(signature.encode(), _signature(self._world, request.path, expires).encode())
         return right and time.time() < int(expires)
 
     def _plan(

@@ -16,21 +16,15 @@ MEDIA_CALLS = ("media",)
 _AT = frozenset({"bytes", "part"})
 
 MEDIA_FAULTS = (
-    FaultKind(
-        "login_page", "HTTP 200 with a login page instead of the video", frozenset({"status"}), MEDIA_CALLS
-    ),
+    FaultKind("login_page", "HTTP 200 with a login page instead of the video", frozenset({"status"}), MEDIA_CALLS),
     FaultKind("expired", "403: the link has expired", frozenset(), MEDIA_CALLS),
     FaultKind("empty_file", "a file of no bytes", frozenset(), MEDIA_CALLS),
     FaultKind("cut_file", "a truncated file with an honest length", _AT, MEDIA_CALLS),
-    FaultKind(
-        "drop_at", "the connection is cut after a number of bytes; a Range request resumes", _AT, MEDIA_CALLS
-    ),
+    FaultKind("drop_at", "the connection is cut after a number of bytes; a Range request resumes", _AT, MEDIA_CALLS),
     FaultKind("stall", "stalls after a number of bytes", _AT | {"seconds"}, MEDIA_CALLS),
     FaultKind("wrong_length", "promises more or fewer bytes than it sends", frozenset({"add"}), MEDIA_CALLS),
     FaultKind("promise", "promises a huge length and stalls", _AT | {"length", "seconds"}, MEDIA_CALLS),
-    FaultKind(
-        "endless", "sends zeros without a length, up to a number of bytes", frozenset({"bytes"}), MEDIA_CALLS
-    ),
+    FaultKind("endless", "sends zeros without a length, up to a number of bytes", frozenset({"bytes"}), MEDIA_CALLS),
     FaultKind("wrong_type", "another content type", frozenset({"content_type"}), MEDIA_CALLS),
     FaultKind("no_type", "no content type", frozenset(), MEDIA_CALLS),
     FaultKind("garbage", "random bytes under the name of an MP4", frozenset({"bytes"}), MEDIA_CALLS),
@@ -38,9 +32,7 @@ MEDIA_FAULTS = (
     FaultKind("changed_etag", "another file, with another ETag, at each call", frozenset(), MEDIA_CALLS),
     FaultKind("no_etag", "no ETag and no Last-Modified", frozenset(), MEDIA_CALLS),
     FaultKind("no_ranges", "answers a Range with the whole file", frozenset(), MEDIA_CALLS),
-    FaultKind(
-        "wrong_range", "answers a Range with another part than the one asked for", frozenset(), MEDIA_CALLS
-    ),
+    FaultKind("wrong_range", "answers a Range with another part than the one asked for", frozenset(), MEDIA_CALLS),
     FaultKind("shape", "a slow line", frozenset({"latency_s", "bytes_per_s"}), MEDIA_CALLS),
 )
 

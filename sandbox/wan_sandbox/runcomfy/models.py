@@ -107,9 +107,7 @@ _WAN_27_INPUTS: Fields = {
 }
 _WAN_30_TEXT_INPUTS: Fields = {
     "prompt": _prompt(default=""),
-    "aspect_ratio": _choice(
-        "Shape of the clip.", "adaptive", "16:9", "9:16", "1:1", "4:3", "3:4", default="adaptive"
-    ),
+    "aspect_ratio": _choice("Shape of the clip.", "adaptive", "16:9", "9:16", "1:1", "4:3", "3:4", default="adaptive"),
     "resolution": _resolution("480p", "720p", "1080p", default="720p"),
     "duration": _range("Length of the clip in seconds.", 2, 30, 5),
     "enable_audio": _AUDIO,
@@ -132,9 +130,7 @@ _KLING_INPUTS: Fields = {
     "end_image_url": _image("Last frame.", _KLING_IMAGE),
     "duration": _range("Length of the clip in seconds.", 3, 15, 10),
     "negative_prompt": _NEGATIVE,
-    "cfg_scale": _field(
-        "float", "How closely the clip follows the prompt.", minimum=0, maximum=1, default=0.5
-    ),
+    "cfg_scale": _field("float", "How closely the clip follows the prompt.", minimum=0, maximum=1, default=0.5),
 }
 
 
@@ -173,9 +169,7 @@ def _wan() -> Iterator[Model]:
             f"Wan {version.replace('-', '.')} image to video",
         )
         yield _model(model_id, name, _WAN_2_INPUTS, ("prompt", "img_url"))
-    yield _model(
-        "wan-ai/wan-2.7/image-to-video", "Wan 2.7 image to video", _WAN_27_INPUTS, ("prompt", "image_url")
-    )
+    yield _model("wan-ai/wan-2.7/image-to-video", "Wan 2.7 image to video", _WAN_27_INPUTS, ("prompt", "image_url"))
     for version, factor in (("3.0", 1.5), ("3.0-prime", 2.0)):
         model_id, name = f"wan-ai/wan-{version}/image-to-video", f"Wan {version} image to video"
         needs = ("prompt", "image_url")
@@ -210,9 +204,7 @@ def _bytedance() -> Iterator[Model]:
         for resolution in ("480p", "720p", "1080p", "4k")[: 3 if kind == "reference-to-video" else 4]:
             model_id = f"bytedance/seedance-2.5/{kind}/{resolution}"
             name = f"Seedance 2.5 {kind.replace('-', ' ')}, {resolution}"
-            yield _model(
-                model_id, name, {**_SEEDANCE_INPUTS, **fields}, required, "video_url", 1.25, "second"
-            )
+            yield _model(model_id, name, {**_SEEDANCE_INPUTS, **fields}, required, "video_url", 1.25, "second")
 
 
 def _kling() -> Iterator[Model]:
@@ -221,9 +213,7 @@ def _kling() -> Iterator[Model]:
         "image": _image("First frame.", _KLING_IMAGE),
         "end_image": _image("Last frame.", _KLING_IMAGE),
         "duration": _choice("Length of the clip in seconds.", *range(3, 16), default=5),
-        "sound": _switch(
-            "Whether the clip gets a sound track, which raises the price by about a third.", False
-        ),
+        "sound": _switch("Whether the clip gets a sound track, which raises the price by about a third.", False),
     }
     for tier in ("standard", "pro", "4k"):
         yield _model(

@@ -160,9 +160,7 @@ class PictureDesk:
             if answer.status == 304:
                 return etag, None
             if answer.status != 200:
-                raise BadPictureError(
-                    f"the image cannot be fetched: its address answers HTTP {answer.status}"
-                )
+                raise BadPictureError(f"the image cannot be fetched: its address answers HTTP {answer.status}")
             data = bytearray()
             while len(data) <= limit and (chunk := await answer.content.read(1 << 18)):
                 data += chunk

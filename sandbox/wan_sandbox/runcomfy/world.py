@@ -60,9 +60,7 @@ class World:
         self.accounts: dict[str, Account] = {}
         self.tokens = {self.settings.token: self.account(DEFAULT_ACCOUNT)}
         base_micro = round(self.settings.price_usd * 1e6)
-        self.prices = Prices(
-            base_micro, by_inputs=self.settings.price_by_inputs, unit=self.settings.price_unit
-        )
+        self.prices = Prices(base_micro, by_inputs=self.settings.price_by_inputs, unit=self.settings.price_unit)
         self.generation_seconds = self.settings.generation_seconds
         self.faults.clear()
         for rule in self.settings.faults:
@@ -117,9 +115,7 @@ class World:
         """Return what a request costs, in millionths of a USD."""
         return self.prices.of(model, clip_of(model.model_id, inputs, model.schema))
 
-    def buy(
-        self, account: Account, model: Model, inputs: dict[str, Any], pictures: Sequence[Picture]
-    ) -> Generation:
+    def buy(self, account: Account, model: Model, inputs: dict[str, Any], pictures: Sequence[Picture]) -> Generation:
         """Accept a request. It is charged unless it is cancelled in the queue or fails.
 
         :param pictures: its images, if they were fetched.

@@ -46,6 +46,4 @@ with DAG(
         resume_after=5,
         max_failures="50%",
     )
-    batch >> WanContactSheetOperator(
-        task_id="sheet", bucket_name="videos", prefix="batch", manifest=batch.output
-    )
+    batch >> WanContactSheetOperator(task_id="sheet", bucket_name="videos", prefix="batch", manifest=batch.output)
