@@ -154,9 +154,9 @@ class WanRequestSensor(BaseSensorOperator):
         with as_airflow_errors(context):
             wait = self._awaited(context)
             request_id = wait.ref.request_id
-            is_first = context["ti"].get_first_reschedule_date(context) is None
+            is_typed_in = wait.ref.fingerprint is None
             try:
-                if wait.ref.fingerprint is None and is_first:
+                if is_typed_in and context["ti"].get_first_reschedule_date(context) is None:
                     check_it_exists(wait.task.hook, request_id, named_in="request=")
                 there, result = read_state(wait.task.hook, request_id)
             except (WanTransientError, WanAuthError) as error:
