@@ -117,12 +117,12 @@ def get_provider_info() -> dict[str, Any]:
                         "example": None,
                         "default": "True",
                     },
-                    "gallery_operators": {
-                        "description": "Class names of further operators, separated by commas. From Airflow 3.4 on, "
-                        "Dags with one of them, or of this provider, have the tab; * gives it to all Dags.",
+                    "gallery_tags": {
+                        "description": "Tags of Dags, separated by commas. From Airflow 3.4 on, only Dags with one of "
+                        "them have the tab; by default all have it.",
                         "version_added": None,
                         "type": "string",
-                        "example": "MyWanOperator, PythonOperator",
+                        "example": "videos, marketing",
                         "default": "",
                     },
                 },

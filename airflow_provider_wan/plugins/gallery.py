@@ -12,8 +12,6 @@ from typing import Any, ClassVar
 from airflow.configuration import conf
 from airflow.providers.common.compat.sdk import AirflowPlugin
 
-from airflow_provider_wan.gallery import OPERATORS
-
 URL_PREFIX = "/wan"
 
 
@@ -24,7 +22,8 @@ async def gallery_app(scope: Any, receive: Any, send: Any) -> None:
     await app(scope, receive, send)
 
 
-def _tab() -> dict[str, Any]:
+def gallery_tab() -> dict[str, Any]:
+    """Return the tab as Airflow takes it: an external view."""
     view: dict[str, Any] = {
         "name": "Videos",
         # Without a leading slash: relative to wherever Airflow is served from.
@@ -32,10 +31,9 @@ def _tab() -> dict[str, Any]:
         "destination": "dag_run",
         "url_route": "wan-videos",
     }
-    named = {name.strip() for name in conf.get("wan", "gallery_operators", fallback="").split(",")} - {""}
-    if "*" not in named:
-        # Airflow 3.4 and later show the tab only on Dags with one of these operators; earlier ones ignore it.
-        view["applies_to"] = {"operators": sorted(OPERATORS | named)}
+    tags = {tag.strip() for tag in conf.get("wan", "gallery_tags", fallback="").split(",")} - {""}
+    if tags:  # for Airflow 3.4 and later, which know the tags of a run's Dag and not its operators
+        view["applies_to"] = {"dag.tags.name": sorted(tags)}
     return view
 
 
@@ -47,4 +45,4 @@ class WanGalleryPlugin(AirflowPlugin):
     external_views: ClassVar[list[dict[str, Any]]] = []
     if conf.getboolean("wan", "gallery", fallback=True):
         fastapi_apps.append({"app": gallery_app, "url_prefix": URL_PREFIX, "name": "Wan videos"})
-        external_views.append(_tab())
+        external_views.append(gallery_tab())

@@ -16,10 +16,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow import plugins_manager
 from airflow.providers.common.compat.sdk import BaseOperator
 from PIL import Image
 
+from airflow_provider_wan.gallery import OPERATORS
 from airflow_provider_wan.gallery.run_cards import Entry, RunTask
+from airflow_provider_wan.plugins.gallery import gallery_tab
 from tests.gallery.airflow_server import DAG_ID, AirflowServer, write_run
 from tests.gallery.entries import landed, refused, request_id, submitted, waited
 from tests.gallery.test_pages import Tags
@@ -52,10 +55,23 @@ def run(airflow: AirflowServer, bucket: Bucket) -> str:
     return found
 
 
-def test_tab_names_the_operators_of_this_provider(airflow: AirflowServer) -> None:
-    """Airflow 3.4 and later show it only on Dags that have one of them."""
+def test_airflow_loads_the_tab(airflow: AirflowServer) -> None:
     plugins = airflow.as_user("ADMIN").get("/api/v2/plugins").json()["plugins"]
     (view,) = [view for plugin in plugins for view in plugin["external_views"] if view["name"] == "Videos"]
+    assert view["destination"] == "dag_run"
+    assert not view.get("applies_to")
+
+
+def test_tags_limit_the_tab_from_airflow_3_4_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__WAN__GALLERY_TAGS", "videos, marketing")
+    tab = gallery_tab()
+    assert tab["applies_to"] == {"dag.tags.name": ["marketing", "videos"]}
+    # Airflow 3.4 does not load a tab that is limited by a field that it does not know.
+    is_valid = getattr(plugins_manager, "_validate_applies_to", lambda *_: True)
+    assert is_valid("wan_gallery", tab, "an external view")
+
+
+def test_gallery_knows_all_operators_of_this_provider() -> None:
     found = {
         name
         for module in _modules_of("operators", "sensors", "transfers", "decorators")
@@ -63,7 +79,7 @@ def test_tab_names_the_operators_of_this_provider(airflow: AirflowServer) -> Non
         if isinstance(value, type) and issubclass(value, BaseOperator) and value.__module__ == module.__name__
         if not name.startswith("_")
     }
-    assert set(view["applies_to"]["operators"]) == found
+    assert found == OPERATORS
 
 
 def _modules_of(*packages: str) -> Iterator[ModuleType]:
