@@ -118,11 +118,14 @@ class RunData:
         """Return the template fields of task instances as they were rendered, secrets masked."""
         keys = sorted(set(tasks))
         found: dict[TaskInstanceKey, Mapping[str, Any]] = {key: {} for key in keys}
-        table = RenderedTaskInstanceFields
+        table, fields_of = TaskInstance, RenderedTaskInstanceFields
         for first in range(0, len(keys), _TASKS_A_QUERY):
             some = keys[first : first + _TASKS_A_QUERY]
-            query = select(table.task_id, table.map_index, table.rendered_fields).where(
-                *self._of_run(table, None), tuple_(table.task_id, table.map_index).in_(some)
+            # By their task instances: from Airflow 3.4 on, the fields are not stored by the names of these.
+            query = (
+                select(table.task_id, table.map_index, fields_of.rendered_fields)
+                .join(fields_of.task_instance)
+                .where(*self._of_run(table, None), tuple_(table.task_id, table.map_index).in_(some))
             )
             for task_id, map_index, fields in self._session.execute(query):
                 if isinstance(fields, Mapping):
