@@ -285,13 +285,20 @@ def read_manifest(file: IO[bytes], *, origin: str, columns: Columns) -> Iterator
     return rows_of(raw, shown, columns)
 
 
+class _Blocks(io.BufferedReader):
+    """Reads a file in whole blocks, although ``io.TextIOWrapper`` asks for 8 KiB: each read may be a call."""
+
+    def read1(self, size: int = -1, /) -> bytes:
+        return self.read(size)
+
+
 def _lines(file: IO[bytes], name: str) -> Iterator[str]:
     r"""Yield the lines of a file, whether they end with ``\n``, ``\r\n`` or ``\r``.
 
     :raises WanInputError: a line is too long for a manifest.
     """
-    buffered = io.BufferedReader(cast(io.RawIOBase, file), _BLOCK_BYTES)
-    text = io.TextIOWrapper(buffered, "utf-8-sig", "surrogateescape", newline="")
+    blocks = _Blocks(cast(io.RawIOBase, file), _BLOCK_BYTES)
+    text = io.TextIOWrapper(blocks, "utf-8-sig", "surrogateescape", newline="")
     for number, line in enumerate(iter(lambda: text.readline(_LONGEST_LINE_CHARS + 1), "")):
         if not number and line.startswith(("\udcff\udcfe", "\udcfe\udcff")):
             raise WanInputError(f"{name} is in UTF-16. Save it as UTF-8.")

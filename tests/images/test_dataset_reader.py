@@ -88,10 +88,12 @@ def test_manifest_is_read_from_every_kind_of_location(place: str, bucket: Bucket
     assert (dict(second.inputs), second.variation) == ({"prompt": "rain, at\nnight"}, "w")
 
 
-def test_a_manifest_larger_than_a_block_loses_no_line(bucket: Bucket, read: Read) -> None:
+def test_a_manifest_is_read_in_blocks_and_loses_no_line(bucket: Bucket, read: Read) -> None:
     lines = [json.dumps({"image": f"{number:05}.jpg", "prompt": "ü" * 300}) for number in range(4000)]
     bucket.put("m.jsonl", "\n".join(lines).encode())
+    before = sum(bucket.calls().values())
     assert images(read("gs://videos/m.jsonl")) == [f"gs://videos/{number:05}.jpg" for number in range(4000)]
+    assert sum(bucket.calls().values()) - before <= 9, "a look-up, and blocks of 1 MiB"
 
 
 def test_list_mixes_addresses_rows_prefixes_and_manifests(bucket: Bucket, read: Read) -> None:
