@@ -262,9 +262,9 @@ class RequestPoller:
             interval_s = min(max(self._intervals.shortest_s, interval_s), self._longest_s())
         else:
             first_s = max(self._intervals.shortest_s, self._intervals.first_s * 0.5**self._missed_ends)
-            stretch = _UNKNOWN_STRETCH if request.jitter * self._running > _UNKNOWN_SCOUTS else 1.0
-            interval_s = stretch * min(max(first_s, _UNKNOWN_SHARE * age_s), self._intervals.unknown_s)
-            interval_s = min(interval_s, self._intervals.unknown_s)
+            interval_s = min(max(first_s, _UNKNOWN_SHARE * age_s), self._intervals.unknown_s)
+        if not self.durations.is_known and request.jitter * self._running > _UNKNOWN_SCOUTS:
+            interval_s = max(interval_s, min(_UNKNOWN_STRETCH * interval_s, self._intervals.unknown_s))
         return interval_s * (1 - 0.1 * request.jitter)
 
     def _first_poll_at(self, request: PolledRequest, now: float) -> float:

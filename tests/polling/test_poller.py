@@ -166,6 +166,19 @@ def test_another_process_polls_nothing_before_it_can_be_ready() -> None:
     assert len(resumed.due(61.0)) <= 1, "one poll of the queue"
 
 
+def test_of_many_that_run_a_few_look_for_the_first_end_also_at_a_fixed_interval() -> None:
+    poller = RequestPoller()
+    for number in range(300):
+        poller.add(str(number), 0.0, interval_s=4.0)
+    now, polls = 0.0, 0
+    while now < 40.0:
+        for name in poller.due(now):
+            polls += 1
+            poller.on_status(RequestStatus(name, State.RUNNING, "in_progress"), now)
+        now += 0.1
+    assert 300 + 16 * 40 / 4 < polls < 300 * 40 / 4 / 2
+
+
 def test_what_another_process_needs_to_know_stays_small() -> None:
     poller = RequestPoller()
     names = [str(number) for number in range(5000)]
