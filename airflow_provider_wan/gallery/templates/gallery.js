@@ -182,7 +182,9 @@
 
   // -- the tab: it is updated while something can change -------------------------------------------------------------
   const stayUpToDate = (live) => {
-    const inUse = () => all("video").some((video) => video.currentTime > 0 || !video.paused)
+    // A reload would also cancel the way to another page.
+    const inUse = () => document.body.ariaBusy === "true"
+      || all("video").some((video) => video.currentTime > 0 || !video.paused)
       || document.activeElement.matches("input, select, [data-clip]");
     const update = async () => {
       if (!document.hidden) try {
