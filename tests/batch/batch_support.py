@@ -118,14 +118,20 @@ def finish(one: Batch, engine: BatchEngine) -> Report:
     return one.report(engine)
 
 
-def run_over_a_wait(sandbox: Sandbox, images: Any, meanwhile: Callable[[], Any], **more: Any) -> Report:
-    """Start a batch, let something happen while it waits, and finish it in another process."""
+def waiting(sandbox: Sandbox, images: Any, **more: Any) -> Pause:
+    """Start a batch of requests that run for an hour, up to its wait."""
     sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
     one = batch(images, **more)
     engine = one.begin()
     pause = engine.run(may_pause=True)
     assert pause is not None
     one.save(engine)
+    return pause
+
+
+def run_over_a_wait(sandbox: Sandbox, images: Any, meanwhile: Callable[[], Any], **more: Any) -> Report:
+    """Start a batch, let something happen while it waits, and finish it in another process."""
+    pause = waiting(sandbox, images, **more)
     meanwhile()
     sandbox.control("speed", {"speed": 100_000})
     again = batch(images, **more)

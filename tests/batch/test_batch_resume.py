@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import pytest
 from google.cloud import storage
 
 from airflow_provider_wan.batch.budget import BudgetLimits
-from airflow_provider_wan.batch.engine import Pause
 from airflow_provider_wan.exceptions import WanBudgetError
 from tests.batch.batch_support import (
     addresses,
@@ -22,6 +20,7 @@ from tests.batch.batch_support import (
     run,
     run_over_a_wait,
     wait,
+    waiting,
 )
 from tests.batch_runs import IMAGES, TaskInstance, run_try
 from tests.sandboxes import Bucket
@@ -79,17 +78,6 @@ def test_a_signed_address_is_not_saved_and_is_looked_up_again(
 
 
 # -- what a resume knows -----------------------------------------------------------------------------------
-
-
-def waiting(sandbox: Sandbox, images: list[str], **more: Any) -> Pause:
-    """Start a batch of requests that run for an hour, up to its wait."""
-    sandbox.control("speed", {"speed": 1, "generation_seconds": 3600})
-    one = batch(images, **more)
-    engine = one.begin()
-    pause = engine.run(may_pause=True)
-    assert pause is not None
-    one.save(engine)
-    return pause
 
 
 @pytest.mark.parametrize("landed_before", [0, 3])
