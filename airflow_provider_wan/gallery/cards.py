@@ -224,7 +224,7 @@ def state_of_videos(videos: Collection[CardVideo]) -> CardState:
 
 
 def mapping_or_empty(value: Any) -> Mapping[str, Any]:
-    """Return a value from outside that should be a mapping; empty if it is none."""
+    """Return a value from outside that should be a mapping, or an empty mapping if it is not one."""
     return value if isinstance(value, Mapping) else {}
 
 

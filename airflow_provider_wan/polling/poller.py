@@ -381,7 +381,7 @@ class RequestPoller:
             self.durations.on_first_poll(was_over=True)
 
     def _reschedule_running(self, now: float) -> None:
-        """Poll the other running requests earlier, by what is known since an end was noticed."""
+        """Poll the other running requests earlier, now that an end was noticed."""
         for request in self._requests.values():
             if request.started_by is not None and request.request_id not in self.ready and not request.is_asked:
                 at = now + self._running_s(request, now) * request.jitter
