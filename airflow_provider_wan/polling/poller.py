@@ -392,7 +392,9 @@ class RequestPoller:
     def _poll_doubtful(self, now: float) -> None:
         """Poll the requests whose place in the queue is not certain, spread over a short time."""
         doubtful = self._queue.take_doubtful(lambda count: self._spread_s(count, now), now)
-        pause_s = self._spread_s(len(doubtful), now) / max(1, len(doubtful))
+        if not doubtful:
+            return
+        pause_s = self._spread_s(len(doubtful), now) / len(doubtful)
         for place, request in enumerate(doubtful):
             if not request.is_asked:
                 self._schedule.schedule(request, now + place * pause_s)
